@@ -30,8 +30,8 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "Making $(VENV) with $$("$(PYTHON)" -V): once, some minutes (torch is the large part) ..."
 	@rm -f $@
 	@"$(PYTHON)" -m venv --clear "$(VENV)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS) setuptools
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_ARGS) --no-build-isolation -e ".[dev,models]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(PIP_ARGS) setuptools
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(PIP_ARGS) --no-build-isolation -e ".[dev,models]"
 	@touch $@
 
 demo: $(STAMP)
