@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['UnsupportedTokenizer', 'byte_alphabet', 'spell_bytelevel', 'spell_text', 'Recipe', 'read_recipe', 'ByteVocab']
 
-# %% ../nbs/00_bytevocab.ipynb #4524c4bc
-import hashlib, json, os, re
+# %% ../nbs/00_bytevocab.ipynb #65b628e4
+import hashlib, json, re
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-# %% ../nbs/00_bytevocab.ipynb #bff0ea4e
+# %% ../nbs/00_bytevocab.ipynb #bad81887
 class UnsupportedTokenizer(ValueError):
     "The bytes of this tokenizer's ids cannot be known exactly; says which tokenizer, why, and what to do."
     def __init__(self,
@@ -24,7 +24,7 @@ class UnsupportedTokenizer(ValueError):
         self.name, self.reason, self.remedy = name, reason, remedy
     def __str__(self): return f"{self.name}: {self.reason} {self.remedy}"
 
-# %% ../nbs/00_bytevocab.ipynb #649d4e98
+# %% ../nbs/00_bytevocab.ipynb #4700d805
 def byte_alphabet() -> dict[str, int]:  # character -> byte
     "The 256 characters in which byte-level vocabularies write their bytes (GPT-2's table)."
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]   # bytes that Latin-1 prints: they stand for themselves
@@ -36,7 +36,7 @@ _TO_LATIN = {ord(c): b for c, b in _ALPHABET.items()}
 _NOT_IN_ALPHABET = re.compile("[^" + re.escape("".join(_ALPHABET)) + "]")
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}   # bytes that a valid text can contain
 
-# %% ../nbs/00_bytevocab.ipynb #1645bab5
+# %% ../nbs/00_bytevocab.ipynb #f4be5537
 def spell_bytelevel(pieces: list[str]) -> list[bytes]:
     "The bytes of byte-level pieces; a piece with a character outside the alphabet is literal text."
     odd = {i for i, p in enumerate(pieces) if _NOT_IN_ALPHABET.search(p)} if _NOT_IN_ALPHABET.search("".join(pieces)) else ()
@@ -47,7 +47,7 @@ def spell_bytelevel(pieces: list[str]) -> list[bytes]:
     for i in odd: out[i] = pieces[i].encode()
     return out
 
-# %% ../nbs/00_bytevocab.ipynb #b23e4fb0
+# %% ../nbs/00_bytevocab.ipynb #9e28219f
 _FALLBACK = {f"<0x{b:02X}>": bytes([b]) for b in range(256)}
 
 def spell_text(pieces: list[str],
@@ -60,7 +60,7 @@ def spell_text(pieces: list[str],
     out = [p.encode() for p in pieces]
     return [_FALLBACK.get(p, b) for p, b in zip(pieces, out)] if byte_fallback else out
 
-# %% ../nbs/00_bytevocab.ipynb #b34a2222
+# %% ../nbs/00_bytevocab.ipynb #789fb4a4
 def _parts(component) -> list[dict]:
     "A normalizer, pre-tokenizer or decoder as a flat list of its steps, in order."
     def flat(s):
@@ -73,7 +73,7 @@ def _is_marker(step: dict) -> bool:
     "Does this normalizer step write spaces as another character?"
     return step["type"] == "Replace" and " " in step["pattern"].values() and step["content"] not in ("", " ")
 
-# %% ../nbs/00_bytevocab.ipynb #aed594d7
+# %% ../nbs/00_bytevocab.ipynb #0d33d84a
 @dataclass(frozen=True)
 class Recipe:
     "How a tokenizer writes text in its pieces."
@@ -86,6 +86,8 @@ class Recipe:
     changing: tuple = ()          # normalizer steps that change text
 
     @property
+    def complete(self) -> bool: "Can every text be written, or are there characters without a token?"; return self._table.complete and not self._table.missing
+    @property
     def kind(self) -> str:
         "The tokenizer's class, in words."
         if self.byte_level: return f"byte-level {self.model}"
@@ -97,7 +99,7 @@ class Recipe:
         if not self.byte_level: return spell_text(pieces, self.marker, self.prefix, self.byte_fallback)
         return spell_bytelevel([p.removeprefix(self.prefix) for p in pieces] if self.prefix else pieces)
 
-# %% ../nbs/00_bytevocab.ipynb #163d548e
+# %% ../nbs/00_bytevocab.ipynb #1c63b916
 _SPACE_LOSERS = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit"}
 
 def _check_pre_tokenizer(steps, name):
@@ -117,7 +119,7 @@ def _check_decoder(steps, recipe, name):
                  or t == "Replace" and (source, gone) in {(recipe.marker, " "), (recipe.prefix, "")})
         if not known: raise UnsupportedTokenizer(name, f"its decoder step {json.dumps(s)} does not fit its class ({recipe.kind}), so what its pieces stand for is not certain.")
 
-# %% ../nbs/00_bytevocab.ipynb #1441337a
+# %% ../nbs/00_bytevocab.ipynb #6261c29a
 def read_recipe(backend: Tokenizer, name: str = "tokenizer") -> Recipe:
     "How this tokenizer writes text in its pieces; raises `UnsupportedTokenizer` where that is not certain."
     norm, pre, dec = (_parts(getattr(backend, c)) for c in ("normalizer", "pre_tokenizer", "decoder"))
@@ -137,7 +139,7 @@ def read_recipe(backend: Tokenizer, name: str = "tokenizer") -> Recipe:
     _check_decoder(dec, recipe, name)
     return recipe
 
-# %% ../nbs/00_bytevocab.ipynb #3e48d529
+# %% ../nbs/00_bytevocab.ipynb #b58a9f87
 @dataclass
 class _Table:
     "What every id of a vocabulary stands for."
@@ -166,7 +168,7 @@ def _digest(*parts) -> str:
         h.update(len(p).to_bytes(8, "little") + p)
     return h.hexdigest()
 
-# %% ../nbs/00_bytevocab.ipynb #525eb938
+# %% ../nbs/00_bytevocab.ipynb #cf4061cc
 def _pieces(backend: Tokenizer, name: str) -> list:
     "The model's piece of each id, '' in holes."
     n, piece = backend.get_vocab_size(with_added_tokens=False), backend.model.id_to_token
@@ -184,7 +186,7 @@ def _check_added(model, added: dict, name: str):
         if model.id_to_token(i) not in (None, t.content) or model.token_to_id(t.content) not in (None, i):
             raise UnsupportedTokenizer(name, f"its added token {t.content!r} shares its id {i} with another piece.", "Repair the ids of the added tokens.")
 
-# %% ../nbs/00_bytevocab.ipynb #32aa7073
+# %% ../nbs/00_bytevocab.ipynb #822d0c86
 def _added_bytes(token: AddedToken, in_model: bool, recipe: Recipe) -> bytes:
     "The bytes of an added token: its own text, unless the model writes the same piece."
     if token.special: return b""
@@ -211,7 +213,7 @@ def _table(backend: Tokenizer, recipe: Recipe, added: dict, name: str) -> _Table
     key = _digest("\0".join(pieces), repr(recipe), repr([(i, str(t)) for i, t in sorted(added.items())]))
     return _remember(key, lambda: _build_table(pieces, backend.model, added, recipe, key))
 
-# %% ../nbs/00_bytevocab.ipynb #9bf35e38
+# %% ../nbs/00_bytevocab.ipynb #6f4e9cde
 def _mid_text(steps):
     "The same steps without whatever they put in front of a text."
     if isinstance(steps, list): return [_mid_text(s) for s in steps if s["type"] != "Prepend"]
@@ -221,56 +223,41 @@ def _mid_text(steps):
     if "add_prefix_space" in steps: steps["add_prefix_space"] = False
     return steps if steps["type"] != "Prepend" else None
 
-def _shell(backend: Tokenizer, model) -> Tokenizer:
-    "A tokenizer around the same model that adds nothing to a text and knows no added tokens."
-    state = lambda c: _mid_text(None if c is None else json.loads(c.__getstate__()))
-    bare = dict(type="BPE", vocab={}, merges=[])
-    shell = Tokenizer.from_str(json.dumps(dict(version="1.0", truncation=None, padding=None, added_tokens=[], normalizer=state(backend.normalizer),
-                                               pre_tokenizer=state(backend.pre_tokenizer), post_processor=None, decoder=None, model=bare)))
-    shell.model = model                  # shared, not copied: 150k merges cost nothing
+def _shell(backend: Tokenizer, disguised=()) -> Tokenizer:
+    "A tokenizer around the same model that adds nothing to a text, knows no added token, and never makes a `disguised` piece."
+    norm, pre = (_mid_text(None if c is None else json.loads(c.__getstate__())) for c in (backend.normalizer, backend.pre_tokenizer))
+    if disguised:                        # cut off the first character wherever the whole piece stands in the text
+        first = "|".join(f"{re.escape(p[0])}(?={re.escape(p[1:])})" for p in sorted(disguised))
+        split = dict(type="Split", pattern=dict(Regex=first), behavior="Isolated", invert=False)
+        pre = dict(type="Sequence", pretokenizers=[split] + ([] if pre is None else [pre]))
+    shell = Tokenizer.from_str(json.dumps(dict(version="1.0", truncation=None, padding=None, added_tokens=[], normalizer=norm, pre_tokenizer=pre,
+                                               post_processor=None, decoder=None, model=dict(type="BPE", vocab={}, merges=[]))))
+    shell.model = backend.model          # shared, not copied: 150k merges cost nothing
     return shell
 
-# %% ../nbs/00_bytevocab.ipynb #608a0596
-def _without(model, pieces: set):
-    "A copy of `model` that never makes these pieces out of text; ids stay."
-    state = json.loads(model.__getstate__())
-    hide = lambda p: f"\0{p}\0" if p in pieces and p not in _FALLBACK else p
-    if state["type"] == "Unigram":
-        floor = min(s for _, s in state["vocab"]) - 1e6     # byte pieces must keep their names, so they get a hopeless score
-        state["vocab"] = [[hide(p), floor if p == hide(p) and p in pieces else s] for p, s in state["vocab"]]
-    else:
-        state["vocab"] = {hide(p): i for p, i in state["vocab"].items()}
-        if state.get("unk_token"): state["unk_token"] = hide(state["unk_token"])
-        if "merges" in state: state["merges"] = [m for m in state["merges"] if not pieces & {m[0], m[1], m[0] + m[1]}]
-    copy = type(model)([("", 0.0)], unk_id=0) if state["type"] == "Unigram" else type(model)()
-    copy.__setstate__(json.dumps(state).encode())
-    return copy
-
-# %% ../nbs/00_bytevocab.ipynb #c541d400
+# %% ../nbs/00_bytevocab.ipynb #b303f9d0
 def _disguised(shell: Tokenizer, backend: Tokenizer, recipe: Recipe, special: np.ndarray) -> set:
     "Control pieces and byte pieces that `shell` would make out of ordinary text such as '</s>' or '<0x41>'."
-    control = [backend.id_to_token(i) for i in np.flatnonzero(special).tolist()]
-    cut = shell.encode_batch_fast(control, add_special_tokens=False)
-    found = {t for t, e in zip(control, cut) if shell.token_to_id(t) in e.ids}
-    if recipe.byte_fallback:
-        cut = shell.encode_batch_fast(list(_FALLBACK), add_special_tokens=False)
-        found |= {t for t, e in zip(_FALLBACK, cut) if shell.token_to_id(t) in e.ids}
-    return found
+    texts = [backend.id_to_token(i) for i in np.flatnonzero(special).tolist()] + list(_FALLBACK) * recipe.byte_fallback
+    cut = shell.encode_batch_fast(texts, add_special_tokens=False)
+    return {t for t, e in zip(texts, cut) if e.ids == [shell.token_to_id(t)]}
 
 def _cutter(backend: Tokenizer, recipe: Recipe, table: _Table, added: dict, name: str) -> tuple[Tokenizer, dict]:
     "A tokenizer that cuts text as from the middle of a text, and its ids that differ from those of `backend`."
-    shell = _shell(backend, backend.model)
+    shell = _shell(backend)
     disguised = _disguised(shell, backend, recipe, table.special)
-    if disguised: shell = _shell(backend, _without(backend.model, disguised))
+    if disguised: shell = _shell(backend, disguised)
+    if disguised and (left := _disguised(shell, backend, recipe, table.special) - {recipe.unk}):
+        raise UnsupportedTokenizer(name, f"ordinary text becomes its control pieces {sorted(left)[:5]}.", "Mark them as ordinary tokens, or remove them from the vocabulary.")
     own_text = lambda i, t: not recipe.byte_level or table.bytes[i] == t.content.encode()
     plain = {i: t for i, t in sorted(added.items()) if not t.special and own_text(i, t)}
     shell.add_tokens([AddedToken(t.content, single_word=t.single_word, normalized=t.normalized, special=False) for t in plain.values()])
-    moved = {shell.token_to_id(t.content): i for i, t in plain.items() if shell.token_to_id(t.content) != i}
+    moved = {j: i for i, t in plain.items() if (j := shell.token_to_id(t.content)) != i}
     if any(shell.model.id_to_token(j) is not None for j in moved):
         raise UnsupportedTokenizer(name, "its vocabulary has holes that its added tokens fall into.", "Renumber the vocabulary without holes.")
     return shell, moved
 
-# %% ../nbs/00_bytevocab.ipynb #225d9204
+# %% ../nbs/00_bytevocab.ipynb #7349e51e
 _PROBES = ("In 1729, a taxi cost $12.50!", " leading", "trailing ", "  two  spaces\t\ttabs\n\n\r\nend \n", "don't  I'LL  x=y_z;\n    return f(a,b)//2",
            "naïve café Straße Ærø", "Привет, мир", "你好，世界。これは試験です", "مرحبا بالعالم", "שלום", "हिन्दी ไทย 한국어", "👩‍👩‍👧‍👦 🇨🇭 ❤️ 🤷🏽‍♀️",
            "ℝ ∑ ½ Ⅻ", "\x00\x01\x7f\u0080\u200b\ufeff", "</s><s><unk><0x41><|im_end|><|endoftext|>[CLS]", "##a ##", "\U0001f9ff\U00020000", "0 00 000 0000 00000")
@@ -294,7 +281,7 @@ def _self_check(bv):
             raise UnsupportedTokenizer(bv.name, f"the bytes of its ids are not the bytes of its text: {text!r} came back as {bv.decode(ids)!r}.", 
                                        "Report the tokenizer's normalizer, pre-tokenizer and decoder: this combination is new.")
 
-# %% ../nbs/00_bytevocab.ipynb #a3113342
+# %% ../nbs/00_bytevocab.ipynb #edbd2cde
 def _from_name(name) -> tuple:
     "(tokenizer, folder or None) of a folder, a tokenizer.json, a name that xtokd knows, or a hub name."
     path = Path(name).expanduser()
@@ -315,21 +302,25 @@ def _backend_of(hf, name: str) -> Tokenizer:
     if isinstance(backend, Tokenizer): return backend
     raise UnsupportedTokenizer(name, f"{type(hf).__name__} has no `tokenizers` backend, so its pieces cannot be read.", "Load the fast tokenizer, or convert it with transformers' convert_slow_tokenizer.")
 
-# %% ../nbs/00_bytevocab.ipynb #f15881d2
-def _generation_stops(folder):
-    "eos_token_id of the folder's generation_config.json, or None."
-    path = folder and Path(folder) / "generation_config.json"
+# %% ../nbs/00_bytevocab.ipynb #da9447a0
+def _generation_stops(where):
+    "eos_token_id of the generation_config.json of a folder or a hub name, or None."
+    path = where and Path(where) / "generation_config.json"
+    if path and not Path(where).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)):
+        from transformers.utils import cached_file
+        try: path = Path(cached_file(str(where), path.name))
+        except OSError: return None          # the hub has no such file, or is out of reach
     return json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path and path.is_file() else None
 
-def _stop_ids(stops, folder, hf, size: int, name: str) -> tuple:
+def _stop_ids(stops, where, hf, size: int, name: str) -> tuple:
     "The ids that end a text: given, else the folder's generation config, else the tokenizer's eos."
-    if stops is None: stops = _generation_stops(folder)
+    if stops is None: stops = _generation_stops(where)
     if stops is None: stops = getattr(hf, "eos_token_id", None)
     ids = tuple(dict.fromkeys(int(i) for i in np.atleast_1d([] if stops is None else stops)))
     if any(not 0 <= i < size for i in ids): raise ValueError(f"{name}: stop ids {ids} are not all ids of this tokenizer (0 to {size - 1}); pass the right ones as stops=[...]")
     return ids
 
-# %% ../nbs/00_bytevocab.ipynb #62456cf4
+# %% ../nbs/00_bytevocab.ipynb #3fa40cd2
 def _as_ids(ids, size: int, name: str) -> np.ndarray:
     "Ids as an int64 array; an id that this vocabulary does not have is refused."
     ids = np.asarray(ids, dtype=np.int64).reshape(-1)
@@ -338,7 +329,7 @@ def _as_ids(ids, size: int, name: str) -> np.ndarray:
         raise ValueError(f"{name}: {bad} is not an id of this vocabulary (0 to {size - 1}); the ids come from another tokenizer, or carry padding such as -100")
     return ids
 
-# %% ../nbs/00_bytevocab.ipynb #5bb3e070
+# %% ../nbs/00_bytevocab.ipynb #741f8001
 class _Decoder:
     "The half of `ByteVocab` that reads ids."
     def __len__(self): return len(self._table.bytes)
@@ -348,6 +339,8 @@ class _Decoder:
     def lengths(self) -> np.ndarray: "Number of bytes of each id, np.int32[V]."; return self._table.lengths
     @property
     def special(self) -> np.ndarray: "Which ids are control tokens, np.bool_[V]."; return self._table.special
+    @property
+    def complete(self) -> bool: "Can every text be written, or are there characters without a token?"; return self._table.complete and not self._table.missing
     @property
     def kind(self) -> str: "The tokenizer's class, in words."; return self.recipe.kind
 
@@ -361,7 +354,7 @@ class _Decoder:
         ids = _as_ids(ids, len(self), self.name)
         return np.concatenate([[0], np.cumsum(self.lengths[ids], dtype=np.int64)])
 
-# %% ../nbs/00_bytevocab.ipynb #a4dfd3de
+# %% ../nbs/00_bytevocab.ipynb #9ab8be35
 class _Encoder:
     "The half of `ByteVocab` that cuts text."
     def _writable(self, text: str) -> str:
@@ -385,11 +378,12 @@ class _Encoder:
 
     def changes_text(self, text: str) -> str:
         "What this tokenizer does to `text` before it cuts it, in words; empty (false) where it keeps every byte."
-        new = self.normalized(text)
+        new, plain = self.normalized(text), _expected(text, self).decode("utf-8", "replace")
         if new == text: return ""
         i = next((i for i, (a, b) in enumerate(zip(text, new)) if a != b), min(len(text), len(new)))
-        how = "reads U+2581 as a space" if new == text.replace(self.recipe.marker or "\0", " ") else " and ".join(self.recipe.changing) or "has no token for some characters"
-        return f"{how}: from character {i}, {text[i:i + 8]!r} becomes {new[i:i + 8]!r}"
+        how = [*self.recipe.changing] if plain != text.replace(self.recipe.marker or "\0", " ") else []
+        how += ["U+2581 read as a space"] * (self.recipe.marker in text and self.recipe.marker != "") + ["characters without a token left out"] * (new != plain)
+        return f"{', '.join(how)}: from character {i}, {text[i:i + 8]!r} becomes {new[i:i + 8]!r}"
 
     def is_canonical(self, ids) -> bool:
         "Are these the ids that this tokenizer would give to their own text? Control tokens cut the text; False where the bytes are not UTF-8."
@@ -399,7 +393,7 @@ class _Encoder:
         except UnicodeDecodeError: return False
         return all(a == b.tolist() for a, b in zip(self.encode_batch(texts), runs))
 
-# %% ../nbs/00_bytevocab.ipynb #cdcb2a12
+# %% ../nbs/00_bytevocab.ipynb #9a3427e9
 class ByteVocab(_Decoder, _Encoder):
     "The exact bytes of every id of a tokenizer, and the cut of a text in the middle of a text."
     def __new__(cls, tok=None, stops=None, name=None): return tok if isinstance(tok, ByteVocab) and stops is None else super().__new__(cls)
@@ -410,7 +404,7 @@ class ByteVocab(_Decoder, _Encoder):
                  name=None):    # what to call it; default: the folder's or hub's name
         if tok is self: return
         folder = None
-        if isinstance(tok, ByteVocab): name, tok = name or tok.name, tok.hf or tok.tokenizer
+        if isinstance(tok, ByteVocab): name, tok = name or tok.name, tok._source
         if isinstance(tok, (str, Path)): name, (tok, folder) = name or str(tok), _from_name(tok)
         self.hf = None if isinstance(tok, Tokenizer) else tok
         where = getattr(tok, "name_or_path", "") or ""
@@ -420,11 +414,13 @@ class ByteVocab(_Decoder, _Encoder):
         added = self.tokenizer.get_added_tokens_decoder()
         self._table = _table(self.tokenizer, self.recipe, added, self.name)
         self._shell, self._moved = _cutter(self.tokenizer, self.recipe, self._table, added, self.name)
-        self.stop_ids = _stop_ids(stops, folder or (where if os.path.isdir(where) else None), self.hf, len(self), self.name)
+        self.stop_ids = _stop_ids(stops, folder or where, self.hf, len(self), self.name)
         _self_check(self)
         self.fingerprint = _digest(self._table.key, repr(self.encode_batch(_PROBES)), repr(self.stop_ids), str(_parts(self._shell.normalizer)), str(_parts(self._shell.pre_tokenizer)))
 
+    @property
+    def _source(self): return self.tokenizer if self.hf is None else self.hf
     def __eq__(self, other): return isinstance(other, ByteVocab) and self.fingerprint == other.fingerprint
     def __hash__(self): return hash(self.fingerprint)
-    def __reduce__(self): return ByteVocab, (self.hf or self.tokenizer, self.stop_ids, self.name)
+    def __reduce__(self): return ByteVocab, (self._source, self.stop_ids, self.name)
     def __repr__(self): return f"ByteVocab({self.name}: {self.kind}, {len(self):,} ids, {int(self.special.sum()):,} control, stops {list(self.stop_ids)})"
