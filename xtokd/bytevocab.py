@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UnsupportedTokenizer', 'byte_alphabet', 'spell_bytelevel', 'spell_text', 'Recipe', 'read_recipe', 'ByteVocab']
 
-# %% ../nbs/00_bytevocab.ipynb #65b628e4
+# %% ../nbs/00_bytevocab.ipynb #47efc1a5
 import hashlib, json, re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-# %% ../nbs/00_bytevocab.ipynb #bad81887
+# %% ../nbs/00_bytevocab.ipynb #ae61c77a
 class UnsupportedTokenizer(ValueError):
     "The bytes of this tokenizer's ids cannot be known exactly; says which tokenizer, why, and what to do."
     def __init__(self,
@@ -24,7 +24,7 @@ class UnsupportedTokenizer(ValueError):
         self.name, self.reason, self.remedy = name, reason, remedy
     def __str__(self): return f"{self.name}: {self.reason} {self.remedy}"
 
-# %% ../nbs/00_bytevocab.ipynb #4700d805
+# %% ../nbs/00_bytevocab.ipynb #5d45e547
 def byte_alphabet() -> dict[str, int]:  # character -> byte
     "The 256 characters in which byte-level vocabularies write their bytes (GPT-2's table)."
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]   # bytes that Latin-1 prints: they stand for themselves
@@ -36,7 +36,7 @@ _TO_LATIN = {ord(c): b for c, b in _ALPHABET.items()}
 _NOT_IN_ALPHABET = re.compile("[^" + re.escape("".join(_ALPHABET)) + "]")
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}   # bytes that a valid text can contain
 
-# %% ../nbs/00_bytevocab.ipynb #f4be5537
+# %% ../nbs/00_bytevocab.ipynb #48a8854d
 def spell_bytelevel(pieces: list[str]) -> list[bytes]:
     "The bytes of byte-level pieces; a piece with a character outside the alphabet is literal text."
     odd = {i for i, p in enumerate(pieces) if _NOT_IN_ALPHABET.search(p)} if _NOT_IN_ALPHABET.search("".join(pieces)) else ()
@@ -47,7 +47,7 @@ def spell_bytelevel(pieces: list[str]) -> list[bytes]:
     for i in odd: out[i] = pieces[i].encode()
     return out
 
-# %% ../nbs/00_bytevocab.ipynb #9e28219f
+# %% ../nbs/00_bytevocab.ipynb #238ec130
 _FALLBACK = {f"<0x{b:02X}>": bytes([b]) for b in range(256)}
 
 def spell_text(pieces: list[str],
@@ -60,7 +60,7 @@ def spell_text(pieces: list[str],
     out = [p.encode() for p in pieces]
     return [_FALLBACK.get(p, b) for p, b in zip(pieces, out)] if byte_fallback else out
 
-# %% ../nbs/00_bytevocab.ipynb #789fb4a4
+# %% ../nbs/00_bytevocab.ipynb #4f02a445
 def _parts(component) -> list[dict]:
     "A normalizer, pre-tokenizer or decoder as a flat list of its steps, in order."
     def flat(s):
@@ -73,7 +73,7 @@ def _is_marker(step: dict) -> bool:
     "Does this normalizer step write spaces as another character?"
     return step["type"] == "Replace" and " " in step["pattern"].values() and step["content"] not in ("", " ")
 
-# %% ../nbs/00_bytevocab.ipynb #0d33d84a
+# %% ../nbs/00_bytevocab.ipynb #05e9fb53
 @dataclass(frozen=True)
 class Recipe:
     "How a tokenizer writes text in its pieces."
@@ -99,7 +99,7 @@ class Recipe:
         if not self.byte_level: return spell_text(pieces, self.marker, self.prefix, self.byte_fallback)
         return spell_bytelevel([p.removeprefix(self.prefix) for p in pieces] if self.prefix else pieces)
 
-# %% ../nbs/00_bytevocab.ipynb #1c63b916
+# %% ../nbs/00_bytevocab.ipynb #4c9c8d01
 _SPACE_LOSERS = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit"}
 
 def _check_pre_tokenizer(steps, name):
@@ -119,7 +119,7 @@ def _check_decoder(steps, recipe, name):
                  or t == "Replace" and (source, gone) in {(recipe.marker, " "), (recipe.prefix, "")})
         if not known: raise UnsupportedTokenizer(name, f"its decoder step {json.dumps(s)} does not fit its class ({recipe.kind}), so what its pieces stand for is not certain.")
 
-# %% ../nbs/00_bytevocab.ipynb #6261c29a
+# %% ../nbs/00_bytevocab.ipynb #96be996d
 def read_recipe(backend: Tokenizer, name: str = "tokenizer") -> Recipe:
     "How this tokenizer writes text in its pieces; raises `UnsupportedTokenizer` where that is not certain."
     norm, pre, dec = (_parts(getattr(backend, c)) for c in ("normalizer", "pre_tokenizer", "decoder"))
@@ -139,7 +139,7 @@ def read_recipe(backend: Tokenizer, name: str = "tokenizer") -> Recipe:
     _check_decoder(dec, recipe, name)
     return recipe
 
-# %% ../nbs/00_bytevocab.ipynb #b58a9f87
+# %% ../nbs/00_bytevocab.ipynb #1eb4b04a
 @dataclass
 class _Table:
     "What every id of a vocabulary stands for."
@@ -168,7 +168,7 @@ def _digest(*parts) -> str:
         h.update(len(p).to_bytes(8, "little") + p)
     return h.hexdigest()
 
-# %% ../nbs/00_bytevocab.ipynb #cf4061cc
+# %% ../nbs/00_bytevocab.ipynb #a4e7c8e8
 def _pieces(backend: Tokenizer, name: str) -> list:
     "The model's piece of each id, '' in holes."
     n, piece = backend.get_vocab_size(with_added_tokens=False), backend.model.id_to_token
@@ -186,7 +186,7 @@ def _check_added(model, added: dict, name: str):
         if model.id_to_token(i) not in (None, t.content) or model.token_to_id(t.content) not in (None, i):
             raise UnsupportedTokenizer(name, f"its added token {t.content!r} shares its id {i} with another piece.", "Repair the ids of the added tokens.")
 
-# %% ../nbs/00_bytevocab.ipynb #822d0c86
+# %% ../nbs/00_bytevocab.ipynb #4120145b
 def _added_bytes(token: AddedToken, in_model: bool, recipe: Recipe) -> bytes:
     "The bytes of an added token: its own text, unless the model writes the same piece."
     if token.special: return b""
@@ -213,7 +213,7 @@ def _table(backend: Tokenizer, recipe: Recipe, added: dict, name: str) -> _Table
     key = _digest("\0".join(pieces), repr(recipe), repr([(i, str(t)) for i, t in sorted(added.items())]))
     return _remember(key, lambda: _build_table(pieces, backend.model, added, recipe, key))
 
-# %% ../nbs/00_bytevocab.ipynb #6f4e9cde
+# %% ../nbs/00_bytevocab.ipynb #a7572db4
 def _mid_text(steps):
     "The same steps without whatever they put in front of a text."
     if isinstance(steps, list): return [_mid_text(s) for s in steps if s["type"] != "Prepend"]
@@ -235,7 +235,7 @@ def _shell(backend: Tokenizer, disguised=()) -> Tokenizer:
     shell.model = backend.model          # shared, not copied: 150k merges cost nothing
     return shell
 
-# %% ../nbs/00_bytevocab.ipynb #b303f9d0
+# %% ../nbs/00_bytevocab.ipynb #028ba7d1
 def _disguised(shell: Tokenizer, backend: Tokenizer, recipe: Recipe, special: np.ndarray) -> set:
     "Control pieces and byte pieces that `shell` would make out of ordinary text such as '</s>' or '<0x41>'."
     texts = [backend.id_to_token(i) for i in np.flatnonzero(special).tolist()] + list(_FALLBACK) * recipe.byte_fallback
@@ -257,7 +257,7 @@ def _cutter(backend: Tokenizer, recipe: Recipe, table: _Table, added: dict, name
         raise UnsupportedTokenizer(name, "its vocabulary has holes that its added tokens fall into.", "Renumber the vocabulary without holes.")
     return shell, moved
 
-# %% ../nbs/00_bytevocab.ipynb #7349e51e
+# %% ../nbs/00_bytevocab.ipynb #d50a3de7
 _PROBES = ("In 1729, a taxi cost $12.50!", " leading", "trailing ", "  two  spaces\t\ttabs\n\n\r\nend \n", "don't  I'LL  x=y_z;\n    return f(a,b)//2",
            "naïve café Straße Ærø", "Привет, мир", "你好，世界。これは試験です", "مرحبا بالعالم", "שלום", "हिन्दी ไทย 한국어", "👩‍👩‍👧‍👦 🇨🇭 ❤️ 🤷🏽‍♀️",
            "ℝ ∑ ½ Ⅻ", "\x00\x01\x7f\u0080\u200b\ufeff", "</s><s><unk><0x41><|im_end|><|endoftext|>[CLS]", "##a ##", "\U0001f9ff\U00020000", "0 00 000 0000 00000")
@@ -281,7 +281,7 @@ def _self_check(bv):
             raise UnsupportedTokenizer(bv.name, f"the bytes of its ids are not the bytes of its text: {text!r} came back as {bv.decode(ids)!r}.", 
                                        "Report the tokenizer's normalizer, pre-tokenizer and decoder: this combination is new.")
 
-# %% ../nbs/00_bytevocab.ipynb #edbd2cde
+# %% ../nbs/00_bytevocab.ipynb #7d51aa5e
 def _from_name(name) -> tuple:
     "(tokenizer, folder or None) of a folder, a tokenizer.json, a name that xtokd knows, or a hub name."
     path = Path(name).expanduser()
@@ -302,7 +302,7 @@ def _backend_of(hf, name: str) -> Tokenizer:
     if isinstance(backend, Tokenizer): return backend
     raise UnsupportedTokenizer(name, f"{type(hf).__name__} has no `tokenizers` backend, so its pieces cannot be read.", "Load the fast tokenizer, or convert it with transformers' convert_slow_tokenizer.")
 
-# %% ../nbs/00_bytevocab.ipynb #da9447a0
+# %% ../nbs/00_bytevocab.ipynb #9979e466
 def _generation_stops(where):
     "eos_token_id of the generation_config.json of a folder or a hub name, or None."
     path = where and Path(where) / "generation_config.json"
@@ -320,7 +320,7 @@ def _stop_ids(stops, where, hf, size: int, name: str) -> tuple:
     if any(not 0 <= i < size for i in ids): raise ValueError(f"{name}: stop ids {ids} are not all ids of this tokenizer (0 to {size - 1}); pass the right ones as stops=[...]")
     return ids
 
-# %% ../nbs/00_bytevocab.ipynb #3fa40cd2
+# %% ../nbs/00_bytevocab.ipynb #c0d7c451
 def _as_ids(ids, size: int, name: str) -> np.ndarray:
     "Ids as an int64 array; an id that this vocabulary does not have is refused."
     ids = np.asarray(ids, dtype=np.int64).reshape(-1)
@@ -329,7 +329,7 @@ def _as_ids(ids, size: int, name: str) -> np.ndarray:
         raise ValueError(f"{name}: {bad} is not an id of this vocabulary (0 to {size - 1}); the ids come from another tokenizer, or carry padding such as -100")
     return ids
 
-# %% ../nbs/00_bytevocab.ipynb #741f8001
+# %% ../nbs/00_bytevocab.ipynb #b9722e87
 class _Decoder:
     "The half of `ByteVocab` that reads ids."
     def __len__(self): return len(self._table.bytes)
@@ -354,7 +354,7 @@ class _Decoder:
         ids = _as_ids(ids, len(self), self.name)
         return np.concatenate([[0], np.cumsum(self.lengths[ids], dtype=np.int64)])
 
-# %% ../nbs/00_bytevocab.ipynb #9ab8be35
+# %% ../nbs/00_bytevocab.ipynb #963a5426
 class _Encoder:
     "The half of `ByteVocab` that cuts text."
     def _writable(self, text: str) -> str:
@@ -365,7 +365,8 @@ class _Encoder:
     def encode_batch(self, texts: list) -> list:
         "Ids of each text, cut as from the middle of a text: nothing added, no control token recognised."
         if self._table.missing: texts = [self._writable(t) for t in texts]
-        out = [e.ids for e in self._shell.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try: out = [e.ids for e in self._shell.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except TypeError as e: raise TypeError(f"{self.name}: texts must be str without lone surrogates (U+D800 to U+DFFF)") from e
         return [[self._moved.get(i, i) for i in ids] for ids in out] if self._moved else out
 
     def encode(self, text: str) -> list: "Ids of `text`, cut as from the middle of a text."; return self.encode_batch([text])[0]
@@ -393,7 +394,7 @@ class _Encoder:
         except UnicodeDecodeError: return False
         return all(a == b.tolist() for a, b in zip(self.encode_batch(texts), runs))
 
-# %% ../nbs/00_bytevocab.ipynb #9a3427e9
+# %% ../nbs/00_bytevocab.ipynb #336cdd9d
 class ByteVocab(_Decoder, _Encoder):
     "The exact bytes of every id of a tokenizer, and the cut of a text in the middle of a text."
     def __new__(cls, tok=None, stops=None, name=None): return tok if isinstance(tok, ByteVocab) and stops is None else super().__new__(cls)
@@ -416,7 +417,8 @@ class ByteVocab(_Decoder, _Encoder):
         self._shell, self._moved = _cutter(self.tokenizer, self.recipe, self._table, added, self.name)
         self.stop_ids = _stop_ids(stops, folder or where, self.hf, len(self), self.name)
         _self_check(self)
-        self.fingerprint = _digest(self._table.key, repr(self.encode_batch(_PROBES)), repr(self.stop_ids), str(_parts(self._shell.normalizer)), str(_parts(self._shell.pre_tokenizer)))
+        steps = [_parts(getattr(self.tokenizer, c)) for c in ("normalizer", "pre_tokenizer", "decoder")]
+        self.fingerprint = _digest(self._table.key, repr((self.encode_batch(_PROBES), self.stop_ids, steps, getattr(self.tokenizer.model, "ignore_merges", None))))
 
     @property
     def _source(self): return self.tokenizer if self.hf is None else self.hf
