@@ -243,7 +243,7 @@ def _frame(al, body: str, width: float, height: float) -> str:
             f'viewBox="0 0 {width:.0f} {height:.0f}"><title id="t{key}">{head}</title><desc id="d{key}">{desc}</desc>{_STYLE}'
             f'<rect width="100%" height="100%" fill="#fff"/>{names}{body}</svg>')
 
-# %% ../../nbs/20_svg.ipynb #1b9a77ae
+# %% ../../nbs/20_svg.ipynb #e8615c5d
 def _labels(al, side: int, a: int, b: int) -> str:
     "The tokens a:b of a side, with bars between them."
     vocab, ids = ((al.student, al.student_ids), (al.teacher, al.teacher_ids))[side]
@@ -256,7 +256,7 @@ def _row(al, g: Segment) -> tuple[str, str, str, str]:
     if g.s1 > g.s0: a, b = int(al.student_starts[g.s0]), int(al.student_starts[g.s1])
     cells = [_labels(al, 0, g.s0, g.s1), _labels(al, 1, g.t0, g.t1)]
     if g.kind == _NONE: cells[1] += f"  ({why(al, int(g.t1 > g.t0), g.s0 if g.s1 > g.s0 else g.t0)})"
-    return f"{a}-{b}" if g.s1 > g.s0 else "", _KIND[g.kind][0], *cells
+    return (f"{a}-{b}" if b > a else str(a)) if g.s1 > g.s0 else "", _KIND[g.kind][0], *cells
 
 
 def alignment_text(al, max_chunks: int = 200) -> str:
