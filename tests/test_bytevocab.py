@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders as D, models, normalizers as N, pre_tokenizers as P, trainers
 
-from xtokd.bytevocab import ByteVocab, UnsupportedTokenizer, byte_alphabet
+from xtokd.bytevocab import ByteVocab, UnsupportedTokenizer
+from xtokd.pieces import byte_alphabet
 import xtokd.bytevocab as module
 
 BYTES = [f"<0x{b:02X}>" for b in range(256)]
