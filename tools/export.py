@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 def run_export(root):
     "nbdev_export in the project at `root`, with its index of symbols made anew."
     (root / "xtokd" / "_modidx.py").unlink(missing_ok=True)
-    code = "from nbdev.export import nbdev_export; nbdev_export()"
+    code = "from nbdev.doclinks import nbdev_export; nbdev_export()"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 

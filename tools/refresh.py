@@ -76,7 +76,8 @@ def clean_bundle(data):
 
 
 def carriage(text):
-    "What a terminal shows after carriage returns."
+    "What a terminal shows after carriage returns, without its colours."
+    text = re.sub("\x1b" + r"\[[0-9;]*m", "", text)
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
 
 

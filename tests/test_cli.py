@@ -1,0 +1,251 @@
+"""The command line: what it prints, what it refuses and how it ends. In this process where possible, two runs as a real command."""
+import json, subprocess, sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from xtokd import cli
+from xtokd.runlog import RunLog
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("doctor", "align", "distill", "compare", "models")
+
+
+@pytest.fixture
+def xtokd(capsys, monkeypatch):
+    "Run a command line: exit code, stdout, stderr."
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    def run(*argv):
+        capsys.readouterr()
+        try: code = cli.main([str(a) for a in argv])
+        except SystemExit as e: code = e.code or 0
+        return code, *capsys.readouterr()
+    return run
+
+
+def refused(result, *words, code=1):
+    "One message on stderr, no traceback, nothing on stdout, and the words are in it."
+    got, out, err = result
+    assert got == code and out == "" and "Traceback" not in err
+    assert err.startswith("xtokd ") and len(err.strip().splitlines()) == 1, err
+    for w in words: assert w in err, err
+
+
+# ---- help -------------------------------------------------------------------------------------------------------------------
+def test_help_teaches(xtokd):
+    code, out, _ = xtokd("--help")
+    assert code == 0 and all(c in out for c in COMMANDS) and 'xtokd align "Certainly: 894772."' in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_commands_that_work(xtokd, command):
+    code, out, _ = xtokd(command, "--help")
+    assert code == 0 and f"  xtokd {command}" in out and "--debug" in out
+
+
+def test_examples_in_the_help_parse():
+    import shlex
+    p, n = cli.parser(full=True), 0
+    for text in cli._HELP.values():
+        for line in text.splitlines():
+            if not line.startswith("  xtokd "): continue
+            p.parse_args(shlex.split(line.split("   ")[0].strip())[1:])
+            n += 1
+    assert n > 12
+
+
+def test_distill_has_a_flag_for_every_number(xtokd):
+    from dataclasses import fields
+    from xtokd.distill import DistillConfig
+    _, out, _ = xtokd("distill", "--help")
+    for f in fields(DistillConfig): assert "--" + f.name.replace("_", "-") in out
+
+
+def test_version(xtokd):
+    import xtokd as package
+    assert xtokd("--version")[:2] == (0, f"xtokd {package.__version__}\n")
+
+
+def test_wrong_command_line(xtokd):
+    for argv in ([], ["dcotor"], ["align", "--svgg"], ["models", "fetch"], ["distill", "--steps", "many"]):
+        code, out, err = xtokd(*argv)
+        assert code == 2 and "usage:" in err and "Traceback" not in err
+
+
+# ---- doctor -----------------------------------------------------------------------------------------------------------------
+def test_doctor_of_the_tiny_pair(xtokd):
+    code, out, err = xtokd("doctor")
+    assert code == 0 and "fit" in out and err == ""
+    assert xtokd("doctor", "tiny")[1] == out == xtokd("doctor", "tiny", "tiny")[1]
+
+
+def test_doctor_as_json(xtokd):
+    code, out, _ = xtokd("doctor", "--json")
+    assert code == 0 and json.loads(out)["verdict"] in ("fit", "fit with care")
+
+
+def test_doctor_of_a_text(xtokd, tmp_path):
+    (tmp_path / "t.txt").write_text("forty-two is 42\n", encoding="utf8")
+    assert xtokd("doctor", "--text", tmp_path / "t.txt")[0] == 0
+
+
+def test_an_unfit_pair_ends_with_1(xtokd, monkeypatch):
+    unfit = SimpleNamespace(verdict="unfit", reasons=["no shared bytes"])
+    monkeypatch.setattr(cli, "diagnose", lambda words, texts=None: unfit)
+    code, out, err = xtokd("doctor")
+    assert code == 1 and err == ""
+    refused(xtokd("distill", "--steps", "1"), "unfit", "no shared bytes", "--force")
+
+
+def test_doctor_refuses(xtokd, tmp_path):
+    refused(xtokd("doctor", "tiny", tmp_path / "nowhere"), "nowhere")
+    refused(xtokd("doctor", "gemma"), "two names")
+    refused(xtokd("doctor", "--text", tmp_path / "none.txt"), "none.txt")
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    refused(xtokd("doctor", "--text", tmp_path / "latin1.txt"), "latin1.txt", "UTF-8")
+
+
+def test_a_broken_tokenizer_is_one_message(xtokd, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    refused(xtokd("align", tmp_path, "tiny", "a text"), tmp_path.name)
+
+
+# ---- align ------------------------------------------------------------------------------------------------------------------
+def test_align_prints_and_draws(xtokd, tmp_path):
+    svg = tmp_path / "a.svg"
+    code, out, _ = xtokd("align", "ninety-six is 96", "--svg", svg)
+    assert code == 0 and "chunks" in out and str(svg) in out
+    assert ET.parse(svg).getroot().get("role") == "img"
+
+
+def test_align_reads_a_file(xtokd, tmp_path):
+    (tmp_path / "t.txt").write_bytes("数据 12\r\n".encode())
+    code, out, _ = xtokd("align", "tiny", "tiny", "--file", tmp_path / "t.txt")
+    assert code == 0 and "␍" in out
+
+
+def test_align_of_nothing_and_of_everything(xtokd):
+    assert xtokd("align", "")[0] == 0
+    assert xtokd("align", "\u202e\u0000\t👩‍👩‍👧 e\u0301")[0] == 0
+
+
+def test_align_refuses(xtokd, tmp_path):
+    refused(xtokd("align"), "no text")
+    refused(xtokd("align", "a", "b", "c", "d"), "two names")
+    refused(xtokd("align", "a", "--svg", tmp_path / "no" / "folder.svg"), "folder.svg")
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError): cli.main(["align", "--debug"])
+
+
+# ---- distill: settings ------------------------------------------------------------------------------------------------------
+def read(*argv):
+    from dataclasses import fields
+    from xtokd.distill import DistillConfig
+    return cli.settings(cli.parser(full=True).parse_args(["distill", *map(str, argv)]), [*cli._GIVEN, *(f.name for f in fields(DistillConfig))])
+
+
+def test_flags_win_over_a_file_and_a_file_over_defaults(tmp_path):
+    f = tmp_path / "run.json"
+    f.write_text(json.dumps({"steps": 7, "objective": "strict", "knobs": {"top_k": 4}, "lr": 0.5}))
+    s = read("--config", f, "--steps", 9, "--no-progress")
+    assert (s["steps"], s["objective"], s["knobs"], s["lr"], s["student"], s["progress"]) == (9, "strict", {"top_k": 4}, 0.5, "tiny", False)
+    assert read("--knob", "top_k=2", "divergence=rkl")["knobs"] == {"top_k": 2, "divergence": "rkl"}
+
+
+def test_toml(tmp_path):
+    f = tmp_path / "run.toml"
+    f.write_text('steps = 3\nteacher = "smollm2"\n[knobs]\nbeta = 0.1\n')
+    assert read("--config", f)["knobs"] == {"beta": .1} and read("--config", f)["teacher"] == "smollm2"
+
+
+def test_distill_refuses(xtokd, tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"stepz": 3}')
+    refused(xtokd("distill", "--config", bad), "stepz", "did you mean 'steps'")
+    bad.write_text("[1")
+    refused(xtokd("distill", "--config", bad), "bad.json")
+    refused(xtokd("distill", "--config", tmp_path / "none.toml"), "none.toml")
+    refused(xtokd("distill", "--knob", "top_k"), "key=value")
+    refused(xtokd("distill", "--steps", "0"), "steps")
+    refused(xtokd("distill", "--resume"), "--out")
+    refused(xtokd("distill", "--resume", tmp_path / "no-run"), "no-run")
+    refused(xtokd("distill", "--student", tmp_path / "nowhere"), "nowhere")
+    refused(xtokd("distill", "--prompts", tmp_path / "none.jsonl"), "none.jsonl")
+    refused(xtokd("distill", "--objective", "covr"), "covr", "cover")
+    refused(xtokd("distill", "--objective", "strict", "--knob", "topk=3"), "topk", "top_k")
+
+
+def test_bad_prompts_name_their_line(xtokd, tmp_path):
+    f = tmp_path / "p.jsonl"
+    f.write_text('{"prompt": "a"}\n{"promt": "b"}\n')
+    refused(xtokd("distill", "--prompts", f), "line 2", "prompt")
+
+
+# ---- distill, compare: real runs --------------------------------------------------------------------------------------------
+FAST = ("--batch-size", 4, "--micro-batch", 4, "--max-new-tokens", 12, "--eval-prompts", 4, "--eval-every", 0, "--save-every", 1, "--no-progress")
+
+
+def test_distill_then_resume_then_compare(xtokd, tmp_path):
+    out = tmp_path / "run"
+    code, said, err = xtokd("distill", "--objective", "strict", "--steps", 1, "--out", out, *FAST)
+    assert code == 0 and "accuracy" in said and "before" in said and "after" in said, err
+    code, said, err = xtokd("distill", "--resume", out, "--steps", 2)
+    assert code == 0 and "2 steps" in said, err
+    code, said, _ = xtokd("compare", out)
+    assert code == 0 and "strict" in said and "accuracy before and after" in said
+    rows = json.loads(xtokd("compare", "--json", tmp_path)[1])
+    assert len(rows) == 1 and rows[0]["steps"] == 2
+
+
+def test_compare_of_a_folder_of_runs(xtokd, tmp_path):
+    for name in ("a", "b"):
+        log = RunLog(tmp_path / name)
+        log.write("start", 0, objective=name, config={})
+        log.write("eval", 0, accuracy=.25, n=8)
+        log.close()
+    code, out, _ = xtokd("compare", tmp_path)
+    assert code == 0 and "0.250" in out
+    assert xtokd("compare", tmp_path / "a", tmp_path / "b")[1] == out
+
+
+def test_compare_refuses(xtokd, tmp_path):
+    refused(xtokd("compare", tmp_path / "nothing"), "nothing")
+
+
+# ---- models -----------------------------------------------------------------------------------------------------------------
+def test_models_list(xtokd):
+    code, out, _ = xtokd("models", "list")
+    assert code == 0 and all(name in out for name in ("tiny", "smollm2", "gemma", "Apache-2.0"))
+
+
+def test_models_get_passes_on(xtokd, monkeypatch):
+    import xtokd.models as rooms
+
+    got = []
+    monkeypatch.setattr(rooms, "get", lambda name, force=False: got.append((name, force)))
+    assert xtokd("models", "get", "smollm2", "gemma")[0] == 0 and got == [("smollm2", False), ("gemma", False)]
+
+
+def test_models_get_refuses(xtokd):
+    refused(xtokd("models", "get", "gpt9"), "gpt9", "smollm2")
+    refused(xtokd("models", "get"), "name")
+
+
+# ---- as a real command ------------------------------------------------------------------------------------------------------
+def command(*argv, **kw):
+    return subprocess.run([sys.executable, "-c", "import sys; from xtokd.cli import main; sys.exit(main())", *argv], cwd=ROOT, capture_output=True, **kw)
+
+
+def test_a_real_process_with_a_poor_terminal():
+    p = command("align", "96 → 数", env={"PATH": "", "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)})
+    assert p.returncode == 0 and b"chunks" in p.stdout, p.stderr
+
+
+def test_a_real_process_fails_with_one_line():
+    p = command("doctor", "--text", "no-such-file.txt")
+    assert p.returncode == 1 and p.stdout == b"" and p.stderr.count(b"\n") == 1 and b"no-such-file.txt" in p.stderr
