@@ -1,0 +1,284 @@
+"The Distiller: splitting changes nothing, a kill changes nothing, nothing is dropped in silence."
+import os, signal, subprocess, sys, time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from xtokd.config import check_config, lr_factor, pick
+from xtokd.distill import Callback, Distiller, DistillConfig, Run
+from xtokd.models import load_model, load_tokenizer
+from xtokd.objectives import objective
+from xtokd.prompts import load_prompts
+from xtokd.step import finite_rows, load_side, teacher_rows, write
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+SMALL = dict(steps=2, batch_size=4, max_new_tokens=24, eval_prompts=0, progress=False, warmup=1)
+
+
+def distiller(out, obj="strict", student="tiny", teacher="tiny", callbacks=(), prompts="tiny", **kw):
+    return Distiller(student, teacher, prompts, obj, DistillConfig(**SMALL | kw | {"out": out}), callbacks=callbacks)
+
+
+def weights(d): return [p.detach().clone() for p in (d.student if isinstance(d, Distiller) else d).model.parameters()]
+def same(a, b): return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+def gap(a, b): return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+class Wrapped:
+    "An objective around another one; `change(batch_number, out)` may alter what it returns."
+    name = "wrapped"
+    def __init__(self, change, inner="strict"): self.inner, self.change, self.calls = objective(inner), change, 0; self.needs, self.writer = self.inner.needs, self.inner.writer
+    def __call__(self, batch):
+        self.calls += 1
+        return self.change(self.calls, self.inner(batch))
+
+
+# ---- settings ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("bad, says", [(dict(steps=0), "steps is 0: it must be at least 1"), (dict(lr=float("nan")), "finite number above 0"), (dict(lr="1e-3"), "must be a number"),
+    (dict(batch_size=2.5), "whole number"), (dict(schedule="step"), "constant, cosine, linear"), (dict(mixed_precision="fp16"), "one of"), (dict(temperature=-1), "at least 0"), (dict(max_length=True), "must be a number")])
+def test_settings_are_checked(bad, says):
+    with pytest.raises(ValueError, match=says): DistillConfig(**bad)
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 5))
+def test_every_prompt_once_an_epoch(n, batch, seed):
+    steps = -(-2 * n // batch)
+    seen = [i for s in range(1, steps + 1) for i in pick(n, s, batch, seed)]
+    assert sorted(seen[:n]) == list(range(n)) == sorted(seen[n:2 * n])
+
+
+@given(st.sampled_from(["constant", "cosine", "linear"]), st.integers(0, 10), st.integers(1, 50))
+def test_schedules(schedule, warmup, steps):
+    c = DistillConfig(schedule=schedule, warmup=warmup, steps=steps)
+    f = [lr_factor(c, s) for s in range(steps + 2)]
+    assert all(0 <= x <= 1 for x in f) and f[0] > 0
+
+
+# ---- splitting --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("obj", ["strict", "sampled", "sft"])
+def test_micro_batches_change_nothing(tmp_path, obj):
+    "D13: the same weights, to float tolerance, for any micro-batch; the responses have different lengths. SGD, because Adam magnifies rounding where a gradient is near zero."
+    out, start = {}, [p.detach() for p in load_model("tiny").parameters()]
+    for m in (1, 4, 6):
+        d = distiller(tmp_path/str(m), obj, micro_batch=m, batch_size=6)
+        d.optimizer = torch.optim.SGD(d.params, lr=.1)
+        d.scheduler = torch.optim.lr_scheduler.LambdaLR(d.optimizer, lambda s: 1.)
+        run = d.fit()
+        out[m] = weights(d), [run.column(k)[0] for k in ("loss", "grad_norm", "count", "signal_share")]
+    moved = gap(out[6][0], start)
+    for m in (1, 4):
+        assert gap(out[m][0], out[6][0]) < 1e-3 * moved
+        assert np.allclose(out[m][1], out[6][1], rtol=1e-4)
+
+
+# ---- kill and resume --------------------------------------------------------------------------------------------------------
+KILL = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from test_distill import distiller, Wrapped
+def change(call, out):
+    if call == 4: os.kill(os.getpid(), signal.{signal})   # in the middle of step 4, before its gradient
+    return out
+distiller({out!r}, Wrapped(change), steps=5, save_every=2, batch_size=3).fit(){after}
+"""
+
+
+def child(out, **kw):
+    code = KILL.format(**{"tests": str(ROOT/"tests"), "out": str(out), "signal": "SIGKILL", "after": "", **kw})
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=out.parent, capture_output=True, text=True)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    whole = distiller(tmp_path/"whole", Wrapped(lambda n, out: out), steps=5, batch_size=3); whole.fit()
+    done = child(tmp_path/"killed")
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert [s["step"] for s in Run(tmp_path/"killed").steps] == [1, 2, 3] and not Run(tmp_path/"killed").finished
+    d = distiller(tmp_path/"killed", Wrapped(lambda n, out: out), steps=5, batch_size=3)
+    run = d.fit(resume=True)
+    assert same(weights(whole), weights(d)) and same(whole.optimizer.state_dict()["state"][0].values(), d.optimizer.state_dict()["state"][0].values())
+    assert [s["step"] for s in run.steps] == [1, 2, 3, 4, 5] and run.finished
+    before, after = Run(tmp_path/"whole").steps, run.steps
+    for a, b in zip(before, after): assert a["loss"] == b["loss"] and a["costs"]["flops"] == b["costs"]["flops"]
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path/"killed/student")
+    assert same([p for p in kept.parameters()], weights(whole))
+
+
+def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path):
+    done = child(tmp_path/"run", signal="SIGINT", after="")
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = Run(tmp_path/"run")
+    assert [s["step"] for s in run.steps] == [1, 2, 3, 4] and run.events[-1]["reason"] == "stopped" and "--resume" in done.stderr
+    assert (tmp_path/"run/checkpoints/step-000004/state.pt").exists()
+
+
+def test_resume_refuses_other_tokenizers_and_warns_of_other_settings(tmp_path):
+    distiller(tmp_path/"a").fit()
+    assert any("lr 0.0001 -> 0.01" in w["message"] for w in distiller(tmp_path/"a", lr=.01, steps=3).fit(resume=True).warnings)
+    with pytest.raises(ValueError, match="other tokenizers"): distiller(tmp_path/"a", student=(load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher"))).fit(resume=True)
+    with pytest.raises(FileExistsError, match="holds a run already"): distiller(tmp_path/"a").fit()
+
+
+def test_a_run_folder_knows_how_it_was_begun(tmp_path):
+    distiller(tmp_path/"a", ("strict", {"top_k": 8})).fit()
+    d = Distiller.from_run(tmp_path/"a", config=DistillConfig(**SMALL | {"steps": 3, "out": tmp_path/"a"}))
+    assert len(d.fit(resume=True).steps) == 3 and repr(d.objective) and d.given["objective"][0] == "strict"
+    distiller(tmp_path/"b", prompts=load_prompts("tiny", 20)).fit()
+    with pytest.raises(ValueError, match="pass prompts="): Distiller.from_run(tmp_path/"b")
+
+
+# ---- the log ----------------------------------------------------------------------------------------------------------------
+def test_the_log_of_a_run(tmp_path):
+    run = distiller(tmp_path/"a", steps=4, eval_prompts=8, eval_every=2).fit()
+    start = run.start
+    assert {"config", "versions", "seed", "fingerprints", "command", "given"} <= set(start) and start["config"]["steps"] == 4
+    assert [e["step"] for e in run.evals] == [0, 2, 4] and all({"accuracy", "rkl_per_byte", "n", "accuracy_low", "stop_share"} <= set(e) for e in run.evals)
+    for name in ("loss", "grad_norm", "signal_share", "tokens_per_second", "response_tokens", "stop_share", "share_1-1", "canonical_share"): assert np.isfinite(run.column(name)).all(), name
+    spent = [[s["costs"][k] for s in run.steps] for k in ("student_tokens_written", "teacher_tokens_scored", "flops", "seconds")]
+    assert all(a < b for c in spent for a, b in zip(c, c[1:])) and run.steps[-1]["costs"]["teacher_tokens_written"] == 0
+    sample = next(s for s in run.samples if s["source"] == "train")
+    assert len(sample["student_ids"]) == len(sample["token_loss"]) == len(sample["why"]) and any("score" in s for s in run.samples)
+    assert run.compare()[0]["steps"] == 4
+
+
+def test_the_teacher_writes_where_the_objective_wants_it(tmp_path):
+    run = distiller(tmp_path/"a", "sft").fit()
+    costs = run.steps[-1]["costs"]
+    assert costs["teacher_tokens_written"] > 0 == costs["student_tokens_written"] == costs["teacher_tokens_scored"]
+
+
+def test_callbacks_hear_every_record(tmp_path):
+    heard = []
+    class Ear(Callback):
+        def __getattribute__(self, name): return (lambda d, r: heard.append((name, r["step"]))) if name.startswith("on_") else super().__getattribute__(name)
+    run = distiller(tmp_path/"a", callbacks=[Ear()], eval_prompts=4).fit()
+    assert heard == [("on_" + e["event"], e["step"]) for e in run.events]
+
+
+# ---- threads ----------------------------------------------------------------------------------------------------------------
+def test_a_run_in_a_thread_can_be_paused_stopped_and_gone_on_with(tmp_path):
+    run = distiller(tmp_path/"a", steps=10_000).fit(block=False)
+    while not run.steps: time.sleep(.05)
+    run.pause(); time.sleep(1.); n = len(run.steps); time.sleep(1.)
+    assert len(run.steps) <= n + 1 and not run.finished
+    run.resume(); m = len(run.steps)
+    while len(run.steps) <= m: time.sleep(.05)
+    last = run.stop().wait().steps[-1]["step"]
+    assert run.finished and (tmp_path/f"a/checkpoints/step-{last:06d}").exists()
+    assert distiller(tmp_path/"a", steps=last + 1).fit(resume=True).steps[-1]["step"] == last + 1
+
+
+def test_an_error_in_a_thread_comes_out_of_wait(tmp_path):
+    def fail(n, out): raise ZeroDivisionError("on purpose")
+    run = distiller(tmp_path/"a", Wrapped(fail)).fit(block=False)
+    with pytest.raises(ZeroDivisionError, match="on purpose"): run.wait()
+    assert "on purpose" in run.events[-1]["reason"]
+
+
+# ---- what is refused, counted, masked ---------------------------------------------------------------------------------------
+def silent(out):
+    out.sum, out.count = out.sum * 0, 0.
+    return out
+
+
+def test_no_signal_is_an_error_and_some_signal_is_not(tmp_path):
+    "D25"
+    with pytest.raises(RuntimeError, match="no student token of this step has a signal"): distiller(tmp_path/"a", Wrapped(lambda n, out: silent(out))).fit()
+    assert distiller(tmp_path/"b", Wrapped(lambda n, out: silent(out) if n % 2 else out), micro_batch=2).fit().finished
+
+
+def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path):
+    "D17, D18"
+    with pytest.raises(ValueError, match="do not belong together"): load_side((load_model("tiny", "student"), load_tokenizer("tiny", "teacher")), "student")
+    with pytest.raises(ValueError, match="give a name, a folder, or"): load_side(3, "student")
+    wide = load_model("tiny", "student"); wide.resize_token_embeddings(wide.config.vocab_size + 50)
+    d = distiller(tmp_path/"a", student=(wide, load_tokenizer("tiny", "student")))
+    assert d.fit().finished and d.student.model.get_input_embeddings().weight.shape[0] == len(d.student.bv) + 50
+
+
+class Broken(torch.nn.Module):
+    "A teacher some of whose rows are NaN."
+    def __init__(self, inner, share): super().__init__(); self.inner, self.share, self.config = inner, share, inner.config
+    def get_output_embeddings(self): return self.inner.get_output_embeddings()
+    def get_input_embeddings(self): return self.inner.get_input_embeddings()
+    def forward(self, input_ids, attention_mask, position_ids, logits_to_keep=0):
+        out = self.inner(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, logits_to_keep=logits_to_keep)
+        if self.share: out.logits[:, 1::round(1 / self.share)] = float("nan")
+        return out
+
+
+def test_teacher_rows_that_are_not_finite(tmp_path):
+    "D14: counted and neutralised; more than 1 % end the run."
+    t = load_side("tiny", "teacher"); s = load_side("tiny", "student")
+    samples = write(load_prompts("tiny", 4), s, t, DistillConfig(**SMALL), seed=0)
+    t.model = Broken(t.model, .5)
+    rows, counts = teacher_rows(samples, t)
+    assert all(torch.isfinite(r).all() for r in rows) and counts["teacher_rows_not_finite"] > 0
+    bad = Broken(load_model("tiny", "teacher"), .5), load_tokenizer("tiny", "teacher")
+    with pytest.raises(FloatingPointError, match="not finite, more than 1 %"): distiller(tmp_path/"a", teacher=bad).fit()
+    assert finite_rows(torch.tensor([[0., -torch.inf]]), 2) == 1 and finite_rows(torch.tensor([[-torch.inf] * 2]), 2) == 0
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(tmp_path):
+    def nan(n, out):
+        if n == 1: out.sum = out.sum * float("nan")
+        return out
+    d = distiller(tmp_path/"a", Wrapped(nan)); run = d.fit()
+    assert run.finished and "not finite" in run.warnings[0]["message"] and all(torch.isfinite(p).all() for p in weights(d)) and np.isnan(run.column("loss")[0])
+
+
+def test_a_teacher_without_room_masks_and_counts(tmp_path):
+    "D23"
+    d = distiller(tmp_path/"a")
+    longest = max(len(s.teacher_prompt) for s in write(load_prompts("tiny", 12), d.student, d.teacher, d.config, seed=0))
+    d.config.max_length = longest + 4
+    run = d.fit()
+    assert run.finished and run.column("teacher_tokens_masked").sum() > 0
+
+
+def test_a_prompt_without_room_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no room to write"): distiller(tmp_path/"a", prompts=["word " * 5000] * 4).fit()
+
+
+def test_heldout_prompts_are_not_trained_on(tmp_path):
+    items = load_prompts("tiny", 30)
+    d = Distiller("tiny", "tiny", items, "strict", DistillConfig(**SMALL | {"eval_prompts": 100, "out": tmp_path/"a"}))
+    assert len(d.heldout) == 6 and not {x["prompt"] for x in d.heldout} & {x["prompt"] for x in d.items}
+
+
+# ---- what comes out ---------------------------------------------------------------------------------------------------------
+def test_the_saved_student_is_an_ordinary_folder(tmp_path):
+    d = distiller(tmp_path/"a"); d.fit()
+    for place in (tmp_path/"a/student", tmp_path/"a/checkpoints/step-000002"):
+        assert same(list(AutoModelForCausalLM.from_pretrained(place).parameters()), weights(d))
+        assert AutoTokenizer.from_pretrained(place).encode("number 9632") == load_tokenizer("tiny").encode("number 9632")
+
+
+class Scaled(torch.nn.Module):
+    "An objective with a parameter of its own."
+    name = "scaled"
+    def __init__(self): super().__init__(); self.scale, self.inner = torch.nn.Parameter(torch.ones(())), objective("strict"); self.needs, self.writer = self.inner.needs, self.inner.writer
+    def forward(self, batch):
+        out = self.inner(batch)
+        out.sum = out.sum * self.scale
+        return out
+
+
+def test_parameters_of_an_objective_are_trained_saved_and_resumed(tmp_path):
+    d = distiller(tmp_path/"a", Scaled(), steps=3); d.fit()
+    assert float(d.objective.scale.detach()) != 1
+    half = distiller(tmp_path/"b", Scaled(), steps=2); half.fit()
+    rest = distiller(tmp_path/"b", Scaled(), steps=3); rest.fit(resume=True)
+    assert torch.equal(rest.objective.scale, d.objective.scale) and same(weights(rest), weights(d))
+
+
+def test_a_teacher_of_the_same_tokenizer_has_no_distance_from_itself(tmp_path):
+    t = load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher")
+    run = Distiller((load_model("tiny", "teacher"), t[1]), t, "tiny", "strict", DistillConfig(**SMALL | {"eval_prompts": 8, "out": tmp_path/"a", "lr": 1e-8})).fit()
+    assert abs(run.evals[0]["rkl_per_byte"]) < 1e-4 and run.column("signal_share").min() == 1 and abs(run.column("loss")[0]) < 1e-4

@@ -1,0 +1,132 @@
+"Scores: the shift at the door, under every padding, length and head width."
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+                          Qwen2Config, Qwen2ForCausalLM)
+
+from xtokd.bytevocab import ByteVocab
+from xtokd.models import load_tokenizer
+from xtokd.score import closing_id, left_pad, one_by_one, response_logits, retokenise, sequence_logp, teacher_ids, token_logp
+
+torch.set_num_threads(1)
+SMALL = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=64)
+
+
+def build(kind):
+    torch.manual_seed(0)
+    if kind == "llama": m = LlamaForCausalLM(LlamaConfig(**SMALL))
+    if kind == "qwen2": m = Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=True))
+    if kind == "gpt2": m = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    if kind == "gemma3":   # sliding windows shorter than the sequences
+        m = Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]))
+    return m.eval()
+
+
+MODELS = {k: build(k) for k in ("llama", "qwen2", "gpt2", "gemma3")}
+ids = lambda low, high: st.lists(st.integers(0, 49), min_size=low, max_size=high)
+batches = st.lists(st.tuples(ids(1, 12), ids(0, 12)), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@settings(max_examples=12, deadline=None)
+@given(batch=batches, micro=st.sampled_from([1, 2, None]))
+def test_equal_to_one_by_one(kind, batch, micro):
+    prompts, responses = map(list, zip(*batch))
+    got = response_logits(MODELS[kind], prompts, responses, micro)
+    for g, w, r in zip(got, one_by_one(MODELS[kind], prompts, responses), responses):
+        assert g.shape == w.shape == (len(r), 50)
+        if len(r): assert (g - w).abs().max() < 1e-4
+
+
+def test_row_r_predicts_token_r_in_the_gradient():
+    "D10: the gradient of one response token's loss must reach its own row, and changing later tokens must not matter."
+    m = MODELS["llama"]
+    rows = response_logits(m, [[1, 2, 3]], [[4, 5, 6]], grad=True)[0]
+    assert rows.requires_grad and not response_logits(m, [[1, 2]], [[3]])[0].requires_grad
+    other = response_logits(m, [[1, 2, 3]], [[4, 5, 7]])[0]
+    assert torch.allclose(rows.detach(), other, atol=1e-6), "the last token is predicted, never read"
+    changed = response_logits(m, [[1, 2, 3]], [[9, 5, 6]])[0]
+    assert torch.allclose(rows[0], changed[0], atol=1e-6) and not torch.allclose(rows[1], changed[1], atol=1e-4)
+
+
+def test_models_without_the_newer_arguments():
+    "A model whose forward knows neither logits_to_keep nor position_ids is scored all the same."
+    class Old(torch.nn.Module):
+        def __init__(self): super().__init__(); self.m = MODELS["llama"]; self.config = self.m.config
+        def get_output_embeddings(self): return self.m.get_output_embeddings()
+        def forward(self, input_ids, attention_mask): return self.m(input_ids=input_ids, attention_mask=attention_mask)
+    got = response_logits(Old(), [[1, 2], [3]], [[4, 5], []])
+    assert torch.allclose(got[0], one_by_one(MODELS["llama"], [[1, 2]], [[4, 5]])[0], atol=1e-4) and got[1].shape == (0, 50)
+
+
+def test_truncation_masks_the_end_and_never_shifts():
+    "D23: what does not fit is cut at the end; the rows that are left are the same as without a limit."
+    m, p, r = MODELS["llama"], [[1, 2, 3], [4]], [[5, 6, 7, 8], [9, 10]]
+    whole, cut = response_logits(m, p, r), response_logits(m, p, r, max_length=5)
+    assert [len(c) for c in cut] == [2, 2]
+    for c, w in zip(cut, whole): assert torch.allclose(c, w[:len(c)], atol=1e-5)
+    assert [len(c) for c in response_logits(m, p, r, max_length=3)] == [0, 2]
+
+
+def test_errors_name_the_sample():
+    m = MODELS["llama"]
+    with pytest.raises(ValueError, match="sample 1 has 60 prompt and 10 response tokens, the model holds 64"): response_logits(m, [[1], [1] * 60], [[2], [2] * 10])
+    assert len(response_logits(m, [[1] * 60], [[2] * 10], max_length=64)[0]) == 4
+    with pytest.raises(ValueError, match="sample 0 has an empty prompt"): response_logits(m, [[]], [[1]])
+    with pytest.raises(ValueError): response_logits(m, [[1]], [[1], [2]])
+    assert response_logits(m, [], []) == []
+
+
+def test_positions_count_from_the_first_real_token():
+    i, mask, pos = left_pad([[7, 8, 9], [5]], pad=0)
+    assert i.tolist() == [[7, 8, 9], [0, 0, 5]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]] and pos.tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_stop_is_a_class():
+    "Oracle of arXiv 2609.20511 as in the issue: naive -8.987197, by class -.012452."
+    rest = lambda a, b: torch.tensor([[a, b, 1 - a - b]], dtype=torch.float64).log()
+    S, T = rest(.8, 1e-11), rest(1e-4, .79)
+    assert abs(float(sequence_logp(T, [0]) - sequence_logp(S, [0])) + 8.987197) < 1e-4
+    assert abs(float(sequence_logp(T, [0], stop_ids=(0, 1)) - sequence_logp(S, [0], stop_ids=(0, 1))) + .012452) < 1e-4
+
+
+def test_padded_heads_take_no_mass():
+    "D17"
+    logits = torch.randn(3, 8); logits[:, 6:] = 40.
+    assert torch.allclose(token_logp(logits, [0, 1, 2], 6), logits[:, :6].log_softmax(-1)[range(3), [0, 1, 2]])
+    assert torch.allclose(token_logp(logits.bfloat16(), [0], 6, temperature=2.).float().exp().sum(), token_logp(logits.bfloat16(), [0], 6, 2.).exp().sum())
+    assert token_logp(logits.bfloat16()[:1], [0], 6).dtype == torch.float32
+
+
+STUDENT, TEACHER = (ByteVocab(load_tokenizer("tiny", role)) for role in ("student", "teacher"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=12), st.booleans()), min_size=1, max_size=4))
+def test_the_same_bytes_in_the_other_tokens(texts):
+    s = [STUDENT.encode(t) + [STUDENT.stop_ids[0]] * stop for t, stop in texts]
+    t = retokenise(STUDENT, TEACHER, s)
+    for (text, stop), a, b in zip(texts, s, t):
+        assert STUDENT.decode(a) == TEACHER.decode(b)
+        assert (len(b) > 0 and b[-1] in TEACHER.stop_ids) == stop and sum(i in TEACHER.stop_ids for i in b) == stop
+
+
+def test_truncated_is_not_stopped_and_half_characters_do_not_break():
+    "D20: a stop id inside is a control token of no bytes; only a final one is a stop."
+    from types import SimpleNamespace
+    pair = SimpleNamespace(student=STUDENT, teacher=TEACHER)
+    stop, half = int(STUDENT.stop_ids[0]), STUDENT.encode("é")[:1]
+    assert TEACHER.decode(teacher_ids(pair, STUDENT.encode("12"))) == b"12" and teacher_ids(pair, STUDENT.encode("12"))[-1] not in TEACHER.stop_ids
+    assert teacher_ids(pair, [stop]) == [closing_id(TEACHER)] and teacher_ids(pair, []) == []
+    if STUDENT.decode(half) != "é".encode(): assert TEACHER.decode(teacher_ids(pair, half)) == "\ufffd".encode()
+
+
+def test_equal_vocabularies_keep_the_sampled_ids():
+    "A same-tokenizer pair reads the student's own ids, canonical or not."
+    one = [STUDENT.encode(c)[0] for c in "number"]
+    assert STUDENT.encode("number") != one and retokenise(STUDENT, STUDENT, [one, one + [int(STUDENT.stop_ids[0])]]) == [one, one + [int(STUDENT.stop_ids[0])]]
