@@ -282,3 +282,31 @@ def test_a_teacher_of_the_same_tokenizer_has_no_distance_from_itself(tmp_path):
     t = load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher")
     run = Distiller((load_model("tiny", "teacher"), t[1]), t, "tiny", "strict", DistillConfig(**SMALL | {"eval_prompts": 8, "out": tmp_path/"a", "lr": 1e-8})).fit()
     assert abs(run.evals[0]["rkl_per_byte"]) < 1e-4 and run.column("signal_share").min() == 1 and abs(run.column("loss")[0]) < 1e-4
+
+
+# ---- processes --------------------------------------------------------------------------------------------------------------
+PROCESSES = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from test_distill import distiller, weights
+d = distiller({out!r}, temperature=0, batch_size=5, micro_batch=2, max_grad_norm=1e9)   # greedy: what is written does not depend on who writes it
+d.optimizer = torch.optim.SGD(d.params, lr=.1)
+d.scheduler = torch.optim.lr_scheduler.LambdaLR(d.optimizer, lambda s: 1.)
+d.fit()
+torch.save(weights(d), {out!r} + f"-{{d.accelerator.process_index}}.pt")
+"""
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    "D13: five prompts on two processes, in batches of different sizes, give the gradient of five prompts on one."
+    found = {}
+    for n in (1, 2):
+        (tmp_path/f"p{n}.py").write_text(PROCESSES.format(tests=str(ROOT/"tests"), out=str(tmp_path/f"run{n}")))
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n), str(tmp_path/f"p{n}.py")], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[n] = [torch.load(f) for f in sorted(tmp_path.glob(f"run{n}-*.pt"))]
+    assert len(found[2]) == 2 and same(*found[2]) and Run(tmp_path/"run2").steps[-1]["samples"] == 5
+    start = [p.detach() for p in load_model("tiny").parameters()]
+    assert gap(found[1][0], found[2][0]) < 1e-3 * gap(found[1][0], start)
