@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'SPECIAL', 'EMPTY', 'LONE_STOP', 'INSIDE', 'WHY', 'Alignment', 'BatchAlignment', 'align_batch', 'align']
 
-# %% ../nbs/01_align.ipynb #d4b98c6f
+# %% ../nbs/01_align.ipynb #5f4be3d8
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 from .repair import BEYOND, DIFFERS, INVALID, Match, match_texts
 
-# %% ../nbs/01_align.ipynb #80d2ba0b
+# %% ../nbs/01_align.ipynb #fcaa7aa3
 KINDS = ("1-1", "1-n", "n-1", "n-m")             # student tokens - teacher tokens of a chunk
 SPECIAL, EMPTY, LONE_STOP, INSIDE = 1, 2, 3, 4   # after these: DIFFERS, BEYOND, INVALID of repair
 WHY = {0: "in a chunk",
@@ -26,7 +26,7 @@ WHY = {0: "in a chunk",
        BEYOND: "beyond the end of the other side's text (truncated)",
        INVALID: "invalid UTF-8: these bytes are no text"}
 
-# %% ../nbs/01_align.ipynb #3672b5bc
+# %% ../nbs/01_align.ipynb #83b50a2e
 def _flatten(samples, role):
     "Ragged ids -> flat int64 ids (always a copy) and the offsets int64[B+1] of the samples."
     samples = list(samples)
@@ -39,7 +39,7 @@ def _flatten(samples, role):
         raise TypeError(f"{role} ids must be one row of integers per sample, got {flat.ndim}-d {flat.dtype}; for a batch call align_batch")
     return flat.astype(np.int64), np.concatenate([[0], size.cumsum()]).astype(np.int64)
 
-# %% ../nbs/01_align.ipynb #23d398e5
+# %% ../nbs/01_align.ipynb #163f70c1
 def _check_range(ids, offsets, bv, role):
     "Raise ValueError for the first id outside the vocabulary, naming where it is and the likely cause."
     bad = np.flatnonzero((ids < 0) | (ids >= len(bv.lengths)))
@@ -50,7 +50,7 @@ def _check_range(ids, offsets, bv, role):
     raise ValueError(f"{role} id {ids[bad[0]]} (sample {b}, position {bad[0] - offsets[b]}) is not in the vocabulary of "
                      f"{getattr(bv, 'name', None) or 'the ' + role}, whose ids are 0 to {len(bv.lengths) - 1}: {cause}")
 
-# %% ../nbs/01_align.ipynb #c41593d6
+# %% ../nbs/01_align.ipynb #1d498bda
 _BLOBS = OrderedDict()
 
 def _blob(pieces):
@@ -61,7 +61,7 @@ def _blob(pieces):
         if len(_BLOBS) > 8: _BLOBS.popitem(last=False)
     return _BLOBS[id(pieces)][1:]
 
-# %% ../nbs/01_align.ipynb #a1af2df1
+# %% ../nbs/01_align.ipynb #7a8950ef
 @dataclass
 class _Side:
     "One side of a batch, flat: N tokens of B samples over one row of bytes."
@@ -80,7 +80,7 @@ class _Side:
     @cached_property
     def sample(self): return np.repeat(np.arange(len(self.stopped)), np.diff(self.offsets))   # int64[N]
 
-# %% ../nbs/01_align.ipynb #00dbeeb5
+# %% ../nbs/01_align.ipynb #e1aef338
 def _side(samples, bv, role):
     "Read a ragged batch of ids with its vocabulary."
     ids, offsets = _flatten(samples, role)
@@ -96,17 +96,17 @@ def _side(samples, bv, role):
     at += np.arange(len(at))
     return _Side(ids, offsets, starts, flat[at], np.flatnonzero(width), stopped, np.asarray(bv.special)[ids])
 
-# %% ../nbs/01_align.ipynb #ec7d5666
+# %% ../nbs/01_align.ipynb #0a264b20
 def _match(s: _Side, t: _Side) -> Match: return match_texts(s.text, s.bounds, t.text, t.bounds)
 
-# %% ../nbs/01_align.ipynb #da1773c7
+# %% ../nbs/01_align.ipynb #09f965bb
 def _ranges(start, stop):
     "The integers of all half-open ranges, one after the other, and the number of the range each comes from."
     size = stop - start
     owner = np.repeat(np.arange(len(size)), size)
     return np.arange(len(owner)) + (start - size.cumsum() + size)[owner], owner
 
-# %% ../nbs/01_align.ipynb #27face53
+# %% ../nbs/01_align.ipynb #09ab3ce6
 def _marks(side: _Side, code, char: bool):
     "The marks of one side, int64[W+B]; the sample of each; and which are inside a character (all False at granularity byte)."
     first, B = side.starts[side.wide], len(side.stopped)
@@ -122,7 +122,7 @@ def _marks(side: _Side, code, char: bool):
     if char: inside[before] = ((side.raw[first] & 0xC0) == 0x80) & (code[first] != INVALID)
     return at, owner, inside
 
-# %% ../nbs/01_align.ipynb #cde260cc
+# %% ../nbs/01_align.ipynb #0fb6a9e7
 def _keys(marks, owner, at, m: Match, base):
     "Of the marks inside the equal stretches: the stretch, the number of the mark, and its key."
     if m.equal: return owner, np.arange(len(marks)), marks
@@ -130,7 +130,7 @@ def _keys(marks, owner, at, m: Match, base):
     mark, stretch = _ranges(np.searchsorted(marks, at), np.searchsorted(marks, at + m.size, "right"))
     return stretch, mark, marks[mark] + (base - at)[stretch]
 
-# %% ../nbs/01_align.ipynb #2abc85d0
+# %% ../nbs/01_align.ipynb #bc02fce9
 def _common(s: _Side, t: _Side, m: Match, char: bool):
     "Common cuts in order: stretch of each, and its number among the marks of either side."
     base = (m.size + 1).cumsum() - m.size - 1
@@ -146,14 +146,14 @@ def _common(s: _Side, t: _Side, m: Match, char: bool):
     ok = ~(inside_s[i] | inside_t[j])
     return stretch[ok], i[ok], j[ok]
 
-# %% ../nbs/01_align.ipynb #76f1d557
+# %% ../nbs/01_align.ipynb #90f22e2e
 def _tokens(side: _Side, lo, hi):
     "First and end token of chunks whose wide tokens are lo to hi, and whether a zero-width token stands inside."
     if len(side.wide) == len(side.ids): return lo, hi, np.zeros(len(lo), bool)
     first, end = side.wide[lo], side.wide[hi - 1] + 1
     return first, end, end - first != hi - lo
 
-# %% ../nbs/01_align.ipynb #b984a5cc
+# %% ../nbs/01_align.ipynb #b8266903
 def _chunks(s: _Side, t: _Side, m: Match, char: bool, mask_invalid: bool):
     "Chunks int64[K,4] of tokens that have bytes, the sample of each, and a reason where one may not be used (0 = may)."
     stretch, i, j = _common(s, t, m, char)
@@ -168,7 +168,7 @@ def _chunks(s: _Side, t: _Side, m: Match, char: bool, mask_invalid: bool):
         reason[damage[end] > damage[first]] = INVALID
     return np.stack([s0, s1, t0, t1], 1), sample, reason
 
-# %% ../nbs/01_align.ipynb #8e0c9192
+# %% ../nbs/01_align.ipynb #281005cd
 def _own_reasons(side: _Side, chunk, code, dropped, reason):
     "Reason int8[N] of each token from itself alone: its role, the code of its bytes, or the reason its chunk was dropped for."
     why = np.where(side.special, SPECIAL, EMPTY).astype(np.int8)
@@ -180,7 +180,7 @@ def _own_reasons(side: _Side, chunk, code, dropped, reason):
     why[chunk >= 0] = 0
     return why
 
-# %% ../nbs/01_align.ipynb #16c57444
+# %% ../nbs/01_align.ipynb #05f45b92
 def _reasons(s: _Side, t: _Side, m: Match, member, chunks, dropped, reason):
     "Reasons int8 of all tokens of both sides; a token in a gap that has none of its own takes the strongest of its gap."
     if all((chunk >= 0).all() for chunk in member): return [np.zeros(len(chunk), np.int8) for chunk in member]
@@ -196,7 +196,7 @@ def _reasons(s: _Side, t: _Side, m: Match, member, chunks, dropped, reason):
         why[out[weak]] = worst[gap[weak]]
     return whys
 
-# %% ../nbs/01_align.ipynb #baa1c569
+# %% ../nbs/01_align.ipynb #813f93b3
 def _add_stops(s: _Side, t: _Side, m: Match, chunks, sample):
     "Chunks and their samples with the stop pairs put in."
     both = np.flatnonzero(s.stopped & t.stopped & m.together)
@@ -205,7 +205,27 @@ def _add_stops(s: _Side, t: _Side, m: Match, chunks, sample):
     at = np.searchsorted(sample, both, "right")
     return np.insert(chunks, at, np.stack([x - 1, x, y - 1, y], 1), axis=0), np.insert(sample, at, both)
 
-# %% ../nbs/01_align.ipynb #a2e4350c
+# %% ../nbs/01_align.ipynb #5b20c486
+def _line(al) -> str:
+    "One line: sizes, kinds, what is left out."
+    kinds = ", ".join(f"{n} {k}" for k, n in zip(KINDS, np.bincount(al.kind, minlength=4)) if n) or "none"
+    return (f"{type(al).__name__}({len(al.student_ids)} student and {len(al.teacher_ids)} teacher tokens, {len(al.kind)} chunks: {kinds}; "
+            f"without a chunk: {(al.student_chunk < 0).sum()} and {(al.teacher_chunk < 0).sum()})")
+
+# %% ../nbs/01_align.ipynb #2fd05c9c
+def _stats(al) -> dict:
+    "Shares per kind and without chunk (`none`) of student tokens, teacher tokens and student bytes; chunk counts; tokens per reason."
+    def shares(chunk, weight=None):
+        kind = np.where(chunk < 0, len(KINDS), np.append(al.kind, 0)[chunk])
+        total = np.bincount(kind, weight, len(KINDS) + 1)
+        return dict(zip((*KINDS, "none"), (total / max(total.sum(), 1)).tolist()))
+    def reasons(why): return {WHY[c]: n for c, n in enumerate(np.bincount(why).tolist()) if c and n}
+    return {"student": shares(al.student_chunk), "teacher": shares(al.teacher_chunk),
+            "bytes": shares(al.student_chunk, np.diff(al.student_starts)),
+            "chunks": dict(zip(KINDS, np.bincount(al.kind, minlength=len(KINDS)).tolist())),
+            "why": {"student": reasons(al.student_why), "teacher": reasons(al.teacher_why)}}
+
+# %% ../nbs/01_align.ipynb #25b4413c
 @dataclass(eq=False, repr=False)
 class Alignment:
     "Which tokens of student and teacher say the same bytes."
@@ -239,34 +259,14 @@ class Alignment:
     def __repr__(self): return _line(self)
     def _repr_mimebundle_(self, include=None, exclude=None): return _picture(self)
 
-# %% ../nbs/01_align.ipynb #7bdf1642
+# %% ../nbs/01_align.ipynb #cb332a8d
 def _picture(al) -> dict:
     "What a front end shows; the code that draws is loaded only now."
     try: from xtokd.viz.svg import alignment_svg, alignment_text
     except ImportError: return {"text/plain": repr(al)}
     return {"image/svg+xml": alignment_svg(al), "text/plain": alignment_text(al)}
 
-# %% ../nbs/01_align.ipynb #9fa4aaf2
-def _line(al) -> str:
-    "One line: sizes, kinds, what is left out."
-    kinds = ", ".join(f"{n} {k}" for k, n in zip(KINDS, np.bincount(al.kind, minlength=4)) if n) or "none"
-    return (f"{type(al).__name__}({len(al.student_ids)} student and {len(al.teacher_ids)} teacher tokens, {len(al.kind)} chunks: {kinds}; "
-            f"without a chunk: {(al.student_chunk < 0).sum()} and {(al.teacher_chunk < 0).sum()})")
-
-# %% ../nbs/01_align.ipynb #982cd0d9
-def _stats(al) -> dict:
-    "Shares per kind and without chunk (`none`) of student tokens, teacher tokens and student bytes; chunk counts; tokens per reason."
-    def shares(chunk, weight=None):
-        kind = np.where(chunk < 0, len(KINDS), np.append(al.kind, 0)[chunk])
-        total = np.bincount(kind, weight, len(KINDS) + 1)
-        return dict(zip((*KINDS, "none"), (total / max(total.sum(), 1)).tolist()))
-    def reasons(why): return {WHY[c]: n for c, n in enumerate(np.bincount(why).tolist()) if c and n}
-    return {"student": shares(al.student_chunk), "teacher": shares(al.teacher_chunk),
-            "bytes": shares(al.student_chunk, np.diff(al.student_starts)),
-            "chunks": dict(zip(KINDS, np.bincount(al.kind, minlength=len(KINDS)).tolist())),
-            "why": {"student": reasons(al.student_why), "teacher": reasons(al.teacher_why)}}
-
-# %% ../nbs/01_align.ipynb #76b70041
+# %% ../nbs/01_align.ipynb #9abad4e8
 def _swap(al):
     "The same alignment with the two sides exchanged."
     def other(name): return {"student": "teacher", "teacher": "student"}[name.split("_")[0]] + name[7:]
@@ -275,7 +275,7 @@ def _swap(al):
     return type(al)(**{**new, "chunks": al.chunks[:, [2, 3, 0, 1]], "kind": np.array([0, 2, 1, 3], np.int8)[al.kind],
                        "text": al.teacher_text, "teacher_text": al.text})
 
-# %% ../nbs/01_align.ipynb #f7ce3081
+# %% ../nbs/01_align.ipynb #428162bf
 @dataclass(eq=False, repr=False)
 class BatchAlignment(Alignment):
     "Alignments of a batch, flat: chunks index flat tokens, starts count flat bytes; `ba[i]` is sample i."
@@ -288,7 +288,7 @@ class BatchAlignment(Alignment):
     def __getitem__(self, i: int) -> Alignment: return _sample(self, range(len(self))[i])
     def _repr_mimebundle_(self, include=None, exclude=None): return {"text/plain": repr(self)}
 
-# %% ../nbs/01_align.ipynb #2b6f8833
+# %% ../nbs/01_align.ipynb #17b9c864
 def _sample(ba: BatchAlignment, i: int) -> Alignment:
     "Sample `i` of a batch, counted from its own first token and byte."
     (s0, s1), (t0, t1) = ba.student_offsets[i:i + 2], ba.teacher_offsets[i:i + 2]
@@ -300,7 +300,7 @@ def _sample(ba: BatchAlignment, i: int) -> Alignment:
                      own(ba.student_chunk[s0:s1]), own(ba.teacher_chunk[t0:t1]), ba.student_why[s0:s1], ba.teacher_why[t0:t1],
                      x - x[0], y - y[0], ba.text[x[0]:x[-1]], ba.teacher_text[y[0]:y[-1]])
 
-# %% ../nbs/01_align.ipynb #127a44fa
+# %% ../nbs/01_align.ipynb #2fbfe14b
 def _membership(chunks, n):
     "Chunk int32[n] of each of n tokens from half-open ranges, -1 = none."
     out = np.full(n, -1, np.int32)
@@ -308,7 +308,7 @@ def _membership(chunks, n):
     out[token] = owner
     return out
 
-# %% ../nbs/01_align.ipynb #885c95f8
+# %% ../nbs/01_align.ipynb #5ae0ad75
 def align_batch(student_ids: Sequence,        # B id lists or integer arrays, without padding; the final stop id included where there was one
                 teacher_ids: Sequence,        # B id lists or integer arrays: the same texts in the teacher's tokens
                 student, teacher,             # ByteVocab of either side
@@ -331,7 +331,7 @@ def align_batch(student_ids: Sequence,        # B id lists or integer arrays, wi
     return BatchAlignment(s.ids, t.ids, student, teacher, chunks.astype(np.int32), kind,
                           *member, *why, s.starts, t.starts, s.text, t.text, s.offsets, t.offsets, sample.astype(np.int32))
 
-# %% ../nbs/01_align.ipynb #715e2dd8
+# %% ../nbs/01_align.ipynb #225f32c3
 def align(student_ids: Sequence,        # ids as a list or an integer array; the final stop id included where there was one
           teacher_ids: Sequence,        # ids of the same text in the teacher's tokens
           student, teacher,             # ByteVocab of either side

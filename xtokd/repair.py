@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['DIFFERS', 'BEYOND', 'INVALID', 'invalid_mask', 'items', 'key', 'resync', 'walk', 'stretches', 'Match', 'match_texts']
 
-# %% ../nbs/09_repair.ipynb #96df57fb
+# %% ../nbs/09_repair.ipynb #7b99f678
 import re, unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 import numpy as np
 
-# %% ../nbs/09_repair.ipynb #9c2ed916
+# %% ../nbs/09_repair.ipynb #b701a044
 DIFFERS, BEYOND, INVALID = 5, 6, 7     # the other text differs here; the other text has ended; no UTF-8 (see align.WHY)
 
-# %% ../nbs/09_repair.ipynb #4ebdaa67
+# %% ../nbs/09_repair.ipynb #39c7155f
 def invalid_mask(text: bytes) -> np.ndarray:
     "bool[len(text)]: the bytes that are part of no UTF-8 character."
     try: text.decode(); return np.zeros(len(text), bool)
@@ -24,7 +24,7 @@ def invalid_mask(text: bytes) -> np.ndarray:
     bad = (code >= 0xDC80) & (code <= 0xDCFF)
     return np.repeat(bad, np.where(bad, 1, 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000)))
 
-# %% ../nbs/09_repair.ipynb #4b848e35
+# %% ../nbs/09_repair.ipynb #197d8300
 @lru_cache(1)
 def _item():
     "Pattern of one item: a run of damage (bytes that do not decode, U+FFFD), or a character with its combining marks."
@@ -36,14 +36,14 @@ def items(text: bytes) -> list[str]:
     "The items of a text; bytes that do not decode are lone surrogates."
     return _item().findall(text.decode("utf-8", "surrogateescape"))
 
-# %% ../nbs/09_repair.ipynb #7a5e8f5d
+# %% ../nbs/09_repair.ipynb #f3db24a3
 @lru_cache(1 << 16)
 def key(item: str) -> str:
     "What an item corresponds by; every run of damage looks the same."
     if item[0] == "\ufffd" or "\udc80" <= item[0] <= "\udcff": return "\ufffd"
     return unicodedata.normalize("NFKC", item).casefold()
 
-# %% ../nbs/09_repair.ipynb #7c5673ee
+# %% ../nbs/09_repair.ipynb #f36bb0fa
 def _grams(a, i, window, k):
     "The next k items at each of the places i to i + window; after the end comes None."
     tail = a[i:i + window + k] + [None] * k
@@ -59,7 +59,7 @@ def resync(a: list, b: list, i: int, j: int):
         if hops: return (i + min(hops)[1], j + min(hops)[2]), looked
     return None, looked
 
-# %% ../nbs/09_repair.ipynb #3dfa1fc4
+# %% ../nbs/09_repair.ipynb #9d61e0d1
 def walk(a: list, b: list):
     "Runs (i, j, n) of corresponding items in order, and the items (i, j) where the walk ended."
     i = j = 0
@@ -78,7 +78,7 @@ def walk(a: list, b: list):
     runs = [r for r in runs[:1] if r[:2] == (0, 0)]
     return runs, *([runs[0][2]] * 2 if runs else (0, 0))
 
-# %% ../nbs/09_repair.ipynb #2ba96dcf
+# %% ../nbs/09_repair.ipynb #c9e57c62
 def _join(a: list, b: list, runs, q: int):
     "Stretches [byte of a, byte of b, length] of the items that match, after q bytes that both texts begin with; and both lists of offsets."
     at_a, at_b = ((q + np.cumsum([0] + [len(z.encode("utf-8", "surrogateescape")) for z in v])).tolist() for v in (a, b))
@@ -90,7 +90,7 @@ def _join(a: list, b: list, runs, q: int):
         else: out.append([at_a[k], at_b[l], n])
     return [tuple(o) for o in out if o[2]], at_a, at_b
 
-# %% ../nbs/09_repair.ipynb #fef1984e
+# %% ../nbs/09_repair.ipynb #7bc131e8
 def stretches(s: bytes, t: bytes):
     "Equal stretches (byte of s, byte of t, length) in order; the bytes of s and of t that lie beyond the other's end; do they end together?"
     x, y = (np.frombuffer(v, np.uint8)[:min(len(s), len(t))] for v in (s, t))
@@ -105,7 +105,7 @@ def stretches(s: bytes, t: bytes):
     if not any(done): i, j = len(a), len(b)        # lost in the middle: the rest differs, it is not cut off
     return found, at_a[i], at_b[j], all(done)
 
-# %% ../nbs/09_repair.ipynb #d4a0802d
+# %% ../nbs/09_repair.ipynb #1d616601
 @dataclass
 class Match:
     "Equal stretches of a batch, and a code for every byte outside them."
@@ -119,7 +119,7 @@ class Match:
     equal: bool            # the texts are the same
     sound: bool            # and all of it is UTF-8
 
-# %% ../nbs/09_repair.ipynb #a5732f00
+# %% ../nbs/09_repair.ipynb #ef1f8e10
 def _mark_invalid(text: bytes, bounds, code):
     "Write INVALID into `code` where a sample's bytes are no UTF-8."
     first = np.frombuffer(text, np.uint8)[bounds[:-1][bounds[:-1] < bounds[1:]]]
@@ -128,7 +128,7 @@ def _mark_invalid(text: bytes, bounds, code):
     if whole and not ((first & 0xC0) == 0x80).any(): return    # and no character runs over from one sample into the next
     for x, y in zip(bounds, bounds[1:]): code[x:y][invalid_mask(text[x:y])] = INVALID
 
-# %% ../nbs/09_repair.ipynb #e00cce4e
+# %% ../nbs/09_repair.ipynb #b06fad8e
 def match_texts(s: bytes, bounds_s, t: bytes, bounds_t) -> Match:
     "Compare the texts of a batch; `bounds` int64[B+1] are the byte offsets of the samples."
     B, (bs, bt) = len(bounds_s) - 1, (bounds_s, bounds_t)
@@ -141,7 +141,7 @@ def match_texts(s: bytes, bounds_s, t: bytes, bounds_t) -> Match:
     for text, bounds, code in ((s, bs, code_s), (t, bt, code_t)): _mark_invalid(text, bounds, code)
     return Match(*table, code_s, code_t, together, equal, equal and not code_s.any())
 
-# %% ../nbs/09_repair.ipynb #ab0bbbf1
+# %% ../nbs/09_repair.ipynb #21e3b435
 def _compare(b, s, t, span_s, span_t, code_s, code_t, together):
     "The stretches of sample b as rows of a table; writes its codes, and whether it ends together."
     (s0, s1), (t0, t1) = span_s, span_t

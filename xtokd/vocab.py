@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['text_ids', 'owners', 'VocabMap']
 
-# %% ../nbs/02_vocab.ipynb #04caa885
+# %% ../nbs/02_vocab.ipynb #66de6a1a
 from collections import OrderedDict
 from itertools import repeat
 import numpy as np
 
-# %% ../nbs/02_vocab.ipynb #1b29c06d
+# %% ../nbs/02_vocab.ipynb #27ee46db
 def text_ids(bv) -> tuple[np.ndarray, list[bytes]]:
     "The ids int64 that are text, ascending, and their bytes."
     is_text = (np.asarray(bv.lengths) > 0) & ~np.asarray(bv.special)
@@ -18,7 +18,7 @@ def text_ids(bv) -> tuple[np.ndarray, list[bytes]]:
     ids = np.flatnonzero(is_text)
     return ids, list(map(bv.bytes.__getitem__, ids.tolist()))
 
-# %% ../nbs/02_vocab.ipynb #e77c3119
+# %% ../nbs/02_vocab.ipynb #ec831492
 def owners(pieces: list[bytes]) -> tuple[dict, np.ndarray]:
     "The place of each byte string in the list (the last one), and which places are the only ones of their bytes."
     place = dict(zip(pieces, range(len(pieces))))
@@ -26,7 +26,46 @@ def owners(pieces: list[bytes]) -> tuple[dict, np.ndarray]:
     owner = np.fromiter(map(place.__getitem__, pieces), np.int64, len(pieces))
     return place, np.bincount(owner, minlength=len(pieces))[owner] == 1
 
-# %% ../nbs/02_vocab.ipynb #a6bf913c
+# %% ../nbs/02_vocab.ipynb #9887377c
+def _match(m, student, teacher):
+    "The shared ids, and how much of both vocabularies they are."
+    (ids_s, own), (ids_t, other) = text_ids(student), text_ids(teacher)
+    (place_s, alone_s), (place_t, alone_t) = owners(own), owners(other)
+    at = np.fromiter(map(place_t.get, own, repeat(-1)), np.int64, len(own))       # place among the teacher's, -1 = not there
+    both = at >= 0
+    twin = both.copy()
+    twin[both] = alone_s[both] & alone_t[at[both]]
+    m.shared_student, m.shared_teacher = ids_s[twin], ids_t[at[twin]]             # the first ascending
+    common = len(np.unique(at[both]))
+    m.jaccard = common / max(len(place_s) + len(place_t) - common, 1)             # of the two sets of byte strings
+    m.share_student, m.share_teacher = (int(twin.sum()) / max(len(x), 1) for x in (own, other))                # of the ids that are text
+
+# %% ../nbs/02_vocab.ipynb #96a2bfe3
+def _same(a, b) -> bool:
+    "The same vocabulary, id by id? Stop ids may differ: a base model and its chat version."
+    return (len(a.lengths) == len(b.lengths) and np.array_equal(a.lengths, b.lengths) and np.array_equal(a.special, b.special)
+            and list(a.bytes) == list(b.bytes))
+
+# %% ../nbs/02_vocab.ipynb #cdf3032c
+def _fill(m, student, teacher):
+    "Compute the map. Arrays are int64 and read-only."
+    m.student, m.teacher = student, teacher
+    _match(m, student, teacher)
+    m.student_to_teacher = np.full(len(student.lengths), -1, np.int64)            # [Vs], -1 = none
+    m.student_to_teacher[m.shared_student] = m.shared_teacher
+    m.stop_student, m.stop_teacher = (np.array(sorted(bv.stop_ids), np.int64) for bv in (student, teacher))
+    m.identical = _same(student, teacher)
+    for a in (m.shared_student, m.shared_teacher, m.student_to_teacher, m.stop_student, m.stop_teacher): a.flags.writeable = False
+    return m
+
+# %% ../nbs/02_vocab.ipynb #b0e64bf7
+def _describe(m) -> str:
+    "The map in one line."
+    if m.identical: return f"VocabMap({m.student.name} = {m.teacher.name}: the same {len(m.student.lengths):,} ids)"
+    return (f"VocabMap({m.student.name} <- {m.teacher.name}: {len(m.shared_student):,} shared ids, {m.share_student:.1%} of the student's and "
+            f"{m.share_teacher:.1%} of the teacher's, Jaccard {m.jaccard:.3f}; stop {m.stop_student.tolist()} <-> {m.stop_teacher.tolist()})")
+
+# %% ../nbs/02_vocab.ipynb #84fc4190
 _MADE = OrderedDict()      # the last maps made, by the fingerprints of both sides
 
 class VocabMap:
@@ -46,46 +85,7 @@ class VocabMap:
     def __reduce__(self): return VocabMap, (self.student, self.teacher)
     def __repr__(self): return _describe(self)
 
-# %% ../nbs/02_vocab.ipynb #5f75f0d1
-def _same(a, b) -> bool:
-    "The same vocabulary, id by id? Stop ids may differ: a base model and its chat version."
-    return (len(a.lengths) == len(b.lengths) and np.array_equal(a.lengths, b.lengths) and np.array_equal(a.special, b.special)
-            and list(a.bytes) == list(b.bytes))
-
-# %% ../nbs/02_vocab.ipynb #9a56ecda
-def _match(m, student, teacher):
-    "The shared ids, and how much of both vocabularies they are."
-    (ids_s, own), (ids_t, other) = text_ids(student), text_ids(teacher)
-    (place_s, alone_s), (place_t, alone_t) = owners(own), owners(other)
-    at = np.fromiter(map(place_t.get, own, repeat(-1)), np.int64, len(own))       # place among the teacher's, -1 = not there
-    both = at >= 0
-    twin = both.copy()
-    twin[both] = alone_s[both] & alone_t[at[both]]
-    m.shared_student, m.shared_teacher = ids_s[twin], ids_t[at[twin]]             # the first ascending
-    common = len(np.unique(at[both]))
-    m.jaccard = common / max(len(place_s) + len(place_t) - common, 1)             # of the two sets of byte strings
-    m.share_student, m.share_teacher = (int(twin.sum()) / max(len(x), 1) for x in (own, other))                # of the ids that are text
-
-# %% ../nbs/02_vocab.ipynb #5155ff7a
-def _fill(m, student, teacher):
-    "Compute the map. Arrays are int64 and read-only."
-    m.student, m.teacher = student, teacher
-    _match(m, student, teacher)
-    m.student_to_teacher = np.full(len(student.lengths), -1, np.int64)            # [Vs], -1 = none
-    m.student_to_teacher[m.shared_student] = m.shared_teacher
-    m.stop_student, m.stop_teacher = (np.array(sorted(bv.stop_ids), np.int64) for bv in (student, teacher))
-    m.identical = _same(student, teacher)
-    for a in (m.shared_student, m.shared_teacher, m.student_to_teacher, m.stop_student, m.stop_teacher): a.flags.writeable = False
-    return m
-
-# %% ../nbs/02_vocab.ipynb #78855711
-def _describe(m) -> str:
-    "The map in one line."
-    if m.identical: return f"VocabMap({m.student.name} = {m.teacher.name}: the same {len(m.student.lengths):,} ids)"
-    return (f"VocabMap({m.student.name} <- {m.teacher.name}: {len(m.shared_student):,} shared ids, {m.share_student:.1%} of the student's and "
-            f"{m.share_teacher:.1%} of the teacher's, Jaccard {m.jaccard:.3f}; stop {m.stop_student.tolist()} <-> {m.stop_teacher.tolist()})")
-
-# %% ../nbs/02_vocab.ipynb #1b587f39
+# %% ../nbs/02_vocab.ipynb #13718bfc
 def __getattr__(name):
     if name != "ByteTrie": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from xtokd.trie import ByteTrie
