@@ -25,9 +25,10 @@ def errors(pair, s_world, t_world, texts):
     graph = cell_graph(pair.student, pair.teacher)
     truth = torch.cat([s_world.rows(c) for c in (s_world.codes[x] for x in texts)]).numpy()
     worst, impossible, unknown, seen = 0., 0., [], 0
-    for rows, m, _, gone, graphs in CoverRows(b, graph, min_mass=1e-12).parts:
+    for rows, m, _, gone, graphs, blind in CoverRows(b, graph, min_mass=1e-12).parts:
         for k, r in enumerate(rows):
             of = graphs[k].of_student if graphs else graph.cell_s
+            of = np.where((of >= 0) & blind[k][of], -2, of)
             known = of != -2
             total = truth[r][known].sum()
             if total < 1e-9 or gone[k] >= 1: continue

@@ -13,10 +13,12 @@ from xtokd.vocab import VocabMap
 
 def bpe(alphabet, merges=(), split=None, ignore_merges=False):
     "A ByteVocab over single characters plus merges in order; the stop token is the last id."
-    vocab = {c: i for i, c in enumerate(alphabet)}
+    spell = lambda x: x.replace(" ", "Ġ")   # the byte-level name of a space
+    merges = [(spell(a), spell(b)) for a, b in merges]
+    vocab = {spell(c): i for i, c in enumerate(alphabet)}
     for a, b in merges: vocab.setdefault(a + b, len(vocab))
     vocab["<stop>"] = len(vocab)
-    tok = Tokenizer(models.BPE(vocab, list(merges), ignore_merges=ignore_merges))
+    tok = Tokenizer(models.BPE(vocab, merges, ignore_merges=ignore_merges))
     tok.pre_tokenizer = pre_tokenizers.Sequence(([pre_tokenizers.Split(Regex(split), "isolated")] if split else []) + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tok.add_special_tokens(["<stop>"])
     return ByteVocab(tok, stops=[vocab["<stop>"]])

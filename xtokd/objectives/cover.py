@@ -6,15 +6,15 @@
 __all__ = ['Looks', 'look_masses', 'path_logp', 'contradicts', 'fresh_rows', 'by_cell', 'look_hypotheses', 'scale',
            'fixed_masses', 'own_graphs', 'own_masses', 'own_student', 'cell_divergence', 'CoverRows', 'Cover']
 
-# %% ../../nbs/45_cover.ipynb #2ea87fc9
+# %% ../../nbs/45_cover.ipynb #863357b1
 import numpy as np
 import torch
 
 from ..batch import segment_sums
 from . import Objective, blank_mask, divergence, finish
-from .cells import UNKNOWN, cell_graph
+from .cells import DROP, MIXED, UNKNOWN, cell_graph, status
 
-# %% ../../nbs/45_cover.ipynb #2c45b25b
+# %% ../../nbs/45_cover.ipynb #d02d896c
 class Looks:
     "Some samples of a batch: where each student row stands in the teacher's text, its last realised cut, and triples (teacher row j, row i, trie node) of looks from before."
     def __init__(self, a, graph, first=0, last=None):  # alignment of a batch, and the samples first..last of it
@@ -57,7 +57,7 @@ class Looks:
         self.j, self.i, self.node = j[same], i[same], node[same]
         self.realised = self.end[self.j] == self.p[self.i]      # the realised token ends here: no lone hypothesis
 
-# %% ../../nbs/45_cover.ipynb #62069e64
+# %% ../../nbs/45_cover.ipynb #b3adddb8
 def look_masses(looks, graph, q, log_path):
     "Masses of each look, relative to the row's last cut: of tokens that go past p, and of the lone token that ends there; float64 [looks] each."
     tr = graph.t_trie
@@ -74,7 +74,7 @@ def path_logp(logp, sample):
     before = total - np.where(np.isfinite(logp), logp, -1e3)
     return before - before[np.searchsorted(sample, sample)] if len(logp) else before
 
-# %% ../../nbs/45_cover.ipynb #912829a6
+# %% ../../nbs/45_cover.ipynb #2cde3f73
 def contradicts(looks, graph, i, target, mass, min_mass):
     "Whether hypothesis k, which goes on with student token target[k] at row i[k], contradicts the student's last written token; asked only above min_mass."
     bad = np.zeros(len(i), bool)
@@ -84,12 +84,18 @@ def contradicts(looks, graph, i, target, mass, min_mass):
 
 
 def fresh_rows(looks, graph, q, rows, min_mass):
-    "Teacher rows [R, Vt] at the common cuts `rows`, zero where the next student token would have merged with the one before."
+    "Teacher rows [R, Vt] at the common cuts `rows`, zero where the student would have cut differently before; and (row, cell) of cells that are blind for that reason."
     q = q[torch.as_tensor(looks.last[rows], device=q.device)]
-    k, w = (x.cpu().numpy() for x in torch.nonzero(q > min_mass, as_tuple=True))
-    bad = contradicts(looks, graph, rows[k], graph.first_s[w], np.ones(len(k)), 0.)
-    q[torch.as_tensor(k[bad], device=q.device), torch.as_tensor(w[bad], device=q.device)] = 0
-    return q
+    as_t = lambda x: torch.as_tensor(x, device=q.device)
+    if len(graph.s) > graph.small:
+        k, w = (x.cpu().numpy() for x in torch.nonzero(q > min_mass, as_tuple=True))
+        bad = contradicts(looks, graph, rows[k], graph.first_s[w], np.ones(len(k)), 0.)
+        q[as_t(k[bad]), as_t(w[bad])] = 0
+        return q, (k[:0], k[:0])
+    after = as_t(np.stack([graph.fresh_status(int(looks.prev[i])) for i in rows])[:, : q.shape[1]])
+    q = torch.where(after == DROP, 0., q)
+    k, w = (x.cpu().numpy() for x in torch.nonzero((after == MIXED) & (q > min_mass), as_tuple=True))
+    return q, (k, graph.cell_t[w])
 
 
 def by_cell(x, cell, n):
@@ -97,9 +103,9 @@ def by_cell(x, cell, n):
     cell = torch.as_tensor(np.where(cell < 0, n, cell)[: x.shape[1]], device=x.device)
     return torch.zeros(len(x), n + 1, device=x.device, dtype=x.dtype).index_add(1, cell, x)
 
-# %% ../../nbs/45_cover.ipynb #f7a2e135
+# %% ../../nbs/45_cover.ipynb #7efe1293
 def look_hypotheses(looks, graph, q, log_path, keep, min_mass):
-    "Flat hypotheses of the looks `keep`: the look, the place in its group, the student's next token and the mass (zero where it contradicts the student's cut)."
+    "Flat hypotheses of the looks `keep`: the look, the place in its group, the student's next token, the mass (zero where that token contradicts the student's cut) and the mass before that."
     groups = [graph.targets(int(n)) for n in looks.node[keep]]
     size = np.array([len(g[0]) for g in groups], np.int64)
     none = np.zeros(0, np.int64)
@@ -109,24 +115,26 @@ def look_hypotheses(looks, graph, q, log_path, keep, min_mass):
     inside = w < q.shape[1]
     k, place, w, target = k[inside], place[inside], w[inside], target[inside]
     mass = q[torch.as_tensor(looks.j[k], device=q.device), torch.as_tensor(w, device=q.device)].double().cpu().numpy() * scale(looks, k, log_path)
-    return k, place, target, np.where(contradicts(looks, graph, looks.i[k], target, mass, min_mass), 0., mass)
+    bad = contradicts(looks, graph, looks.i[k], target, mass, min_mass)
+    return k, place, target, np.where(bad, 0., mass), mass
 
 
 def scale(looks, k, log_path):
     "Probability of the path to look k relative to the path to its row's last cut."
     return np.exp(np.minimum(log_path[looks.j[k]] - log_path[looks.last[looks.i[k]]], 600.))
 
-# %% ../../nbs/45_cover.ipynb #1d0b4a0a
+# %% ../../nbs/45_cover.ipynb #c731c813
 def fixed_masses(looks, graph, q, hyp, lone, rows, min_mass):
-    "Teacher masses [R, cells] by fixed cell of the common rows `rows`, and unknown mass [R]."
-    m = by_cell(fresh_rows(looks, graph, q, rows, min_mass), graph.cell_t, graph.n)[:, :-1].contiguous()
-    k, _, target, mass = hyp
+    "Teacher masses [R, cells] by fixed cell of the common rows `rows`, unknown mass [R], and blind cells."
+    fresh, blind = fresh_rows(looks, graph, q, rows, min_mass)
+    m = by_cell(fresh, graph.cell_t, graph.n)[:, :-1].contiguous()
+    k, _, target, mass, _ = hyp
     local = np.full(len(looks.rows), -1); local[rows] = np.arange(len(rows))
     mine = np.flatnonzero((local[looks.i[k]] >= 0) & (target >= 0))
     at = torch.as_tensor(local[looks.i[k[mine]]] * graph.n + graph.cell_s[target[mine]], device=m.device)
     m.view(-1).index_add_(0, at, torch.as_tensor(mass[mine], device=m.device, dtype=m.dtype))
     unknown = np.zeros(len(looks.rows)); np.add.at(unknown, looks.i, lone)
-    return m, unknown[rows]
+    return m, unknown[rows], blind
 
 
 def own_graphs(looks, graph, rows, keep):
@@ -141,10 +149,10 @@ def own_graphs(looks, graph, rows, keep):
         out.append((graph.row(looks.text[b0: looks.p[i]], tuple((np.unique(cuts) - b0).tolist()), live, bool(looks.common[i])), b0, ks))
     return out
 
-# %% ../../nbs/45_cover.ipynb #21b639c8
+# %% ../../nbs/45_cover.ipynb #412bf887
 def own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass):
-    "Teacher masses [R, C] by the rows' own cells, and unknown mass [R]."
-    k, place, _, mass = hyp
+    "Teacher masses [R, C] by the rows' own cells, unknown mass [R], and blind cells."
+    k, place, target, mass, raw = hyp
     local = np.full(len(looks.rows), -1); local[rows] = np.arange(len(rows))
     cell_of, n = {}, max((g.n for g, *_ in graphs), default=0)
     for g, b0, ks in graphs:
@@ -154,21 +162,45 @@ def own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass):
     parts = [(local[looks.i[k[mine]]], cells, mass[mine])]
     lone_k = np.array([x for _, _, ks in graphs for x in ks if lone[x] > 0], np.int64)
     if len(lone_k): parts.append((local[looks.i[lone_k]], np.array([graphs[r][0].lone for r in local[looks.i[lone_k]]]), lone[lone_k]))
-    parts += _fresh_parts(looks, graph, q, rows, graphs, min_mass)
+    fresh, blind = _fresh_parts(looks, graph, q, rows, graphs, min_mass)
+    parts += fresh
+    if len(graph.s) <= graph.small: blind = [np.r_[x, y] for x, y in zip(blind, _blind_looks(looks, graph, hyp, graphs, local, min_mass))]
     m, unknown = np.zeros((len(rows), n)), np.zeros(len(rows))
     for r, c, x in parts:
         np.add.at(m, (r[c >= 0], c[c >= 0]), x[c >= 0])
         np.add.at(unknown, r[c < 0], x[c < 0])
-    return torch.as_tensor(m, device=q.device), unknown
+    return torch.as_tensor(m, device=q.device), unknown, blind
+
+
+def _blind_looks(looks, graph, hyp, graphs, local, min_mass):
+    "(row, cell) where a look's hypothesis leads to student tokens of which only some can follow the written one."
+    k, place, target, _, raw = hyp
+    first = {int(a): int(b) for b, a in reversed(list(enumerate(k.tolist())))}
+    out = [[], []]
+    for g, b0, ks in graphs:
+        for look in ks:
+            i, b = looks.i[look], int(looks.start[looks.j[look]]) - b0
+            hyps, tokens = g.links.get(b, (np.zeros(0, np.int64),) * 2)
+            if not len(hyps) or look not in first: continue
+            mine, valid = slice(first[look], first[look] + len(g.groups[b])), graph.valid_row(int(looks.prev[i]))
+            has = target[mine] >= 0
+            n = int(has.sum()) and len(has)
+            fits = hyps < n
+            s = status(n, np.r_[np.flatnonzero(has), hyps[fits]], valid[np.r_[target[mine][has], tokens[fits]]])
+            mixed = np.flatnonzero((s == MIXED) & (raw[mine] > min_mass))
+            out[0].append(np.full(len(mixed), local[i])); out[1].append(g.groups[b][mixed])
+    return [np.concatenate(x) if x else np.zeros(0, np.int64) for x in out]
 
 
 def _fresh_parts(looks, graph, q, rows, graphs, min_mass):
-    "Row, cell and mass of the fresh teacher rows among `rows`."
-    at = np.flatnonzero(looks.common[rows])
-    if not len(at): return []
-    m = by_cell(fresh_rows(looks, graph, q, rows[at], min_mass), graph.cell_t, graph.n)[:, :-1].double().cpu().numpy()
+    "Row, cell and mass of the fresh teacher rows among `rows`, and their blind cells."
+    at, none = np.flatnonzero(looks.common[rows]), np.zeros(0, np.int64)
+    if not len(at): return [], (none, none)
+    fresh, (k, blind) = fresh_rows(looks, graph, q, rows[at], min_mass)
+    m = by_cell(fresh, graph.cell_t, graph.n)[:, :-1].double().cpu().numpy()
     r, c = np.nonzero(m)
-    return [(at[r], np.array([graphs[at[a]][0].of_common[b] for a, b in zip(r, c)], np.int64), m[r, c])]
+    own = lambda rows_, cells: np.array([graphs[at[a]][0].of_common[b] for a, b in zip(rows_.tolist(), cells.tolist())], np.int64)
+    return [(at[r], own(r, c), m[r, c])], (at[k], own(k, blind))
 
 
 def own_student(p, graphs):
@@ -178,7 +210,7 @@ def own_student(p, graphs):
     at = torch.as_tensor(np.where(of >= 0, of, np.where(of == UNKNOWN, n + 1, n)), device=p.device)
     return torch.zeros(len(p), n + 2, device=p.device, dtype=p.dtype).scatter_add(1, at, p)[:, :-1]
 
-# %% ../../nbs/45_cover.ipynb #2c15946b
+# %% ../../nbs/45_cover.ipynb #98066831
 def cell_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
     "Divergence [R] between teacher masses [R, C] and student masses [R, C + 1] (last column: impossible); both are normalised here."
     m = torch.cat([m, torch.zeros_like(m[:, :1])], 1).to(p.dtype)
@@ -191,9 +223,9 @@ def cell_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
         m = m / m.sum(1, keepdim=True)
     return divergence(p.clamp_min(1e-30).log(), m.log(), kind, beta)
 
-# %% ../../nbs/45_cover.ipynb #bd832a71
+# %% ../../nbs/45_cover.ipynb #75db656f
 class CoverRows:
-    "Teacher masses of every row of some samples: lists of (batch rows, teacher [R, C], student [R, C + 1], unknown share [R], row graphs or None)."
+    "Teacher masses of every row of some samples: lists of (batch rows, teacher [R, C], student [R, C + 1], unknown share [R], row graphs or None, blind cells [R, C + 1])."
     def __init__(self, batch, graph, first=0, last=None, min_mass=1e-6):
         self.looks = looks = Looks(batch.alignment, graph, first, last)
         self.parts = []
@@ -214,20 +246,24 @@ class CoverRows:
         take = lambda rows: p[torch.as_tensor(looks.rows[rows], device=p.device)]
         rows = np.flatnonzero(~own)
         if len(rows):
-            m, unknown = fixed_masses(looks, graph, q, hyp, lone, rows, min_mass)
-            self._add(rows, m, by_cell(take(rows), graph.cell_s, graph.n), unknown, None)
+            self._add(rows, *fixed_masses(looks, graph, q, hyp, lone, rows, min_mass), by_cell(take(rows), graph.cell_s, graph.n), None)
         rows = np.flatnonzero(own)
         if len(rows):
             graphs = own_graphs(looks, graph, rows, keep)
-            m, unknown = own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass)
-            self._add(rows, m, own_student(take(rows), graphs), unknown, [g for g, *_ in graphs])
+            self._add(rows, *own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass), own_student(take(rows), graphs), [g for g, *_ in graphs])
 
-    def _add(self, rows, m, p, unknown, graphs):
+    def _add(self, rows, m, unknown, blind, p, graphs):
+        mask = torch.zeros(p.shape, dtype=torch.bool, device=p.device)
+        if len(blind[0]):
+            seen = blind[1] >= 0
+            mask[torch.as_tensor(blind[0][seen], device=p.device), torch.as_tensor(blind[1][seen], device=p.device)] = True
+            unknown = unknown + torch.where(mask[:, :-1], m, 0.).sum(1).double().cpu().numpy()
+            m, p = m.masked_fill(mask[:, :-1], 0.), p.masked_fill(mask, 0.)
         known = m.sum(1).double().cpu().numpy()
         share = np.divide(unknown, unknown + known, out=np.ones(len(rows)), where=unknown + known > 0)
-        self.parts.append((self.looks.s_lo + self.looks.rows[rows], m, p, np.maximum(share, self.tail[rows].clip(0)), graphs))
+        self.parts.append((self.looks.s_lo + self.looks.rows[rows], m, p, np.maximum(share, self.tail[rows].clip(0)), graphs, mask.cpu().numpy()))
 
-# %% ../../nbs/45_cover.ipynb #9fd4a9d4
+# %% ../../nbs/45_cover.ipynb #308dcf55
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     rows_at_once = 512   # student tokens whose full rows are held together
@@ -259,5 +295,5 @@ class Cover(Objective):
     def _cover_rows(self, batch):
         graph = cell_graph(batch.pair.student, batch.pair.teacher)
         for first, last in batch.pieces(self.rows_at_once):
-            for rows, m, p, unknown, _ in CoverRows(batch, graph, first, last, self.min_mass).parts:
+            for rows, m, p, unknown, *_ in CoverRows(batch, graph, first, last, self.min_mass).parts:
                 yield rows, cell_divergence(m, p, floor=self.floor, **self.compare), unknown
