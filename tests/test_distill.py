@@ -310,3 +310,14 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert len(found[2]) == 2 and same(*found[2]) and Run(tmp_path/"run2").steps[-1]["samples"] == 5
     start = [p.detach() for p in load_model("tiny").parameters()]
     assert gap(found[1][0], found[2][0]) < 1e-3 * gap(found[1][0], start)
+
+
+def test_the_progress_bar_names_what_was_measured(capsys):
+    from xtokd.distill import ProgressBar
+    from types import SimpleNamespace
+    bar = ProgressBar()
+    bar.on_start(SimpleNamespace(config=DistillConfig(steps=2), step=0, objective=objective("cover")), {})
+    for found in ({"accuracy": .5, "rkl_per_byte": .25}, {"rkl_per_byte": "NaN"}, {"accuracy": .5}, {}): bar.on_eval(None, {"step": 1, "n": 4, **found})
+    bar.on_end(None, {})
+    err = capsys.readouterr().err
+    assert "accuracy 0.500 of 4, reverse KL per byte 0.2500" in err and "step 1: reverse KL per byte nan" in err and "step 1: accuracy 0.500 of 4\n" in err

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['project', 'spread', 'bpm_targets', 'add_spanning', 'BPM']
 
-# %% ../../nbs/43_bpm.ipynb #357c33a3
+# %% ../../nbs/43_bpm.ipynb #cd02f78b
 import numpy as np
 import torch
 
 from ..batch import segment_sums
-from . import Objective, blank_mask, divergence, finish
+from . import Objective, blank_mask, finish
 from .cells import cell_graph
-from .cover import Looks
+from .cover import Looks, mass_divergence
 
-# %% ../../nbs/43_bpm.ipynb #55ca5774
+# %% ../../nbs/43_bpm.ipynb #4fcafaf6
 def project(graph, pieces):
     "Id [n] of the longest student token that each byte string starts with; the number of student ids where there is none."
     ids = graph.s_trie.longest(pieces)
@@ -25,12 +25,13 @@ def spread(q, to, width):
     "Rows [R, width] that collect the columns of q [R, V] at `to` [V]."
     return torch.zeros(len(q), width, dtype=q.dtype, device=q.device).index_add(1, torch.as_tensor(to[: q.shape[1]], device=q.device), q)
 
-# %% ../../nbs/43_bpm.ipynb #200a8ccd
+# %% ../../nbs/43_bpm.ipynb #6c7e71de
 def _phi(graph):
     "Projection of every teacher id; all ways to stop are the student's first stop id."
     if not hasattr(graph, "phi"):
         graph.phi = np.where(graph.t.lengths > 0, project(graph, graph.t.bytes), len(graph.s))
         if len(graph.s.stop_ids): graph.phi[list(graph.t.stop_ids)] = graph.s.stop_ids[0]
+        if graph.s == graph.t: graph.phi = np.arange(len(graph.t))   # equal tokenizers: control tokens too are themselves
     return graph.phi
 
 
@@ -62,7 +63,7 @@ def _inner(graph, node):
         graph.inner[node] = np.r_[here, past], np.r_[np.full(len(here), len(graph.s)), project(graph, [graph.t.bytes[i][cut:] for i in past])].astype(np.int64)
     return graph.inner[node]
 
-# %% ../../nbs/43_bpm.ipynb #1e90d0ad
+# %% ../../nbs/43_bpm.ipynb #53ef71cc
 def add_spanning(target, coords, looks, graph, q, realised, s_ids):
     "Give each row whose realised student token reaches past its teacher token the product of the realised teacher probabilities; in place."
     end = looks.p + graph.s.lengths[s_ids[looks.rows]].astype(np.int64)
@@ -72,7 +73,7 @@ def add_spanning(target, coords, looks, graph, q, realised, s_ids):
     pieces = [looks.text[looks.start[k]: e] for k, e in zip(tail, end[reach])]
     node = graph.t_trie.find(pieces)
     part = segment_sums(q, tail, graph.t_trie.lo[node], graph.t_trie.hi[node], graph.t_trie.order).cpu().numpy()
-    path = np.concatenate([[0.], np.cumsum(realised)])
+    path = np.concatenate([[0.], np.cumsum(np.maximum(realised, -1e3))])             # an impossible token must not turn into inf - inf
     head = looks.last[reach]
     mass = np.exp(path[tail] - path[head]) * part
     inside = np.flatnonzero(~looks.common[reach])                                     # condition on the bytes already written
@@ -86,7 +87,7 @@ def add_spanning(target, coords, looks, graph, q, realised, s_ids):
     target[r, u] += mass
     coords[r, u] = True
 
-# %% ../../nbs/43_bpm.ipynb #3d347723
+# %% ../../nbs/43_bpm.ipynb #db50a4c2
 class BPM(Objective):
     "Divergence between the projected teacher row and the student, with a none bucket on both sides; loss unit: token."
     rows_at_once = 512
@@ -119,5 +120,4 @@ class BPM(Objective):
         coords = coords[:, : p.shape[1]]
         p = torch.cat([torch.where(coords, p, 0.), torch.where(coords, 0., p).sum(1, keepdim=True)], 1)
         target = torch.cat([torch.where(coords, target[:, : coords.shape[1]], 0.), target[:, -1:]], 1)
-        target = target / target.sum(1, keepdim=True).clamp_min(1e-30)
-        return looks.s_lo + looks.rows, divergence(p.clamp_min(1e-30).log(), target.log(), self.kind, self.beta), target[:, -1]
+        return looks.s_lo + looks.rows, mass_divergence(target, p, self.kind, self.beta), target[:, -1]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Looks', 'look_masses', 'path_logp', 'contradicts', 'fresh_rows', 'by_cell', 'look_hypotheses', 'scale',
-           'fixed_masses', 'own_graphs', 'own_masses', 'own_student', 'cell_divergence', 'CoverRows', 'Cover']
+           'fixed_masses', 'own_graphs', 'own_masses', 'own_student', 'mass_divergence', 'CoverRows', 'Cover']
 
-# %% ../../nbs/45_cover.ipynb #863357b1
+# %% ../../nbs/45_cover.ipynb #d7d1eb51
 import numpy as np
 import torch
 
@@ -14,7 +14,7 @@ from ..batch import segment_sums
 from . import Objective, blank_mask, divergence, finish
 from .cells import DROP, MIXED, UNKNOWN, cell_graph, status
 
-# %% ../../nbs/45_cover.ipynb #d02d896c
+# %% ../../nbs/45_cover.ipynb #3ffc5199
 class Looks:
     "Some samples of a batch: where each student row stands in the teacher's text, its last realised cut, and triples (teacher row j, row i, trie node) of looks from before."
     def __init__(self, a, graph, first=0, last=None):  # alignment of a batch, and the samples first..last of it
@@ -57,7 +57,7 @@ class Looks:
         self.j, self.i, self.node = j[same], i[same], node[same]
         self.realised = self.end[self.j] == self.p[self.i]      # the realised token ends here: no lone hypothesis
 
-# %% ../../nbs/45_cover.ipynb #b3adddb8
+# %% ../../nbs/45_cover.ipynb #650fce89
 def look_masses(looks, graph, q, log_path):
     "Masses of each look, relative to the row's last cut: of tokens that go past p, and of the lone token that ends there; float64 [looks] each."
     tr = graph.t_trie
@@ -74,7 +74,7 @@ def path_logp(logp, sample):
     before = total - np.where(np.isfinite(logp), logp, -1e3)
     return before - before[np.searchsorted(sample, sample)] if len(logp) else before
 
-# %% ../../nbs/45_cover.ipynb #2cde3f73
+# %% ../../nbs/45_cover.ipynb #4b426f9f
 def contradicts(looks, graph, i, target, mass, min_mass):
     "Whether hypothesis k, which goes on with student token target[k] at row i[k], contradicts the student's last written token; asked only above min_mass."
     bad = np.zeros(len(i), bool)
@@ -103,7 +103,7 @@ def by_cell(x, cell, n):
     cell = torch.as_tensor(np.where(cell < 0, n, cell)[: x.shape[1]], device=x.device)
     return torch.zeros(len(x), n + 1, device=x.device, dtype=x.dtype).index_add(1, cell, x)
 
-# %% ../../nbs/45_cover.ipynb #7efe1293
+# %% ../../nbs/45_cover.ipynb #afca2625
 def look_hypotheses(looks, graph, q, log_path, keep, min_mass):
     "Flat hypotheses of the looks `keep`: the look, the place in its group, the student's next token, the mass (zero where that token contradicts the student's cut) and the mass before that."
     groups = [graph.targets(int(n)) for n in looks.node[keep]]
@@ -123,7 +123,7 @@ def scale(looks, k, log_path):
     "Probability of the path to look k relative to the path to its row's last cut."
     return np.exp(np.minimum(log_path[looks.j[k]] - log_path[looks.last[looks.i[k]]], 600.))
 
-# %% ../../nbs/45_cover.ipynb #c731c813
+# %% ../../nbs/45_cover.ipynb #da158573
 def fixed_masses(looks, graph, q, hyp, lone, rows, min_mass):
     "Teacher masses [R, cells] by fixed cell of the common rows `rows`, unknown mass [R], and blind cells."
     fresh, blind = fresh_rows(looks, graph, q, rows, min_mass)
@@ -149,7 +149,7 @@ def own_graphs(looks, graph, rows, keep):
         out.append((graph.row(looks.text[b0: looks.p[i]], tuple((np.unique(cuts) - b0).tolist()), live, bool(looks.common[i])), b0, ks))
     return out
 
-# %% ../../nbs/45_cover.ipynb #412bf887
+# %% ../../nbs/45_cover.ipynb #af0ad39a
 def own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass):
     "Teacher masses [R, C] by the rows' own cells, unknown mass [R], and blind cells."
     k, place, target, mass, raw = hyp
@@ -210,10 +210,10 @@ def own_student(p, graphs):
     at = torch.as_tensor(np.where(of >= 0, of, np.where(of == UNKNOWN, n + 1, n)), device=p.device)
     return torch.zeros(len(p), n + 2, device=p.device, dtype=p.dtype).scatter_add(1, at, p)[:, :-1]
 
-# %% ../../nbs/45_cover.ipynb #98066831
-def cell_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
-    "Divergence [R] between teacher masses [R, C] and student masses [R, C + 1] (last column: impossible); both are normalised here."
-    m = torch.cat([m, torch.zeros_like(m[:, :1])], 1).to(p.dtype)
+# %% ../../nbs/45_cover.ipynb #1905a7b9
+def mass_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
+    "Divergence [R] between teacher masses and student masses [R, C]; both are normalised here."
+    m = m.to(p.dtype)
     m, p = m / m.sum(1, keepdim=True).clamp_min(1e-30), p / p.sum(1, keepdim=True).clamp_min(1e-30)
     if top_k is not None and top_k < p.shape[1]:
         at = p.detach().topk(top_k, 1).indices
@@ -223,7 +223,7 @@ def cell_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
         m = m / m.sum(1, keepdim=True)
     return divergence(p.clamp_min(1e-30).log(), m.log(), kind, beta)
 
-# %% ../../nbs/45_cover.ipynb #75db656f
+# %% ../../nbs/45_cover.ipynb #1bff890a
 class CoverRows:
     "Teacher masses of every row of some samples: lists of (batch rows, teacher [R, C], student [R, C + 1], unknown share [R], row graphs or None, blind cells [R, C + 1])."
     def __init__(self, batch, graph, first=0, last=None, min_mass=1e-6):
@@ -263,7 +263,7 @@ class CoverRows:
         share = np.divide(unknown, unknown + known, out=np.ones(len(rows)), where=unknown + known > 0)
         self.parts.append((self.looks.s_lo + self.looks.rows[rows], m, p, np.maximum(share, self.tail[rows].clip(0)), graphs, mask.cpu().numpy()))
 
-# %% ../../nbs/45_cover.ipynb #308dcf55
+# %% ../../nbs/45_cover.ipynb #29bdb4e7
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     rows_at_once = 512   # student tokens whose full rows are held together
@@ -296,4 +296,4 @@ class Cover(Objective):
         graph = cell_graph(batch.pair.student, batch.pair.teacher)
         for first, last in batch.pieces(self.rows_at_once):
             for rows, m, p, unknown, *_ in CoverRows(batch, graph, first, last, self.min_mass).parts:
-                yield rows, cell_divergence(m, p, floor=self.floor, **self.compare), unknown
+                yield rows, mass_divergence(torch.nn.functional.pad(m, (0, 1)), p, floor=self.floor, **self.compare), unknown

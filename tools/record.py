@@ -1,0 +1,62 @@
+"""Record the runs that the notebooks replay: every objective on the tiny pair, three seeds, one budget.
+
+    python tools/record.py                     all of them, two at a time (about half an hour on two cores)
+    python tools/record.py cover sft --seeds 0 some of them
+
+Each run is an ordinary `Distiller` run in runs/record/; what goes to data/runs/ is its log with every fifth step (and all other events), numbers rounded to six digits.
+"""
+import argparse, json, os, shutil, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+OBJECTIVES = {"cover": "cover", "cover-jsd": ("cover", {"divergence": "jsd"}), "bpm": "bpm", "strict": "strict", "sampled": "sampled", "sft": "sft"}
+SETTINGS = dict(steps=400, batch_size=32, micro_batch=32, lr=1.5e-3, max_grad_norm=.3, schedule="cosine", max_new_tokens=16,
+                eval_every=50, eval_prompts=512, save_every=0, progress=False)
+# A policy gradient is noisier than a row, so it gets a rate of its own: the best of three (see `--rates`).
+OWN, RATES = {"sampled": dict(lr=3e-4)}, (1e-4, 3e-4, 1e-3)
+THIN, REPO = 5, Path(__file__).resolve().parent.parent
+
+
+def rounded(x):
+    "The same record with floats of six significant digits."
+    if isinstance(x, float): return float(f"{x:.6g}")
+    if isinstance(x, dict): return {k: rounded(v) for k, v in x.items()}
+    return [rounded(v) for v in x] if isinstance(x, list) else x
+
+
+def thin(log, to):
+    "Write every fifth step of a run log and all its other events."
+    events = [json.loads(l) for l in open(log, encoding="utf8")]
+    keep = [{**rounded(e), "time": e["time"]} for e in events if e["event"] != "step" or e["step"] % THIN == 0 or e["step"] == 1]
+    to.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in keep), encoding="utf8")
+
+
+def one(name, seed):
+    "Train one run in this process."
+    import torch
+    from xtokd.distill import Distiller, DistillConfig
+    torch.set_num_threads(1)
+    config = DistillConfig(**{**SETTINGS, **OWN.get(name, {})}, seed=seed, out=f"runs/record/{name}-{seed}")
+    Distiller("tiny", "tiny", "tiny", objective=OBJECTIVES[name], config=config).fit()
+
+
+def record(job):
+    name, seed = job
+    folder = REPO / f"runs/record/{name}-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "tools/record.py", name, "--seeds", str(seed), "--here"], cwd=REPO, check=True, stderr=subprocess.DEVNULL,
+                   env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)})
+    thin(folder / "run.jsonl", REPO / f"data/runs/tiny-{name}-{seed}.jsonl")
+    print(f"{name}, seed {seed}: recorded", flush=True)
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("objectives", nargs="*", default=list(OBJECTIVES))
+    p.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    p.add_argument("--here", action="store_true", help="train in this process, one run")
+    a = p.parse_args()
+    if a.here: one(a.objectives[0], a.seeds[0])
+    else:
+        (REPO / "data/runs").mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(2) as pool: list(pool.map(record, [(n, s) for s in a.seeds for n in a.objectives]))
