@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'versions', 'Setup', 'Watch', 'Judge',
            'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #fc68af28
+# %% ../nbs/14_distill.ipynb #3594f3e4
 import signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,7 +26,7 @@ from .prompts import load_prompts
 from .runlog import Control, Costs, Run, RunLog, log_file
 from .step import Tally, accumulate, finish_gradient, load_side, report, write, written
 
-# %% ../nbs/14_distill.ipynb #e050fe44
+# %% ../nbs/14_distill.ipynb #164cf859
 class Callback:
     "Something that watches a run; override what you need. `record` is the log's record of the event"
     def on_start(self, distiller, record): pass
@@ -48,12 +48,13 @@ class ProgressBar(Callback):
         self.bar.set_postfix_str(f"loss {float(r['loss']):.4f}, signal {float(r['signal_share']):.0%}, {r['tokens_per_second']:,.0f} tokens/s", refresh=False)
         self.bar.update()
     def on_eval(self, d, r):
-        said = [f"accuracy {r['accuracy']:.3f} of {r['n']}"] * ("accuracy" in r) + [f"reverse KL per byte {float(r['rkl_per_byte']):.4f}"] * ("rkl_per_byte" in r)
+        said = [f"accuracy {r['accuracy']:.3f} of {r['n']}"] if "accuracy" in r else []
+        if "rkl_per_byte" in r: said.append(f"reverse KL per byte {float(r['rkl_per_byte']):.4f}")
         self.bar.write(f"step {r['step']}: {', '.join(said)}", file=sys.stderr)
     def on_warn(self, d, r): self.bar and self.bar.write(f"step {r['step']}: {r['message']}", file=sys.stderr)
     def on_end(self, d, r): self.bar.close()
 
-# %% ../nbs/14_distill.ipynb #0036dee6
+# %% ../nbs/14_distill.ipynb #a02d8602
 @contextmanager
 def interruptible(control):
     "While the block runs in the main thread, the first SIGINT or SIGTERM stops the loop after its step"
@@ -69,7 +70,7 @@ def interruptible(control):
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/14_distill.ipynb #02a63714
+# %% ../nbs/14_distill.ipynb #6dc3d229
 def read_objective(x):
     "An objective from its name, from (name, knobs), or as it is"
     if isinstance(x, str): x = x, {}
@@ -94,7 +95,7 @@ def versions():
         except PackageNotFoundError: return None
     return {"python": sys.version.split()[0]} | {k: get(k) for k in ("xtokd", "torch", "transformers", "tokenizers", "accelerate", "numpy")}
 
-# %% ../nbs/14_distill.ipynb #6f953f4b
+# %% ../nbs/14_distill.ipynb #df12849b
 class Setup:
     "Everything that a run needs, in place"
     def __init__(self,
@@ -131,7 +132,7 @@ class Setup:
         bf16 = self.config.mixed_precision == "bf16" or (self.config.mixed_precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-# %% ../nbs/14_distill.ipynb #4ec65385
+# %% ../nbs/14_distill.ipynb #6e849cd8
 class Watch(Setup):
     "Log, count, refuse"
     def emit(self, event, step, **fields):
@@ -153,7 +154,7 @@ class Watch(Setup):
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
-# %% ../nbs/14_distill.ipynb #a7323ca1
+# %% ../nbs/14_distill.ipynb #1d2becaa
 class Judge(Watch):
     "Evaluate, and log samples"
     def evaluate(self):
@@ -169,7 +170,7 @@ class Judge(Watch):
         self.emit("sample", self.step, source="train", item=sample.item, text=response_text(self.student.bv, sample.student), student_ids=sample.student, teacher_ids=sample.teacher,
                   token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "why")})
 
-# %% ../nbs/14_distill.ipynb #138ed616
+# %% ../nbs/14_distill.ipynb #d0d8510c
 class Keep(Judge):
     "Save and load"
     def save(self):
@@ -191,7 +192,7 @@ class Keep(Judge):
         if self.accelerator.is_main_process:
             with whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer)
 
-# %% ../nbs/14_distill.ipynb #2848b0d7
+# %% ../nbs/14_distill.ipynb #e1d4af4b
 class Step(Keep):
     "One step"
     def train_step(self, step):
@@ -224,7 +225,7 @@ class Step(Keep):
         for t in gather_object([dict(tally)]): total.add(**t)
         return total
 
-# %% ../nbs/14_distill.ipynb #ce851563
+# %% ../nbs/14_distill.ipynb #762aace5
 def due(step, every): "Is it time at this step? Never where `every` is 0"; return bool(every) and step % every == 0
 
 class Loop(Step):
@@ -245,7 +246,7 @@ class Loop(Step):
         "Was a stop asked for, in any process?"
         return any(gather_object([control.hold()]))
 
-# %% ../nbs/14_distill.ipynb #4d3e667a
+# %% ../nbs/14_distill.ipynb #8e711cd6
 class Opening(Loop):
     "Begin a log, or go on with one"
     def open(self, resume):
@@ -272,7 +273,7 @@ class Opening(Loop):
         other = [f"{k} {then[k]!r} -> {v!r}" for k, v in now.items() if k in then and k not in free and then[k] != v]
         if other: self.emit("warn", self.step, message=f"this run goes on with other settings: {', '.join(other)}")
 
-# %% ../nbs/14_distill.ipynb #2453bbf0
+# %% ../nbs/14_distill.ipynb #6d5a8cfb
 class Described(Opening):
     "What a run was given, and a run again from that"
     def describe(self):
@@ -289,7 +290,7 @@ class Described(Opening):
         if lost := [k for k, v in again.items() if v == "in memory"]: raise ValueError(f"{out} was started with {', '.join(lost)} in memory, which a log cannot give back: pass {lost[0]}=... too")
         return cls(**again)
 
-# %% ../nbs/14_distill.ipynb #e82254e7
+# %% ../nbs/14_distill.ipynb #1a29989d
 class Distiller(Described):
     "Distils a teacher into a student with another tokenizer, on text that the student writes"
     def fit(self,
