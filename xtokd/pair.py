@@ -6,7 +6,7 @@
 __all__ = ['THRESHOLDS', 'LEVELS', 'Pair', 'probes', 'measure', 'summary', 'digit_cuts', 'digit_report', 'head_report',
            'chat_report', 'Report', 'Reason', 'report_text', 'report_markdown', 'examine', 'doctor']
 
-# %% ../nbs/03_pair.ipynb #712fc9e3
+# %% ../nbs/03_pair.ipynb #fb9c2d7c
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from .chat import render, turn_end
 from .models import data_dir, resolve
 from .vocab import VocabMap
 
-# %% ../nbs/03_pair.ipynb #8c3d593c
+# %% ../nbs/03_pair.ipynb #0b56cd4c
 def _side(x, role):
     "A ByteVocab from whatever a person has at hand."
     if not isinstance(x, (str, Path)): return ByteVocab(x)
@@ -47,18 +47,17 @@ class Pair:
     def doctor(self, texts=None, models=None): "A `Report`: is this pair fit to distil?"; return examine(self, texts, models)
     def __repr__(self): return f"Pair(student={self.student!r}, teacher={self.teacher!r})"
 
-# %% ../nbs/03_pair.ipynb #85b0cb13
+# %% ../nbs/03_pair.ipynb #43babc8a
 def probes() -> dict:  # name -> text, byte for byte
     "The probe texts in data/probes; the part of a name before the dash is its category."
     return {p.stem: p.read_bytes().decode() for p in sorted((data_dir() / "probes").glob("*.txt"))}
 
-# %% ../nbs/03_pair.ipynb #283fc1fc
+# %% ../nbs/03_pair.ipynb #03107799
 def measure(pair, texts):  # texts: name -> text
     "One row of measurements per text."
     names, rows, (s, t) = list(texts), [], (pair.student, pair.teacher)
     a, b = s.encode_batch(list(texts.values())), t.encode_batch(list(texts.values()))
-    known = set(t.bytes)
-    shared = np.fromiter((x in known for x in s.bytes), bool, len(s)) & ~s.special
+    shared = pair.vocab.student_to_teacher >= 0
     for name, al in zip(names, align_batch(a, b, s, t)):
         width, spans = np.diff(al.student_starts), al.chunks[:, [1, 3]] - al.chunks[:, [0, 2]]
         count = np.bincount(np.where(al.student_chunk < 0, 4, np.append(al.kind, 4)[al.student_chunk]), minlength=5)
@@ -69,7 +68,7 @@ def measure(pair, texts):  # texts: name -> text
                          student_changes=str(s.changes_text(texts[name]) or ""), teacher_changes=str(t.changes_text(texts[name]) or "")))
     return rows
 
-# %% ../nbs/03_pair.ipynb #3147c854
+# %% ../nbs/03_pair.ipynb #091b6340
 def summary(rows):
     "Measurements of several texts as one."
     add = lambda k: sum(r[k] for r in rows)
@@ -79,7 +78,7 @@ def summary(rows):
                 **{k: share(add(f"kind_{k}"), n) for k in (*KINDS, "none")}, shared_bytes=share(add("shared_bytes"), size),
                 lost_bytes=share(add("lost_bytes"), size), longest_chunk=max((r["longest_chunk"] for r in rows), default=0))
 
-# %% ../nbs/03_pair.ipynb #60ad7d99
+# %% ../nbs/03_pair.ipynb #7140f60e
 def digit_cuts(bv, longest=12):  # -> {digits: [digits of each token]}
     "How a tokenizer cuts numbers."
     numbers = ["123456789012"[:n] for n in range(1, longest + 1)]
@@ -92,7 +91,7 @@ def digit_report(pair):
     inside = [n for n in s if not set(np.cumsum(s[n])) <= set(np.cumsum(t[n]))]       # a student cut within a teacher token
     return dict(student=s, teacher=t, student_longest=max(map(max, s.values())), teacher_longest=max(map(max, t.values())), trap=bool(inside))
 
-# %% ../nbs/03_pair.ipynb #da936bf8
+# %% ../nbs/03_pair.ipynb #7b80354a
 def _config(bv):
     "config.json of the folder that this side came from, or {}."
     path = Path(str(getattr(bv.hf, "name_or_path", "") or "")) / "config.json"
@@ -108,7 +107,7 @@ def head_report(bv, model=None):
     beyond = [i for i in range(head or len(bv), len(bv)) if bv.lengths[i] and not bv.special[i]]
     return dict(ids=len(bv), head=head, padding=max(head - len(bv), 0) if head else None, text_ids_beyond_head=len(beyond), context=get("max_position_embeddings"))
 
-# %% ../nbs/03_pair.ipynb #11ea91cc
+# %% ../nbs/03_pair.ipynb #1dc15a27
 def _opening(bv):
     "What this side's template writes before an answer, as text; None where there is no template."
     if not getattr(bv.hf, "chat_template", None): return None
@@ -124,7 +123,7 @@ def chat_report(bv):
     return dict(template=opening is not None, opening=opening, thinks="<think" in (opening or ""), stops={int(i): token(i) for i in bv.stop_ids},
                 turn_end=end, turn_end_token=None if end is None else token(end), turn_end_stops=end is None or end in bv.stop_ids)
 
-# %% ../nbs/03_pair.ipynb #10265203
+# %% ../nbs/03_pair.ipynb #8a9ce25c
 @dataclass(repr=False)
 class Report:
     "What the doctor found."
@@ -146,7 +145,7 @@ class Report:
     def __repr__(self): return report_text(self)
     def _repr_markdown_(self): return report_markdown(self)
 
-# %% ../nbs/03_pair.ipynb #ba88e577
+# %% ../nbs/03_pair.ipynb #9f984977
 def _named(texts):
     "Texts as a dict: our probes, or the user's as one string, a list or a dict."
     if texts is None: return probes()
@@ -163,7 +162,7 @@ def _measured(pair, texts, models):
                   shared=len(v.shared_student), identical=bool(v.identical)), rows, {g: summary([x for x in rows if x["category"] == g]) for g in groups}, summary(rows),
                   digit_report(pair), {k: head_report(b, m) for (k, b), m in zip(both.items(), models or (None, None))}, {k: chat_report(b) for k, b in both.items()}, probed=texts is None)
 
-# %% ../nbs/03_pair.ipynb #12ab0500
+# %% ../nbs/03_pair.ipynb #10802b40
 THRESHOLDS = dict(lost_bytes=(0.001, 0.05),    # share of text bytes in no chunk
                   one_to_one=(0.5, 0.0),       # least share of student tokens in 1-1 chunks
                   shared_bytes=(0.5, 0.0),     # least share of text bytes in tokens that both vocabularies have
@@ -187,7 +186,7 @@ def _grade(value, name, least=False):
     care, unfit = THRESHOLDS[name]
     return (value < care) + (value < unfit) if least else (value > care) + (value > unfit)
 
-# %% ../nbs/03_pair.ipynb #0bee93d9
+# %% ../nbs/03_pair.ipynb #114652d3
 def _text_reasons(r):
     "Complaints about how the two sides cut text."
     t, worst = r.total, lambda key, best=max: best((c for c in r.categories if r.categories[c][key] is not None), key=lambda c: r.categories[c][key], default="-")
@@ -205,7 +204,7 @@ def _text_reasons(r):
         told = [x for x in r.texts if x[f"{role}_changes"] and not (r.probed and "U+2581" in x[f"{role}_changes"])]
         if told: yield 1, f"the {role}'s tokenizer changes {len(told)} of {len(r.texts)} texts before it cuts them ({told[0]['name']}: {told[0][f'{role}_changes']})", "what was changed is repaired where it can be and masked where not; avoid such text in prompts with exact answers"
 
-# %% ../nbs/03_pair.ipynb #93ed10c1
+# %% ../nbs/03_pair.ipynb #9b0b544f
 def _model_reasons(r):
     "Complaints about numbers, heads, templates and stops."
     if r.digits["trap"]:
@@ -223,7 +222,7 @@ def _model_reasons(r):
     if s["thinks"] != t["thinks"]:
         yield 1, f"only the {'student' if s['thinks'] else 'teacher'}'s generation prompt opens a thinking tag", "pass the template's switch (such as enable_thinking=False), so that both answer in one style"
 
-# %% ../nbs/03_pair.ipynb #ff29fd5d
+# %% ../nbs/03_pair.ipynb #dc2a6e4b
 def _facts(r):
     "The report's single facts, as (label, student, teacher)."
     side = lambda f: (f(r.student, "student"), f(r.teacher, "teacher"))
@@ -247,7 +246,7 @@ def _table(r):
     for name, c in [*r.categories.items(), ("all", r.total)]:
         yield (name, str(c["bytes"]), *(pc(c[k]) for k in (*KINDS, "none", "shared_bytes")), "" if c["inflation"] is None else f"{c['inflation']:.2f}", str(c["longest_chunk"]))
 
-# %% ../nbs/03_pair.ipynb #bebe1bb9
+# %% ../nbs/03_pair.ipynb #58967984
 def report_text(r):
     "The report for a terminal."
     facts = list(_facts(r))
@@ -269,7 +268,7 @@ def report_markdown(r):
     parts = [f"**{r.verdict}**", table(("", "student", "teacher"), _facts(r))] + ([table(_COLUMNS, _table(r))] if r.total else [])
     return "\n\n".join(parts + ["\n".join(f"- **{x.level}**: {cell(x.what)}. *{cell(x.cure)}*" for x in r.reasons)])
 
-# %% ../nbs/03_pair.ipynb #33d52ef0
+# %% ../nbs/03_pair.ipynb #c6579069
 def examine(pair,           # a Pair
             texts=None,     # a text, a list or a dict of texts; None: our probes
             models=None,    # (student, teacher) models, to compare their heads instead of the folders'
@@ -281,7 +280,7 @@ def examine(pair,           # a Pair
     r.verdict = LEVELS[max((g for g, *_ in found), default=0)]
     return r
 
-# %% ../nbs/03_pair.ipynb #2952e0e7
+# %% ../nbs/03_pair.ipynb #ec147379
 def doctor(student, teacher=None, texts=None, models=None) -> Report:
     "Is this pair fit to distil? Unlike `Pair`, this answers for a tokenizer that is refused, too."
     sides, refused = {}, []
