@@ -4,24 +4,57 @@
     python tools/demo.py --steps 5  only to see that it runs
 """
 import shlex, sys, time
+from pathlib import Path
 
-from xtokd.cli import main
+from xtokd.cli import main, show
 
-STEPS = 100
+STEPS, GOAL = 400, .9
+FLAGS = "--lr 1.5e-3 --max-grad-norm 0.3 --schedule cosine --batch-size 32 --micro-batch 32 --max-new-tokens 16 --eval-prompts 128 --eval-every 100 --save-every 200"
+
+
+def say(title): print(f"\n\033[1m{title}\033[0m" if sys.stdout.isatty() else f"\n{title}", flush=True)
 
 
 def run(title, *argv):
     "Say what comes, show the command as one would type it, and run it."
-    print(f"\n\033[1m{title}\033[0m" if sys.stdout.isatty() else f"\n{title}")
+    say(title)
     print("$ xtokd " + shlex.join(argv), flush=True)
     code = main(list(argv))
     if code: sys.exit(code)
 
 
-steps = sys.argv[2] if sys.argv[1:2] == ["--steps"] else str(STEPS)
-out = f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}"
-began = time.time()
-run("1. Is this pair fit to distil? The student cuts numbers into digits, the teacher takes up to three at once.", "doctor")
-run("2. How the two cut one sentence:", "align", "Certainly: the number is 894772 altogether.")
-run("3. The student writes, the teacher scores, the student learns:", "distill", "--steps", steps, "--out", out)
-print(f"\nDone in {time.time() - began:.0f} s. Next: make lab, and open nbs/index.ipynb; or xtokd --help.")
+def teacher_accuracy(config):
+    "How often the teacher is right on the prompts that the student was asked, sampled and greedy."
+    from xtokd import Pair
+    from xtokd.evaluate import evaluate
+    from xtokd.prompts import load_prompts
+    from xtokd.step import load_side
+    from xtokd.tiny import check
+    side = load_side("tiny", "teacher", "cpu")
+    found, _ = evaluate(side.model.eval(), None, Pair(side.bv, side.bv), load_prompts("tiny:heldout", config["eval_prompts"]), check, config["max_new_tokens"], seed=config["seed"])
+    return found
+
+
+def outcome(folder):
+    "The student's accuracy before and after beside the teacher's, and whether it came near."
+    from xtokd.runlog import Run
+    log = Run(Path(folder))
+    before, after, teacher = log.evals[0], log.evals[-1], teacher_accuracy(log.config)
+    ways = {"answers sampled": "accuracy_sampled", "likeliest answers": "accuracy"}
+    show([{"accuracy": way, "student before": before[k], "student after": after[k], "teacher": teacher[k], "share of the teacher's": f"{after[k] / teacher[k]:.0%}"} for way, k in ways.items()],
+         f"{after['n']} prompts that were not trained on, after {after['step']} steps")
+    share = min(after[k] / teacher[k] for k in ways.values())
+    said = "reached" if share >= GOAL else f"not reached: {log.config['steps']} steps were asked for, {STEPS} are enough" if log.config["steps"] < STEPS else "not reached"
+    print(f"{GOAL:.0%} of the teacher's accuracy, on text that only the student wrote: {said}.")
+
+
+if __name__ == "__main__":
+    steps = sys.argv[2] if sys.argv[1:2] == ["--steps"] else str(STEPS)
+    out = f"runs/demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    began = time.time()
+    run("1. Is this pair fit to distil? The student cuts numbers into digits, the teacher takes up to three at once.", "doctor")
+    run("2. How the two cut one sentence:", "align", "Certainly: the number is 894772 altogether.")
+    run("3. The student writes, the teacher scores, the student learns:", "distill", "--steps", steps, *FLAGS.split(), "--out", out)
+    say("4. What came of it:")
+    outcome(out)
+    print(f"\nDone in {time.time() - began:.0f} s. Next: make lab, and open nbs/70_the_road.ipynb; or xtokd --help.")
