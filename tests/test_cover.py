@@ -23,19 +23,13 @@ def errors(pair, s_world, t_world, texts):
     "Largest gap between a cell's mass under cover and the counted truth, the truth's mass on impossible tokens, and the unknown shares."
     b = batch_of(pair, s_world, t_world, texts)
     graph = cell_graph(pair.student, pair.teacher)
-    truth = torch.cat([s_world.rows(c) for c in (s_world.codes[x] for x in texts)]).numpy()
     worst, impossible, unknown, seen = 0., 0., [], 0
-    for rows, m, _, gone, graphs, blind in CoverRows(b, graph, min_mass=1e-12).parts:
-        for k, r in enumerate(rows):
-            of = graphs[k].of_student if graphs else graph.cell_s
-            of = np.where((of >= 0) & blind[k][of], -2, of)
-            known = of != -2
-            total = truth[r][known].sum()
-            if total < 1e-9 or gone[k] >= 1: continue
-            want = np.bincount(of[of >= 0], truth[r][of >= 0], m.shape[1]) / total
-            got = m[k].double().numpy() / m[k].double().sum().item()
-            worst, seen = max(worst, np.abs(want - got).max()), seen + 1
-            impossible = max(impossible, truth[r][of == -1].sum())
+    for _, m, p, gone, *_ in CoverRows(b, graph, min_mass=1e-12).parts:      # the batch's student is the exact one: its masses p are the truth
+        for k in range(len(m)):
+            if gone[k] >= 1 or p[k].sum() < 1e-9: continue
+            want, got = p[k] / p[k].sum(), m[k] / m[k].sum()
+            worst, seen = max(worst, (want[:-1] - got).abs().max().item()), seen + 1
+            impossible = max(impossible, want[-1].item())
             unknown.append(gone[k])
     return worst, impossible, np.array(unknown), seen
 
@@ -51,29 +45,40 @@ def digit_world(n_min, n_max, seed=0):
     return texts
 
 
+@pytest.fixture(params=["small", "wide"])
+def either(request, monkeypatch):
+    """Both ways to form the cells of a row: every student token looked at in its context, or only those that the teacher can mean.
+    Gives the gap that is allowed: the second way asks its questions only of masses above 1e-5 (contradictions) and 1e-3 (joins)."""
+    from xtokd.objectives.cells import CellGraph
+    if request.param == "wide": monkeypatch.setattr(CellGraph, "small", 0)
+    cell_graph.cache_clear()
+    yield 1e-4 if request.param == "wide" else 1e-5
+    cell_graph.cache_clear()
+
+
 @pytest.mark.parametrize("group", [2, 3])
-def test_digits_markov(group):
+def test_digits_markov(group, either):
     texts = digit_world(1, 4)
     s, t = digit_groups(1), digit_groups(group)
     pair = make_pair(s, t)
     worst, impossible, unknown, seen = errors(pair, World(texts, s), World(texts, t), ["9632", "963", "96", "9", "1234", "07"])
-    assert seen > 20 and worst < 1e-5 and impossible < 1e-6 and unknown.max() < 1e-5
+    assert seen > 20 and worst < either and impossible < 1e-6 and unknown.max() < 1e-5
 
 
 @pytest.mark.parametrize("group", [2, 3])
-def test_student_longer(group):
+def test_student_longer(group, either):
     texts = digit_world(1, 4)
     s, t = digit_groups(group), digit_groups(1)
     worst, impossible, unknown, seen = errors(make_pair(s, t), World(texts, s), World(texts, t), ["9632", "963", "96", "9", "1234", "07"])
-    assert seen > 10 and worst < 1e-5 and impossible < 1e-6
+    assert seen > 10 and worst < either and impossible < 1e-6
 
 
-def test_two_against_three():
+def test_two_against_three(either):
     texts = digit_world(1, 4)
     for a, b in ((2, 3), (3, 2)):
         s, t = digit_groups(a), digit_groups(b)
         worst, impossible, unknown, seen = errors(make_pair(s, t), World(texts, s), World(texts, t), ["9632", "963", "96", "9"])
-        assert seen > 5 and worst < 1e-5 and impossible < 1e-6, (a, b)
+        assert seen > 5 and worst < either and impossible < 1e-6, (a, b)
 
 
 W1 = markov({"a": .5, "b": .5}, {"a": {"a": .25, "b": .5}, "b": {"a": .5, "b": .25}}, {"a": .25, "b": .25}, 12)

@@ -6,14 +6,14 @@
 __all__ = ['IMPOSSIBLE', 'UNKNOWN', 'LONE', 'DEAD', 'KEEP', 'DROP', 'MIXED', 'as_text', 'first_tokens', 'components', 'CellGraph',
            'cell_graph', 'crossing', 'RowCells', 'status']
 
-# %% ../../nbs/43_cells.ipynb #559e9a08
+# %% ../../nbs/43_cells.ipynb #80bbefc1
 from functools import lru_cache
 
 import numpy as np
 
 from ..trie import ByteTrie
 
-# %% ../../nbs/43_cells.ipynb #48496709
+# %% ../../nbs/43_cells.ipynb #1f088b32
 def as_text(piece):
     "The text of some bytes, or of their longest valid beginning; `` if there is none."
     try: return piece.decode()
@@ -28,7 +28,7 @@ def first_tokens(bv, trie, pieces):
     if len(wrong): ids[wrong] = trie.longest([pieces[k] for k in wrong])
     return ids
 
-# %% ../../nbs/43_cells.ipynb #8af48aaa
+# %% ../../nbs/43_cells.ipynb #2896e64f
 def components(n, a, b):
     "Component label [n] (its smallest node) of the graph with edges a[k] - b[k]."
     label = np.arange(n)
@@ -41,7 +41,7 @@ def components(n, a, b):
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../nbs/43_cells.ipynb #be7367f1
+# %% ../../nbs/43_cells.ipynb #653d00e3
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
     small = 4096   # up to this many student tokens every token is looked at in its context; beyond, only those that the teacher can mean
@@ -52,7 +52,7 @@ class CellGraph:
         self.first_s = self._first(student, self.s_trie, teacher)   # teacher id -> student's first token
         self.first_t = self._first(teacher, self.t_trie, student)   # student id -> teacher's first token
         self._join()
-        self._targets, self._rows, self._pairs, self._after, self._fresh = {}, {}, {}, {}, {}
+        self._targets, self._rows, self._pairs, self._after, self._fresh, self._beyond = {}, {}, {}, {}, {}, {}
 
     @staticmethod
     def _first(writer, trie, of):
@@ -82,7 +82,7 @@ def cell_graph(student, teacher):
     "The `CellGraph` of two ByteVocabs, made once per pair in this process."
     return CellGraph(student, teacher)
 
-# %% ../../nbs/43_cells.ipynb #e24e23fa
+# %% ../../nbs/43_cells.ipynb #594be20d
 def _node_targets(graph, node):
     "Teacher ids [k] that start with the node's bytes and go on, and the student's first token [k] of what is left."
     if node not in graph._targets:
@@ -100,9 +100,20 @@ def _node_depth(graph, node):
     return depth
 
 
-CellGraph.targets, CellGraph.depth = _node_targets, _node_depth
+def _longer(graph, w, cut):
+    "Student tokens that begin with what is left of teacher token w after `cut` bytes, go on, and are still written by the teacher with w first."
+    if (w, cut) not in graph._beyond:
+        whole, tr = graph.t.bytes[w], graph.s_trie
+        node = tr.find([whole[cut:]])[0]
+        ids = tr.order[tr.lo[node] + tr.exact[node]: tr.hi[node]] if node >= 0 else np.zeros(0, np.int64)
+        ids = ids[first_tokens(graph.t, graph.t_trie, [whole[:cut] + graph.s.bytes[u] for u in ids]) == w] if len(ids) else ids
+        graph._beyond[w, cut] = ids
+    return graph._beyond[w, cut]
 
-# %% ../../nbs/43_cells.ipynb #cee72c67
+
+CellGraph.targets, CellGraph.depth, CellGraph.longer = _node_targets, _node_depth, _longer
+
+# %% ../../nbs/43_cells.ipynb #b6ceba51
 def crossing(bv, window, pieces, bounds):
     """How `bv` writes window + piece over position p = len(window), per piece: the start of the token that crosses p (p itself for a cut there), its id (-1 for
     the empty piece), how many cuts it made strictly before p, and whether exactly these were realised in `bounds`; for bytes that are no text the start is -1."""
@@ -133,7 +144,7 @@ def _cross_position(bv, encoded, p, bounds):
     realised = np.searchsorted(np.sort(bounds[bounds > 0]), last, side="right")   # realised cuts up to the last one before p
     return start, token, cuts, (strange == 0) & (cuts == realised)
 
-# %% ../../nbs/43_cells.ipynb #c33321a1
+# %% ../../nbs/43_cells.ipynb #37130535
 def _all_targets(graph, live):
     "Every student token that some live hypothesis begins with."
     u = np.concatenate([graph.targets(n)[1] for n in live.values()] + [np.zeros(0, np.int64)])
@@ -146,7 +157,7 @@ def _examined(graph, live, common):
     if common: return np.zeros(0, np.int64)
     return _all_targets(graph, live)
 
-# %% ../../nbs/43_cells.ipynb #313f83c0
+# %% ../../nbs/43_cells.ipynb #db3b3743
 IMPOSSIBLE, UNKNOWN, LONE, DEAD = -1, -2, -3, -4
 
 
@@ -172,17 +183,15 @@ def _links(graph, window, bounds, live, common):
         pairs[b] = place[ok], self_[at[ok]]
     return ids, link[:-1], link[-1], pairs
 
-# %% ../../nbs/43_cells.ipynb #841aa965
-def _claim_longest(graph, of, targets):
-    "Give every student token that no one looked at to the longest target that it starts with; shorter targets first, so that longer ones win."
+# %% ../../nbs/43_cells.ipynb #c1cb2de3
+def _claim_longest(graph, of, targets, names):
+    "Write names[k] to every student token that starts with targets[k]; shorter targets first, so that the longest one wins. In place."
     tr = graph.s_trie
     nodes = tr.find([graph.s.bytes[u] for u in targets])
-    for u, n in sorted(zip(targets.tolist(), nodes.tolist()), key=lambda x: graph.s.lengths[x[0]]):
-        inside = tr.order[tr.lo[n] + tr.exact[n]: tr.hi[n]]
-        of[inside] = u
+    for k in np.argsort(graph.s.lengths[targets], kind="stable"): of[tr.order[tr.lo[nodes[k]]: tr.hi[nodes[k]]]] = names[k]
     return of
 
-# %% ../../nbs/43_cells.ipynb #695f62bf
+# %% ../../nbs/43_cells.ipynb #9ca43d5c
 class RowCells:
     """Cells of one row: `of_student` [Vs] (cell, or -1 impossible, -2 unknown), `groups` {start: cell per hypothesis}, `links` {start: (hypothesis, student token) pairs
     beyond the targets}, `lone` cell, `of_common` (cell of each fixed cell), `n` cells."""
@@ -206,7 +215,7 @@ def _compact(graph, owner, label, live, common, lone, pairs):
         of_common[graph.cell_s[at]] = of[at]
     return RowCells(of, groups, pairs, int(cell[-1]), of_common, len(names))
 
-# %% ../../nbs/43_cells.ipynb #b42a2572
+# %% ../../nbs/43_cells.ipynb #a3234bed
 def _join_row(graph, owner, ids, link, stop_link, live, common, pairs):
     vs, lone = len(graph.s), len(graph.s)
     stops = np.asarray(graph.s.stop_ids, np.int64)
@@ -227,39 +236,44 @@ def _join_row(graph, owner, ids, link, stop_link, live, common, pairs):
     owner[ids[unknown]] = UNKNOWN
     return _compact(graph, owner, label, live, common, lone, pairs)
 
-# %% ../../nbs/43_cells.ipynb #3817c1de
+# %% ../../nbs/43_cells.ipynb #4843076b
 def _make_row(graph, window, bounds, live, common):
-    vs = len(graph.s)
-    lone_node, ids_all = vs, np.arange(vs)
     ids, link, stop_link, pairs = _links(graph, window, bounds, live, common)
-    claimed = _all_targets(graph, live)
-    owner = np.full(vs, IMPOSSIBLE, np.int64)                      # student token -> representative node
-    if common: owner = np.where(graph.cell_s >= 0, ids_all, IMPOSSIBLE)
-    else:
-        if len(graph.s) > graph.small:
-            owner[graph.s_trie.order] = lone_node
-            owner = _claim_longest(graph, owner, claimed)
-        owner[claimed] = claimed
-        stop_link = LONE if len(graph.s) > graph.small else stop_link
+    if len(graph.s) > graph.small: return _wide_row(graph, ids, link, live)
+    vs, claimed = len(graph.s), _all_targets(graph, live)
+    owner = np.where(graph.cell_s >= 0, np.arange(vs), IMPOSSIBLE) if common else np.full(vs, IMPOSSIBLE, np.int64)   # student token -> representative
+    if not common: owner[claimed] = claimed
     return _join_row(graph, owner, ids, link, stop_link, live, common, pairs)
+
+
+def _wide_row(graph, targets, link, live):
+    "An inner row of a large vocabulary: the graph is over the targets and the lone token only, and every other token goes to the longest target it starts with, else to lone."
+    n = len(targets)
+    to = np.where(link == LONE, n, np.where(link < 0, np.arange(n), np.searchsorted(targets, np.maximum(link, 0))))
+    names, cell = np.unique(components(n + 1, np.arange(n), to), return_inverse=True)
+    of = np.where(graph.cell_s >= 0, cell[n], IMPOSSIBLE).astype(np.int32)
+    _claim_longest(graph, of, targets, cell[:n])
+    at = lambda u: np.where(u >= 0, cell[np.minimum(np.searchsorted(targets, u), n - 1 if n else 0)], UNKNOWN)
+    return RowCells(of, {b: at(graph.targets(x)[1]) for b, x in live.items()}, {}, int(cell[n]), None, len(names))
 
 
 def _row_cells(graph, window, bounds, live, common):
     "`RowCells` after `window` (bytes from the earliest live start), with realised cuts `bounds`, live {start: trie node}, at a common boundary or not."
     key = window, tuple(bounds), tuple(sorted(live.items())), common
     if key not in graph._rows:
-        if len(graph._rows) > 20_000: graph._rows.clear()
+        if len(graph._rows) > min(20_000, 2 ** 26 // len(graph.s)): graph._rows.clear()   # a row of cells is as long as the vocabulary
         graph._rows[key] = _make_row(graph, window, bounds, live, common)
     return graph._rows[key]
 
 
 CellGraph.row = _row_cells
 
-# %% ../../nbs/43_cells.ipynb #762a3c7b
+# %% ../../nbs/43_cells.ipynb #bcfebef7
 def _valid_pairs(graph, prev, nxt):
     "Whether the student writes nxt[k] right after prev[k] [n]; True where prev is no text token (-1) or the bytes are no text."
     key = np.asarray(prev, np.int64) * len(graph.s) + np.asarray(nxt, np.int64)
     memo = graph._pairs
+    if len(memo) > 2_000_000: memo.clear()
     new = [k for k in np.unique(key).tolist() if k not in memo]
     texts, known = [], []
     for k in new:
@@ -274,7 +288,7 @@ def _valid_pairs(graph, prev, nxt):
 
 CellGraph.valid_pairs = _valid_pairs
 
-# %% ../../nbs/43_cells.ipynb #0e3680d4
+# %% ../../nbs/43_cells.ipynb #5b1bde8b
 KEEP, DROP, MIXED = 0, 1, 2
 
 
