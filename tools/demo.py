@@ -9,7 +9,7 @@ from pathlib import Path
 from xtokd.cli import main, show
 
 STEPS, GOAL = 400, .9
-FLAGS = "--lr 1.5e-3 --max-grad-norm 0.3 --schedule cosine --batch-size 32 --micro-batch 32 --max-new-tokens 16 --eval-prompts 128 --eval-every 100 --save-every 200"
+FLAGS = "--lr 1.5e-3 --max-grad-norm 0.3 --schedule cosine --batch-size 32 --micro-batch 32 --max-new-tokens 16 --eval-prompts 256 --eval-every 100 --save-every 200"
 
 
 def say(title): print(f"\n\033[1m{title}\033[0m" if sys.stdout.isatty() else f"\n{title}", flush=True)
