@@ -40,8 +40,8 @@ def outcome(folder):
     from xtokd.runlog import Run
     log = Run(Path(folder))
     before, after, teacher = log.evals[0], log.evals[-1], teacher_accuracy(log.config)
-    ways = {"answers sampled": "accuracy_sampled", "likeliest answers": "accuracy"}
-    show([{"accuracy": way, "student before": before[k], "student after": after[k], "teacher": teacher[k], "share of the teacher's": f"{after[k] / teacher[k]:.0%}"} for way, k in ways.items()],
+    ways = {"sampled answers": "accuracy_sampled", "likeliest answers": "accuracy"}
+    show([{"accuracy": way, "before": before[k], "after": after[k], "teacher": teacher[k], "of the teacher's": f"{after[k] / teacher[k]:.0%}"} for way, k in ways.items()],
          f"{after['n']} prompts that were not trained on, after {after['step']} steps")
     share = min(after[k] / teacher[k] for k in ways.values())
     said = "reached" if share >= GOAL else f"not reached: {log.config['steps']} steps were asked for, {STEPS} are enough" if log.config["steps"] < STEPS else "not reached"
