@@ -3,8 +3,10 @@
     python tools/demo.py            the tiny pair, minutes on two cores
     python tools/demo.py --steps 5  only to see that it runs
 """
-import shlex, sys, time
+import os, shlex, sys, time
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")    # models this small gain nothing from a second thread, and lose much where it has to wait for a core
 
 from xtokd.cli import main, show
 
