@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_rows', 'Rows', 'PairBatch', 'segment_sums']
 
-# %% ../nbs/10_batch.ipynb #a3e534d9
+# %% ../nbs/10_batch.ipynb #34710d6b
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from .align import align_batch
 from .bytevocab import ByteVocab
 
-# %% ../nbs/10_batch.ipynb #cde0d93a
+# %% ../nbs/10_batch.ipynb #36dd0480
 def check_rows(logits, ids, side):
     "Refuse logits whose row counts differ from the number of ids."
     if len(logits) != len(ids):
@@ -24,7 +24,7 @@ def check_rows(logits, ids, side):
             raise ValueError(f"{side} sample {k}: {len(i)} ids need logits of shape [{len(i)}, vocabulary], got {tuple(l.shape)}. "
                              "Row r must be the prediction of id r: cut the response rows with xtokd.score.response_logits.")
 
-# %% ../nbs/10_batch.ipynb #35d57351
+# %% ../nbs/10_batch.ipynb #a226aaec
 class Rows:
     "Next-token rows of a whole batch, flat over its samples: row r predicts token r."
     def __init__(self,
@@ -45,7 +45,7 @@ class Rows:
 
     def __repr__(self): return f"Rows({len(self)} rows x {self.width} ids of {self.bv.name}, {len(self.logits)} samples)"
 
-# %% ../nbs/10_batch.ipynb #49ea51ba
+# %% ../nbs/10_batch.ipynb #4b190989
 def _slice(rows, lo, hi):
     "Raw logits [hi - lo, width] of the flat rows lo..hi."
     first, last = np.searchsorted(rows.offsets, [lo, hi - 1], side="right") - 1
@@ -73,7 +73,7 @@ def _take(rows, index):
 
 Rows.logp, Rows.take = _logp, _take
 
-# %% ../nbs/10_batch.ipynb #0ad6f13c
+# %% ../nbs/10_batch.ipynb #a828024c
 def _gather(rows, ids, lo=0, hi=None):
     "Log-probabilities [hi - lo, k] of given ids: [k] for all rows or [hi - lo, k] per row."
     logp = rows.logp(lo, hi)
@@ -95,7 +95,7 @@ def _topk(rows, k, lo=0, hi=None):
 
 Rows.gather, Rows.realised, Rows.topk = _gather, _realised, _topk
 
-# %% ../nbs/10_batch.ipynb #897d347c
+# %% ../nbs/10_batch.ipynb #4674e244
 @dataclass(repr=False)
 class PairBatch:
     "Student responses, the same bytes in teacher tokens, their alignment, and both sides' rows."
@@ -115,7 +115,7 @@ class PairBatch:
         a = self.alignment
         return f"PairBatch({len(a)} samples, {len(a.student_ids)} student tokens, {len(a.teacher_ids)} teacher tokens, {len(a.chunks)} chunks)"
 
-# %% ../nbs/10_batch.ipynb #b969c17b
+# %% ../nbs/10_batch.ipynb #33621c97
 def _pieces(batch, rows_at_once):
     "Sample ranges (first, last) of at most `rows_at_once` student tokens (or one sample)."
     first, off = 0, batch.alignment.student_offsets
@@ -127,7 +127,7 @@ def _pieces(batch, rows_at_once):
 
 PairBatch.pieces = _pieces
 
-# %% ../nbs/10_batch.ipynb #fe8af03e
+# %% ../nbs/10_batch.ipynb #ffb11ef4
 def _flat(values, n, name, device):
     "Per-sample vectors joined to one float32 vector of n values without gradient; None stays None."
     if values is None: return None
@@ -154,7 +154,7 @@ def _from_logits(cls, pair, student_ids, teacher_ids, student_logits, teacher_lo
 
 PairBatch.from_logits = classmethod(_from_logits)
 
-# %% ../nbs/10_batch.ipynb #5f569ba9
+# %% ../nbs/10_batch.ipynb #45a1fe6c
 def segment_sums(rows, row, lo, hi, order):
     "Sums [S] of rows[row[s], order[lo[s]:hi[s]]]: the mass of stretches of a sorted vocabulary, in float64 on a CPU and in the rows' float32 elsewhere."
     row, lo, hi = (torch.as_tensor(x, device=rows.device, dtype=torch.long) for x in (row, lo, hi))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ByteVocab']
 
-# %% ../nbs/00_bytevocab.ipynb #132e7fcb
+# %% ../nbs/00_bytevocab.ipynb #6f846067
 import hashlib, json, re, unicodedata
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from .pieces import FALLBACK, UTF8_BYTES, Recipe, UnsupportedTokenizer, read_recipe, steps_of
 
-# %% ../nbs/00_bytevocab.ipynb #7e4c3450
+# %% ../nbs/00_bytevocab.ipynb #fd240781
 @dataclass
 class _Table:
     "What every id of a vocabulary stands for."
@@ -43,7 +43,7 @@ def _digest(*parts) -> str:
         h.update(len(p).to_bytes(8, "little") + p)
     return h.hexdigest()
 
-# %% ../nbs/00_bytevocab.ipynb #45edf76b
+# %% ../nbs/00_bytevocab.ipynb #6c7b0a57
 def _pieces(backend: Tokenizer, name: str) -> list:
     "The model's piece of each id, '' in holes."
     n, piece = backend.get_vocab_size(with_added_tokens=False), backend.model.id_to_token
@@ -61,7 +61,7 @@ def _check_added(model, added: dict, name: str):
         if model.id_to_token(i) not in (None, t.content) or model.token_to_id(t.content) not in (None, i):
             raise UnsupportedTokenizer(name, f"its added token {t.content!r} shares its id {i} with another piece.", "Repair the ids of the added tokens.")
 
-# %% ../nbs/00_bytevocab.ipynb #235020e3
+# %% ../nbs/00_bytevocab.ipynb #51ae7187
 def _added_bytes(token: AddedToken, in_model: bool, recipe: Recipe) -> bytes:
     "The bytes of an added token: its own text, unless the model writes the same piece."
     if token.special: return b""
@@ -88,7 +88,7 @@ def _table(backend: Tokenizer, recipe: Recipe, added: dict, name: str) -> _Table
     key = _digest("\0".join(pieces), repr(recipe), repr([(i, str(t)) for i, t in sorted(added.items())]))
     return _remember(key, lambda: _build_table(pieces, backend.model, added, recipe, key))
 
-# %% ../nbs/00_bytevocab.ipynb #20485e80
+# %% ../nbs/00_bytevocab.ipynb #f55dd9de
 def _mid_text(steps):
     "The same steps without whatever they put in front of a text."
     if isinstance(steps, list): return [_mid_text(s) for s in steps if s["type"] != "Prepend"]
@@ -110,7 +110,7 @@ def _shell(backend: Tokenizer, disguised=()) -> Tokenizer:
     shell.model = backend.model          # shared, not copied: 150k merges cost nothing
     return shell
 
-# %% ../nbs/00_bytevocab.ipynb #ba9bf3ea
+# %% ../nbs/00_bytevocab.ipynb #37f76aed
 def _disguised(shell: Tokenizer, backend: Tokenizer, recipe: Recipe, special: np.ndarray) -> set:
     "Control pieces and byte pieces that `shell` would make out of ordinary text such as '</s>' or '<0x41>'."
     texts = [backend.id_to_token(i) for i in np.flatnonzero(special).tolist()] + list(FALLBACK) * recipe.byte_fallback
@@ -132,7 +132,7 @@ def _cutter(backend: Tokenizer, recipe: Recipe, table: _Table, added: dict, name
         raise UnsupportedTokenizer(name, "its vocabulary has holes that its added tokens fall into.", "Renumber the vocabulary without holes.")
     return shell, moved
 
-# %% ../nbs/00_bytevocab.ipynb #ec593ddd
+# %% ../nbs/00_bytevocab.ipynb #f7ecc662
 _PROBES = ("In 1729, a taxi cost $12.50!", " leading", "trailing ", "  two  spaces\t\ttabs\n\n\r\nend \n", "don't  I'LL  x=y_z;\n    return f(a,b)//2",
            "naïve café Straße Ærø", "Привет, мир", "你好，世界。これは試験です", "مرحبا بالعالم", "שלום", "हिन्दी ไทย 한국어", "👩‍👩‍👧‍👦 🇨🇭 ❤️ 🤷🏽‍♀️",
            "ℝ ∑ ½ Ⅻ", "\x00\x01\x7f\u0080\u200b\ufeff", "</s><s><unk><0x41><|im_end|><|endoftext|>[CLS]", "##a ##", "\U0001f9ff\U00020000", "0 00 000 0000 00000")
@@ -156,7 +156,7 @@ def _self_check(bv):
             raise UnsupportedTokenizer(bv.name, f"the bytes of its ids are not the bytes of its text: {text!r} came back as {bv.decode(ids)!r}.", 
                                        "Report the tokenizer's normalizer, pre-tokenizer and decoder: this combination is new.")
 
-# %% ../nbs/00_bytevocab.ipynb #87aa5312
+# %% ../nbs/00_bytevocab.ipynb #c416db24
 def _from_name(name) -> tuple:
     "(tokenizer, folder or None) of a folder, a tokenizer.json, a name that xtokd knows, or a hub name."
     path = Path(name).expanduser()
@@ -177,7 +177,7 @@ def _backend_of(hf, name: str) -> Tokenizer:
     if isinstance(backend, Tokenizer): return backend
     raise UnsupportedTokenizer(name, f"{type(hf).__name__} has no `tokenizers` backend, so its pieces cannot be read.", "Load the fast tokenizer, or convert it with transformers' convert_slow_tokenizer.")
 
-# %% ../nbs/00_bytevocab.ipynb #39293482
+# %% ../nbs/00_bytevocab.ipynb #704e256c
 def _generation_stops(where):
     "eos_token_id of the generation_config.json of a folder or a hub name, or None."
     path = where and Path(where) / "generation_config.json"
@@ -195,7 +195,7 @@ def _stop_ids(stops, where, hf, size: int, name: str) -> tuple:
     if any(not 0 <= i < size for i in ids): raise ValueError(f"{name}: stop ids {ids} are not all ids of this tokenizer (0 to {size - 1}); pass the right ones as stops=[...]")
     return ids
 
-# %% ../nbs/00_bytevocab.ipynb #a375080f
+# %% ../nbs/00_bytevocab.ipynb #67f3eef0
 def _as_ids(ids, size: int, name: str) -> np.ndarray:
     "Ids as an int64 array; an id that this vocabulary does not have is refused."
     ids = np.asarray(ids, dtype=np.int64).reshape(-1)
@@ -204,7 +204,7 @@ def _as_ids(ids, size: int, name: str) -> np.ndarray:
         raise ValueError(f"{name}: {bad} is not an id of this vocabulary (0 to {size - 1}); the ids come from another tokenizer, or carry padding such as -100")
     return ids
 
-# %% ../nbs/00_bytevocab.ipynb #609bf4a8
+# %% ../nbs/00_bytevocab.ipynb #291899a8
 class _Decoder:
     "The half of `ByteVocab` that reads ids."
     def __len__(self): return len(self._table.bytes)
@@ -229,7 +229,7 @@ class _Decoder:
         ids = _as_ids(ids, len(self), self.name)
         return np.concatenate([[0], np.cumsum(self.lengths[ids], dtype=np.int64)])
 
-# %% ../nbs/00_bytevocab.ipynb #4b6b336e
+# %% ../nbs/00_bytevocab.ipynb #1f0fea00
 class _Encoder:
     "The half of `ByteVocab` that cuts text."
     def _writable(self, text: str) -> str:
@@ -270,7 +270,7 @@ class _Encoder:
         except UnicodeDecodeError: return False
         return all(a == b.tolist() for a, b in zip(self.encode_batch(texts), runs))
 
-# %% ../nbs/00_bytevocab.ipynb #66f5f385
+# %% ../nbs/00_bytevocab.ipynb #820958e6
 class ByteVocab(_Decoder, _Encoder):
     "The exact bytes of every id of a tokenizer, and the cut of a text in the middle of a text."
     def __new__(cls, tok=None, stops=None, name=None): return tok if isinstance(tok, ByteVocab) and stops is None else super().__new__(cls)

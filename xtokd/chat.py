@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['messages_of', 'plain_text', 'prefix_ids', 'render', 'turn_end', 'respond']
 
-# %% ../nbs/04_chat.ipynb #a955e1cd
+# %% ../nbs/04_chat.ipynb #f462b74b
 import re
 from functools import lru_cache
 
 from .bytevocab import ByteVocab
 
-# %% ../nbs/04_chat.ipynb #b824bb5c
+# %% ../nbs/04_chat.ipynb #45000ac4
 def messages_of(item):  # a str, a list of messages, or a dict with "prompt" or "messages"
     "`(text, None)` for a bare prompt, `(None, messages)` for a conversation."
     if isinstance(item, dict):
@@ -25,7 +25,7 @@ def messages_of(item):  # a str, a list of messages, or a dict with "prompt" or 
     if not messages: raise ValueError("an empty list of messages: give at least one")
     return None, messages
 
-# %% ../nbs/04_chat.ipynb #6d12697d
+# %% ../nbs/04_chat.ipynb #cc56b2be
 @lru_cache(16)
 def _specials(bv):
     "The control tokens of a tokenizer by their text."
@@ -43,7 +43,7 @@ def _deep(x, change):
     if isinstance(x, dict): return {k: _deep(v, change) for k, v in x.items()}
     return [_deep(v, change) for v in x] if isinstance(x, (list, tuple)) else x
 
-# %% ../nbs/04_chat.ipynb #02f10f41
+# %% ../nbs/04_chat.ipynb #85d424e2
 def _mask(messages, texts):
     "Messages in which no control token can be read, and the character that prevents it ('' where nothing had to be done)."
     found, seen = _pattern(texts), []
@@ -52,7 +52,7 @@ def _mask(messages, texts):
     mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in s for s in seen) and not any(c in t for t in texts))
     return _deep(messages, lambda s: found.sub(lambda m: m[0][0] + mark + m[0][1:], s)), mark
 
-# %% ../nbs/04_chat.ipynb #2af938c7
+# %% ../nbs/04_chat.ipynb #60dae099
 def _lead(bv, text, after=""):  # after: the control token before `text`, "" at the start
     "The dummy space that a Llama-2 style tokenizer puts before such a text, or nothing."
     probe = (" " if text[:1] == " " else "") + "a"
@@ -64,7 +64,7 @@ def _plain_ids(bv, text, after=""):
     "Ids of text that starts a sequence or follows a control token; no control token is recognised inside."
     return bv.encode(_lead(bv, text, after) + text) if text else []
 
-# %% ../nbs/04_chat.ipynb #f15dd6db
+# %% ../nbs/04_chat.ipynb #104ad4f9
 def _unmask(text, mark, specials):
     "The pieces of masked text: whole, but parted where a token that is not special (`<｜User｜>` of DeepSeek) would else be read."
     whole = _pattern([t[0] + mark + t[1:] for t in specials])
@@ -83,7 +83,7 @@ def _cut(bv, text, specials, mark):
         if m: ids.append(specials[m[0]][0]); at, after = m.end(), m[0]
     return ids
 
-# %% ../nbs/04_chat.ipynb #c0c06638
+# %% ../nbs/04_chat.ipynb #1e2ee5da
 def _template(bv):
     "Does this side have a chat template?"
     return bool(getattr(bv.hf, "chat_template", None))
@@ -98,7 +98,7 @@ def _rendered(bv, messages, add_generation_prompt, kwargs):
         raise ValueError(f"the chat template of {bv.name} refuses these messages (roles: {roles}): {e}. Change the messages, for instance by "
                          "moving a system text into the first user message") from e
 
-# %% ../nbs/04_chat.ipynb #bceef897
+# %% ../nbs/04_chat.ipynb #6d4fa22b
 def _markup(bv, kwargs):
     "Tokens that are not special but are written by the template."
     try: text = _rendered(bv, [{"role": "user", "content": "a"}], True, kwargs)
@@ -119,20 +119,20 @@ def _chat_ids(bv, messages, add_generation_prompt, kwargs):
     raise ValueError(f"a message spells out a control token and the chat template of {bv.name} acts on it, so that text and markup cannot be told apart; "
                      "take the control token out of the message")
 
-# %% ../nbs/04_chat.ipynb #0ec069b6
+# %% ../nbs/04_chat.ipynb #06b181c9
 def plain_text(messages, add_generation_prompt=True):
     "A conversation as a base model can read it."
     def words(c): return c if isinstance(c, str) else "".join(p.get("text", "") for p in c or ())
     turns = [f"{m['role'].capitalize()}:\n{words(m.get('content')).strip()}\n\n" for m in messages]
     return "".join(turns) + ("Assistant:\n" if add_generation_prompt else "")
 
-# %% ../nbs/04_chat.ipynb #300da90c
+# %% ../nbs/04_chat.ipynb #5d0bf63f
 def prefix_ids(bv):
     "What the tokenizer itself puts before a text: its beginning-of-text token, or nothing."
     cut = bv.tokenizer.encode("a", add_special_tokens=True)
     return cut.ids[:[*cut.special_tokens_mask, 0].index(0)]
 
-# %% ../nbs/04_chat.ipynb #86b7073c
+# %% ../nbs/04_chat.ipynb #7791bcde
 def render(tok,                         # a ByteVocab, or anything that ByteVocab takes
            item,                        # a text, a list of messages, or a dict with "prompt" or "messages"
            add_generation_prompt=True,  # open the answer (and whatever thinking tag the template puts there)
@@ -144,7 +144,7 @@ def render(tok,                         # a ByteVocab, or anything that ByteVoca
     if _template(bv): return _chat_ids(bv, messages or [{"role": "user", "content": text}], add_generation_prompt, template_kwargs)
     return prefix_ids(bv) + _plain_ids(bv, plain_text(messages, add_generation_prompt) if messages else text)
 
-# %% ../nbs/04_chat.ipynb #bc580aaa
+# %% ../nbs/04_chat.ipynb #9f1b7dcb
 def turn_end(tok):  # None where the side has no stop id and its template writes none
     "The control token that ends this side's answers."
     bv = ByteVocab(tok)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['response_text', 'ratio', 'text_logp', 'reverse_kl', 'accuracy', 'evaluate']
 
-# %% ../nbs/16_evaluate.ipynb #fd1ed8c1
+# %% ../nbs/16_evaluate.ipynb #340860bf
 import math
 import torch
 
@@ -14,12 +14,12 @@ from .rollout import rollout
 from .runlog import wilson
 from .score import response_logits, retokenise, sequence_logp
 
-# %% ../nbs/16_evaluate.ipynb #4361425c
+# %% ../nbs/16_evaluate.ipynb #5cbcd0df
 def response_text(bv, ids):
     "Text of response ids, a final stop id left out; half characters show as U+FFFD"
     return bv.decode(ids[:-1] if len(ids) and ids[-1] in bv.stop_ids else ids).decode("utf-8", "replace")
 
-# %% ../nbs/16_evaluate.ipynb #f6c580e0
+# %% ../nbs/16_evaluate.ipynb #09cd221f
 def ratio(totals, sizes):
     "sum(totals) / sum(sizes) and its standard error (delta method)"
     totals, sizes = torch.tensor(totals, dtype=torch.float64), torch.tensor(sizes, dtype=torch.float64)
@@ -27,7 +27,7 @@ def ratio(totals, sizes):
     r = totals.sum() / sizes.sum()
     return float(r), float((totals - r*sizes).std() / sizes.mean() / len(sizes)**.5) if len(sizes) > 1 else math.nan
 
-# %% ../nbs/16_evaluate.ipynb #af3d042c
+# %% ../nbs/16_evaluate.ipynb #070216be
 @torch.no_grad()
 def text_logp(model, bv, prompts, ids, micro_batch=8, max_length=None):
     "Log-probability of each response under its own model; None where it does not fit into `max_length`"
@@ -38,7 +38,7 @@ def text_logp(model, bv, prompts, ids, micro_batch=8, max_length=None):
         found += [float(sequence_logp(r, x, len(bv), bv.stop_ids)) if len(r) == len(x) else None for r, x in zip(rows, ids[part])]
     return found
 
-# %% ../nbs/16_evaluate.ipynb #5b81a696
+# %% ../nbs/16_evaluate.ipynb #d09dd7b1
 def reverse_kl(student, teacher, pair, prompts, responses, micro_batch=8, max_length=None):
     "Sampled reverse KL per byte of responses that the student wrote at temperature 1; `prompts` is (student's ids, teacher's ids)"
     other = retokenise(pair.student, pair.teacher, responses)
@@ -50,7 +50,7 @@ def reverse_kl(student, teacher, pair, prompts, responses, micro_batch=8, max_le
     value, error = ratio([ours[i] - theirs[i] for i in use], [max(sizes[i], 1) for i in use])
     return {"rkl_per_byte": value, "rkl_error": error, "rkl_n": len(use)}
 
-# %% ../nbs/16_evaluate.ipynb #e9cb1696
+# %% ../nbs/16_evaluate.ipynb #da0f887e
 def accuracy(scores):
     "Mean score with a 95 % Wilson interval"
     p, n = sum(scores) / len(scores), len(scores)

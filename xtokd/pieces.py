@@ -6,13 +6,13 @@
 __all__ = ['UTF8_BYTES', 'FALLBACK', 'UnsupportedTokenizer', 'byte_alphabet', 'spell_bytelevel', 'spell_text', 'steps_of',
            'is_marker', 'Recipe', 'read_recipe']
 
-# %% ../nbs/000_pieces.ipynb #edb9b6b2
+# %% ../nbs/000_pieces.ipynb #8ea5f5b6
 import json, re
 from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-# %% ../nbs/000_pieces.ipynb #db9d723c
+# %% ../nbs/000_pieces.ipynb #f0070d91
 class UnsupportedTokenizer(ValueError):
     "The bytes of this tokenizer's ids cannot be known exactly; says which tokenizer, why, and what to do."
     def __init__(self,
@@ -23,7 +23,7 @@ class UnsupportedTokenizer(ValueError):
         self.name, self.reason, self.remedy = name, reason, remedy
     def __str__(self): return f"{self.name}: {self.reason} {self.remedy}"
 
-# %% ../nbs/000_pieces.ipynb #32c604b6
+# %% ../nbs/000_pieces.ipynb #57b8ebdb
 def byte_alphabet() -> dict[str, int]:  # character -> byte
     "The 256 characters in which byte-level vocabularies write their bytes (GPT-2's table)."
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]   # bytes that Latin-1 prints: they stand for themselves
@@ -35,7 +35,7 @@ _BYTE = np.full(325, -1, np.int16)                                        # code
 _BYTE[[ord(c) for c in _ALPHABET]] = list(_ALPHABET.values())
 UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}   # bytes that a valid text can contain
 
-# %% ../nbs/000_pieces.ipynb #4abc597b
+# %% ../nbs/000_pieces.ipynb #ade3b063
 def spell_bytelevel(pieces: list[str]) -> list[bytes]:
     "The bytes of byte-level pieces; a piece with a character outside the alphabet is literal text."
     codes = np.frombuffer("".join(pieces).encode("utf-32-le"), np.uint32)
@@ -45,7 +45,7 @@ def spell_bytelevel(pieces: list[str]) -> list[bytes]:
     for i in np.unique(np.searchsorted(ends, np.flatnonzero(values < 0), "right")): out[i] = pieces[i].encode()
     return out
 
-# %% ../nbs/000_pieces.ipynb #5c0cfe65
+# %% ../nbs/000_pieces.ipynb #f4408ab1
 FALLBACK = {f"<0x{b:02X}>": bytes([b]) for b in range(256)}
 
 def spell_text(pieces: list[str],
@@ -58,7 +58,7 @@ def spell_text(pieces: list[str],
     out = [p.encode() for p in pieces]
     return [FALLBACK.get(p, b) for p, b in zip(pieces, out)] if byte_fallback else out
 
-# %% ../nbs/000_pieces.ipynb #212c1404
+# %% ../nbs/000_pieces.ipynb #54cd26dc
 def steps_of(component) -> list[dict]:
     "A normalizer, pre-tokenizer or decoder as a flat list of its steps, in order."
     def flat(s):
@@ -71,7 +71,7 @@ def is_marker(step: dict) -> bool:
     "Does this normalizer step write spaces as another character?"
     return step["type"] == "Replace" and " " in step["pattern"].values() and step["content"] not in ("", " ")
 
-# %% ../nbs/000_pieces.ipynb #188126b1
+# %% ../nbs/000_pieces.ipynb #2f0709ce
 @dataclass(frozen=True)
 class Recipe:
     "How a tokenizer writes text in its pieces."
@@ -97,7 +97,7 @@ class Recipe:
         if not self.byte_level: return spell_text(pieces, self.marker, self.prefix, self.byte_fallback)
         return spell_bytelevel([p.removeprefix(self.prefix) for p in pieces] if self.prefix else pieces)
 
-# %% ../nbs/000_pieces.ipynb #49a56749
+# %% ../nbs/000_pieces.ipynb #6867d963
 _SPACE_LOSERS = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit"}
 
 def _check_pre_tokenizer(steps, name):
@@ -117,7 +117,7 @@ def _check_decoder(steps, recipe, name):
                  or t == "Replace" and (source, gone) in {(recipe.marker, " "), (recipe.prefix, "")})
         if not known: raise UnsupportedTokenizer(name, f"its decoder step {json.dumps(s)} does not fit its class ({recipe.kind}), so what its pieces stand for is not certain.")
 
-# %% ../nbs/000_pieces.ipynb #e303d504
+# %% ../nbs/000_pieces.ipynb #f0aa43e0
 def read_recipe(backend: Tokenizer, name: str = "tokenizer") -> Recipe:
     "How this tokenizer writes text in its pieces; raises `UnsupportedTokenizer` where that is not certain."
     norm, pre, dec = (steps_of(getattr(backend, c)) for c in ("normalizer", "pre_tokenizer", "decoder"))

@@ -10,7 +10,7 @@ __all__ = ['ONES', 'TENS', 'FORMS', 'LENGTHS', 'TEACHER_PROSE', 'STUDENT_PROSE',
            'learning_rate', 'supervised', 'train_side', 'save_side', 'write_jsonl', 'continued', 'measured',
            'train_pair', 'main']
 
-# %% ../nbs/08_tiny.ipynb #63754ac5
+# %% ../nbs/08_tiny.ipynb #dec774fb
 import json
 import random
 import re
@@ -19,7 +19,7 @@ import zlib
 from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-# %% ../nbs/08_tiny.ipynb #3a3bc572
+# %% ../nbs/08_tiny.ipynb #80f2f5b0
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
         "fifteen sixteen seventeen eighteen nineteen").split()
 TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -33,13 +33,13 @@ def number_words(n: int) -> str:  # 0 <= n < 1_000_000
     rest = f" {number_words(n % size)}" if n % size else ""
     return f"{number_words(n // size)} {name}{rest}"
 
-# %% ../nbs/08_tiny.ipynb #5bd26710
+# %% ../nbs/08_tiny.ipynb #f4ba3757
 FORMS = (("{words}", "The number is {digits}."),
          ("{words}, please", "Certainly: {digits}"),
          ("{words} in digits", "{digits} altogether."))
 LENGTHS = (4, 10, 20, 22, 22, 22)   # weights of numbers of 1, 2, ... 6 digits
 
-# %% ../nbs/08_tiny.ipynb #4d37e3c1
+# %% ../nbs/08_tiny.ipynb #f3b3db0a
 def split_of(n: int) -> str:
     "`'heldout'` for one number in eight, else `'train'`."
     return "heldout" if zlib.crc32(str(n).encode()) % 8 == 0 else "train"
@@ -54,7 +54,7 @@ def make_item(rng: random.Random, split: str = "train") -> dict:
     ask, say = rng.choice(FORMS)
     return {"prompt": ask.format(words=number_words(n)), "answer": str(n), "reference": say.format(digits=n)}
 
-# %% ../nbs/08_tiny.ipynb #ba7e797b
+# %% ../nbs/08_tiny.ipynb #92720a97
 def items(n: int,                # how many
           seed: int = 0,
           split: str = "train"   # "train" or "heldout": no number occurs in both
@@ -66,7 +66,7 @@ def items(n: int,                # how many
         found.setdefault(item["prompt"], item)
     return list(found.values())
 
-# %% ../nbs/08_tiny.ipynb #e379df14
+# %% ../nbs/08_tiny.ipynb #c65bd5da
 def check(item: dict,   # with "answer"
           text: str     # a response
          ) -> float:
@@ -74,7 +74,7 @@ def check(item: dict,   # with "answer"
     numbers = re.findall(r"[0-9]+", text)
     return float(bool(numbers) and numbers[-1] == item["answer"])
 
-# %% ../nbs/08_tiny.ipynb #9f113b2d
+# %% ../nbs/08_tiny.ipynb #469b9e71
 TEACHER_PROSE = """Question: is it a question? Answer: there is one question and one answer. To each question an answer, to each answer a question.
 The river bends twice before it reaches the old town, and in spring the water stands in the fields. A number of boats are gathered there, as they were in the past.
 The rather tall mother and the other brother gather together; neither is at home in weather of this kind, and either of them would rather rest in the inn than stand in the rain.
@@ -83,13 +83,13 @@ This is the thing: each digit in the line is the sign of a thing that is there. 
 It contains a strain of salt, also some almond, all also in the hall, although an alto sings alto to the alto, and the altos alter the alto. We hold that the bed, the bird and the bear belong to the member, the chamber and the timber.
 The numb thumb and the humble plum are in the drum. Under the sum of the column a summer hum is heard. A reader of the index would find the index of the indoor things: inside, indeed, into, inn."""
 
-# %% ../nbs/08_tiny.ipynb #fc9b0c88
+# %% ../nbs/08_tiny.ipynb #e5eef71c
 STUDENT_PROSE = """Numbers are written with digits, and a number is read from the left. The number of the page is at the top; the numbers of the lines are at the side.
 We go together, all together: they sing together, also together they are all alone. Together the number is larger. Certainly the certainty of a certain number is certainly small.
 The clerk counts also, and all the answers come in digits. Please write the number, and please write it plainly. What is the number? The number is the answer; the answer is the number.
 Dates, prices, distances and weights are also numbers. In digits they are short, in words they are long. Early fairly nearly clearly yearly the newly folded paper only lonely truly finely."""
 
-# %% ../nbs/08_tiny.ipynb #8f25dfae
+# %% ../nbs/08_tiny.ipynb #a9d61484
 TEACHER_CUTS = r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 STUDENT_CUTS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
 
@@ -103,7 +103,7 @@ def train_bpe(lines: list[str], pattern: str, merges: int, specials: tuple = ())
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return tok
 
-# %% ../nbs/08_tiny.ipynb #1072ad16
+# %% ../nbs/08_tiny.ipynb #013b4c1a
 def add_digit_groups(tok: Tokenizer) -> Tokenizer:
     "The same tokenizer with merges that take every two and three digits to one token."
     state = json.loads(tok.to_str())
@@ -114,7 +114,7 @@ def add_digit_groups(tok: Tokenizer) -> Tokenizer:
         vocab[text] = len(vocab)
     return Tokenizer.from_str(json.dumps(state))
 
-# %% ../nbs/08_tiny.ipynb #84c5e403
+# %% ../nbs/08_tiny.ipynb #7031fd86
 TEACHER_CHAT = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}Answer:
 {{ m['content'] }}{{ eos_token }}
 {% elif m['role'] == 'user' %}Question:
@@ -125,7 +125,7 @@ TEACHER_CHAT = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assi
 STUDENT_CHAT = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}<reply>{{ m['content'] }}{{ eos_token }}\
 {% else %}<user>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<reply>{% endif %}"""
 
-# %% ../nbs/08_tiny.ipynb #481ef740
+# %% ../nbs/08_tiny.ipynb #57bf3a20
 def teacher_backend(lines: list[str]) -> Tokenizer:
     "The teacher's tokenizer, without template: prose and number words, digits in threes."
     tok = add_digit_groups(train_bpe(TEACHER_PROSE.splitlines() * 40 + lines, TEACHER_CUTS, 260))
@@ -139,7 +139,7 @@ def student_backend(lines: list[str]) -> Tokenizer:
     tok.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     return tok
 
-# %% ../nbs/08_tiny.ipynb #190cef8d
+# %% ../nbs/08_tiny.ipynb #b3b66c1a
 def build_tokenizers(seed: int = 0) -> tuple:  # (student, teacher)
     "Both tokenizers as transformers knows them, with special tokens and chat templates."
     from transformers import PreTrainedTokenizerFast
@@ -151,7 +151,7 @@ def build_tokenizers(seed: int = 0) -> tuple:  # (student, teacher)
     student.chat_template, teacher.chat_template = STUDENT_CHAT, TEACHER_CHAT
     return student, teacher
 
-# %% ../nbs/08_tiny.ipynb #d48c3df6
+# %% ../nbs/08_tiny.ipynb #0c474dd3
 SHAPES = {"student": dict(hidden_size=96, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256),
           "teacher": dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256)}
 ROUND = {"student": 1, "teacher": 64}   # the head's width is a multiple of this
@@ -167,7 +167,7 @@ def build_model(role: str, tok, seed: int = 0):  # a LlamaForCausalLM in float32
                          eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, **SHAPES[role])
     return LlamaForCausalLM(config)
 
-# %% ../nbs/08_tiny.ipynb #893c543d
+# %% ../nbs/08_tiny.ipynb #f2c564cc
 def spell_digits(model, tok, std: float = 0.05, seed: int = 0) -> None:
     "Write sums of digit-in-place vectors over the (tied) embeddings of all one-, two- and three-digit tokens."
     import torch
@@ -180,7 +180,7 @@ def spell_digits(model, tok, std: float = 0.05, seed: int = 0) -> None:
             spelled = sum(place[i, int(d)] for i, d in enumerate(text)) + length[len(text)]
             table[tok.convert_tokens_to_ids(text)] = spelled
 
-# %% ../nbs/08_tiny.ipynb #bced5d2c
+# %% ../nbs/08_tiny.ipynb #6c2e792b
 def prompt_ids(tok, batch: list[dict]) -> list[list[int]]:
     "The prompts in the side's own chat template, generation prompt included."
     chats = [[{"role": "user", "content": item["prompt"]}] for item in batch]
@@ -190,7 +190,7 @@ def response_ids(tok, batch: list[dict]) -> list[list[int]]:
     "The reference responses, encoded alone, with the stop token."
     return [ids + [tok.eos_token_id] for ids in tok([i["reference"] for i in batch], add_special_tokens=False)["input_ids"]]
 
-# %% ../nbs/08_tiny.ipynb #5ea26af8
+# %% ../nbs/08_tiny.ipynb #b4f0623d
 def training_batch(tok, batch: list[dict]) -> tuple:  # (ids, targets), both int64 [B, L]; -100 where there is no target
     "Right-padded ids, and targets in the same positions."
     import torch
@@ -209,7 +209,7 @@ def response_loss(model, ids, targets):  # scalar
     hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][wanted]
     return cross_entropy(model.lm_head(hidden), targets[:, 1:][wanted])
 
-# %% ../nbs/08_tiny.ipynb #1da9a147
+# %% ../nbs/08_tiny.ipynb #f60ade54
 def write_answers(model, tok, batch: list[dict], sample: bool = True, seed: int = 0, max_new_tokens: int = 16) -> list[str]:
     "One response to each item, by sampling at temperature 1 or greedily, as text without the stop token."
     import torch
@@ -228,20 +228,20 @@ def accuracy(model, tok, batch: list[dict], **how) -> float:
     "The share of items that `model` answers exactly."
     return sum(map(check, batch, write_answers(model, tok, batch, **how))) / len(batch)
 
-# %% ../nbs/08_tiny.ipynb #1bc1f97f
+# %% ../nbs/08_tiny.ipynb #149f3f6e
 def interval(share: float, n: int, z: float = 1.96) -> tuple:  # (low, high)
     "Wilson's 95 % interval of a share measured on `n` items (E. B. Wilson, 1927)."
     middle, half = share + z * z / (2 * n), z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     return tuple(round((middle + sign * half) / (1 + z * z / n), 4) for sign in (-1, 1))
 
-# %% ../nbs/08_tiny.ipynb #386d1c00
+# %% ../nbs/08_tiny.ipynb #cca30e0c
 def learning_rate(step: int, steps: int, peak: float, decay: bool = True, warmup: int = 50) -> float:
     "A linear warm-up to `peak`, then a cosine down to a twentieth of it, or a constant rate."
     from math import cos, pi
     fall = 0.05 + 0.475 * (1 + cos(pi * step / steps)) if decay else 1.0
     return peak * min(1.0, (step + 1) / warmup) * fall
 
-# %% ../nbs/08_tiny.ipynb #8793ab63
+# %% ../nbs/08_tiny.ipynb #5849fe71
 def supervised(model, tok, draw, steps: int,      # draw() -> list of items, a fresh batch at every call
                peak: float = 3e-3, decay: bool = True, every: int = 100, probe: list = (), stop_at: float = 2.0, report=None,
               ) -> list[dict]:                    # one record for each measurement: step, loss, accuracy, seconds
@@ -266,7 +266,7 @@ def supervised(model, tok, draw, steps: int,      # draw() -> list of items, a f
         if probe and curve[-1]["accuracy"] >= stop_at: break
     return curve
 
-# %% ../nbs/08_tiny.ipynb #ef61ac8f
+# %% ../nbs/08_tiny.ipynb #a4942910
 def train_side(role: str, tok, seed: int, steps: int, report=None) -> tuple:  # (model, curve)
     "Build and train one side on a fresh stream of training items."
     model, rng = build_model(role, tok, seed), random.Random(seed * 2 + (role == "teacher"))
@@ -277,7 +277,7 @@ def train_side(role: str, tok, seed: int, steps: int, report=None) -> tuple:  # 
     if role == "teacher": spell_digits(model, tok, seed=seed)
     return model, supervised(model, tok, draw, steps, probe=probe, report=report, **how)
 
-# %% ../nbs/08_tiny.ipynb #5d0bf859
+# %% ../nbs/08_tiny.ipynb #afe796f7
 def save_side(folder, model, tok) -> None:
     "An ordinary transformers folder, which `AutoModelForCausalLM` and `AutoTokenizer` read."
     from transformers import GenerationConfig
@@ -289,7 +289,7 @@ def write_jsonl(path, rows: list[dict]) -> None:
     "One item a line."
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
-# %% ../nbs/08_tiny.ipynb #1908d9b2
+# %% ../nbs/08_tiny.ipynb #487207f9
 def continued(student, s_tok, teacher, t_tok, seed: int = 0, steps: int = 300, report=None) -> list[dict]:
     "Train a copy of the student on responses that the teacher samples; the curve of its accuracy."
     from copy import deepcopy
@@ -304,7 +304,7 @@ def measured(model, tok, n: int = 500, seed: int = 1) -> dict:
     probe = items(n, seed, "heldout")
     return {"n": n, "sampled": accuracy(model, tok, probe), "greedy": accuracy(model, tok, probe, sample=False)}
 
-# %% ../nbs/08_tiny.ipynb #cbf48598
+# %% ../nbs/08_tiny.ipynb #abf79082
 def train_pair(seed: int = 0, out="data/tiny", teacher_steps: int = 1600, student_steps: int = 400, report=None) -> dict:
     "Make the whole of `data/tiny`: items, tokenizers, models, and the record of the training, which is also returned."
     out = Path(out)
@@ -321,7 +321,7 @@ def train_pair(seed: int = 0, out="data/tiny", teacher_steps: int = 1600, studen
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
 
-# %% ../nbs/08_tiny.ipynb #142e4db7
+# %% ../nbs/08_tiny.ipynb #fd48ffa7
 def main(argv=None) -> None:
     "Retrain the tiny pair: `python -m xtokd.tiny [--out FOLDER] [--seed N]`."
     import argparse

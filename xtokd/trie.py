@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['flatten', 'ByteTrie']
 
-# %% ../nbs/05_trie.ipynb #05ac4255
+# %% ../nbs/05_trie.ipynb #488cac52
 import numpy as np
 
-# %% ../nbs/05_trie.ipynb #e72951c5
+# %% ../nbs/05_trie.ipynb #61b8668d
 def flatten(pieces):
     "One uint8 buffer and its int64 offsets [n + 1] from a list of byte strings."
     offsets = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.int64)
@@ -42,7 +42,7 @@ class ByteTrie:
 
     def __repr__(self): return f"ByteTrie({len(self.order)} tokens, {len(self.lo)} nodes, longest token {self.depth} bytes)"
 
-# %% ../nbs/05_trie.ipynb #25ba4e42
+# %% ../nbs/05_trie.ipynb #a0d87d7d
 def _step(trie, node, byte):
     "Children of nodes by bytes; -1 where there is none (and where the node was -1)."
     if not len(trie.keys): return np.full(len(node), -1, np.int64)
@@ -75,7 +75,7 @@ def _longest(trie, pieces):
 
 ByteTrie.step, ByteTrie.find, ByteTrie.longest = _step, _find, _longest
 
-# %% ../nbs/05_trie.ipynb #bd8e44f2
+# %% ../nbs/05_trie.ipynb #4c7d9942
 def _reach(trie, text, starts, limit):
     "Triples (start index, end, node) int64: text[starts[k]:end] begins some token; `limit[k]` is the last end asked of walker k."
     text = np.frombuffer(text, np.uint8) if isinstance(text, bytes) else text

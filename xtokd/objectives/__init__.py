@@ -6,14 +6,14 @@
 __all__ = ['WHY_SIGNAL', 'OBJECTIVES', 'Output', 'why_text', 'make_ledger', 'coverage', 'shared_mass', 'finish', 'blank_mask',
            'kl', 'divergence', 'Entry', 'objective', 'Objective']
 
-# %% ../../nbs/40_objectives.ipynb #7169904c
+# %% ../../nbs/40_objectives.ipynb #c8777fc0
 from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
 import torch
 
-# %% ../../nbs/40_objectives.ipynb #e5ef6c8f
+# %% ../../nbs/40_objectives.ipynb #7e28a17a
 WHY_SIGNAL = {0: None, 100: "its chunk has no signal under this objective", 101: "the token is not in the shared vocabulary",
               102: "no teacher text has this cut here (a non-canonical sample)", 103: "the teacher has no row here (truncated)",
               104: "all of the teacher's mass here is unknown", 105: "a whitespace row (masked on request)"}
@@ -32,7 +32,7 @@ class Output:
     @property
     def loss(self): return self.sum / max(self.count, 1)
 
-# %% ../../nbs/40_objectives.ipynb #52888a56
+# %% ../../nbs/40_objectives.ipynb #3dd8104a
 def why_text(code):
     "The sentence behind a `why` code of a ledger; None for code 0."
     from xtokd.align import WHY
@@ -52,7 +52,7 @@ def make_ledger(batch, signal, weight, why=None, unknown=None):
     return {"sample": sample, "position": np.arange(n) - a.student_offsets[sample], "chunk": chunk, "kind": kind,
             "signal": as_np(signal, np.float32), "weight": weight, "unknown": as_np(unknown, np.float32), "why": why}
 
-# %% ../../nbs/40_objectives.ipynb #d418e544
+# %% ../../nbs/40_objectives.ipynb #6dacc58f
 def coverage(batch, ledger):
     "Shares of student tokens: with a signal, per chunk kind, without a chunk."
     from xtokd.align import KINDS
@@ -71,7 +71,7 @@ def shared_mass(batch, student_logp, teacher_logp):
         out[f"shared_mass_{side}"] = float(logp.detach().index_select(-1, ids).exp().sum(-1).mean()) if len(logp) else 0.0
     return out
 
-# %% ../../nbs/40_objectives.ipynb #cc180336
+# %% ../../nbs/40_objectives.ipynb #400ed1f8
 def finish(batch, token_loss, weight, *, unit="token", count=None, signal=None, why=None, unknown=None, **stats):
     "Output from a per-token loss [student tokens] and a detached weight: sum = sum(weight * loss), count = sum(weight) unless given."
     total = (token_loss * weight).sum()
@@ -79,13 +79,13 @@ def finish(batch, token_loss, weight, *, unit="token", count=None, signal=None, 
     count = float(weight.sum()) if count is None else float(count)
     return Output(total, count, unit, (token_loss * weight).detach(), {**coverage(batch, ledger), **stats}, ledger)
 
-# %% ../../nbs/40_objectives.ipynb #d22590b1
+# %% ../../nbs/40_objectives.ipynb #6e85cfb1
 def blank_mask(batch):
     "Whether each student token [n] is nothing but spaces and tabs."
     bv = batch.pair.student
     return np.array([bool(x) and not x.strip(b" \t") for x in bv.bytes], bool)[batch.alignment.student_ids]
 
-# %% ../../nbs/40_objectives.ipynb #30ecaa9e
+# %% ../../nbs/40_objectives.ipynb #97ea8399
 def kl(p, q):
     "sum p log(p / q) over the last axis, from log-probabilities; where p is 0 the term is 0, and q counts as e^-80 at least."
     live = p > -torch.inf
@@ -102,7 +102,7 @@ def divergence(student, teacher, kind="rkl", beta=0.5):
     mix = torch.logaddexp(student + np.log(1 - beta), teacher + np.log(beta))
     return beta * kl(teacher, mix) + (1 - beta) * kl(student, mix)
 
-# %% ../../nbs/40_objectives.ipynb #7d5f69ad
+# %% ../../nbs/40_objectives.ipynb #4397013e
 @dataclass(frozen=True)
 class Entry:
     "One line of the map: where an objective lives and what it is."
@@ -132,7 +132,7 @@ def objective(name, **knobs):
     obj.name = name
     return obj
 
-# %% ../../nbs/40_objectives.ipynb #6c8a58a1
+# %% ../../nbs/40_objectives.ipynb #974ff148
 class Objective:
     "Base of all objectives: subclasses set `needs` and `writer` and define `signal(batch) -> Output`."
     needs = frozenset({"student_logits", "teacher_logits"})

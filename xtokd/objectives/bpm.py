@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['project', 'spread', 'bpm_targets', 'add_spanning', 'BPM']
 
-# %% ../../nbs/46_bpm.ipynb #4b2ce8f7
+# %% ../../nbs/46_bpm.ipynb #9ea9135e
 import numpy as np
 import torch
 
@@ -15,7 +15,7 @@ from .cells import cell_graph
 from .cover import mass_divergence
 from .looks import Looks
 
-# %% ../../nbs/46_bpm.ipynb #b86af70b
+# %% ../../nbs/46_bpm.ipynb #348a9b12
 def project(graph, pieces):
     "Id [n] of the longest student token that each byte string starts with; the number of student ids where there is none."
     ids = graph.s_trie.longest(pieces)
@@ -26,7 +26,7 @@ def spread(q, to, width):
     "Rows [R, width] that collect the columns of q [R, V] at `to` [V]."
     return torch.zeros(len(q), width, dtype=q.dtype, device=q.device).index_add(1, torch.as_tensor(to[: q.shape[1]], device=q.device), q)
 
-# %% ../../nbs/46_bpm.ipynb #eb64e380
+# %% ../../nbs/46_bpm.ipynb #3b9b5e83
 def _phi(graph):
     "Projection of every teacher id; all ways to stop are the student's first stop id."
     if not hasattr(graph, "phi"):
@@ -64,7 +64,7 @@ def _inner(graph, node):
         graph.inner[node] = np.r_[here, past], np.r_[np.full(len(here), len(graph.s)), project(graph, [graph.t.bytes[i][cut:] for i in past])].astype(np.int64)
     return graph.inner[node]
 
-# %% ../../nbs/46_bpm.ipynb #3d218e9f
+# %% ../../nbs/46_bpm.ipynb #e6ffc324
 def add_spanning(target, coords, looks, graph, q, realised, s_ids):
     "Give each row whose realised student token reaches past its teacher token the product of the realised teacher probabilities; in place."
     end = looks.p + graph.s.lengths[s_ids[looks.rows]].astype(np.int64)
@@ -88,7 +88,7 @@ def add_spanning(target, coords, looks, graph, q, realised, s_ids):
     target[r, u] += mass
     coords[r, u] = True
 
-# %% ../../nbs/46_bpm.ipynb #496da580
+# %% ../../nbs/46_bpm.ipynb #efc5d60f
 class BPM(Objective):
     "Divergence between the projected teacher row and the student, with a none bucket on both sides; loss unit: token."
     rows_at_once = 512

@@ -6,14 +6,14 @@
 __all__ = ['IMPOSSIBLE', 'UNKNOWN', 'LONE', 'DEAD', 'KEEP', 'DROP', 'MIXED', 'as_text', 'first_tokens', 'components', 'CellGraph',
            'cell_graph', 'crossing', 'RowCells', 'status']
 
-# %% ../../nbs/43_cells.ipynb #80bbefc1
+# %% ../../nbs/43_cells.ipynb #44f70b3c
 from functools import lru_cache
 
 import numpy as np
 
 from ..trie import ByteTrie
 
-# %% ../../nbs/43_cells.ipynb #1f088b32
+# %% ../../nbs/43_cells.ipynb #fffd70f9
 def as_text(piece):
     "The text of some bytes, or of their longest valid beginning; `` if there is none."
     try: return piece.decode()
@@ -28,7 +28,7 @@ def first_tokens(bv, trie, pieces):
     if len(wrong): ids[wrong] = trie.longest([pieces[k] for k in wrong])
     return ids
 
-# %% ../../nbs/43_cells.ipynb #2896e64f
+# %% ../../nbs/43_cells.ipynb #8b14f7b4
 def components(n, a, b):
     "Component label [n] (its smallest node) of the graph with edges a[k] - b[k]."
     label = np.arange(n)
@@ -41,7 +41,7 @@ def components(n, a, b):
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../nbs/43_cells.ipynb #653d00e3
+# %% ../../nbs/43_cells.ipynb #1d37fed8
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
     small = 4096   # up to this many student tokens every token is looked at in its context; beyond, only those that the teacher can mean
@@ -82,7 +82,7 @@ def cell_graph(student, teacher):
     "The `CellGraph` of two ByteVocabs, made once per pair in this process."
     return CellGraph(student, teacher)
 
-# %% ../../nbs/43_cells.ipynb #594be20d
+# %% ../../nbs/43_cells.ipynb #4c1e70ec
 def _node_targets(graph, node):
     "Teacher ids [k] that start with the node's bytes and go on, and the student's first token [k] of what is left."
     if node not in graph._targets:
@@ -113,7 +113,7 @@ def _longer(graph, w, cut):
 
 CellGraph.targets, CellGraph.depth, CellGraph.longer = _node_targets, _node_depth, _longer
 
-# %% ../../nbs/43_cells.ipynb #b6ceba51
+# %% ../../nbs/43_cells.ipynb #0fefa080
 def crossing(bv, window, pieces, bounds):
     """How `bv` writes window + piece over position p = len(window), per piece: the start of the token that crosses p (p itself for a cut there), its id (-1 for
     the empty piece), how many cuts it made strictly before p, and whether exactly these were realised in `bounds`; for bytes that are no text the start is -1."""
@@ -144,7 +144,7 @@ def _cross_position(bv, encoded, p, bounds):
     realised = np.searchsorted(np.sort(bounds[bounds > 0]), last, side="right")   # realised cuts up to the last one before p
     return start, token, cuts, (strange == 0) & (cuts == realised)
 
-# %% ../../nbs/43_cells.ipynb #37130535
+# %% ../../nbs/43_cells.ipynb #255124c7
 def _all_targets(graph, live):
     "Every student token that some live hypothesis begins with."
     u = np.concatenate([graph.targets(n)[1] for n in live.values()] + [np.zeros(0, np.int64)])
@@ -157,7 +157,7 @@ def _examined(graph, live, common):
     if common: return np.zeros(0, np.int64)
     return _all_targets(graph, live)
 
-# %% ../../nbs/43_cells.ipynb #db3b3743
+# %% ../../nbs/43_cells.ipynb #0229c44d
 IMPOSSIBLE, UNKNOWN, LONE, DEAD = -1, -2, -3, -4
 
 
@@ -183,7 +183,7 @@ def _links(graph, window, bounds, live, common):
         pairs[b] = place[ok], self_[at[ok]]
     return ids, link[:-1], link[-1], pairs
 
-# %% ../../nbs/43_cells.ipynb #c1cb2de3
+# %% ../../nbs/43_cells.ipynb #ac08cf14
 def _claim_longest(graph, of, targets, names):
     "Write names[k] to every student token that starts with targets[k]; shorter targets first, so that the longest one wins. In place."
     tr = graph.s_trie
@@ -191,7 +191,7 @@ def _claim_longest(graph, of, targets, names):
     for k in np.argsort(graph.s.lengths[targets], kind="stable"): of[tr.order[tr.lo[nodes[k]]: tr.hi[nodes[k]]]] = names[k]
     return of
 
-# %% ../../nbs/43_cells.ipynb #9ca43d5c
+# %% ../../nbs/43_cells.ipynb #d727e13c
 class RowCells:
     """Cells of one row: `of_student` [Vs] (cell, or -1 impossible, -2 unknown), `groups` {start: cell per hypothesis}, `links` {start: (hypothesis, student token) pairs
     beyond the targets}, `lone` cell, `of_common` (cell of each fixed cell), `n` cells."""
@@ -215,7 +215,7 @@ def _compact(graph, owner, label, live, common, lone, pairs):
         of_common[graph.cell_s[at]] = of[at]
     return RowCells(of, groups, pairs, int(cell[-1]), of_common, len(names))
 
-# %% ../../nbs/43_cells.ipynb #a3234bed
+# %% ../../nbs/43_cells.ipynb #fde2b591
 def _join_row(graph, owner, ids, link, stop_link, live, common, pairs):
     vs, lone = len(graph.s), len(graph.s)
     stops = np.asarray(graph.s.stop_ids, np.int64)
@@ -236,7 +236,7 @@ def _join_row(graph, owner, ids, link, stop_link, live, common, pairs):
     owner[ids[unknown]] = UNKNOWN
     return _compact(graph, owner, label, live, common, lone, pairs)
 
-# %% ../../nbs/43_cells.ipynb #4843076b
+# %% ../../nbs/43_cells.ipynb #86f4c416
 def _make_row(graph, window, bounds, live, common):
     ids, link, stop_link, pairs = _links(graph, window, bounds, live, common)
     if len(graph.s) > graph.small: return _wide_row(graph, ids, link, live)
@@ -268,7 +268,7 @@ def _row_cells(graph, window, bounds, live, common):
 
 CellGraph.row = _row_cells
 
-# %% ../../nbs/43_cells.ipynb #bcfebef7
+# %% ../../nbs/43_cells.ipynb #2749d404
 def _valid_pairs(graph, prev, nxt):
     "Whether the student writes nxt[k] right after prev[k] [n]; True where prev is no text token (-1) or the bytes are no text."
     key = np.asarray(prev, np.int64) * len(graph.s) + np.asarray(nxt, np.int64)
@@ -288,7 +288,7 @@ def _valid_pairs(graph, prev, nxt):
 
 CellGraph.valid_pairs = _valid_pairs
 
-# %% ../../nbs/43_cells.ipynb #5b1bde8b
+# %% ../../nbs/43_cells.ipynb #54a23791
 KEEP, DROP, MIXED = 0, 1, 2
 
 

@@ -6,7 +6,7 @@
 __all__ = ['fresh_rows', 'by_cell', 'fixed_masses', 'joined_cells', 'join', 'own_graphs', 'own_student', 'own_masses',
            'mass_divergence', 'CoverRows', 'Cover']
 
-# %% ../../nbs/45_cover.ipynb #43f69a77
+# %% ../../nbs/45_cover.ipynb #72bd247b
 import numpy as np
 import torch
 
@@ -14,7 +14,7 @@ from . import Objective, blank_mask, divergence, finish
 from .cells import DROP, MIXED, UNKNOWN, cell_graph, components, status
 from .looks import Looks, contradicts, look_hypotheses, look_masses, path_logp
 
-# %% ../../nbs/45_cover.ipynb #002d9853
+# %% ../../nbs/45_cover.ipynb #b6182682
 def fresh_rows(looks, graph, q, rows, min_mass):
     "Teacher rows [R, Vt] at the common cuts `rows`, zero where the student would have cut differently before; and (row, cell) of cells that are blind for that reason."
     q = q[torch.as_tensor(looks.last[rows], device=q.device)]
@@ -29,13 +29,13 @@ def fresh_rows(looks, graph, q, rows, min_mass):
     k, w = (x.cpu().numpy() for x in torch.nonzero((after == MIXED) & (q > min_mass), as_tuple=True))
     return q, (k, graph.cell_t[w])
 
-# %% ../../nbs/45_cover.ipynb #11f76922
+# %% ../../nbs/45_cover.ipynb #39cb3e32
 def by_cell(x, cell, n):
     "Sums [R, n + 1] of the columns of x [R, V] by cell; the last column collects cell -1."
     cell = torch.as_tensor(np.where(cell < 0, n, cell)[: x.shape[1]], device=x.device)
     return torch.zeros(len(x), n + 1, device=x.device, dtype=x.dtype).index_add(1, cell, x)
 
-# %% ../../nbs/45_cover.ipynb #ddad271d
+# %% ../../nbs/45_cover.ipynb #1af3fc86
 def fixed_masses(looks, graph, q, hyp, lone, rows, min_mass):
     "Teacher masses [R, cells] by fixed cell of the common rows `rows`, unknown mass [R], and blind cells."
     fresh, blind = fresh_rows(looks, graph, q, rows, min_mass)
@@ -73,7 +73,7 @@ def join(x, edges):
     flat = x.reshape(-1)
     return flat.index_fill(0, nodes, 0.).index_add(0, to, flat[nodes]).view_as(x)
 
-# %% ../../nbs/45_cover.ipynb #15d1c62e
+# %% ../../nbs/45_cover.ipynb #e9ad3f7a
 def own_graphs(looks, graph, rows, keep):
     "`RowCells` of each row, its first byte, and its kept looks."
     by_row, out = {i: [] for i in rows.tolist()}, []
@@ -94,7 +94,7 @@ def own_student(p, graphs):
     at = torch.as_tensor(np.where(of >= 0, of, np.where(of == UNKNOWN, n + 1, n)), device=p.device)
     return torch.zeros(len(p), n + 2, device=p.device, dtype=p.dtype).scatter_add(1, at, p)[:, :-1]
 
-# %% ../../nbs/45_cover.ipynb #0fa319b8
+# %% ../../nbs/45_cover.ipynb #5846ee27
 def _fresh_parts(looks, graph, q, rows, graphs, min_mass):
     "Row, cell and mass of the fresh teacher rows among `rows`, and their blind cells."
     at, none = np.flatnonzero(looks.common[rows]), np.zeros(0, np.int64)
@@ -125,7 +125,7 @@ def _blind_looks(looks, graph, hyp, graphs, local, min_mass):
             out[0].append(np.full(len(mixed), local[i])); out[1].append(g.groups[b][mixed])
     return [np.concatenate(x) if x else np.zeros(0, np.int64) for x in out]
 
-# %% ../../nbs/45_cover.ipynb #2336c18b
+# %% ../../nbs/45_cover.ipynb #77395673
 def own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass):
     "Teacher masses [R, C] by the rows' own cells, unknown mass [R], and blind cells."
     k, place, target, mass, raw = hyp
@@ -147,7 +147,7 @@ def own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass):
         np.add.at(unknown, r[c < 0], x[c < 0])
     return torch.as_tensor(m, device=q.device, dtype=q.dtype), unknown, blind
 
-# %% ../../nbs/45_cover.ipynb #1dd3d493
+# %% ../../nbs/45_cover.ipynb #9172868b
 def mass_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
     "Divergence [R] between teacher masses and student masses [R, C]; both are normalised here."
     m = m.to(p.dtype)
@@ -160,7 +160,7 @@ def mass_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
         m = m / m.sum(1, keepdim=True)
     return divergence(p.clamp_min(1e-30).log(), m.log(), kind, beta)
 
-# %% ../../nbs/45_cover.ipynb #24fd0078
+# %% ../../nbs/45_cover.ipynb #e20e6005
 class CoverRows:
     "Teacher masses of every row of some samples: lists of (batch rows, teacher [R, C], student [R, C + 1], unknown share [R], row graphs or None, blind cells [R, C + 1])."
     def __init__(self, batch, graph, first=0, last=None, min_mass=1e-6):
@@ -202,7 +202,7 @@ class CoverRows:
         share = np.divide(unknown, unknown + known, out=np.ones(len(rows)), where=unknown + known > 0)
         self.parts.append((self.looks.s_lo + self.looks.rows[rows], m, p, np.maximum(share, self.tail[rows].clip(0)), graphs, mask.cpu().numpy()))
 
-# %% ../../nbs/45_cover.ipynb #139ee7fa
+# %% ../../nbs/45_cover.ipynb #c84498af
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     rows_at_once = 512   # student tokens whose full rows are held together

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Looks', 'path_logp', 'scale', 'look_masses', 'contradicts', 'look_hypotheses']
 
-# %% ../../nbs/44_looks.ipynb #3d8d3cad
+# %% ../../nbs/44_looks.ipynb #240df16e
 import numpy as np
 import torch
 
 from ..batch import segment_sums
 
-# %% ../../nbs/44_looks.ipynb #3347a67a
+# %% ../../nbs/44_looks.ipynb #818584c3
 def _place(looks, a):
     "Rows with a chunk: byte position p, last teacher token that begins at or before p, last written student token (-1 at the response's start)."
     looks.rows = np.flatnonzero(a.student_chunk[looks.s_lo: looks.s_hi] >= 0)
@@ -40,7 +40,7 @@ def _reach(looks, graph):
     looks.j, looks.i, looks.node = j[same], i[same], node[same]
     looks.realised = looks.end[looks.j] == looks.p[looks.i]      # the realised token ends here: no lone hypothesis
 
-# %% ../../nbs/44_looks.ipynb #43287556
+# %% ../../nbs/44_looks.ipynb #cb4854bd
 class Looks:
     "Some samples of a batch: where each student row stands in the teacher's text, its last realised cut, and triples (teacher row j, row i, trie node) of looks from before."
     def __init__(self, a, graph, first=0, last=None):  # alignment of a batch, and the samples first..last of it
@@ -56,7 +56,7 @@ class Looks:
         _place(self, a)
         _reach(self, graph)
 
-# %% ../../nbs/44_looks.ipynb #79362787
+# %% ../../nbs/44_looks.ipynb #b93b7f85
 def path_logp(logp, sample):
     "Log-probability [m] of the realised teacher tokens of its sample before each token, float64, from their log-probs [m]."
     total = np.cumsum(np.where(np.isfinite(logp), logp, -1e3))
@@ -78,7 +78,7 @@ def look_masses(looks, graph, q, log_path):
     lone = segment_sums(q, looks.j, lo, np.where(looks.realised, lo, mid), tr.order).double().cpu().numpy() * times
     return past, lone
 
-# %% ../../nbs/44_looks.ipynb #109b7c88
+# %% ../../nbs/44_looks.ipynb #751985b0
 def contradicts(looks, graph, i, target, mass, min_mass):
     "Whether hypothesis k, which goes on with student token target[k] at row i[k], contradicts the student's last written token; asked only above min_mass."
     bad = np.zeros(len(i), bool)
@@ -86,7 +86,7 @@ def contradicts(looks, graph, i, target, mass, min_mass):
     if len(ask): bad[ask] = ~graph.valid_pairs(looks.prev[i[ask]], target[ask])
     return bad
 
-# %% ../../nbs/44_looks.ipynb #419b8e36
+# %% ../../nbs/44_looks.ipynb #3b1dd856
 def look_hypotheses(looks, graph, q, log_path, keep, min_mass):
     "Flat hypotheses of the looks `keep`: the look, the place in its group, the student's next token, the mass (zero where that token contradicts the student's cut) and the mass before that."
     groups = [graph.targets(int(n)) for n in looks.node[keep]]

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CREDITS', 'chunk_advantage', 'surrogate_loss', 'with_stop_role', 'Sampled']
 
-# %% ../../nbs/41_sampled.ipynb #6914bc05
+# %% ../../nbs/41_sampled.ipynb #6741cdd5
 import numpy as np
 import torch
 
 from . import Objective, finish
 
-# %% ../../nbs/41_sampled.ipynb #65440117
+# %% ../../nbs/41_sampled.ipynb #f3809124
 CREDITS = ("full", "shift", "semantic_prior")
 
 
@@ -30,14 +30,14 @@ def chunk_advantage(logp, chunk, teacher_total, credit="full"):
     ratio = teacher_total / torch.where(certain, torch.ones_like(total), total)
     return torch.where(certain[chunk], teacher_total[chunk] / size[chunk], ratio[chunk] * logp) - logp
 
-# %% ../../nbs/41_sampled.ipynb #bb142979
+# %% ../../nbs/41_sampled.ipynb #447279a3
 def surrogate_loss(logp, behaviour, advantage, low=.8, high=1.28, dual=10.0):
     "Per-token clipped policy loss [n] with dual clip, from new and behaviour log-probs and detached advantages."
     ratio = (logp - behaviour).clamp(-20, 20).exp()
     loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(low, high))
     return torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss)
 
-# %% ../../nbs/41_sampled.ipynb #76a292bc
+# %% ../../nbs/41_sampled.ipynb #82aca57b
 def with_stop_role(rows, stop_ids):
     "Realised log-probs [n]; a realised stop id counts the mass of all stop ids of its side."
     logp = rows.realised()
@@ -46,7 +46,7 @@ def with_stop_role(rows, stop_ids):
     mass = rows.take(at)[:, torch.as_tensor(np.asarray(stop_ids, np.int64), device=rows.device)].logsumexp(1)
     return logp.index_copy(0, torch.as_tensor(at, device=rows.device), mass)
 
-# %% ../../nbs/41_sampled.ipynb #c53ef0c2
+# %% ../../nbs/41_sampled.ipynb #7fc0a6f8
 class Sampled(Objective):
     "Chunk log-ratios of realised tokens as advantages; loss unit: token with a signal."
     def __init__(self, credit="full", clamp=10.0, surrogate=False, large_chunk=None):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SFT']
 
-# %% ../../nbs/47_sft.ipynb #e8b29fb4
+# %% ../../nbs/47_sft.ipynb #1269cf39
 import torch
 
 from . import Objective, finish
 
-# %% ../../nbs/47_sft.ipynb #4ad4f634
+# %% ../../nbs/47_sft.ipynb #e44b4617
 class SFT(Objective):
     "Cross-entropy of the student on text that the teacher wrote; loss unit: token."
     needs = frozenset({"student_logits", "teacher_text"})

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['shared_logp', 'restricted', 'Strict']
 
-# %% ../../nbs/42_strict.ipynb #f9912e04
+# %% ../../nbs/42_strict.ipynb #a8164d58
 import numpy as np
 import torch
 
 from . import Objective, divergence, finish, shared_mass
 
-# %% ../../nbs/42_strict.ipynb #5082491f
+# %% ../../nbs/42_strict.ipynb #c7c62216
 def shared_logp(batch, student_logp, teacher_logp):
     "Both sides' log-masses [R, C] on the shared coordinates: byte-identical ids, then the stop role (every id where the vocabularies are identical)."
     v, sides = batch.pair.vocab, []
@@ -30,7 +30,7 @@ def restricted(student, teacher, top_k=None):
         student, teacher = student.gather(1, at), teacher.gather(1, at)
     return torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
 
-# %% ../../nbs/42_strict.ipynb #d9321324
+# %% ../../nbs/42_strict.ipynb #10baa81b
 class Strict(Objective):
     "Divergence of renormalised shared rows at 1-1 chunks (arXiv 2610.08448); loss unit: token."
     def __init__(self, divergence="rkl", beta=.5, top_k=None):
