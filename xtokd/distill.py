@@ -273,7 +273,7 @@ class Opening(Loop):
         other = [f"{k} {then[k]!r} -> {v!r}" for k, v in now.items() if k in then and k not in free and then[k] != v]
         if other: self.emit("warn", self.step, message=f"this run goes on with other settings: {', '.join(other)}")
 
-# %% ../nbs/14_distill.ipynb #6d5a8cfb
+# %% ../nbs/14_distill.ipynb #bde99992
 class Described(Opening):
     "What a run was given, and a run again from that"
     def describe(self):
@@ -281,7 +281,7 @@ class Described(Opening):
         given = {k: v if v is None or isinstance(v, (str, Path)) or k == "objective" and isinstance(v, (tuple, list)) else repr(v)[:200] if k == "objective" else "in memory" for k, v in self.given.items()}
         return {"config": asdict(self.config) | {"out": str(self.out)}, "given": given, "objective": getattr(self.objective, "name", repr(self.objective)), "needs": sorted(self.objective.needs),
                 "student": repr(self.student), "teacher": repr(self.teacher), "fingerprints": {"student": self.student.bv.fingerprint, "teacher": self.teacher.bv.fingerprint},
-                "prompts": len(self.items), "heldout": len(self.heldout), "seed": self.config.seed, "versions": versions(), "device": str(self.device), "processes": self.accelerator.num_processes, "command": sys.argv}
+                "prompts": len(self.items), "heldout": len(self.heldout), "seed": self.config.seed, "versions": versions(), "device": str(self.device), "processes": self.accelerator.num_processes, "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
     @classmethod
     def from_run(cls, out, **changes):
         "The Distiller of a run folder, to go on with: what was given by name then is given again; `changes` replaces arguments"
