@@ -12,7 +12,7 @@ import argparse, difflib, json, os, sys
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/90_cli.ipynb #62faac71
+# %% ../nbs/90_cli.ipynb #dcadae84
 def names(words: list[str]) -> tuple[str, str]:
     "Student and teacher from the words of a command line: none for the tiny pair, else both."
     if words in ([], ["tiny"]): return "tiny", "tiny"
@@ -34,7 +34,10 @@ def diagnose(words: list[str], texts: dict | None = None):
 
 @contextmanager
 def named(words: list[str]):
-    "The `tokenizers` package raises bare exceptions that do not say what was read: say it."
+    "Say where a name is looked up when that takes a network; and what was read, where `tokenizers` raises a bare exception that does not."
+    from xtokd.models import CATALOGUE
+    for word in dict.fromkeys(words if sys.stderr.isatty() else ()):   # a person waits: without a network the hub takes its time to say no
+        if word != "tiny" and word not in CATALOGUE and not Path(word).exists(): print(f"{word!r} is no folder here: asking the hub", file=sys.stderr)
     try: yield
     except Exception as e:
         if type(e) is Exception: raise ValueError(f"no tokenizer could be read from {' and '.join(words)}: {e}") from e
@@ -338,7 +341,7 @@ def parser(full: bool = False) -> argparse.ArgumentParser:
     _training(commands, full)
     return p
 
-# %% ../nbs/90_cli.ipynb #e4694bff
+# %% ../nbs/90_cli.ipynb #1d1d10c1
 EXPECTED = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError)
 
 
@@ -352,6 +355,7 @@ def main(argv: list[str] | None = None) -> int:
     "Run a command line; returns the exit code: 0 done, 1 an error or an unfit pair, 2 a wrong command line, 130 interrupted."
     argv = sys.argv[1:] if argv is None else list(argv)
     for k in ("HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM"): os.environ.setdefault(k, "1" if k[0] == "H" else "false")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")   # the hub's retries would bury our one message
     for s in (sys.stdout, sys.stderr):
         if hasattr(s, "reconfigure"): s.reconfigure(errors="backslashreplace")
     a = parser(full=argv[:1] == ["distill"]).parse_args(argv)
