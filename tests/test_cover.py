@@ -4,7 +4,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
 
 from worlds import World, bpe, digit_groups, make_pair, markov
 from xtokd.batch import PairBatch
@@ -192,3 +191,15 @@ def test_non_canonical_student_keeps_running():
     b = PairBatch.from_logits(pair, [code], [T.codes["963"]], [torch.zeros(4, len(S.bv))], [T.rows(T.codes["963"]).log().float()])
     out = objective("cover")(b)
     assert torch.isfinite(out.sum) and (out.ledger["why"][out.ledger["weight"] == 0] > 0).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_without_any_teacher_mass_say_so():
+    "Inside the teacher's `96` every token that begins with 9 has probability zero: nothing is known there, and the ledger names it."
+    texts = digit_world(1, 3)
+    S, T = World(texts, digit_groups(1)), World(texts, digit_groups(2))
+    rows = T.rows(T.codes["96"]).log().float()
+    rows[0, [i for i, x in enumerate(T.bv.bytes) if x.startswith(b"9")]] = -torch.inf
+    b = PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes["96"]], [T.codes["96"]], [torch.zeros(3, len(S.bv))], [rows])
+    out = objective("cover")(b)
+    assert torch.isfinite(out.sum) and out.ledger["weight"][1] == 0 and out.ledger["why"][1] == 102 and out.ledger["unknown"][1] == 1

@@ -1,12 +1,11 @@
 """Objectives on the tiny pair: the published numbers, the relations between methods, and the bugs of others (their numbers in the names)."""
-import itertools
 
 import numpy as np
 import pytest
 import torch
 
 from worlds import bpe, make_pair
-from xtokd.batch import PairBatch, Rows
+from xtokd.batch import PairBatch
 from xtokd.objectives import OBJECTIVES, divergence, objective, why_text
 from xtokd.objectives.sampled import CREDITS, chunk_advantage
 from xtokd.pair import Pair

@@ -144,20 +144,18 @@ def _cross_position(bv, encoded, p, bounds):
     realised = np.searchsorted(np.sort(bounds[bounds > 0]), last, side="right")   # realised cuts up to the last one before p
     return start, token, cuts, (strange == 0) & (cuts == realised)
 
-# %% ../../nbs/43_cells.ipynb #255124c7
+# %% ../../nbs/43_cells.ipynb #c42879c4
 def _all_targets(graph, live):
     "Every student token that some live hypothesis begins with."
     u = np.concatenate([graph.targets(n)[1] for n in live.values()] + [np.zeros(0, np.int64)])
     return np.unique(u[u >= 0])
 
 
-def _examined(graph, live, common):
+def _examined(graph, live):
     "Student ids to look at in context: all where the vocabulary is small, else the targets of the live hypotheses."
-    if len(graph.s) <= graph.small: return graph.s_trie.order
-    if common: return np.zeros(0, np.int64)
-    return _all_targets(graph, live)
+    return graph.s_trie.order if len(graph.s) <= graph.small else _all_targets(graph, live)
 
-# %% ../../nbs/43_cells.ipynb #0229c44d
+# %% ../../nbs/43_cells.ipynb #5465befc
 IMPOSSIBLE, UNKNOWN, LONE, DEAD = -1, -2, -3, -4
 
 
@@ -168,7 +166,7 @@ def _no_text(graph, ids, live, common):
 
 def _links(graph, window, bounds, live, common):
     "Examined ids, what each is linked to (a student id, itself, LONE, UNKNOWN or DEAD), the same for stopping, and the hypothesis of each that has one."
-    ids = _examined(graph, live, common)
+    ids = _examined(graph, live)
     start, token, cuts, agrees = crossing(graph.t, window, [graph.s.bytes[i] for i in ids] + [b""], bounds)
     p, self_ = len(window), np.r_[ids, -1]
     whole = common & (cuts == sum(0 < x < p for x in bounds))      # the realised path up to p, and a fresh teacher token

@@ -86,7 +86,7 @@ def contradicts(looks, graph, i, target, mass, min_mass):
     if len(ask): bad[ask] = ~graph.valid_pairs(looks.prev[i[ask]], target[ask])
     return bad
 
-# %% ../../nbs/44_looks.ipynb #3b1dd856
+# %% ../../nbs/44_looks.ipynb #23541e1d
 def look_hypotheses(looks, graph, q, log_path, keep, min_mass):
     "Flat hypotheses of the looks `keep`: the look, the place in its group, the student's next token, the mass (zero where that token contradicts the student's cut) and the mass before that."
     groups = [graph.targets(int(n)) for n in looks.node[keep]]
@@ -95,8 +95,7 @@ def look_hypotheses(looks, graph, q, log_path, keep, min_mass):
     w, target = (np.concatenate([g[x] for g in groups] + [none]) for x in (0, 1))
     k = np.repeat(keep, size)
     place = np.arange(len(k)) - np.repeat(np.cumsum(size) - size, size)
-    inside = w < q.shape[1]
-    k, place, w, target = k[inside], place[inside], w[inside], target[inside]
-    mass = q[torch.as_tensor(looks.j[k], device=q.device), torch.as_tensor(w, device=q.device)].double().cpu().numpy() * scale(looks, k, log_path)
+    at = torch.as_tensor(np.minimum(w, q.shape[1] - 1), device=q.device)      # a head may have fewer columns than there are ids: those have no mass
+    mass = q[torch.as_tensor(looks.j[k], device=q.device), at].double().cpu().numpy() * scale(looks, k, log_path) * (w < q.shape[1])
     bad = contradicts(looks, graph, looks.i[k], target, mass, min_mass)
     return k, place, target, np.where(bad, 0., mass), mass
