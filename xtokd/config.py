@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# %% ../nbs/18_config.ipynb #8de5ba27
+# %% ../nbs/18_config.ipynb #bfcd7448
 @dataclass
 class DistillConfig:
     "Every number of a run"
@@ -27,6 +27,7 @@ class DistillConfig:
     max_length: int | None = None # prompt and response tokens of either side; rows beyond are masked and counted
     eval_every: int = 50          # 0: only before and after
     eval_prompts: int = 64        # held out from the prompts where no other held-out prompts are given; 0: no evaluation
+    eval_samples: int = 3         # held-out texts that an evaluation logs
     save_every: int = 50          # 0: only at the end
     keep: int = 2                 # so many checkpoints stay
     out: str | None = None        # run folder; runs/<objective>-<time> where none is given
@@ -36,8 +37,8 @@ class DistillConfig:
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/18_config.ipynb #97688cce
-_AT_LEAST = dict(steps=1, batch_size=1, micro_batch=1, weight_decay=0, warmup=0, temperature=0, max_new_tokens=1, max_length=2, eval_every=0, eval_prompts=0, save_every=0, keep=1, seed=0)
+# %% ../nbs/18_config.ipynb #1b84bcc1
+_AT_LEAST = dict(steps=1, batch_size=1, micro_batch=1, weight_decay=0, warmup=0, temperature=0, max_new_tokens=1, max_length=2, eval_every=0, eval_prompts=0, eval_samples=0, save_every=0, keep=1, seed=0)
 _ABOVE, _ONE_OF = ("lr", "max_grad_norm"), dict(schedule=("constant", "cosine", "linear"), mixed_precision=("auto", "no", "bf16"))
 
 def check_config(c):

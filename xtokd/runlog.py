@@ -167,7 +167,7 @@ class RunData:
         "float64 array over the events of one kind; NaN where a record lacks `name`"
         return np.array([number(e.get(name)) for e in self.of(event)], dtype=np.float64)
 
-# %% ../nbs/13_runlog.ipynb #4b65eace
+# %% ../nbs/13_runlog.ipynb #18b6cc31
 def summary(run):
     "One row: what the run was, how good the student was before and after, what it cost"
     evals, steps, start = run.evals, run.steps, run.start
@@ -176,8 +176,11 @@ def summary(run):
     for key, short in (("accuracy", "accuracy"), ("rkl_per_byte", "rKL/byte")):
         seen = [e for e in evals if e.get(key) is not None]
         if seen: row |= {f"{short} before": number(seen[0][key]), f"{short} after": number(seen[-1][key])}
-        if seen and key == "accuracy": row |= {"n": seen[-1].get("n"), "interval": "{:.3f}-{:.3f}".format(*wilson(number(seen[-1][key]), seen[-1].get("n") or 0))}
+        if seen and key == "accuracy":
+            n = seen[-1].get("accuracy_n", seen[-1].get("n")) or 0
+            row |= {"n": n, "interval": "{:.3f}-{:.3f}".format(*wilson(number(seen[-1][key]), n))}
     if steps: row |= {"signal": number(steps[-1].get("signal_share"))} | {k: number(v) for k, v in Costs(steps[-1].get("costs")).items()}
+    if run.of("end") and run.of("end")[-1].get("peak_memory_gib"): row["peak GiB"] = run.of("end")[-1]["peak_memory_gib"]
     return row
 
 # %% ../nbs/13_runlog.ipynb #88aa0677

@@ -6,10 +6,10 @@
 __all__ = ['TRAINING', 'HELDOUT', 'NAMES', 'THINGS', 'INSTRUCTION', 'EXAMPLE', 'TOPICS', 'REQUESTS', 'chain', 'numbers', 'ask',
            'word_problems', 'last_number', 'check', 'sentences']
 
-# %% ../nbs/19_tasks.ipynb #866ddeab
+# %% ../nbs/19_tasks.ipynb #fa55861a
 import operator, random, re
 
-# %% ../nbs/19_tasks.ipynb #2bc595a9
+# %% ../nbs/19_tasks.ipynb #3671dcda
 _OPS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
@@ -23,7 +23,7 @@ def chain(start,  # first number
         now = new
     return now, lines
 
-# %% ../nbs/19_tasks.ipynb #3187b4f3
+# %% ../nbs/19_tasks.ipynb #8bd4fe31
 TRAINING = [
     ("{x} has {a} {t} and gets {b} more. How many {t} does {x} have now?", "+"),
     ("There are {a} {t} on the table. {x} puts {b} more there. How many {t} are on the table?", "+"),
@@ -63,7 +63,7 @@ HELDOUT = [
 ]
 NAMES, THINGS = ["Ann", "Ben", "Carla", "Dan", "Eva", "Finn", "Gita", "Hugo"], ["apples", "marbles", "stickers", "coins", "buttons", "cards", "pencils", "shells"]
 
-# %% ../nbs/19_tasks.ipynb #2e3de391
+# %% ../nbs/19_tasks.ipynb #5742c5de
 def numbers(rng, ops, heldout):  # random.Random, e.g. "*-", bool
     "First number and steps of a chain that stays whole, between 0 and 150."
     mine = [n for n in range(2, 50) if (n % 3 == 2) == heldout]
@@ -78,7 +78,7 @@ def numbers(rng, ops, heldout):  # random.Random, e.g. "*-", bool
             fits = fits and now <= 150
         if fits: return start, steps
 
-# %% ../nbs/19_tasks.ipynb #cbd51983
+# %% ../nbs/19_tasks.ipynb #2e10fc9d
 INSTRUCTION = "Solve the problem. Write each calculation in a short line, then the answer."
 EXAMPLE = ("Tom has 15 pens, buys 3 packs of 6 pens and gives 4 pens away. How many pens does he have now?",
            "3 * 6 = 18\n15 + 18 = 33\n33 - 4 = 29\nAnswer: 29")
@@ -105,7 +105,7 @@ def word_problems(n,             # how many; wordings take turns
     rng.shuffle(items)
     return items
 
-# %% ../nbs/19_tasks.ipynb #24effa24
+# %% ../nbs/19_tasks.ipynb #fdd2e714
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
 
 
@@ -119,7 +119,7 @@ def check(item, text):
     "1.0 where the text ends in the item's answer, 0.0 where not, None for an item that has none."
     return None if "answer" not in item else float(last_number(text) == item["answer"])
 
-# %% ../nbs/19_tasks.ipynb #fb8b63d5
+# %% ../nbs/19_tasks.ipynb #4d69295f
 TOPICS = {"train": ["rain", "bread", "bridges", "the moon", "bicycles", "libraries", "the sea", "trees", "music", "winter", "clocks", "markets", "mountains", "letters", "glass", "horses"],
           "heldout": ["rivers", "salt", "trains", "stars", "gardens", "maps", "bees", "paper"]}
 REQUESTS = {"train": ["Write one short sentence about {t}.", "Tell me one fact about {t}.", "Why do people like {t}? Answer in one sentence.", "Describe {t} to a child in one sentence."],

@@ -132,14 +132,14 @@ def wrap(segs: list, room: float) -> list[list[Segment]]:
         x += g.width
     return lines
 
-# %% ../../nbs/20_svg.ipynb #c61034c8
+# %% ../../nbs/20_svg.ipynb #46d1d688
 _KIND = [("1→1", "one token each"), ("1→n", "one student token, many teacher tokens"), ("n→1", "many student tokens, one teacher token"),
          ("n→m", "many on both sides"), ("–", "no partner")]
 _STYLE = """<style>.xt-a{font:13px ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace;fill:#1b1b1b;text-anchor:middle}
 .xt-a .s{font-size:10px;fill:#555}.xt-a .n{text-anchor:start}.xt-a .l{text-anchor:start;font-size:11px;fill:#444}.xt-a .r{fill:#7a3b00}
 .xt-a .k0{fill:#0072B2;stroke:#0072B2}.xt-a .k1{fill:#E69F00;stroke:#B97F00}.xt-a .k2{fill:#009E73;stroke:#009E73}
 .xt-a .k3{fill:#CC79A7;stroke:#B0578A}.xt-a .k4{fill:#999;stroke:#777}.xt-a .b{fill-opacity:.13;stroke:none}.xt-a .t{fill-opacity:.16;stroke-width:1.4}
-.xt-a .k1.t{stroke-dasharray:6 3}.xt-a .k2.t{stroke-dasharray:1.5 2.5}.xt-a .k4.t{stroke-dasharray:3 4}.xt-a .i{fill:none;stroke-width:1}</style>"""
+.xt-a .k1.t{stroke-dasharray:6 3}.xt-a .k2.t{stroke-dasharray:1.5 2.5}.xt-a .k4.t{stroke-dasharray:3 4}.xt-a .i{fill:none;stroke-width:1}.xt-a .v{fill:#D55E00;fill-opacity:.75}</style>"""
 
 
 def _box(x: float, y: float, w: float, h: float, kind: int) -> str:
@@ -208,29 +208,62 @@ def _legend(al, y: float) -> str:
         x += 46 + len(text) * 6.8
     return "".join(parts)
 
-# %% ../../nbs/20_svg.ipynb #76d63c7c
+# %% ../../nbs/20_svg.ipynb #97f5c2ed
+_BAR = 22                                   # pixels of a full bar
+
+
+def _full(signal, top=None) -> float:
+    "The number of a full bar."
+    return top or max([float(v) for v in signal if v is not None and v == v], default=1.) or 1.
+
+
+def _heights(signal, top=None) -> list:
+    "`(pixels, number)` for each value; None where there is no value."
+    values, full = [float("nan") if v is None else float(v) for v in signal], _full(signal, top)
+    return [(min(max(v, 0.) / full, 1.) * _BAR, v) if v == v else None for v in values]
+
+
+def _bars(seg: Segment, bars: list, x: float, y: float) -> str:
+    "The bars of a segment's student tokens, with their numbers where there is room."
+    parts = []
+    for side, i, a, b in seg.spans:
+        if side: continue
+        mid = x + (a + b) / 2
+        if bars[i] is None: parts.append(f'<text class="s" x="{mid:.1f}" y="{y - 5}">·</text>'); continue
+        h, v = bars[i]
+        number = f'<text class="s" x="{mid:.1f}" y="{y - 4 - h:.1f}">{v:.2g}</text>' if b - a >= 24 and h < _BAR - 8 and v >= .005 else ""
+        parts.append(f'<g><title>{v:.4f}</title><rect class="v" x="{x + a + 1.5:.1f}" y="{y - 2 - h:.1f}" width="{b - a - 3:.1f}" height="{h:.1f}"/>{number}</g>')
+    return "".join(parts)
+
+# %% ../../nbs/20_svg.ipynb #db3917e8
 def alignment_svg(al,            # an Alignment
                   width=900,     # pixels; wider where one chunk is
-                  max_tokens=400 # of both sides together; the rest is counted in words
+                  max_tokens=400, # of both sides together; the rest is counted in words
+                  signal=None,   # one number per student token, drawn as bars above them; None or NaN where there is none
+                  top=None,      # the number of a full bar; the largest of them where none is given
                  ) -> str:
     "The picture of an alignment: both rows over the same bytes, one band per chunk. Text of an `svg` element."
+    bars = None if signal is None else _heights(signal, top)
     segs = [place(al, g) for g in segments(al, max_tokens)]
     lines = wrap(segs, width - 76)
     width = max(width, 76 + max([g.width for g in segs], default=0))
-    pitch, parts, y = 2 * _ROW + _MID + _RULER + 12, [], 30
+    over = 0 if bars is None else _BAR + 2
+    pitch, parts, y = 2 * _ROW + _MID + _RULER + 12 + over, [], 30 + over
     for line in lines if segs else []:
         parts.append("".join(f'<text class="l" x="8" y="{y + 16 + k * (_ROW + _MID)}">{side}</text>' for k, side in enumerate(("student", "teacher"))))
+        if bars is not None: parts.append(f'<text class="l" x="8" y="{y - 8}">0–{_full(signal, top):.2g}</text>')
         x = 66.
         parts.append(_ruler(al, line, x, y))
         for g in line:
             parts.append(_segment(al, g, x, y))
+            if bars is not None: parts.append(_bars(g, bars, x, y))
             x += g.width
         y += pitch
     s, t = (max(segs[-1].s1, 0), max(segs[-1].t1, 0)) if segs else (0, 0)
     more = [f"{n} more {side} tokens" for n, side in ((len(al.student_ids) - s, "student"), (len(al.teacher_ids) - t, "teacher")) if n]
     note = "… " + " and " .join(more) if more else "" if segs else "no tokens on either side"
     if note: parts.append(f'<text class="l" x="66" y="{y + 10}">{note}</text>')
-    y += 20 if note else 0
+    y += (20 if note else 0) - over
     return _frame(al, "".join(parts) + _legend(al, y), width, y + 46)
 
 
