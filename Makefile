@@ -10,11 +10,12 @@ LIMIT := $(BIN)/python tools/limit.py
 export PATH := $(abspath $(BIN)):$(PATH)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-all lab refresh export clean pins install
+.PHONY: help demo lesson test test-all lab refresh export clean pins install
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      a student learns from a teacher with another tokenizer: minutes on a laptop"
+	@echo "make lesson    a small distillation with real models: headroom, training, baseline (STUDENT=, TEACHER=, SIZE=smoke|cpu|full)"
 	@echo "make test      every test, offline;  make test-all  also the slow ones"
 	@echo "make lab       JupyterLab in nbs/, where the library is written and taught"
 	@echo "make refresh   run the notebooks anew and store clean outputs (NB=nbs/01_align.ipynb for one)"
@@ -36,6 +37,13 @@ $(STAMP): constraints.txt pyproject.toml
 
 demo: $(STAMP)
 	@$(BIN)/python tools/demo.py
+
+# Names, folders or hub names. The default teacher comes from the hub; STUDENT=tiny TEACHER=tiny needs nothing but this repository.
+STUDENT ?= smollm2
+TEACHER ?= Qwen/Qwen2.5-Coder-0.5B-Instruct
+SIZE ?= smoke
+lesson: $(STAMP)
+	@$(BIN)/python -m xtokd.lesson --student "$(STUDENT)" --teacher "$(TEACHER)" --size "$(SIZE)" $(LESSON_ARGS)
 
 test: $(STAMP)
 	@$(LIMIT) 300 $(BIN)/python tools/export.py --check

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# %% ../nbs/18_config.ipynb #bfcd7448
+# %% ../nbs/18_config.ipynb #8865b242
 @dataclass
 class DistillConfig:
     "Every number of a run"
@@ -27,6 +27,7 @@ class DistillConfig:
     max_length: int | None = None # prompt and response tokens of either side; rows beyond are masked and counted
     eval_every: int = 50          # 0: only before and after
     eval_prompts: int = 64        # held out from the prompts where no other held-out prompts are given; 0: no evaluation
+    eval_before: bool = True      # evaluate before the first step too
     eval_samples: int = 3         # held-out texts that an evaluation logs
     save_every: int = 50          # 0: only at the end
     keep: int = 2                 # so many checkpoints stay

@@ -301,7 +301,7 @@ class Described(Opening):
         if lost := [k for k, v in again.items() if v == "in memory"]: raise ValueError(f"{out} was started with {', '.join(lost)} in memory, which a log cannot give back: pass {lost[0]}=... too")
         return cls(**again)
 
-# %% ../nbs/14_distill.ipynb #39a4e522
+# %% ../nbs/14_distill.ipynb #e66c56f8
 class Distiller(Described):
     "Distils a teacher into a student with another tokenizer, on text that the student writes"
     def fit(self,
@@ -321,7 +321,7 @@ class Distiller(Described):
     def work(self, control):
         "The whole of a run: evaluation before, steps, evaluation after, last checkpoint, student folder"
         try:
-            if self.step == 0: self.evaluate()
+            if self.step == 0 and self.config.eval_before: self.evaluate()
             reason = self.train(control)
             if reason == "finished": self.evaluate()
             self.save()
