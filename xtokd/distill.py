@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_student, whole_folder
 from .config import DistillConfig, lr_factor, mix, pick
 from .evaluate import evaluate, response_text
+from .kept import keep
 from .objectives import objective as make_objective
 from .pair import Pair
 from .prompts import load_prompts
@@ -179,6 +180,7 @@ class Judge(Watch):
         "Log one training sample with what each of its tokens was told"
         mine = out.ledger["sample"] == 0
         self.emit("sample", self.step, source="train", item=sample.item, text=response_text(self.student.bv, sample.student), student_ids=sample.student, teacher_ids=sample.teacher,
+                  alignment=keep(self.pair.align(sample.student, sample.teacher)),
                   token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "why")})
 
 # %% ../nbs/14_distill.ipynb #d0d8510c
@@ -220,7 +222,7 @@ class Step(Keep):
         norm = float(torch.nn.utils.clip_grad_norm_(self.params, c.max_grad_norm))
         self.learn(step, norm)
         self.spend(tally, time.perf_counter() - began)
-        return {"loss": tally["loss"] / tally["count"], "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), "costs": self.costs}, first
+        return {"loss": tally["loss"] / tally["count"], "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), "peak_memory_gib": peak_memory(self.device), "costs": self.costs}, first
 
     def learn(self, step, norm):
         "The optimiser's step; a gradient that is not finite is left out, and five in a row end the run"
