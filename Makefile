@@ -54,7 +54,7 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@$(LIMIT) 300 $(BIN)/python tools/export.py --check
 	@HF_HUB_OFFLINE=1 $(LIMIT) 3600 $(BIN)/nbdev_test --flags "slow" --n_workers 2 --timing
-	@HF_HUB_OFFLINE=1 $(LIMIT) 3600 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+	@HF_HUB_OFFLINE=1 $(LIMIT) 3600 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not ui"
 
 lab: $(STAMP)
 	@$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb $(LAB_ARGS)
