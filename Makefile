@@ -10,13 +10,15 @@ LIMIT := $(BIN)/python tools/limit.py
 export PATH := $(abspath $(BIN)):$(PATH)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo lesson test test-all lab refresh export clean pins install
+.PHONY: help demo lesson test test-all test-ui docs screenshots lab refresh export clean pins install
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      a student learns from a teacher with another tokenizer: minutes on a laptop"
 	@echo "make lesson    a small distillation with real models: headroom, training, baseline (STUDENT=, TEACHER=, SIZE=smoke|cpu|full)"
 	@echo "make test      every test, offline;  make test-all  also the slow ones"
+	@echo "make test-ui   journeys in real JupyterLab in headless Chromium (Debian: apt-get install chromium fonts-dejavu-core)"
+	@echo "make docs      the notebooks as a site in _docs/, offline: open _docs/index.html"
 	@echo "make lab       JupyterLab in nbs/, where the library is written and taught"
 	@echo "make refresh   run the notebooks anew and store clean outputs (NB=nbs/01_align.ipynb for one)"
 	@echo "make export    write xtokd/ and README.md from the notebooks"
@@ -56,7 +58,18 @@ test-all: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(LIMIT) 3600 $(BIN)/nbdev_test --flags "slow" --n_workers 2 --timing
 	@HF_HUB_OFFLINE=1 $(LIMIT) 3600 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not ui"
 
+# The install is the whole of it: playwright's driver comes in its wheel, the browser is the system's. 15 minutes at most.
+test-ui: $(STAMP)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LIMIT) 900 $(BIN)/python -m pytest tests/ui -m ui -rs --durations=10 $(UI_ARGS)
+
+docs: $(STAMP)
+	@$(BIN)/python tools/docs.py
+
+screenshots: $(STAMP)    # every view, light and dark, into _shots/, to be looked at
+	@$(LIMIT) 900 $(BIN)/python tools/screenshots.py $(SHOTS)
+
 lab: $(STAMP)
+	@$(BIN)/jupyter trust nbs/*.ipynb >/dev/null    # the notebooks of this folder are yours: show their pictures
 	@$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb $(LAB_ARGS)
 
 refresh: $(STAMP)
@@ -69,5 +82,5 @@ pins: $(STAMP)    # write constraints.txt from what is installed
 	@$(BIN)/python tools/pins.py > constraints.txt.new && mv constraints.txt.new constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info _proc _docs .pytest_cache .hypothesis nbs/.last_checked
+	rm -rf $(VENV) build dist *.egg-info _proc _docs _shots .pytest_cache .hypothesis nbs/.last_checked
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

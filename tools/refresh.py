@@ -13,6 +13,9 @@ the notebook was written anew). Plotly figures are stored as SVG; that needs `ka
 import argparse, hashlib, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from figures import words
+
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
@@ -70,6 +73,7 @@ def clean_bundle(data):
         data["image/svg+xml"] = stable_svg(data["image/svg+xml"])
         for k in ("image/png", "text/html"): data.pop(k, None)
         if plot is not None: data.pop("text/plain", None)
+        data.setdefault("text/plain", words(data["image/svg+xml"]) or "figure")    # JupyterLab shows it where a notebook is not trusted
     elif widget is not None or plot is not None:
         if set(data) <= {"text/plain"}: return {}
     return {k: (v if k.endswith("json") else scrub(v)) for k, v in data.items()}

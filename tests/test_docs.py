@@ -1,0 +1,143 @@
+"""The documentation site, and what a notebook shows where nothing runs: figures without scripts, links that lead somewhere, no other host."""
+import json, re, sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from importlib import import_module
+from inspect import getdoc
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import docs, figures, refresh
+
+NOTEBOOKS = sorted(f for f in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)
+OUTER = re.compile(r"^(?:https?:)?//")
+LIVE = re.compile(r"\.(?:explore|live|replay)\([^)]*\)\s*;?\s*$|^(?:go\.Figure|px\.\w+|Dashboard|FigureWidget)\(.*\)\s*$")
+URLS = {"src", "href", "xlink:href", "data", "poster", "srcset", "action"}
+
+
+class Tags(HTMLParser):
+    "Start tags of a page with their attributes, and its text."
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs): self.tags.append((tag, {k: v or "" for k, v in attrs}))
+    def handle_data(self, data): self.words.append(data)
+
+
+def loads(page):
+    "What a browser fetches to show the page."
+    return [v for tag, attrs in page.tags for k, v in attrs.items() if k in URLS and tag not in ("a", "form") and not v.startswith(("data:", "#"))]
+
+
+def whole(folder):
+    "What is wrong with the links, the ids and the sources of a site."
+    bad = []
+    pages = {str(f.relative_to(folder)): Tags(f.read_text(encoding="utf8")) for f in folder.rglob("*.html")}
+    ids = {name: [a["id"] for _, a in p.tags if "id" in a] for name, p in pages.items()}
+    for name, page in pages.items():
+        bad += [f"{name}: id {i} twice" for i in set(ids[name]) if ids[name].count(i) > 1]
+        bad += [f"{name}: fetches {url}" for url in loads(page) if OUTER.match(url) or not (folder / name).parent.joinpath(url).is_file()]
+        for tag, attrs in page.tags:
+            url = attrs.get("href", "")
+            if tag != "a" or re.match(r"\w+:", url): continue
+            file, _, anchor = unquote(url).partition("#")
+            to = str(((folder / name).parent / file).resolve().relative_to(folder.resolve())) if file else name
+            if to not in pages or anchor and anchor not in ids[to]: bad.append(f"{name}: {url} leads nowhere")
+    return bad
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    out = tmp_path_factory.mktemp("site")
+    docs.build([ROOT / "nbs/01_align.ipynb", ROOT / "nbs/21_charts.ipynb"], out / "docs")
+    return out / "docs"
+
+
+def test_links_and_sources_stay_in_the_folder(site):
+    assert whole(site) == []
+    assert not re.search(r"@import|url\(", (site / "site.css").read_text()) and "http" not in (site / "site.js").read_text()
+
+
+def test_every_stored_output_is_on_the_page(site):
+    for name in ("01_align", "21_charts"):
+        nb = docs.Notebook(ROOT / f"nbs/{name}.ipynb")
+        text = (site / f"{name}.html").read_text(encoding="utf8")
+        shown = [o for c in nb.cells if c["cell_type"] == "code" and not re.search(r"#\s*\|\s*hide", c["source"]) for o in c["outputs"]]
+        assert text.count('class="fig"') == sum("image/svg+xml" in o.get("data", {}) for o in shown) > 0
+        assert text.count('<div class="out') == len(shown)
+        assert "#| " not in " ".join(Tags(text).words), "directives are not for readers"
+
+
+def test_the_reference_has_signature_docstring_and_cell(site):
+    text = (site / "api/align.html").read_text(encoding="utf8")
+    words = re.sub(r"\s+", " ", " ".join(Tags(text).words))
+    module = import_module("xtokd.align")    # `xtokd.align` is the function
+    assert getdoc(module.Alignment).split("\n")[0].split("`")[0].strip() in words
+    for name in module.__all__: assert f'id="{name}"' in text, name
+    assert re.search(r'href="\.\./01_align\.html#cell-[0-9a-f]{8}"', text)
+
+
+def test_search_knows_headings_and_names(site):
+    text = (site / "search.js").read_text(encoding="utf8")
+    assert text.startswith("window.XTOKD_INDEX = ") and "</" not in text
+    rows = json.loads(text.removeprefix("window.XTOKD_INDEX = ").rstrip(";\n"))
+    assert all(len(r) == 4 for r in rows)
+    assert any(r[2] == "api/align.html#align" for r in rows) and any(r[1] == "A toy by hand" and r[2].startswith("01_align.html#") for r in rows)
+
+
+def test_ids_and_styles_of_a_figure_are_its_own():
+    svg = '<svg xmlns="x" aria-labelledby="t d"><style>text,.a{fill:red}@media print{.a{fill:blue}}</style><title id="t">T</title><g id="d" clip-path="url(#t)"/><use href="#d"/></svg>'
+    done = docs.inline_svg(svg, 3)
+    assert 'id="f3-t"' in done and 'url(#f3-t)' in done and 'href="#f3-d"' in done and 'aria-labelledby="f3-t f3-d"' in done
+    assert "#fig-3 text,#fig-3 .a{" in done and "@media print{#fig-3 .a{" in done
+    for bad in ("<script>1</script>", '<g onclick="x()"/>', "<foreignObject/>"):
+        with pytest.raises(ValueError, match="script"): docs.inline_svg(f"<svg>{bad}</svg>", 1)
+
+
+def test_a_formula_in_tex_is_refused(tmp_path):
+    cell = lambda s: dict(cells=[dict(cell_type="markdown", id="a", metadata={}, source=s)], metadata={}, nbformat=4, nbformat_minor=5)
+    for k, (text, bad) in enumerate([("# A\nit costs $3 and $4", False), ("# A\n`$HOME_x = $y`", False), ("# A\nso $x_i = 2$ holds", True), ("# A\n$$\\sum$$", True)]):
+        nb = tmp_path / f"{k}.ipynb"
+        nb.write_text(json.dumps(cell(text)))
+        if bad:
+            with pytest.raises(SystemExit, match="TeX"): docs.build([nb], tmp_path / "out")
+        else: docs.build([nb], tmp_path / "out")
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(SystemExit, match="other files"): docs.build([ROOT / "nbs/01_align.ipynb"], tmp_path)
+    assert (tmp_path / "mine").read_text() == "x"
+
+
+# ---- every notebook, opened and not run, on a page without scripts -----------------------------------------------------------
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[f.stem for f in NOTEBOOKS])
+def test_every_figure_is_seen_without_scripts(path):
+    for c in refresh.load(path.read_text(encoding="utf8"))["cells"]:
+        if c["cell_type"] != "code": continue
+        for o in c.get("outputs", []):
+            data = {k: refresh.joined(v) for k, v in o.get("data", {}).items() if not k.endswith("json")}
+            if svg := data.get("image/svg+xml"):
+                tree = ET.fromstring(svg)
+                assert not re.search(r"<script|<foreignObject|\son\w+=|(?:href|src)=\"(?!#|data:)|url\((?![\"']?#|&quot;#)|@import", svg), "a figure needs a script or another file"
+                assert "viewBox" in tree.attrib or {"width", "height"} <= set(tree.attrib)
+                assert data.get("text/plain", "").strip(), "a figure without words: JupyterLab shows those where a notebook is not trusted"
+            elif "application/" in " ".join(o.get("data", {})): assert {"image/png", "text/html", "text/plain"} & set(data), "live output without a picture"
+            if page := data.get("text/html"): assert not re.search(r"<(?:script|iframe|object|embed|img|link)\b|\son\w+\s*=", page, re.I), "an HTML output that is empty, or loads something, where scripts are stripped"
+        last = next((l for l in reversed(c["source"].splitlines()) if l.strip()), "")
+        flags = re.search(r"#\s*\|\s*(hide|slow|gpu|notest|eval)", c["source"])
+        if LIVE.search(last) and not flags and not re.match(r"\s|#|\w+ = |assert", last):
+            assert any({"image/svg+xml", "image/png"} & set(o.get("data", {})) for o in c["outputs"]), f"{last}: its live widget left no picture"
+
+
+def test_the_words_of_a_chart():
+    svg = '<svg><text class="gtitle">Loss &amp; more</text><text class="xtitle">step</text><text class="legendtext">a</text><text class="legendtext">b</text></svg>'
+    assert figures.words(svg) == "Loss & more (across: step; shown: a, b)"
+    assert figures.words("<svg><text>x</text></svg>") == ""

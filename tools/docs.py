@@ -1,0 +1,323 @@
+"""The documentation as plain files: every notebook a page, every exported symbol in the reference, search, no network.
+
+    python tools/docs.py                    all of nbs/ into _docs/; open _docs/index.html
+    python tools/docs.py -o DIR NB.ipynb... only these notebooks
+
+What is stored in the notebooks is what is shown: nothing is run. Figures stand in the page as SVG, so that their tooltips work; a live
+widget is shown by its picture. Pages load nothing but the two files beside them, and search reads its index only when it is used.
+"""
+import argparse, ast, configparser, html, inspect, json, re, shutil, sys
+from pathlib import Path
+
+import mistune
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from figures import words
+from refresh import ROOT, joined, load
+
+SITE = Path(__file__).resolve().parent / "site"
+PARTS = (("index", "Start"), ("7", "Lessons"), ("8", "Exercises"), ("0", "Tokenizers and pairs"), ("1", "Training"), ("4", "Objectives"), ("2", "Pictures"), ("9", "Command line and door"), ("", "More"))
+DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*(.+?)[ \t]*$\n?", re.M)
+TEX = re.compile(r"(?<![\\$\w])\$(?!\s)[^$\n]*[\\^_{=][^$\n]*\$|\$\$|\\\(|\\\[")
+CODE = re.compile(r"```.*?```|`[^`]*`", re.S)
+esc = html.escape
+
+
+def settings():
+    c = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    c.read(ROOT / "settings.ini")
+    return c["DEFAULT"]
+
+
+def coloured(source, language="python"):
+    try: lexer = get_lexer_by_name(language or "text", stripnl=False)
+    except ClassNotFound: lexer = get_lexer_by_name("text", stripnl=False)
+    return highlight(source, lexer, HtmlFormatter(nowrap=True)).rstrip("\n")
+
+
+def slug(text, taken):
+    "An anchor for a heading, another one each time."
+    base = re.sub(r"[^\w]+", "-", re.sub(r"<[^>]+>", "", text).lower()).strip("-") or "part"
+    name, k = base, 1
+    while name in taken: name, k = f"{base}-{(k := k + 1)}", k
+    taken.add(name)
+    return name
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------------------
+class Notebook:
+    "What a page needs to know of one notebook."
+
+    def __init__(self, path):
+        self.path, self.stem, self.cells = Path(path), Path(path).stem, load(Path(path).read_text(encoding="utf8"))["cells"]
+        first = self.cells[0]["source"] if self.cells else ""
+        self.title = (re.search(r"^# (.+)$", first, re.M) or [0, self.stem])[1].replace("`", "")
+        self.subtitle = (re.search(r"^> (.+)$", first, re.M) or [0, ""])[1]
+        names = [d.split()[1] for c in self.cells if c["cell_type"] == "code" for d in DIRECTIVE.findall(c["source"]) if d.startswith("default_exp ")]
+        self.module = names[0].removesuffix(".__init__") if names else None
+        self.part = next(title for key, title in PARTS if self.stem.startswith(key))
+        self.symbols = [s for c in self.cells for s in symbols(c, self)] if self.module else []
+
+    @property
+    def url(self): return f"{self.stem}.html"
+
+
+def order(notebooks):
+    "Reading order: the start, the lessons, then the floors of the library from the ground."
+    rank = {title: k for k, (_, title) in enumerate(PARTS)}
+    return sorted(notebooks, key=lambda n: (rank[n.part], n.stem))
+
+
+class Symbol:
+    "An exported function, class or constant: its signature as it is written, docstring, members, and the cell."
+
+    def __init__(self, node, source, cell, nb, owner=""):
+        self.name, self.cell, self.nb, self.owner = node.name if hasattr(node, "name") else node.targets[0].id, cell["id"], nb, owner
+        lines = source.split("\n")
+        self.members, self.doc = [], ""
+        if isinstance(node, ast.Assign): self.signature = ast.get_source_segment(source, node)
+        else:
+            body, start = node.body[0], min([d.lineno for d in node.decorator_list] + [node.lineno])
+            same = body.lineno == start or lines[body.lineno - 1][:body.col_offset].strip()
+            head = lines[start - 1:body.lineno - 1] + ([lines[body.lineno - 1].encode()[:body.col_offset].decode()] if same else [])
+            self.doc = ast.get_docstring(node) or ""
+            if isinstance(node, ast.ClassDef):
+                head += [lines[b.lineno - 1] for b in node.body if isinstance(b, ast.AnnAssign)]
+                self.members = [Symbol(b, source, cell, nb, self.name) for b in node.body if isinstance(b, (ast.FunctionDef, ast.AsyncFunctionDef)) and (b.name in ("__init__", "__call__") or not b.name.startswith("_"))]
+            self.signature = inspect.cleandoc("\n" + "\n".join(head)).strip()
+        if len(self.signature) > 1500: self.signature = self.signature[:1500] + " ..."
+
+    @property
+    def anchor(self): return f"{self.owner}.{self.name}" if self.owner else self.name
+
+    @property
+    def url(self): return f"api/{self.nb.module}.html#{self.anchor}"
+
+
+def symbols(cell, nb):
+    "What an export cell adds to the module's public names."
+    if cell["cell_type"] != "code" or not any(re.match(r"exports?\b", d) for d in DIRECTIVE.findall(cell["source"])): return []
+    source = DIRECTIVE.sub("", cell["source"])
+    try: body = ast.parse(source).body
+    except SyntaxError: return []
+    plain = [n for n in body if isinstance(n, ast.Assign) and len(n.targets) == 1 and isinstance(n.targets[0], ast.Name) and not n.targets[0].id.startswith("_")]
+    named = [n for n in body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
+    return [Symbol(n, source, cell, nb) for n in body if n in plain or n in named]
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------------------
+def inline_svg(svg, number, caption=""):
+    "An SVG to stand in a page: ids and style rules hold for this figure alone, and it has a name."
+    svg = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>", "", svg, flags=re.S).strip()
+    if re.search(r"<script|<foreignObject|\son\w+\s*=|javascript:", svg, re.I): raise ValueError("an SVG output holds a script; draw it without")
+    new = {i: f"f{number}-{i}" for i in set(re.findall(r'\bid="([^"]+)"', svg))}
+    own = lambda i: new.get(i, i)
+    svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{own(m[1])}"', svg)
+    svg = re.sub(r"url\((&quot;|'|\"|)#([^)'\"&]+)\1\)", lambda m: f"url(#{own(m[2])})", svg)
+    svg = re.sub(r'href="#([^"]+)"', lambda m: f'href="#{own(m[1])}"', svg)
+    svg = re.sub(r'(aria-\w+)="([^"]+)"', lambda m: f'{m[1]}="{" ".join(own(i) for i in m[2].split(" "))}"', svg)
+    rules = lambda css: re.sub(r"([^{}@]+)(\{[^{}]*\})", lambda m: ",".join(f"#fig-{number} {s.strip()}" for s in m[1].split(",")) + m[2], css)
+    svg = re.sub(r"(<style[^>]*>)(.*?)(</style>)", lambda m: m[1] + rules(m[2]) + m[3], svg, flags=re.S)
+    if not re.match(r"<svg[^>]*\srole=", svg):
+        named = (re.search(r"<title[^>]*>(.*?)</title>", svg, re.S) or [0, ""])[1]
+        svg = svg.replace("<svg", f'<svg role="img" aria-label="{esc(html.unescape(named or words(svg) or caption or "figure"))}"', 1)
+    return f'<div class="fig" id="fig-{number}">{svg}</div>'
+
+
+class Page:
+    "Turns the cells of a notebook into HTML and remembers headings and texts for navigation and search."
+
+    def __init__(self, site, nb):
+        self.site, self.nb, self.taken, self.figures = site, nb, set(), 0
+        self.headings, self.sections = [], [["", "", []]]    # a section: heading, anchor, texts
+        page = self
+
+        class Renderer(mistune.HTMLRenderer):
+            def heading(self, text, level, **attrs):
+                plain = html.unescape(re.sub(r"<[^>]+>", "", text))
+                anchor = slug(text, page.taken)
+                if level > 1:
+                    page.headings.append((level, plain, anchor))
+                    page.sections.append([plain, anchor, []])
+                    return f'<h{level} id="{anchor}">{text}<a class="at" href="#{anchor}" aria-label="link to {esc(plain)}">#</a></h{level}>\n'
+                return f"<h1>{text}</h1>\n"
+
+            def block_code(self, code, info=None): return f'<div class="in"><pre>{coloured(code, (info or "text").split()[0])}</pre></div>\n'
+
+            def codespan(self, text):
+                url = page.site.symbol(html.unescape(text))
+                return f'<a href="{url}"><code>{esc(html.unescape(text))}</code></a>' if url else f"<code>{esc(html.unescape(text))}</code>"
+
+            def link(self, text, url, title=None): return f'<a href="{esc(page.site.target(url))}">{re.sub("</?a[^>]*>", "", text)}</a>'
+
+        self.markdown = mistune.create_markdown(renderer=Renderer(escape=False), plugins=["table", "strikethrough"])
+
+    def text(self, source):
+        done = self.markdown(source)
+        self.sections[-1][2].append(re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", done))))
+        return done
+
+    def output(self, o):
+        "One output: the picture where there is one, else the table, else the text."
+        kind = o["output_type"]
+        if kind == "error": return f'<div class="out text"><pre>{esc(o["ename"] + ": " + o["evalue"])}</pre></div>'
+        data = {k: joined(v) for k, v in o.get("data", {}).items() if not k.endswith("json")}
+        if kind == "stream": data = {"text/plain": joined(o["text"])}
+        if "image/svg+xml" in data:
+            self.figures += 1
+            return f'<div class="out">{inline_svg(data["image/svg+xml"], self.figures, self.sections[-1][0])}</div>'
+        if "image/png" in data: return f'<div class="out"><div class="fig"><img alt="{esc(data.get("text/plain", "figure"))}" src="data:image/png;base64,{data["image/png"].strip()}"></div></div>'
+        if "text/html" in data and not ("text/plain" in data and data["text/html"].lstrip().startswith("<pre")):
+            if re.search(r"<(script|iframe|object|embed)\b|\son\w+\s*=|src=[\"']?http", data["text/html"], re.I): raise ValueError(f"{self.nb.path.name}: an HTML output needs a script or another host; give it a picture")
+            return f'<div class="out"><div class="sheet">{data["text/html"]}</div></div>'
+        if "text/markdown" in data: return f'<div class="out">{self.markdown(data["text/markdown"])}</div>'
+        return f'<div class="out text"><pre>{esc(data["text/plain"].rstrip())}</pre></div>' if data.get("text/plain", "").strip() else ""
+
+    def code(self, cell):
+        flags = DIRECTIVE.findall(cell["source"])
+        if any(re.match(r"(hide|default_exp|include:\s*false)\b", f) for f in flags): return ""
+        source = DIRECTIVE.sub("", cell["source"]).strip("\n")
+        exported = any(f.startswith("export") for f in flags)
+        where = f"in xtokd.{self.nb.module}" if exported else "slow" if "slow" in flags else "needs a GPU" if "gpu" in flags else ""
+        if exported: self.sections[-1][2] += [s.name for s in symbols(cell, self.nb)]
+        shown = source and not {"echo: false", "hide_input"} & set(flags)
+        block = f'<div class="in" id="cell-{cell["id"]}">' + (f'<span class="where">{where}</span>' if where else "") + f"<pre>{coloured(source)}</pre></div>\n" if shown else ""
+        return block + "\n".join(self.output(o) for o in cell.get("outputs", []))
+
+    def body(self): return "\n".join(self.text(c["source"]) if c["cell_type"] == "markdown" else self.code(c) if c["cell_type"] == "code" else "" for c in self.nb.cells)
+
+
+class Site:
+    def __init__(self, notebooks):
+        self.notebooks = order(notebooks)
+        self.pages = {n.path.name: n.url for n in self.notebooks}
+        self.modules = sorted((n for n in self.notebooks if n.symbols), key=lambda n: n.module)
+        known = {}
+        for n in self.modules:
+            for s in n.symbols:
+                for t in [s] + s.members: known.setdefault(t.anchor, []).append(t.url)
+        self.known = {name: urls[0] for name, urls in known.items() if len(set(urls)) == 1}
+        self.settings, self.index, self.copied = settings(), [], set()
+
+    def symbol(self, text):
+        "Where `text` leads when it is the name of one exported symbol."
+        return self.known.get(text.removeprefix("xtokd.").removesuffix("()")) if re.fullmatch(r"[\w.]+(\(\))?", text) else None
+
+    def target(self, url):
+        "A link of a notebook as a link of the site: pages to pages, other files of the repository to where the repository is."
+        if re.match(r"\w+:|#", url): return url
+        file, _, anchor = url.partition("#")
+        name = Path(file).name
+        if name in self.pages: return self.pages[name] + (f"#{anchor}" if anchor else "")
+        if file.startswith("images/") and (ROOT / "nbs" / file).is_file():
+            self.copied.add(file)
+            return file
+        path = (ROOT / "nbs" / file).resolve()
+        return f"{self.settings['git_url']}/blob/{self.settings['branch']}/{path.relative_to(ROOT)}" if path.is_relative_to(ROOT) else url
+
+    def nav(self, here, headings=(), base=""):
+        current = lambda url: ' aria-current="page"' if url == here else ""
+        out = []
+        for _, part in PARTS:
+            rows = [n for n in self.notebooks if n.part == part]
+            if part == "More": rows, extra = rows, f'<li><a href="{base}api/index.html"{current("api/index.html")}>Reference: every name</a></li>'
+            else: extra = ""
+            if not rows and not extra: continue
+            items = []
+            for n in rows:
+                inner = "".join(f'<li><a href="#{a}">{esc(t)}</a></li>' for level, t, a in headings if level == 2) if n.url == here else ""
+                items.append(f'<li><a href="{base}{n.url}"{current(n.url)}>{esc(n.title)}</a>{f"<ul>{inner}</ul>" if inner else ""}</li>')
+            out.append(f"<h2>{'Reference' if not rows else part}</h2><ul>{''.join(items)}{extra}</ul>")
+        if here.startswith("api/"): out.append("<ul>" + "".join(f'<li><a href="{base}api/{n.module}.html"{current(f"api/{n.module}.html")}>xtokd.{n.module}</a></li>' for n in self.modules) + "</ul>")
+        return "".join(out)
+
+    def frame(self, here, title, body, headings=(), description=""):
+        base = "../" * here.count("/")
+        return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{esc(title)}{"" if title == "xtokd" else " · xtokd"}</title><meta name="description" content="{esc(description)}">
+<link rel="icon" href="data:,"><link rel="stylesheet" href="{base}site.css"><script src="{base}site.js" data-base="{base}"></script></head>
+<body><a class="skip" href="#main">To the text</a><div class="page">
+<header class="side"><a class="home" href="{base}index.html">xtokd</a>
+<div class="tools" role="search" hidden><input id="search" type="search" placeholder="Search ( / )" aria-label="Search the documentation" autocomplete="off"><button id="theme" type="button">Dark</button></div>
+<p class="count" id="count" role="status"></p><ul id="found" aria-label="Search results"></ul>
+<nav aria-label="Pages">{self.nav(here, headings, base)}</nav></header>
+<main id="main" tabindex="-1">
+{body}
+</main></div></body></html>
+"""
+
+    def notebook(self, n, before, after):
+        page = Page(self, n)
+        body = page.body()
+        turn = [f'<a href="{m.url}" rel="{rel}">{arrow(esc(m.title))}</a>' if m else "<span></span>" for m, rel, arrow in ((before, "prev", "← {}".format), (after, "next", "{} →".format))]
+        for heading, anchor, texts in page.sections: self.index.append([n.title, heading, n.url + (f"#{anchor}" if anchor else ""), " ".join(texts)])
+        return self.frame(n.url, n.title, f'{body}<nav class="turn" aria-label="Next pages">{"".join(turn)}</nav>', page.headings, n.subtitle)
+
+    def prose(self, doc, base="../"):
+        "A docstring: its text as it stands, code in backticks, names as links."
+        def mark(m):
+            name = html.unescape(m[1])
+            url = self.symbol(name)
+            return f'<a href="{base}{url}"><code>{esc(name)}</code></a>' if url else f"<code>{esc(name)}</code>"
+        return f'<div class="doc">{re.sub(r"`([^`]+)`", mark, esc(doc))}</div>' if doc else ""
+
+    def entry(self, s, level=2):
+        inner = "".join(f'<div class="sub">{self.entry(m, 3)}</div>' for m in s.members)
+        self.index.append([f"xtokd.{s.nb.module}", s.anchor, s.url, s.doc.split("\n\n")[0]])
+        return (f'<section class="sym" aria-labelledby="{s.anchor}"><h{level} id="{s.anchor}">{esc(s.anchor)}</h{level}><div class="in"><pre>{coloured(s.signature)}</pre></div>{self.prose(s.doc)}'
+                + (f'<p class="from"><a href="../{s.nb.url}#cell-{s.cell}">The cell that defines {esc(s.name)}</a></p>' if not s.owner else "") + f"{inner}</section>")
+
+    def module(self, n):
+        rows = {s.anchor: s for s in n.symbols}    # a name that is defined twice is what it was last
+        body = f'<h1>xtokd.{n.module}</h1><p>{esc(n.subtitle)}</p><p class="from">Written and explained in <a href="../{n.url}">{esc(n.title)}</a>.</p>' + "".join(map(self.entry, rows.values()))
+        return self.frame(f"api/{n.module}.html", f"xtokd.{n.module}", body, description=n.subtitle)
+
+    def reference(self):
+        item = lambda s: f'<li><a href="../{s.url}"><code>{esc(s.anchor)}</code></a> {esc(s.doc.split(chr(10))[0])}</li>'
+        body = "<h1>Reference</h1><p>Every name that a notebook exports, by module.</p>" + "".join(f'<h2 id="{n.module}"><a href="{n.module}.html">xtokd.{n.module}</a></h2><ul>{"".join(map(item, {s.anchor: s for s in n.symbols}.values()))}</ul>' for n in self.modules)
+        return self.frame("api/index.html", "Reference", body, description="Every name that a notebook exports, by module.")
+
+    def write(self, out):
+        out = Path(out)
+        if out.exists() and any(out.iterdir()) and not (out / "search.js").exists(): raise SystemExit(f"{out} holds other files; name a new folder, or empty it")
+        shutil.rmtree(out, ignore_errors=True)
+        (out / "api").mkdir(parents=True)
+        ring = [None, *self.notebooks, None]
+        files = {n.url: self.notebook(n, ring[k], ring[k + 2]) for k, n in enumerate(self.notebooks)}
+        files |= {f"api/{n.module}.html": self.module(n) for n in self.modules} | {"api/index.html": self.reference()}
+        if "index.html" not in files: files["index.html"] = self.frame("index.html", "xtokd", "<h1>xtokd</h1><ul>" + "".join(f'<li><a href="{n.url}">{esc(n.title)}</a></li>' for n in self.notebooks) + "</ul>")
+        safe = json.dumps(self.index, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+        files["search.js"] = f"window.XTOKD_INDEX = {safe};\n"
+        for name, text in files.items(): (out / name).write_text(text, encoding="utf8")
+        for f in ("site.css", "site.js"): shutil.copyfile(SITE / f, out / f)
+        for f in self.copied:
+            (out / f).parent.mkdir(exist_ok=True)
+            shutil.copyfile(ROOT / "nbs" / f, out / f)
+        return sorted(files)
+
+
+def build(paths=None, out=ROOT / "_docs"):
+    "Write the site of these notebooks (default: all) into `out`; returns the names of its pages."
+    paths = paths or sorted(f for f in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)
+    notebooks = [Notebook(p) for p in paths]
+    for n in notebooks:
+        for c in n.cells:
+            if c["cell_type"] == "markdown" and TEX.search(CODE.sub("", c["source"])): raise SystemExit(f"{n.path.name}: a formula in TeX ({TEX.search(CODE.sub('', c['source']))[0]!r}); pages load no MathJax: write it in Unicode or as code")
+    return Site(notebooks).write(out)
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("notebooks", nargs="*", type=Path)
+    p.add_argument("-o", "--out", type=Path, default=ROOT / "_docs")
+    a = p.parse_args(argv)
+    n = len(build(a.notebooks, a.out)) - 1
+    print(f"{n} pages: open {a.out / 'index.html'}")
+
+
+if __name__ == "__main__": main()
