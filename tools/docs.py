@@ -75,11 +75,11 @@ def order(notebooks):
 class Symbol:
     "An exported function, class or constant: its signature as it is written, docstring, members, and the cell."
 
-    def __init__(self, node, source, cell, nb, owner=""):
-        self.name, self.cell, self.nb, self.owner = node.name if hasattr(node, "name") else node.targets[0].id, cell["id"], nb, owner
+    def __init__(self, node, source, cell, nb, owner="", name=None):
+        self.name, self.cell, self.nb, self.owner = name or node.name, cell["id"], nb, owner
         lines = source.split("\n")
         self.members, self.doc = [], ""
-        if isinstance(node, ast.Assign): self.signature = ast.get_source_segment(source, node)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)): self.signature = ast.get_source_segment(source, node)
         else:
             body, start = node.body[0], min([d.lineno for d in node.decorator_list] + [node.lineno])
             same = body.lineno == start or lines[body.lineno - 1][:body.col_offset].strip()
@@ -104,9 +104,14 @@ def symbols(cell, nb):
     source = DIRECTIVE.sub("", cell["source"])
     try: body = ast.parse(source).body
     except SyntaxError: return []
-    plain = [n for n in body if isinstance(n, ast.Assign) and len(n.targets) == 1 and isinstance(n.targets[0], ast.Name) and not n.targets[0].id.startswith("_")]
-    named = [n for n in body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
-    return [Symbol(n, source, cell, nb) for n in body if n in plain or n in named]
+    return [Symbol(n, source, cell, nb, name=name) for n in body for name in names(n) if not name.startswith("_")]
+
+
+def names(node):
+    "The names that a statement defines."
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [n.id for t in targets for n in (t.elts if isinstance(t, ast.Tuple) else [t]) if isinstance(n, ast.Name)]
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------------------
