@@ -10,7 +10,7 @@ __all__ = ['TEXT', 'RULES', 'CHUNKS', 'NAMED', 'HAND', 'WAVE', 'BYTES', 'TWICE',
            'credit_rows', 'judge_credit', 'stop_rows', 'judge_stop', 'bars', 'judge_project', 'tokens', 'begins',
            'judge_bias', 'puzzle', 'board']
 
-# %% ../nbs/80_puzzles.ipynb #a1085a70
+# %% ../nbs/80_puzzles.ipynb #0c228cf0
 from math import isfinite, log
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ from .bytevocab import ByteVocab
 from .viz.marks import SOLVED, Band, Box, Picture, Puzzle, Row, Untried, listed, need, number, whole
 from .viz.svg import glyphs
 
-# %% ../nbs/80_puzzles.ipynb #a81939e5
+# %% ../nbs/80_puzzles.ipynb #3c44b847
 def toy(name: str, pieces: list):
     "A vocabulary whose id i is piece i (bytes or str); pieces in <> are control tokens, `</s>` stops."
     raw = [p.encode() if isinstance(p, str) else p for p in pieces]
@@ -47,7 +47,7 @@ def paired(student, teacher): return align(range(len(student.bytes)), range(len(
 def cuts(pieces: list) -> list: "Byte offsets before, between and after byte strings."; return np.cumsum([0] + [len(p) for p in pieces]).tolist()
 def boxes(pieces: list) -> list: "The pieces over the byte axis."; return [Box(a, a + len(p), glyphs(p)) for a, p in zip(cuts(pieces), pieces)]
 
-# %% ../nbs/80_puzzles.ipynb #02547209
+# %% ../nbs/80_puzzles.ipynb #b1e8d670
 TEXT, RULES = "the other", [("h", "e"), ("t", "h"), ("th", "e"), ("o", "t"), ("he", "r"), ("ot", "he")]
 
 
@@ -66,7 +66,7 @@ def judge_cut(answer):
     if b"".join(mine) != text: return rows + hidden(b"".join(mine) == text[:cuts(mine)[-1]]), "Your pieces, put together, are not the text. A cut neither loses nor adds a byte."
     return rows, "" if all(x.mark == "right" for x in row) else "A rule that comes early takes its letters away from those that come later. Which rule may touch the first t-h-e before all others?"
 
-# %% ../nbs/80_puzzles.ipynb #0bd1c240
+# %% ../nbs/80_puzzles.ipynb #9b555980
 CHUNKS = toy("student", ["The", " tea", "cher", " 96", "4", "."]), toy("teacher", ["The", " teacher", " 9", "64", "."])
 NAMED = toy("student", ["x", " =", " 100", " na", "ïve", "!", "!"]), toy("teacher", ["x", " =", " ", "1", "0", "0", " naï", "ve", "!!"])
 
@@ -98,21 +98,21 @@ def judge_chunks(answer):
     if any(b.startswith("student") for b in bad): return rows, "A band that leans pairs different bytes. Write the byte at which each token ends under both rows, and look for numbers that occur twice."
     return rows + hidden(left), "Both cut inside one of yours, or it comes twice." if any(bad) else "What you have is right. Some tokens are in no chunk yet."
 
-# %% ../nbs/80_puzzles.ipynb #ef400d93
+# %% ../nbs/80_puzzles.ipynb #34732f43
 def judge_kinds(answer):
     "Kinds by name, in order, against the aligner."
     mine, al = listed(answer), paired(*NAMED)
     need(all(isinstance(k, str) and k in KINDS for k in mine), f"a kind is one of {', '.join(KINDS)}")
     true, x = [KINDS[k] for k in al.kind], cuts(NAMED[0].bytes)
     ok = [k < len(true) and m == true[k] for k, m in enumerate(mine)]
-    bands = [Band(*2 * (x[c[0]], x[c[1]]), m, "right") for c, m, good in zip(al.chunks.tolist(), mine, ok) if good]
+    bands = [Band(*2 * (x[c[0]], x[c[1]]), m) for c, m, good in zip(al.chunks.tolist(), mine, ok) if good]
     line = [Box(2 * k, 2 * k + 2, m, mark(good), "" if good else "not this kind" if k < len(true) else "there is no such chunk any more") for k, (m, good) in enumerate(zip(mine, ok))]
     rows = sides(NAMED, [Row("where it fits", bands)] if bands else []) + [Row("your kinds", line)] + hidden(len(mine) < len(true))
     if len(mine) > len(true): return rows, "There are fewer chunks than you say. A chunk ends only where both cut."
     if len(mine) < len(true): return rows, "There are more chunks than you say. A chunk ends as soon as both cut."
     return rows, "" if all(ok) else "Take the first ✗: find the two cuts around it that both sides share, and count the tokens between them, the student's first."
 
-# %% ../nbs/80_puzzles.ipynb #2b85246a
+# %% ../nbs/80_puzzles.ipynb #d63b9011
 HAND = "a👋🏽!".encode()
 WAVE = tuple(toy(name, [HAND[a:b] for a, b in zip(at, at[1:])]) for name, at in (("student", [0, 3, 7, 8, 9, 10]), ("teacher", [0, 1, 3, 4, 7, 9, 10])))
 BYTES = Row("bytes", [Box(k, k + 1, f"{b:02x}") for k, b in enumerate(HAND)])
@@ -128,7 +128,7 @@ def judge_emoji(answer):
     if any(why): return rows, "An offset counts bytes, not characters or tokens, and both rows must have a cut at it."
     return rows, "Nobody asked for cuts between characters. A byte in the middle of one is as good as any other, if both cut there." if true - set(mine) else ""
 
-# %% ../nbs/80_puzzles.ipynb #d0379bec
+# %% ../nbs/80_puzzles.ipynb #a40152b2
 TWICE = toy("student", ["So", " no", " no", " 1", "0", "0", "1", "!"]), toy("teacher", ["So no", " no", " 10", "0", "1", "!"])
 
 
@@ -157,7 +157,7 @@ def judge_mispair(answer):
     if set(mine) - guilty: return rows, "Over the bytes, an innocent pair stands straight. You accused one that does."
     return rows, "There is another. Count the bytes before each token on either side: the same letters may stand at two places." if guilty - set(mine) else ""
 
-# %% ../nbs/80_puzzles.ipynb #d0ca695c
+# %% ../nbs/80_puzzles.ipynb #9f112435
 REASONS = {"special": SPECIAL, "stop": LONE_STOP, "differs": DIFFERS, "invalid": INVALID, "beyond": BEYOND}
 QUIET = (toy("student", ["<s>", "A", " caf", "e", "\u0301", " at", b" \xf0\x9f", " ni", "ne", " o", "k", "</s>"]),
          toy("teacher", ["A", " ca", "f\u00e9", " at", " \ufffd", " nine"]))
@@ -183,7 +183,7 @@ def judge_silent(answer):
     if any(note.values()): return rows + hidden(left), "Ask of the ✗: is it text at all? Could it be written in UTF-8? Did the teacher come that far?"
     return rows + hidden(left), "More tokens are silent. A token that shares a piece of the teacher with one that differs shares its fate."
 
-# %% ../nbs/80_puzzles.ipynb #41e2877d
+# %% ../nbs/80_puzzles.ipynb #b580563a
 CREDIT = [([-.2, -1.8], [-3.]), ([-.2, -1.8], [-.75, -1.25]), ([-.5, -.5, -1.], [-.3, -.9]), ([-.7], [-1.5, -1.]), ([0., 0.], [-3.])]
 
 
@@ -234,7 +234,7 @@ def judge_credit(answer):
              "share": "The sums are right. A token of which the student was sure should get the smaller share of praise or blame.", "equal": "Almost. Where nobody was surprised there is nothing to share by: treat all alike."}
     return rows, next((hints[law] for law in hints if law in broken), "")
 
-# %% ../nbs/80_puzzles.ipynb #7bcce2be
+# %% ../nbs/80_puzzles.ipynb #51a1192b
 STOPS = ["</s>", "<pad>"], ["<eos>", "<turn>", "<call>"]
 STOP = [({"</s>": .8, "<pad>": 1e-11, "go": .2}, {"<eos>": 1e-4, "<turn>": .79, "<call>": 0., "go": .2099}),
         ({"</s>": .15, "<pad>": .15, "go": .7}, {"<eos>": .1, "<turn>": .1, "<call>": .1, "go": .7}),
@@ -264,7 +264,7 @@ def judge_stop(answer):
     if wrong[1]: return rows, "In case 2 both stop with the same probability, in all. Does your rule see that?"
     return rows, "The order of probabilities, sums and logarithms matters: what is the probability of the event that a model stops, by whatever token?"
 
-# %% ../nbs/80_puzzles.ipynb #28c52bda
+# %% ../nbs/80_puzzles.ipynb #6d689ff8
 OWN, ROW = ["a", "ab", "b", "c"], {"abc": .3, "ab": .2, "bc": .1, "d": .15, "a": .25}
 
 
@@ -286,7 +286,7 @@ def judge_project(answer):
     if not close(sum(mine.values()), 1): return rows, "Your row does not add up to 1. Every teacher token has exactly one place, be it none, and brings all that it has."
     return rows, "" if all(x.mark == "right" for x in row) else "Take the teacher's tokens one by one: of the student's tokens that it begins with, only the longest gets its mass."
 
-# %% ../nbs/80_puzzles.ipynb #b286b34b
+# %% ../nbs/80_puzzles.ipynb #6448038f
 TEXTS, PREFIXES = ["1", "12", "13", "123", "212", "213", "23", "3"], ["1", "2", "3", "12", "13", "21", "23", "123"]
 COUNTER = bpe([("1", "2"), ("12", "3")], "teacher")
 
@@ -307,7 +307,7 @@ def judge_bias(answer):
     if set(mine) - biased: return rows + hidden(left), "A row is deaf to a text only if that text, cut whole, leaves the tokens of the prefix. Yours has a row that hears everything."
     return rows + hidden(left), "There are more. Cut every text first, then ask of each prefix: do the texts that begin with it also begin with its tokens?" if left else ""
 
-# %% ../nbs/80_puzzles.ipynb #48c333b6
+# %% ../nbs/80_puzzles.ipynb #24dea61c
 PUZZLES = {p.name: p for p in [
     Puzzle("cut", f"How does this tokenizer cut “{TEXT}”?", "a list of pieces, in order", [Row("text", boxes([bytes([b]) for b in TEXT.encode()]))], judge_cut,
            "Merges go by rank, not by length. So a token says nothing about what a longer text would have been cut into.", "Rules, in order: " + ", ".join(f"{k} {a}+{b}" for k, (a, b) in enumerate(RULES, 1)) + "."),

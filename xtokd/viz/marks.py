@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'SOLVED', 'plain', 'Box', 'Band', 'Row', 'said', 'places', 'picture_text', 'picture_svg', 'Picture',
            'Unreadable', 'Untried', 'Verdict', 'Puzzle', 'need', 'listed', 'whole', 'number']
 
-# %% ../../nbs/29_marks.ipynb #2008e2b0
+# %% ../../nbs/29_marks.ipynb #9480cfdd
 import hashlib, textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from operator import index
 
 from .svg import glyphs, shorten, width
 
-# %% ../../nbs/29_marks.ipynb #b4de911c
+# %% ../../nbs/29_marks.ipynb #fe091a70
 MARKS = {"given": "", "right": "✓", "wrong": "✗", "open": "?"}
 _WORDS = {"right": "right", "wrong": "not right", "open": "still open"}
 
@@ -24,7 +24,7 @@ def plain(text: str) -> str:
     "`text` with everything that has no shape made visible; spaces stay."
     return " ".join(glyphs(w.encode("utf8", "surrogatepass")) for w in str(text).split(" "))
 
-# %% ../../nbs/29_marks.ipynb #d69187a4
+# %% ../../nbs/29_marks.ipynb #785e98b8
 @dataclass
 class Box:
     "A labelled range a:b of the axis; `bar` in -1..1 draws a bar above it, `note` says why."
@@ -59,7 +59,7 @@ def said(item) -> str:
     "The label of an item with its mark."
     return f"{MARKS[item.mark]} {shorten(plain(item.text))}".strip()
 
-# %% ../../nbs/29_marks.ipynb #2c42f88c
+# %% ../../nbs/29_marks.ipynb #91a902d4
 _CELL, _CHAR, _TALL, _BAR = 26., 8., 26, 30       # pixels: narrowest cell, one character, a row, a bar
 
 
@@ -71,7 +71,7 @@ def places(rows: list) -> list[float]:
     for c in range(1, last + 1): x.append(max([x[-1] + _CELL] + [x[a] + w for a, b, w in ends if b == c]))
     return x
 
-# %% ../../nbs/29_marks.ipynb #1ee4a475
+# %% ../../nbs/29_marks.ipynb #bdb24453
 _STYLE = """<style>.xt-p{font:13px ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace;fill:#1b1b1b;text-anchor:middle}
 .xt-p .l{text-anchor:start;font-size:12px;fill:#444}.xt-p .h{text-anchor:start;font-size:14px;font-weight:600}.xt-p .o{text-anchor:start;font-size:12.5px;fill:#1b1b1b}
 .xt-p .given{fill:#777;fill-opacity:.09;stroke:#8a8a8a;stroke-width:1}.xt-p .right{fill:#0072B2;fill-opacity:.15;stroke:#0072B2;stroke-width:1.6}
@@ -112,7 +112,7 @@ def _side(rows: list) -> float:
     "Where the axis begins: right of the names."
     return max([0] + [width(plain(r.name)) for r in rows]) * 7.4 + 26
 
-# %% ../../nbs/29_marks.ipynb #f2fb0131
+# %% ../../nbs/29_marks.ipynb #a80a2215
 def _wrapped(notes: list, cells: int = 104) -> list[str]:
     "Sentences as lines."
     return [line for n in notes for line in textwrap.wrap(plain(n), cells, subsequent_indent="  ")]
@@ -160,7 +160,7 @@ class Picture:
 
     def _repr_mimebundle_(self, include=None, exclude=None): return {"image/svg+xml": picture_svg(self), "text/plain": picture_text(self)}
 
-# %% ../../nbs/29_marks.ipynb #11d43c72
+# %% ../../nbs/29_marks.ipynb #cf1e90fa
 SOLVED = set()                         # names of the puzzles solved in this session
 
 
@@ -203,7 +203,7 @@ def _check(p, answer) -> Verdict:
     SOLVED.add(p.name)
     return Verdict(f"✓ {p.name}: solved!", rows, [p.moral], True)
 
-# %% ../../nbs/29_marks.ipynb #fd6d11aa
+# %% ../../nbs/29_marks.ipynb #657e662d
 def need(ok, message: str):
     "Refuse an answer that cannot be read."
     if not ok: raise Unreadable(message)
