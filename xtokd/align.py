@@ -225,7 +225,7 @@ def _stats(al) -> dict:
             "chunks": dict(zip(KINDS, np.bincount(al.kind, minlength=len(KINDS)).tolist())),
             "why": {"student": reasons(al.student_why), "teacher": reasons(al.teacher_why)}}
 
-# %% ../nbs/01_align.ipynb #25b4413c
+# %% ../nbs/01_align.ipynb #5a365b6b
 @dataclass(eq=False, repr=False)
 class Alignment:
     "Which tokens of student and teacher say the same bytes."
@@ -256,6 +256,7 @@ class Alignment:
 
     def stats(self) -> dict: "Shares per kind; see `_stats`."; return _stats(self)
     def swap(self) -> "Alignment": "The same with the two sides exchanged."; return _swap(self)
+    def explore(self, signals=None, **kw): "A live picture: `xtokd.viz.explorer.Explorer`."; from xtokd.viz.explorer import Explorer; return Explorer(self, signals, **kw)
     def __repr__(self): return _line(self)
     def _repr_mimebundle_(self, include=None, exclude=None): return _picture(self)
 

@@ -19,7 +19,7 @@ from .chat import render, turn_end
 from .models import data_dir, resolve
 from .vocab import VocabMap
 
-# %% ../nbs/03_pair.ipynb #0b56cd4c
+# %% ../nbs/03_pair.ipynb #b8e0dbf1
 def _side(x, role):
     "A ByteVocab from whatever a person has at hand."
     if not isinstance(x, (str, Path)): return ByteVocab(x)
@@ -43,6 +43,11 @@ class Pair:
         if isinstance(a, str): a, b = self.student.encode(a), self.teacher.encode(a) if b is None else b
         if b is None: raise TypeError("give a text, or the ids of both sides: pair.align(student_ids, teacher_ids)")
         return align(a, b, self.student, self.teacher, **kwargs)
+
+    def explore(self, text="The quick brown fox, 1234567 naïve 数据 👩‍👧\n", others=None, **kw):
+        "A live picture with a text box; `others` are tokenizers to choose from, as a list or {name: tokenizer}."
+        from xtokd.viz.explorer import PairExplorer
+        return PairExplorer(self, text, others, **kw)
 
     def doctor(self, texts=None, models=None): "A `Report`: is this pair fit to distil?"; return examine(self, texts, models)
     def __repr__(self): return f"Pair(student={self.student!r}, teacher={self.teacher!r})"
