@@ -8,7 +8,7 @@ __all__ = ['CATEGORIES', 'LOOKS', 'CLASSES', 'PAINT', 'RULES', 'BINS', 'BIN_NAME
            'overlap_bars', 'rank_map', 'match_heat', 'overlap_map', 'OverlapExplorer', 'selection', 'selection_html',
            'overlap_explorer']
 
-# %% ../../nbs/25_maps.ipynb #0d855e77
+# %% ../../nbs/25_maps.ipynb #5def4270
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +27,7 @@ from .panels import bars_svg, cloud_svg, heat_svg, stacked_svg
 from .svg import label
 from ..vocab import VocabMap, text_ids
 
-# %% ../../nbs/25_maps.ipynb #9ff25318
+# %% ../../nbs/25_maps.ipynb #d807fe55
 CATEGORIES = ("Latin letters", "Cyrillic letters", "Chinese, Japanese, Korean", "letters of other scripts", "digits", "white space", "code and punctuation", "bytes and controls", "special")
 LOOKS = dict(zip(CATEGORIES, zip(("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#000000", "#E69F00", "#777777", "#C00000"),
                                  ("circle", "diamond", "square", "triangle-up", "x", "cross", "triangle-down", "hourglass", "star"))))
@@ -44,7 +44,7 @@ def _kind(c: str) -> int:
     if what[0] not in "LM" or name.startswith(("VARIATION", "COMBINING")): return 6
     return 0 if "LATIN" in name or ord(c) < 0x250 else 1 if "CYRILLIC" in name else 2 if name.split(" ")[0] in _EAST else 3
 
-# %% ../../nbs/25_maps.ipynb #c9cb05fb
+# %% ../../nbs/25_maps.ipynb #6aa5c14b
 def categories(pieces: list[bytes]) -> np.ndarray:
     "The category int8[n] of each byte string, an index into `CATEGORIES`."
     texts = [p.decode("utf8", "surrogateescape") for p in pieces]
@@ -59,7 +59,7 @@ def categories(pieces: list[bytes]) -> np.ndarray:
     res[owner[kind == 7]] = 7
     return res
 
-# %% ../../nbs/25_maps.ipynb #9ed69fa9
+# %% ../../nbs/25_maps.ipynb #6a86dd68
 CLASSES = ("identical bytes", "equal after normalisation", "prefix-related", "unmatched", "no text")
 PAINT = {"identical bytes": ("#0072B2", ""), "equal after normalisation": ("#56B4E9", "/"), "prefix-related": ("#E69F00", "x"), "unmatched": ("#8a8a8a", "."), "no text": ("#d9d9d9", "-")}
 RULES = ("Each token is in one class, the first that fits. Identical: the other side has a token of the same bytes (the marks ▁, Ġ and <0xNN> are read as the bytes they stand for). "
@@ -74,6 +74,7 @@ def fold(piece: bytes) -> str:
 
 def related(pieces: list[bytes], trie: ByteTrie) -> np.ndarray:
     "Which byte strings (none of them a token of `trie`) have a prefix or an extension there, with the shorter at least half as long: bool[n]."
+    if not len(trie.order): return np.zeros(len(pieces), bool)
     size = np.fromiter(map(len, pieces), np.int64, len(pieces))
     below, node = trie.longest(pieces), trie.find(pieces)
     lengths = np.append(np.fromiter((len(trie.pieces[i]) for i in trie.order.tolist()), np.int64, len(trie.order)), 0)
@@ -84,7 +85,7 @@ def related(pieces: list[bytes], trie: ByteTrie) -> np.ndarray:
     if len(some): res[some] |= np.minimum.reduceat(lengths, ranges)[::2] <= 2 * size[some]
     return res
 
-# %% ../../nbs/25_maps.ipynb #34dd3383
+# %% ../../nbs/25_maps.ipynb #4549d990
 def classes(own: list[bytes], other: list[bytes]) -> np.ndarray:
     "The class int8[n] of each text token of one side against the other's, an index into `CLASSES`."
     res, have = np.full(len(own), 3, np.int8), set(other)
@@ -95,7 +96,7 @@ def classes(own: list[bytes], other: list[bytes]) -> np.ndarray:
     res[rest[related([own[i] for i in rest.tolist()], ByteTrie(other))]] = 2
     return res
 
-# %% ../../nbs/25_maps.ipynb #0d5a0d4b
+# %% ../../nbs/25_maps.ipynb #75080941
 @dataclass(repr=False)
 class Half:
     "One side's tokens that are text, and what the other side has of them."
@@ -125,7 +126,7 @@ class Overlap:
     def svg(self, points: int = 4000) -> str: return overlap_svg(self, points)
     def _repr_mimebundle_(self, include=None, exclude=None): return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
 
-# %% ../../nbs/25_maps.ipynb #01a4345a
+# %% ../../nbs/25_maps.ipynb #1f813242
 @lru_cache(maxsize=8)
 def _overlap(student, teacher):
     (ids_s, own), (ids_t, other) = text_ids(student), text_ids(teacher)
@@ -141,7 +142,7 @@ def overlap(pair) -> Overlap:
     "The `Overlap` of a Pair; made once for two tokenizers."
     return _overlap(pair.student, pair.teacher)
 
-# %% ../../nbs/25_maps.ipynb #d4eae471
+# %% ../../nbs/25_maps.ipynb #f9f65b1a
 def stratified(category: np.ndarray, points: int = 4000, least: int = 60, seed: int = 0) -> np.ndarray:
     "Ascending places int64 of at most `points` of the items: of each category at least `least`, as far as there are, and a share in proportion."
     size = np.bincount(category, minlength=len(CATEGORIES))
@@ -154,7 +155,7 @@ def stratified(category: np.ndarray, points: int = 4000, least: int = 60, seed: 
     rng = np.random.default_rng(seed)
     return np.sort(np.concatenate([rng.choice(np.flatnonzero(category == k), min(int(n), int(size[k])), replace=False) for k, n in enumerate(take)]))
 
-# %% ../../nbs/25_maps.ipynb #36da57cf
+# %% ../../nbs/25_maps.ipynb #10e7809c
 BINS = (1, 2, 3, 4, 5, 7, 9, 13, 17)
 BIN_NAMES = ("1", "2", "3", "4", "5-6", "7-8", "9-12", "13-16", "17+")
 ROWS = (4, 5, 6, 0, 1, 2, 3, 7)                   # digits and white space first: that is where to look
@@ -167,7 +168,7 @@ def match_rate(half: Half) -> tuple[np.ndarray, np.ndarray]:
     total, same = (np.bincount(f, minlength=shape[0] * shape[1]).reshape(shape)[list(ROWS)] for f in (flat, flat[half.classes == 0]))
     return np.where(total, same / np.maximum(total, 1), np.nan), total
 
-# %% ../../nbs/25_maps.ipynb #ddb1e947
+# %% ../../nbs/25_maps.ipynb #b3bda953
 _NAMES = [CATEGORIES[k] for k in ROWS]
 _STRONG = ("digits", "white space")
 
@@ -212,7 +213,7 @@ def overlap_text(o: Overlap) -> str:
     lines += [f"{CATEGORIES[k]:<26}" + "".join(f"{share(h, k):>24}" for h in (o.student, o.teacher)) for k in ROWS]
     return "\n".join(line.rstrip() for line in lines)
 
-# %% ../../nbs/25_maps.ipynb #d69c45a2
+# %% ../../nbs/25_maps.ipynb #4694654c
 def _add_bars(fig, o: Overlap, **at):
     "Two stacked bars, with their counts below."
     sides = [f"student: {escape(o.student.name)}", f"teacher: {escape(o.teacher.name)}"]
@@ -251,7 +252,7 @@ def _add_heat(fig, o: Overlap, side: str, **at):
     fig.update_yaxes(autorange="reversed", showgrid=False, **at)
     fig.update_xaxes(type="category", showgrid=False, title_text=f"{side}: bytes of a token", **at)
 
-# %% ../../nbs/25_maps.ipynb #b4db09ac
+# %% ../../nbs/25_maps.ipynb #132f2a75
 def _note(fig, text: str, y: float, room: int = 150):
     "A caption below a figure, wrapped."
     lines = [""]
@@ -286,7 +287,7 @@ def match_heat(pair, side: str = "student") -> go.Figure:
     _add_heat(fig, o, side)
     return fig
 
-# %% ../../nbs/25_maps.ipynb #6e7b5421
+# %% ../../nbs/25_maps.ipynb #02b4c149
 def overlap_map(pair, points: int = 4000) -> go.Figure:
     "Vocabulary overlap of a Pair: classes, ranks, and match rate by length and category."
     o = overlap(pair)
@@ -299,7 +300,7 @@ def overlap_map(pair, points: int = 4000) -> go.Figure:
     fig.update_yaxes(showticklabels=False, row=3, col=2)
     return _note(fig, f"{RULES} {_sampled(o, points)} Heat: share of a side's tokens of this length and category that the other has.", -.06)
 
-# %% ../../nbs/25_maps.ipynb #b109dc0f
+# %% ../../nbs/25_maps.ipynb #d2ba92ff
 class OverlapExplorer(widgets.VBox):
     "The rank map to select in; `selected` is a list of (student id, teacher id)."
     selected = traitlets.List()
@@ -338,7 +339,7 @@ class OverlapExplorer(widgets.VBox):
         live = super()._repr_mimebundle_(**kw) or {}
         return {**live, **self.overlap._repr_mimebundle_()}
 
-# %% ../../nbs/25_maps.ipynb #35ce31b4
+# %% ../../nbs/25_maps.ipynb #97f06249
 def selection(o: Overlap, pairs) -> list[dict]:
     "One row per selected token."
     kind = dict(zip(map(tuple, o.shared.tolist()), o.category.tolist()))
