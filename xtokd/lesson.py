@@ -172,7 +172,7 @@ def both_arms(student, teacher, data, size, goal, out, log, room, seed, progress
     _, trained = arm("sft", "sft", student, teacher, data, size, out, steps, seed, progress)
     look(trained, "sft")
 
-# %% ../nbs/23_lesson.ipynb #e2c46680
+# %% ../nbs/23_lesson.ipynb #df4cb5c0
 def _first(events): return next(iter(events), {})
 
 class Lesson:
@@ -202,7 +202,7 @@ class Lesson:
     def beside(self, n=3):
         "Held-out texts of the start and of each arm side by side"
         arms = {"start": self.looks("start"), **{k: self.looks(k) for k in self.runs}}
-        return Table([{"problem": r["item"]["messages"][-1]["content"] if "messages" in r["item"] else r["item"].get("prompt", ""), **{k: f"{v[i]['text']}  {_mark(v[i]['score'])}" for k, v in arms.items()}}
+        return Table([{"problem": r["item"]["messages"][-1]["content"] if "messages" in r["item"] else r["item"].get("prompt", ""), **{k: f"{v[i]['text']}  {_mark(v[i]['score'])}".replace("\n", " ⏎ ") for k, v in arms.items()}}
                       for i, r in enumerate(arms["start"][:n])])
 
 # %% ../nbs/23_lesson.ipynb #f08e22b4
