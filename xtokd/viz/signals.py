@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Strip', 'strips', 'differ', 'differences', 'ledger_signals', 'row_values', 'signals_svg', 'overlaps', 'edges_svg']
 
-# %% ../../nbs/28_signals.ipynb #5aa7aa33
+# %% ../../nbs/28_signals.ipynb #1555d241
 from dataclasses import dataclass, field
 from html import escape
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from .svg import _BAR, _KIND, _MID, _ROW, _RULER, _box, _frame, _legend, _ruler, _segment, _token, alignment_svg, label, place, segments, shorten, width, wrap
 
-# %% ../../nbs/28_signals.ipynb #7a8cdc7e
+# %% ../../nbs/28_signals.ipynb #d71e8c96
 @dataclass
 class Strip:
     "One number per student token."
@@ -30,7 +30,7 @@ class Strip:
     @property
     def low(self) -> float: "0, or -top where there are negative numbers."; return -self.top if any(v is not None and v < 0 for v in self.values) else 0.
 
-# %% ../../nbs/28_signals.ipynb #dea95663
+# %% ../../nbs/28_signals.ipynb #966b417f
 def _column(name, x, n) -> list:
     "One value per student token, as a list."
     x = list(np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=object).ravel()) if not isinstance(x, list) else x
@@ -53,7 +53,7 @@ def strips(al,             # an Alignment
             else: out.append(Strip(title, _column(title, x, n), notes.get(title, ""), group))
     return out, whys
 
-# %% ../../nbs/28_signals.ipynb #d46a761f
+# %% ../../nbs/28_signals.ipynb #efba976a
 def differ(a: Strip, b: Strip, tolerance: float = .25) -> list:
     "Per student token 0: alike, 1: only `a` speaks, 2: only `b` speaks, 3: both, more than `tolerance` of a full bar apart."
     def one(x, y):
@@ -69,7 +69,7 @@ def differences(found: list, tolerance: float = .25) -> list:
     pair = [s for g, s in first.items() if g][:2]
     return differ(*pair, tolerance) if len(pair) == 2 else []
 
-# %% ../../nbs/28_signals.ipynb #b8c00d69
+# %% ../../nbs/28_signals.ipynb #8257eb08
 def ledger_signals(output,                                   # what an objective returned
                    sample: int = 0,                          # which sample of the batch
                    columns=("signal", "weight", "unknown"),  # of the ledger
@@ -84,7 +84,7 @@ def ledger_signals(output,                                   # what an objective
     out = {name: np.where(silent & (name == "signal"), np.nan, get(name).astype(float)) for name in columns}
     return out | {"why": [why_text(c) if c else None for c in get("why").tolist()]}
 
-# %% ../../nbs/28_signals.ipynb #51d84478
+# %% ../../nbs/28_signals.ipynb #0262a609
 def row_values(rows, sample: int = 0, step: int = 64) -> dict:
     "`log p` of the realised token, its `rank` (1 is likeliest) and the row's `entropy` in nats, for one sample of a `Rows`."
     lo, hi = (int(x) for x in rows.offsets[sample:sample + 2])
@@ -97,7 +97,7 @@ def row_values(rows, sample: int = 0, step: int = 64) -> dict:
         for name, x in zip(out, found): out[name] += x.tolist()
     return out
 
-# %% ../../nbs/28_signals.ipynb #74e79016
+# %% ../../nbs/28_signals.ipynb #2568d7da
 _MARKS = {1: "◂", 2: "▸", 3: "≠"}
 
 
@@ -120,7 +120,7 @@ def _strip_name(strip: Strip, y: float) -> str:
     return (f'<text class="l" x="8" y="{y + 9}">{escape(shorten(strip.title, 13))}</text>'
             f'<text class="s n" x="8" y="{y + 19}">{"±" if strip.low else "0–"}{strip.top:.2g}</text>')
 
-# %% ../../nbs/28_signals.ipynb #3707c93b
+# %% ../../nbs/28_signals.ipynb #0ce156be
 def signals_svg(al, found: list, width: float = 900, max_tokens: int = 400, tolerance: float = .25) -> str:
     "An alignment with strips over its student's tokens. Text of an `svg` element."
     if not found: return alignment_svg(al, width, max_tokens)
@@ -143,7 +143,7 @@ def signals_svg(al, found: list, width: float = 900, max_tokens: int = 400, tole
     if shown < len(al.student_ids): parts.append(f'<text class="l" x="{left}" y="{y + 8}">… {len(al.student_ids) - shown} more student tokens</text>'); y += 18
     return _frame(al, "".join(parts) + _legend(al, y), width, y + 46)
 
-# %% ../../nbs/28_signals.ipynb #abd9a812
+# %% ../../nbs/28_signals.ipynb #a070765e
 def overlaps(al, seg) -> list:
     "Pairs (student token, teacher token) of a segment that share a byte; of tokens without bytes, the pair."
     out, i, j = [], seg.s0, seg.t0
@@ -154,7 +154,7 @@ def overlaps(al, seg) -> list:
         i, j = i + (x <= y), j + (y <= x)
     return out
 
-# %% ../../nbs/28_signals.ipynb #a6e4af3b
+# %% ../../nbs/28_signals.ipynb #d9e3ddd1
 _EDGE = 54
 
 
