@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINKS', 'link_kind', 'Ribbon', 'ribbon', 'ribbon_text', 'ribbon_svg', 'kin', 'token_ribbon', 'cell_ribbon', 'sankey']
 
-# %% ../../nbs/27_ribbon.ipynb #8e305478
+# %% ../../nbs/27_ribbon.ipynb #3d4a21be
 from dataclasses import dataclass, field
 from html import escape
 
@@ -17,7 +17,7 @@ from .charts import tint
 from .panels import caption, svg_frame, words
 from .svg import label, width
 
-# %% ../../nbs/27_ribbon.ipynb #87a05ebe
+# %% ../../nbs/27_ribbon.ipynb #8eb3ec8a
 LINKS = (("=", "same bytes", "#0072B2", ""), ("→", "the student's token begins with the teacher's", "#E69F00", "7 4"),
          ("←", "the teacher's token begins with the student's", "#009E73", "2 3"), ("~", "neither begins the other", "#CC79A7", "10 3 2 3"))
 
@@ -26,7 +26,7 @@ def link_kind(a: bytes, b: bytes) -> int:
     "Index into `LINKS` for a student token's bytes and a teacher token's."
     return 0 if a == b else 1 if b and a.startswith(b) else 2 if a and b.startswith(a) else 3
 
-# %% ../../nbs/27_ribbon.ipynb #862dd67c
+# %% ../../nbs/27_ribbon.ipynb #97e5f298
 @dataclass(repr=False)
 class Ribbon:
     "Student tokens, teacher tokens and weighted links between them; draws itself."
@@ -43,7 +43,7 @@ class Ribbon:
     def sankey(self) -> go.Figure: return sankey(self)
     def _repr_mimebundle_(self, include=None, exclude=None): return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
 
-# %% ../../nbs/27_ribbon.ipynb #cd8c5f14
+# %% ../../nbs/27_ribbon.ipynb #e016d301
 def ribbon(student_bv, teacher_bv,
            student_ids, teacher_ids, weights=None,   # arrays of equal length: one entry a link; weight 1 where none is given
            title: str = "", max_links: int = 200, max_tokens: int = 40, first=()) -> Ribbon:
@@ -65,7 +65,7 @@ def ribbon(student_bv, teacher_bv,
     gone = dict(links=len(s) - len(kept), **{"student tokens": len(set(s.tolist())) - len(left), "teacher tokens": len(set(t.tolist())) - len(right)})
     return Ribbon(student_bv, teacher_bv, left, right, links, title, {k: v for k, v in gone.items() if v})
 
-# %% ../../nbs/27_ribbon.ipynb #6fce08c1
+# %% ../../nbs/27_ribbon.ipynb #3c618db5
 def _more(r: Ribbon) -> str:
     "What is left out, in words."
     return "Left out: " + ", ".join(f"{n:,} {k}" for k, n in r.left_out.items()) + "." if r.left_out else ""
@@ -82,7 +82,7 @@ def ribbon_text(r: Ribbon) -> str:
     kinds = sorted({l[3] for l in r.links})
     return "\n".join([*lines, *([_more(r)] if r.left_out else []), "; ".join(f"{LINKS[k][0]} {LINKS[k][1]}" for k in kinds)])
 
-# %% ../../nbs/27_ribbon.ipynb #e90071a9
+# %% ../../nbs/27_ribbon.ipynb #1aa8bc00
 _PITCH, _TALL, _TOP, _CELL = 27, 21, 62, 8.
 
 
@@ -117,7 +117,7 @@ def _bands(r: Ribbon, y0: tuple, x0: float, x1: float) -> str:
                      f'<path d="{d}" stroke-width="1.4"' + (f' stroke-dasharray="{dash}"' if dash else "") + "/></g>")
     return "".join(parts)
 
-
+# %% ../../nbs/27_ribbon.ipynb #02e92e31
 def _legend(r: Ribbon, y: float) -> str:
     "The kinds that occur, with their counts."
     parts = []
@@ -140,7 +140,7 @@ def ribbon_svg(r: Ribbon) -> str:
     note, y = caption(8, y, _more(r), int(full // 6)) if r.left_out else ("", y)
     return svg_frame(body + note, full, y, r.title, ribbon_text(r))
 
-# %% ../../nbs/27_ribbon.ipynb #8b823df7
+# %% ../../nbs/27_ribbon.ipynb #a50969a8
 _TRIES = {}
 
 
@@ -172,7 +172,7 @@ def _token_id(bv, token) -> int:
     if not hit: raise ValueError(f"{token!r} is not one token of {bv.name}; give one of its tokens, such as {[bv.bytes[i] for i in kin(bv, raw)[0][-1:]]}")
     return hit[0]
 
-# %% ../../nbs/27_ribbon.ipynb #9419c440
+# %% ../../nbs/27_ribbon.ipynb #ddbc01d4
 def token_ribbon(pair, token, side: str = "student", max_links: int = 200, max_tokens: int = 40) -> Ribbon:
     "The neighbourhood of a token (id, bytes or text) of one side of a Pair: whatever begins it or begins with it."
     if side not in ("student", "teacher"): raise ValueError(f"side is 'student' or 'teacher', not {side!r}")
@@ -192,7 +192,7 @@ def token_ribbon(pair, token, side: str = "student", max_links: int = 200, max_t
     title = f"What {own.name}'s token {label(own, id)} has to do with {other.name}"
     return ribbon(pair.student, pair.teacher, s, t, [share(i, j) for i, j in links], title, max_links, max_tokens)
 
-# %% ../../nbs/27_ribbon.ipynb #de63d727
+# %% ../../nbs/27_ribbon.ipynb #83016808
 def cell_ribbon(graph, student_id: int | None = None, teacher_id: int | None = None, max_links: int = 200, max_tokens: int = 40) -> Ribbon:
     "The cell of a student or a teacher token in a graph with `s, t` (ByteVocabs), `cell_s, cell_t` (labels), `first_s, first_t` (first token of the other side)."
     if (student_id is None) == (teacher_id is None): raise TypeError("give student_id or teacher_id, one of both")
@@ -205,7 +205,7 @@ def cell_ribbon(graph, student_id: int | None = None, teacher_id: int | None = N
     weight = [min(size(*l)) / max(*size(*l), 1) or 1. for l in links]
     return ribbon(graph.s, graph.t, [l[0] for l in links], [l[1] for l in links], weight, f"A cell of {len(us):,} student and {len(ws):,} teacher tokens", max_links, max_tokens)
 
-# %% ../../nbs/27_ribbon.ipynb #e60bd2f3
+# %% ../../nbs/27_ribbon.ipynb #003c24a1
 def _places(n: int) -> list: return [(k + .5) / n for k in range(n)]
 
 
