@@ -59,7 +59,7 @@ def categories(pieces: list[bytes]) -> np.ndarray:
     res[owner[kind == 7]] = 7
     return res
 
-# %% ../../nbs/25_maps.ipynb #6a86dd68
+# %% ../../nbs/25_maps.ipynb #4efab2b2
 CLASSES = ("identical bytes", "equal after normalisation", "prefix-related", "unmatched", "no text")
 PAINT = {"identical bytes": ("#0072B2", ""), "equal after normalisation": ("#56B4E9", "/"), "prefix-related": ("#E69F00", "x"), "unmatched": ("#8a8a8a", "."), "no text": ("#d9d9d9", "-")}
 RULES = ("Each token is in one class, the first that fits. Identical: the other side has a token of the same bytes (the marks ▁, Ġ and <0xNN> are read as the bytes they stand for). "

@@ -6,13 +6,13 @@
 __all__ = ['SHAPES', 'svg_frame', 'words', 'caption', 'fill', 'key_row', 'bars_svg', 'ramp', 'ratio_ramp', 'ink', 'heat_svg',
            'cloud', 'cloud_svg', 'size_of', 'stacked_svg']
 
-# %% ../../nbs/29_panels.ipynb #06433248
+# %% ../../nbs/29_panels.ipynb #76de54d2
 import hashlib
 from html import escape
 
 import numpy as np
 
-# %% ../../nbs/29_panels.ipynb #913c3be1
+# %% ../../nbs/29_panels.ipynb #c1f1afa9
 def svg_frame(body: str, width: float, height: float, title: str, desc: str = "", heading: bool = True) -> str:
     "An `svg` element around `body`; `heading` writes the title above it (the body begins at y = 30)."
     key = hashlib.sha1((title + body).encode("utf8", "surrogatepass")).hexdigest()[:8]
@@ -26,7 +26,7 @@ def words(x: float, y: float, text: str, anchor: str = "start", more: str = "") 
     "A `text` element."
     return f'<text x="{x:.1f}" y="{y:.1f}"' + (f' text-anchor="{anchor}"' if anchor != "start" else "") + f'{more and " " + more}>{escape(str(text))}</text>'
 
-# %% ../../nbs/29_panels.ipynb #c8fe5c43
+# %% ../../nbs/29_panels.ipynb #ab0873da
 def caption(x: float, y: float, text: str, room: int = 120) -> tuple[str, float]:
     "`text` in grey, wrapped to `room` characters; and the y below it."
     lines = [""]
@@ -35,7 +35,7 @@ def caption(x: float, y: float, text: str, room: int = 120) -> tuple[str, float]
         lines[-1] += word + " "
     return "".join(words(x, y + 15 * k, line.strip(), more='fill="#555" font-size="11"') for k, line in enumerate(lines)), y + 15 * len(lines)
 
-# %% ../../nbs/29_panels.ipynb #4a9cdecf
+# %% ../../nbs/29_panels.ipynb #453a4c91
 _HATCH = {"": "", "/": "M-1 1l2-2M0 6l6-6M5 7l2-2", "\\": "M-1 5l2 2M0 0l6 6M5-1l2 2", "x": "M0 0l6 6M0 6l6-6", ".": "M3 3h.1", "-": "M0 3h6", "+": "M3 0v6M0 3h6", "|": "M3 0v6"}
 
 
@@ -46,7 +46,7 @@ def fill(colour: str, hatch: str = "") -> tuple[str, str]:
     line = f'<path d="{_HATCH[hatch]}" stroke="#fff" stroke-opacity=".75" stroke-width="1.6" stroke-linecap="round" fill="none"/>'
     return f"url(#{name})", f'<pattern id="{name}" width="6" height="6" patternUnits="userSpaceOnUse"><rect width="6" height="6" fill="{colour}"/>{line}</pattern>'
 
-# %% ../../nbs/29_panels.ipynb #6f62981c
+# %% ../../nbs/29_panels.ipynb #35e2537e
 def key_row(parts: list, x: float, y: float, room: float) -> tuple[str, float]:
     "A legend of (name, colour, hatch), wrapped to `room` pixels; and the y below it."
     out, at = [], x
@@ -58,7 +58,7 @@ def key_row(parts: list, x: float, y: float, room: float) -> tuple[str, float]:
         at += size
     return "".join(out), y + 24
 
-# %% ../../nbs/29_panels.ipynb #708c8c09
+# %% ../../nbs/29_panels.ipynb #71db375f
 def _bar(counts, parts, x, y, wide):
     "One stacked bar with its numbers."
     out, at, total = [], x, max(sum(counts), 1)
@@ -83,7 +83,7 @@ def bars_svg(rows: dict,       # row name -> counts
     text, y = caption(8, y + 10, note, width // 6) if note else ("", y)
     return svg_frame(body + text, width, y + 4, title, "; ".join(f"{r}: " + ", ".join(f"{n} {p[0]}" for n, p in zip(c, parts)) for r, c in rows.items()))
 
-# %% ../../nbs/29_panels.ipynb #563688c0
+# %% ../../nbs/29_panels.ipynb #e1565e3c
 def ramp(value: float, colour: str = "#0072B2") -> str:
     "White to `colour` for a value in 0..1, as `#rrggbb`."
     v = min(max(float(value), 0.), 1.)
@@ -101,12 +101,14 @@ def ink(colour: str) -> str:
     r, g, b = (((int(colour[k:k + 2], 16) / 255 + .055) / 1.055) ** 2.4 for k in (1, 3, 5))
     return "#111" if .2126 * r + .7152 * g + .0722 * b > .19 else "#fff"
 
-# %% ../../nbs/29_panels.ipynb #f8f7a677
+# %% ../../nbs/29_panels.ipynb #8df5a4f1
 def _cell(x, y, w, h, v, said, tip, colour):
     "One cell: colour, number and tooltip; grey and empty where the value is NaN."
     paint = "#f3f3f3" if v != v else colour(v)
-    return (f'<g>{f"<title>{escape(str(tip))}</title>" if tip else ""}<rect x="{x:.1f}" y="{y}" width="{w - 1.5}" height="{h - 1.5}" fill="{paint}"/>'
-            + words(x + w / 2 - 1, y + h / 2 + 3.5, "" if v != v else said, "middle", f'fill="{ink(paint)}"' if ink(paint) == "#fff" else "") + "</g>")
+    shade = ' fill="#fff"' if ink(paint) == "#fff" else ""
+    box = f'<path fill="{paint}" d="M{x:.4g} {y:.4g}h{w - 1.5}v{h - 1.5}h{1.5 - w}z"/>'
+    text = "" if v != v else f'<text x="{x + w / 2 - 1:.4g}" y="{y + h / 2 + 3.5:.4g}"{shade}>{escape(str(said))}</text>'
+    return f'<g>{f"<title>{escape(str(tip))}</title>" if tip else ""}{box}{text}</g>'
 
 
 def heat_svg(values,                    # [rows, columns], NaN where there is nothing
@@ -124,12 +126,12 @@ def heat_svg(values,                    # [rows, columns], NaN where there is no
             v = float(values[i][j])
             cells += _cell(left + j * w, y, w, h, v, text[i][j] if text is not None else "" if v != v else f"{v:.0%}", tips[i][j] if tips is not None else "", colour)
         if r in strong: body += f'<rect x="{left - 1:.1f}" y="{y - 1}" width="{n * w + .5}" height="{h + .5}" fill="none" stroke="#D55E00" stroke-width="1.8"/>'
-    body = f'<g font-size="11">{cells}</g>{body}'
+    body = f'<g font-size="11" text-anchor="middle">{cells}</g>{body}'
     width = max(left + n * w + 12, 30 + 8.3 * len(title))
     below, y = caption(8, top + len(rows) * h + 18, note, int(width // 6)) if note else ("", top + len(rows) * h + 4)
     return svg_frame(body + below, width, y + 4, title, note)
 
-# %% ../../nbs/29_panels.ipynb #736021ff
+# %% ../../nbs/29_panels.ipynb #711e26fa
 SHAPES = {"circle": ("h0", 5, "round"), "square": ("h0", 4.4, "square"), "diamond": ("m0-6 6 6-6 6-6-6z", 0, ""), "triangle-up": ("m0-6 6 11h-12z", 0, ""),
           "triangle-down": ("m0 6 6-11h-12z", 0, ""), "x": ("m-5-5 10 10m0-10-10 10", 1.6, "round"), "cross": ("m-6 0h12m-6-6v12", 1.6, "butt"),
           "hourglass": ("m-5-6h10l-10 12h10z", 0, ""), "star": ("m0-16 4 11 12 0-9 8 3 12-10-7-10 7 3-12-9-8 12 0z", 0, "")}
@@ -142,7 +144,7 @@ def cloud(x, y, colour: str, shape: str, opacity: float = .75) -> str:
     paint = f'fill="none" stroke="{colour}" stroke-width="{2 * stroke}" stroke-linecap="{cap}" stroke-opacity="{opacity}"' if stroke else f'fill="{colour}" fill-opacity="{opacity}"'
     return f'<path transform="scale(.5)" {paint} d="{path}"/>'
 
-# %% ../../nbs/29_panels.ipynb #ad39b6f4
+# %% ../../nbs/29_panels.ipynb #813e29b3
 def _axes(top, px, py, x0, x1, y0, y1):
     "Grid lines and numbers at powers of ten, and the diagonal where both ranks are equal."
     decades = lambda t: [10 ** k for k in range(int(np.log10(max(t, 1))) + 1)]
@@ -164,7 +166,7 @@ def cloud_svg(groups: dict,     # name -> (x, y, colour, shape), values from 1 u
     text, y = caption(8, height - 2, note, width // 6) if note else ("", height - 10)
     return svg_frame("".join(out) + text, width, y + 4, title, note)
 
-# %% ../../nbs/29_panels.ipynb #40f19615
+# %% ../../nbs/29_panels.ipynb #cb09c2aa
 def size_of(svg: str) -> tuple[float, float]:
     "Width and height that a picture says it has."
     head = svg[:svg.index(">")]
