@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'versions', 'machine', 'peak_memory',
            'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #3594f3e4
+# %% ../nbs/14_distill.ipynb #55d25f4a
 import signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -166,7 +166,7 @@ class Watch(Setup):
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
-# %% ../nbs/14_distill.ipynb #0290630d
+# %% ../nbs/14_distill.ipynb #9c8b4717
 class Judge(Watch):
     "Evaluate, and log samples"
     def evaluate(self):
@@ -205,7 +205,7 @@ class Keep(Judge):
         if self.accelerator.is_main_process:
             with whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer)
 
-# %% ../nbs/14_distill.ipynb #e1d4af4b
+# %% ../nbs/14_distill.ipynb #844786b6
 class Step(Keep):
     "One step"
     def train_step(self, step):

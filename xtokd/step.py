@@ -6,7 +6,7 @@
 __all__ = ['Side', 'check_fit', 'load_side', 'Sample', 'write', 'finite_rows', 'teacher_rows', 'make_batch', 'by_kind', 'entropy',
            'Tally', 'micro_batches', 'accumulate', 'finish_gradient', 'written', 'report']
 
-# %% ../nbs/17_step.ipynb #f3c9c687
+# %% ../nbs/17_step.ipynb #f9719341
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def make_batch(samples, pair, student, teacher, needs, config):
     counts |= {"student_tokens": sum(map(len, ids)), "student_tokens_fed": sum(map(len, samples)), "student_tokens_masked": sum(len(s.student) - len(x) for s, x in zip(samples, ids))}
     return PairBatch.from_logits(pair, ids, t_ids, s_logits, t_logits, prompts=[s.item for s in samples], temperature=temperature, **extra), counts
 
-# %% ../nbs/17_step.ipynb #26ff34d2
+# %% ../nbs/17_step.ipynb #94358df1
 def by_kind(out):
     "Sums of loss and weight over the student tokens of each kind of chunk, from an objective's output"
     kind, weight = out.ledger["kind"], out.ledger["weight"]
@@ -116,7 +116,7 @@ def entropy(rows, at_once=64):
     "Sum over a batch's student rows of their entropy, in nats, `at_once` rows at a time"
     return sum(float(torch.special.entr(rows.logp(a, min(a + at_once, len(rows))).exp()).sum()) for a in range(0, len(rows), at_once))
 
-# %% ../nbs/17_step.ipynb #fac0b554
+# %% ../nbs/17_step.ipynb #567f8a17
 class Tally(dict):
     "Sums over micro-batches and processes"
     def add(self, **numbers):
@@ -134,7 +134,7 @@ class Tally(dict):
     def losses(self): return {f"loss_{k}": self[f"loss {k}"] / self[f"weight {k}"] for k in KINDS if self.get(f"weight {k}", 0) > 0}
     def reasons(self): return "; ".join(f"{int(n)} tokens: {why_text(int(k[4:])) or 'with weight 0'}" for k, n in sorted(self.items(), key=lambda x: -x[1]) if k.startswith("why "))
 
-# %% ../nbs/17_step.ipynb #8925c2a4
+# %% ../nbs/17_step.ipynb #644c4699
 def micro_batches(samples, size):
     "Samples of similar length together, `size` at a time"
     order = sorted(samples, key=len)
@@ -158,7 +158,7 @@ def finish_gradient(params, count, accelerator):
         if accelerator.num_processes > 1: p.grad = accelerator.reduce(p.grad, "sum")
         p.grad /= count
 
-# %% ../nbs/17_step.ipynb #2bd9f144
+# %% ../nbs/17_step.ipynb #3bcf8f23
 def written(samples, pair, writer):
     "Counts of what was written: tokens of both sides, stops, samples whose ids are not the tokenizer's own choice"
     ids = [s.student for s in samples]

@@ -6,7 +6,7 @@
 __all__ = ['stroke', 'legend', 'chart', 'fold', 'head', 'placed', 'sample_lines', 'samples', 'Board', 'board_svg', 'board_text',
            'Log', 'Tape', 'Face', 'Dashboard']
 
-# %% ../../nbs/26_dashboard.ipynb #0e1d3038
+# %% ../../nbs/26_dashboard.ipynb #1211aaa1
 import json, math, re, threading, time
 from dataclasses import dataclass
 from html import escape
@@ -19,7 +19,7 @@ import anywidget, traitlets
 from ..runlog import Run, spark
 from .vitals import Moment, Rules, vitals
 
-# %% ../../nbs/26_dashboard.ipynb #0bd172ed
+# %% ../../nbs/26_dashboard.ipynb #a6784d2a
 _LOOK = {"all": ("#1b1b1b", ""), "1-1": ("#0072B2", ""), "1-n": ("#E69F00", "7 3"), "n-1": ("#009E73", "2 2.5"), "n-m": ("#CC79A7", "double"), "limit": ("#777", "3 4")}
 _LEFT, _TOP, _FOOT = 52, 40, 18     # pixels of a chart left of its lines, above and below them
 
@@ -29,7 +29,7 @@ def stroke(points: str, look: str) -> str:
     line = lambda colour, width, dash="": f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}" stroke-linejoin="round"' + (f' stroke-dasharray="{dash}"' if dash else "") + "/>"
     return line(colour, 3.6) + line("#fff", 1.4) if dash == "double" else line(colour, 1.6, dash)
 
-# %% ../../nbs/26_dashboard.ipynb #ac1fdc0f
+# %% ../../nbs/26_dashboard.ipynb #62996992
 def legend(curves: list, x: float, y: float) -> str:
     "Samples of the lines, with their names and last values."
     parts = []
@@ -51,7 +51,7 @@ def chart(p: dict, last: int, x: float, y: float, w: float, h: float) -> str:
         parts.append(stroke(" ".join(f"{at_x(s):.1f},{at_y(v):.1f}" for s, v in zip(c["x"], c["y"])), c["look"]))
     return "".join(parts)
 
-# %% ../../nbs/26_dashboard.ipynb #4dda7181
+# %% ../../nbs/26_dashboard.ipynb #3c4a1cbe
 _STYLE = """<style>.xd-p{font:13px system-ui,'DejaVu Sans',sans-serif;fill:#1b1b1b}.xd-p .s{font-size:10px;fill:#555}.xd-p .e{text-anchor:end}.xd-p .t{font-weight:600;font-size:12px}
 .xd-p .g{stroke:#e2e2e2;fill:none}.xd-p .w{stroke:#1b1b1b;stroke-width:1;opacity:.55}.xd-p .n{font-size:24px;font-weight:600}.xd-p .h{font-size:15px;font-weight:600}.xd-p .a{fill:#8a3a00;font-weight:600}</style>"""
 
@@ -75,7 +75,7 @@ def head(state: dict) -> tuple[str, float]:
         for i, line in enumerate(fold(f"⚠ {a['rule']}, step {a['step']}: {a['text']}")): y += 18; parts.append(f'<text class="a" x="{20 + 16 * (i > 0)}" y="{y}">{escape(line)}</text>')
     return "".join(parts), y + 16
 
-# %% ../../nbs/26_dashboard.ipynb #004036cc
+# %% ../../nbs/26_dashboard.ipynb #f62698e1
 def placed(svg: str, x: float, y: float, width: float) -> tuple[str, float]:
     "An `svg` text as an element inside another, at most `width` wide, and its height."
     w, h = (float(v) for v in re.search(r' width="(\d+)" height="(\d+)"', svg).groups())
@@ -98,7 +98,7 @@ def samples(state: dict, y: float) -> tuple[str, float]:
             parts.append(picture); y += high + 8
     return "".join(parts), y
 
-# %% ../../nbs/26_dashboard.ipynb #1f009ad6
+# %% ../../nbs/26_dashboard.ipynb #42083958
 @dataclass(repr=False)
 class Board:
     "A picture of one moment of a run, from `vitals`."
@@ -131,7 +131,7 @@ def board_text(state: dict) -> str:
     for s in ([state["sample"]] if state["sample"] else []) + state["heldout"]: lines += sample_lines(s) + ([s["table"]] if "table" in s else [])
     return "\n".join(lines)
 
-# %% ../../nbs/26_dashboard.ipynb #cdc7c95e
+# %% ../../nbs/26_dashboard.ipynb #518e00c1
 class Log:
     "A run read while it trains; steered where it trains in this process."
     pace = .25                # seconds between two looks at least: four a second
@@ -153,7 +153,7 @@ class Log:
         if over is None: over = bool(events) and events[-1]["event"] == "end"
         return events, "" if over else {"pause": "paused", "stop": "stopping: ends its step and saves", "run": "training" if self.control else "followed in its log"}[self.wish], over
 
-# %% ../../nbs/26_dashboard.ipynb #c8f18e5d
+# %% ../../nbs/26_dashboard.ipynb #19c09d99
 class Tape:
     "A finished log played again; Pause holds it, Stop goes to its end."
     pace, wish = .25, "run"
@@ -177,7 +177,7 @@ class Tape:
         events, over = [e for e, at in zip(self.all, self.at) if at <= self.now], not self.can
         return events, "" if over else f"replay, {self.speed:g} times as fast" + (", paused" if self.wish == "pause" else ""), over
 
-# %% ../../nbs/26_dashboard.ipynb #6ee3d253
+# %% ../../nbs/26_dashboard.ipynb #904dbd1f
 _asset = lambda name: files("xtokd.viz").joinpath(name).read_text(encoding="utf8")
 
 class Face(anywidget.AnyWidget):
@@ -190,7 +190,7 @@ class Face(anywidget.AnyWidget):
     said = traitlets.Unicode().tag(sync=True)                                    # an answer to read out
     at = traitlets.Int(None, allow_none=True).tag(sync=True)                     # the step that is being read
 
-# %% ../../nbs/26_dashboard.ipynb #b69db2e8
+# %% ../../nbs/26_dashboard.ipynb #2373f7b9
 def _refresh(self) -> bool:
     "Look once; True where the run is over."
     with self._lock:
@@ -222,7 +222,7 @@ def _pressed(self, change):
         self._source.act(change["new"])
         self._over.is_set() or self.refresh()
 
-# %% ../../nbs/26_dashboard.ipynb #bf4c6398
+# %% ../../nbs/26_dashboard.ipynb #d07bc099
 def _bundle(self, **kw) -> dict:
     "The live view, its picture and its text."
     live = super(Dashboard, self)._repr_mimebundle_(**kw) or {}
@@ -258,7 +258,7 @@ def _close(self):
     self._closing.set()
     super(Dashboard, self).close()
 
-# %% ../../nbs/26_dashboard.ipynb #3cb3ed05
+# %% ../../nbs/26_dashboard.ipynb #e462608a
 class Dashboard(Face):
     "A run as it trains: `Dashboard(run)`, `Dashboard.replay(log)`, or `callbacks=[Dashboard()]` for the run that will start."
     def __init__(self,

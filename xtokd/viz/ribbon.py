@@ -82,7 +82,7 @@ def ribbon_text(r: Ribbon) -> str:
     kinds = sorted({l[3] for l in r.links})
     return "\n".join([*lines, *([_more(r)] if r.left_out else []), "; ".join(f"{LINKS[k][0]} {LINKS[k][1]}" for k in kinds)])
 
-# %% ../../nbs/27_ribbon.ipynb #1aa8bc00
+# %% ../../nbs/27_ribbon.ipynb #fc95e619
 _PITCH, _TALL, _TOP, _CELL = 27, 21, 62, 8.
 
 
@@ -117,7 +117,7 @@ def _bands(r: Ribbon, y0: tuple, x0: float, x1: float) -> str:
                      f'<path d="{d}" stroke-width="1.4"' + (f' stroke-dasharray="{dash}"' if dash else "") + "/></g>")
     return "".join(parts)
 
-# %% ../../nbs/27_ribbon.ipynb #02e92e31
+# %% ../../nbs/27_ribbon.ipynb #ea552daa
 def _legend(r: Ribbon, y: float) -> str:
     "The kinds that occur, with their counts."
     parts = []

@@ -7,7 +7,7 @@ __all__ = ['decimate', 'Moment', 'Rules', 'Alarm', 'ends', 'length_alarms', 'col
            'Panel', 'ticks', 'sig', 'span', 'interval', 'curves', 'panels', 'clock', 'left', 'numerals', 'pair_of',
            'alignment_of', 'asked', 'signal_of', 'shown', 'vitals']
 
-# %% ../../nbs/28_vitals.ipynb #e85dd313
+# %% ../../nbs/28_vitals.ipynb #beb6bee8
 import math, unicodedata
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -18,7 +18,7 @@ from ..kept import kept
 from ..runlog import Run, live, number, spark
 from .svg import alignment_svg, alignment_text, label
 
-# %% ../../nbs/28_vitals.ipynb #43e65706
+# %% ../../nbs/28_vitals.ipynb #b0747551
 def decimate(x, y, most: int = 500) -> tuple[np.ndarray, np.ndarray]:
     "At most `most` points of a curve without gaps: the first, the last, and lowest and highest of equal stretches between."
     x, y = np.asarray(x), np.asarray(y, dtype=float)
@@ -30,7 +30,7 @@ def decimate(x, y, most: int = 500) -> tuple[np.ndarray, np.ndarray]:
     at = np.array(sorted(keep))
     return x[at], y[at]
 
-# %% ../../nbs/28_vitals.ipynb #cb5f0f6e
+# %% ../../nbs/28_vitals.ipynb #bee64205
 class Moment:
     "The events of a run up to now, sorted by kind; those of undone steps left out."
     def __init__(self, events, status: str = ""):
@@ -50,7 +50,7 @@ class Moment:
         found = getattr(self, event)
         return np.array([number(e.get("step")) for e in found]), np.array([number(e.get(name)) for e in found])
 
-# %% ../../nbs/28_vitals.ipynb #72499c6f
+# %% ../../nbs/28_vitals.ipynb #4e5f9d16
 @dataclass(frozen=True)
 class Rules:
     "The bounds of every warning."
@@ -71,14 +71,14 @@ class Alarm:
     step: int
     text: str
 
-# %% ../../nbs/28_vitals.ipynb #891763dd
+# %% ../../nbs/28_vitals.ipynb #a72eca68
 def ends(now: Moment, name: str, rules: Rules) -> tuple[float, float]:
     "Means of the first and of the last window of a column; NaN where there are not two windows."
     v = now.column(name)[1]
     v = v[np.isfinite(v)]
     return (float(v[:rules.window].mean()), float(v[-rules.window:].mean())) if len(v) >= 2 * rules.window else (math.nan, math.nan)
 
-# %% ../../nbs/28_vitals.ipynb #3f7e1cc4
+# %% ../../nbs/28_vitals.ipynb #e9ffdcc2
 def length_alarms(now: Moment, r: Rules):
     "Responses that run to the limit, or that shrink."
     (first, last), (_, stop) = ends(now, "response_tokens", r), ends(now, "stop_share", r)
@@ -87,7 +87,7 @@ def length_alarms(now: Moment, r: Rules):
         yield "length", f"responses run to the limit of {limit:.0f} tokens, {stop:.0%} of them stop: the student forgets to stop, or max_new_tokens is too small"
     if last <= r.short * first: yield "length", f"responses shrank from {first:.1f} to {last:.1f} tokens: the student learns to say nothing"
 
-# %% ../../nbs/28_vitals.ipynb #bb129a6a
+# %% ../../nbs/28_vitals.ipynb #b1b00fe0
 def collapse_alarms(now: Moment, r: Rules):
     "Entropy, signal share and loss that leave their range."
     first, last = ends(now, "entropy", r)
@@ -100,7 +100,7 @@ def collapse_alarms(now: Moment, r: Rules):
     first, last = ends(now, "loss", r)
     if abs(last) >= r.loss_up * abs(first) and last > first > 0: yield "loss", f"the loss grew from {first:.3g} to {last:.3g}: lower lr, or a longer warm-up"
 
-# %% ../../nbs/28_vitals.ipynb #4125c018
+# %% ../../nbs/28_vitals.ipynb #0f5aea82
 def alarms(now: Moment, rules: Rules = Rules()) -> list[Alarm]:
     "What there is to worry about at this moment, by the rules, and the last warning that the run itself logged."
     step = now.steps[-1]["step"] if now.steps else 0
@@ -114,7 +114,7 @@ def printable(text, most: int = 600) -> str:
     shown = "".join(_PLAIN.get(c) or (f"\\u{ord(c):04x}" if unicodedata.category(c)[0] == "C" or unicodedata.category(c) in ("Zl", "Zp") else c) for c in text[:most])
     return shown + (f" … {len(text) - most} more characters" if len(text) > most else "")
 
-# %% ../../nbs/28_vitals.ipynb #84c0c713
+# %% ../../nbs/28_vitals.ipynb #f59fb679
 @dataclass
 class Curve:
     "One line: its name, its look (`all`, a chunk kind, `limit`), steps and values, for an evaluation also the bounds of its interval."
@@ -144,7 +144,7 @@ def ticks(low: float, high: float, most: int = 4) -> list[list]:
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return [[round(float(v), digits + 1), f"{v + 0.:,.{digits}f}" if digits < 5 else f"{v + 0.:.3g}"] for v in at]
 
-# %% ../../nbs/28_vitals.ipynb #2b8342cf
+# %% ../../nbs/28_vitals.ipynb #7564a099
 _KINDS = ("1-1", "1-n", "n-1", "n-m")
 _PANELS = [ # key, title, unit, where, {column: look}, floor, top
     ("loss", "Loss by kind of chunk", "per unit of the objective", "steps", {"loss": "all", **{f"loss_{k}": k for k in _KINDS}}, None, None),
@@ -169,7 +169,7 @@ def span(curves: list, floor: float | None, top: float | None) -> tuple[float, f
     room = (high - low) * .04 or abs(high) * .1 or 1.
     return (low if low == floor else low - room), (high if high == top else high + room)
 
-# %% ../../nbs/28_vitals.ipynb #373caa23
+# %% ../../nbs/28_vitals.ipynb #5d124083
 def interval(now: Moment, key: str, values) -> tuple:
     "Bounds of an evaluated column, where the log has them."
     if key == "accuracy": return now.column("accuracy_low", "evals")[1], now.column("accuracy_high", "evals")[1]
@@ -188,7 +188,7 @@ def curves(now: Moment, key: str, where: str, columns: dict, most: int) -> list[
         found.append(Curve(_NAMES.get(name, name.split("_")[-1]), look, [int(v) for v in x], sig(shown), *bounds))
     return found
 
-# %% ../../nbs/28_vitals.ipynb #ad22e62d
+# %% ../../nbs/28_vitals.ipynb #495de03c
 def panels(now: Moment, most: int = 500) -> list[Panel]:
     "The panels for which this moment has values, `most` points a curve."
     found, limit = [], number(now.config.get("max_new_tokens"))
@@ -200,7 +200,7 @@ def panels(now: Moment, most: int = 500) -> list[Panel]:
         found.append(Panel(key, title, unit, lines, *sig((low, high)), ticks(low, high)))
     return found
 
-# %% ../../nbs/28_vitals.ipynb #a5a32683
+# %% ../../nbs/28_vitals.ipynb #36707ebc
 def clock(seconds: float) -> str:
     "Seconds as `1:02:03`, or `4:05`."
     if not math.isfinite(seconds): return "–"
@@ -213,7 +213,7 @@ def left(now: Moment, window: int = 20) -> float:
     if len(seen) < 2 or seen[-1]["step"] <= seen[0]["step"]: return math.nan
     return (total - seen[-1]["step"]) * (number(seen[-1].get("time")) - number(seen[0].get("time"))) / (seen[-1]["step"] - seen[0]["step"])
 
-# %% ../../nbs/28_vitals.ipynb #ac652f79
+# %% ../../nbs/28_vitals.ipynb #43e3a025
 def numerals(now: Moment, window: int = 10) -> list[tuple[str, str, str]]:
     "The big numbers, as (name, number, small print): step, loss, tokens/s, and the time left or taken."
     recent = lambda name: now.column(name)[1][-window:]
@@ -225,7 +225,7 @@ def numerals(now: Moment, window: int = 10) -> list[tuple[str, str, str]]:
     return [("step", str(now.steps[-1]["step"] if now.steps else 0), f"of {total}" if total else ""), ("loss", show(loss, ".4g"), f"mean of {min(window, max(len(now.steps), 1))}"),
             ("tokens/s", show(speed, ",.0f"), "written by the student"), time]
 
-# %% ../../nbs/28_vitals.ipynb #0eff2266
+# %% ../../nbs/28_vitals.ipynb #ef0aadbc
 def pair_of(start: dict):
     "The Pair that a log names, where it lies on this machine and has the log's fingerprints; otherwise None."
     from pathlib import Path
@@ -247,7 +247,7 @@ def alignment_of(sample: dict, start: dict):
         return _PAIRS[key] and _PAIRS[key].align(sample["student_ids"], sample["teacher_ids"])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError): return None
 
-# %% ../../nbs/28_vitals.ipynb #368f5fd5
+# %% ../../nbs/28_vitals.ipynb #f2864815
 def asked(item) -> str:
     "The prompt of a logged item, or the last message of its conversation."
     item = item if isinstance(item, dict) else {}
@@ -267,7 +267,7 @@ def shown(sample: dict, start: dict, max_tokens: int = 160) -> dict:
     signal = signal_of(sample, len(al.student_ids))
     return found | {"svg": alignment_svg(al, 860, max_tokens, signal=signal if any(s is not None for s in signal) else None), "table": alignment_text(al, 24), "none": sum(s is None for s in signal)}
 
-# %% ../../nbs/28_vitals.ipynb #6fa26cfa
+# %% ../../nbs/28_vitals.ipynb #9bee30db
 def vitals(now: Moment, name: str = "", most: int = 500, rules: Rules = Rules()) -> dict:
     "Everything to be seen at this moment, as plain values fit for strict JSON."
     train = [s for s in now.samples if s.get("source") == "train"][-1:]
