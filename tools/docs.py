@@ -246,12 +246,12 @@ class Site:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{esc(title)}{"" if title == "xtokd" else " · xtokd"}</title><meta name="description" content="{esc(description)}">
 <link rel="icon" href="data:,"><link rel="stylesheet" href="{base}site.css"><script src="{base}site.js" data-base="{base}"></script></head>
-<body><a class="skip" href="#main">To the text</a><div class="page">
+<body><a class="skip" href="#page-text">To the text</a><div class="page">
 <header class="side"><a class="home" href="{base}index.html">xtokd</a>
 <div class="tools" role="search" hidden><input id="search" type="search" placeholder="Search ( / )" aria-label="Search the documentation" autocomplete="off"><button id="theme" type="button">Dark</button></div>
 <p class="count" id="count" role="status"></p><ul id="found" aria-label="Search results"></ul>
 <nav aria-label="Pages">{self.nav(here, headings, base)}</nav></header>
-<main id="main" tabindex="-1">
+<main id="page-text" tabindex="-1">
 {body}
 </main></div></body></html>
 """

@@ -1,11 +1,61 @@
-"The dashboard in JupyterLab: a replay by keyboard."
+"The dashboard in JupyterLab: steering a real run while it trains, a replay by keyboard, and the picture that stays."
+import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = str(ROOT / "data/runs/tiny-watched.jsonl")
+COLLAPSE = str(ROOT / "data/runs/tiny-collapse.jsonl")
+
+TRAIN = """import tempfile, torch
+torch.set_num_threads(1)
+from xtokd.distill import Distiller, DistillConfig
+from xtokd.viz.dashboard import Dashboard
+out = tempfile.mkdtemp() + "/run"
+config = DistillConfig(steps=5000, batch_size=4, micro_batch=4, max_new_tokens=12, eval_every=5, eval_prompts=4, save_every=0, progress=False, out=out)
+run = Distiller("tiny", "tiny", "tiny", config=config).fit(block=False)
+dash = Dashboard(run)
+dash"""
+
 
 def step(page): return int(page.locator(".xd .xd-big").first.inner_text())
+def wait(page, test): page.wait_for_function(test)
 STATUS = "w => document.querySelector('.xd .xd-status').textContent.startsWith(w)"
+
+
+def test_a_run_is_paused_resumed_and_stopped_while_it_trains(lab, tmp_path):
+    page = lab.notebook([TRAIN])
+    page.wait_for_selector(".xd .xd-panel")
+    page.wait_for_function("() => Number(document.querySelector('.xd .xd-big').textContent) >= 6")
+    keys = page.locator(".xd .xd-panel").evaluate_all("ps => ps.map(p => p.dataset.key)")
+    assert {"loss", "kl", "signal", "length", "entropy", "speed", "memory"} <= set(keys)
+    assert page.locator(".xd .xd-sample svg.xt-a rect.v").count() > 0, "the sample has no signal bars"
+
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_function(STATUS, arg="paused")
+    held = int(lab.ask(page, "import time; time.sleep(2.5); n = run.steps[-1]['step']; n"))     # a step may still end; then it holds
+    assert int(lab.ask(page, "time.sleep(1); run.steps[-1]['step']")) == held == step(page)
+
+    page.get_by_role("button", name="Snapshot").click()
+    page.wait_for_function("() => document.querySelector('.xd .xd-answer').textContent.includes('snapshot of step')")
+    assert lab.ask(page, "from pathlib import Path; sorted(p.suffix for p in Path(out).glob('run-*'))") == "['.json', '.svg']"
+
+    page.get_by_role("button", name="Resume").click()
+    page.wait_for_function("n => Number(document.querySelector('.xd .xd-big').textContent) > n", arg=held)
+    assert not lab.axe(page, ".xd")
+
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_function(STATUS, arg="stopped")
+    assert json.loads(lab.ask(page, "run.wait(60); import json; print(json.dumps([run.of('end')[-1]['reason'], (Path(out)/'student').is_dir(), run.steps[-1]['step'] < 5000]))")) == ["stopped", True, True]
+    assert page.get_by_role("button", name="Stop").get_attribute("aria-disabled") == "true"
+
+    # what is saved with the notebook is the last picture, not the first
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+    saved = json.loads(max((lab.home / "work").glob("test_*.ipynb")).read_text())
+    data = [o["data"] for o in saved["cells"][0]["outputs"] if "data" in o][-1]
+    assert "stopped" in "".join(data["image/svg+xml"]) and "stopped" in "".join(data["text/plain"])
+    assert not saved["metadata"].get("widgets")
+    assert lab.external(page) == []
 
 
 def test_a_replay_is_read_by_keyboard(lab):
@@ -38,3 +88,27 @@ def test_a_replay_is_read_by_keyboard(lab):
     plot.hover()
     assert page.locator(".xd .xd-where").inner_text().startswith("step ")
     assert not lab.axe(page, ".xd") and lab.external(page) == []
+
+
+def test_hostile_samples_and_warnings_in_the_dark(lab, tmp_path):
+    log = tmp_path / "hostile.jsonl"
+    evil = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>\u202e" + "y" * 5_000
+    lines = Path(COLLAPSE).read_text(encoding="utf8").splitlines()
+    said = json.dumps({"event": "sample", "step": 150, "time": 1.0, "source": evil, "item": {"prompt": evil}, "text": evil, "score": evil})
+    picture = json.loads(next(l for l in lines if '"alignment"' in l)) | {"step": 150}
+    picture["alignment"]["student"]["name"] = evil
+    log.write_text("\n".join(lines[:-1] + [said, json.dumps(picture), lines[-1]]) + "\n", encoding="utf8")
+    page = lab.notebook([f"from xtokd.viz.dashboard import Dashboard\nDashboard.replay({str(log)!r}, speed=None)"], theme="dark", reduced_motion="reduce")
+    page.wait_for_selector(".xd .xd-alarms li")
+    assert page.locator(".xd script, .xd img, .xd [onerror]").count() == 0 and page.title() != "broken"
+    assert "<script>" in page.locator(".xd .xd-prompt").last.inner_text()
+    assert page.locator(".xd").bounding_box()["width"] < 1400
+    assert page.locator(".xd .xd-pulse").evaluate("e => getComputedStyle(e).animationName") == "none"
+    assert not lab.axe(page, ".xd") and lab.external(page) == []
+
+
+def test_opened_without_running_the_picture_is_there(lab):
+    page = lab.open(ROOT / "nbs/26_dashboard.ipynb")
+    page.wait_for_selector(".jp-RenderedSVG img, .jp-RenderedSVG svg", state="attached")
+    assert page.locator(".jp-RenderedSVG img, .jp-RenderedSVG svg").count() >= 3 and page.locator(".xd").count() == 0
+    assert lab.external(page) == []

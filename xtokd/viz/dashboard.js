@@ -183,7 +183,7 @@ function render({ model, el }) {
     const parts = [];
     for (const s of [d.sample, ...d.heldout].filter(Boolean)) {
       const score = typeof s.score === "number" ? (s.score >= 1 ? " ✓ right" : s.score <= 0 ? " ✗ wrong" : ` score ${shown(s.score)}`) : "";
-      const line = make("p", { class: "xd-said" }, make("span", { class: "xd-tag", text: `${s.source}, step ${s.step}${score}` }), make("bdi", { class: "xd-prompt", text: s.prompt }), make("span", { text: " ▸ ", "aria-hidden": "true" }), make("bdi", { class: "xd-text", text: s.text || "(nothing)" }));
+      const line = make("p", { class: "xd-said", tabindex: 0 }, make("span", { class: "xd-tag", text: `${s.source}, step ${s.step}${score}` }), make("bdi", { class: "xd-prompt", text: s.prompt }), make("span", { text: " ▸ ", "aria-hidden": "true" }), make("bdi", { class: "xd-text", text: s.text || "(nothing)" }));
       parts.push(line);
       const picture = s.svg && pictured(s.svg);
       if (picture) parts.push(make("div", { class: "xd-sample", tabindex: 0, role: "group", "aria-label": "alignment of the sample; bars are the signal of each student token" }, picture));

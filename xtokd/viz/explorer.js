@@ -343,7 +343,7 @@ export default {
     // ---- traits ------------------------------------------------------------------------------------------------------------
     const on = (names, f) => names.forEach(n => model.on("change:" + n, f));
     const anew = () => { refresh(); layout(); };
-    on(["data"], () => { d = JSON.parse(get("data")); hover = anchor = -1; brush = null; anew(); });
+    on(["data"], () => { d = JSON.parse(get("data")); hover = anchor = -1; brush = null; list.removeAttribute("aria-activedescendant"); anew(); });
     on(["view", "whitespace", "graphemes", "strips"], anew);
     on(["pinned", "selected", "kinds", "theme", "active", "error", "height"], restate);
     const size = new ResizeObserver(() => requestAnimationFrame(() => { const w = list.clientWidth; if (w && Math.abs(w - width) > 8) { width = w; layout(); } }));

@@ -1,0 +1,25 @@
+"""Select in the vocabulary map in real JupyterLab: a box in the plot and a choice in the list reach Python."""
+
+CELLS = ["from xtokd.pair import Pair\nfrom xtokd.viz.maps import overlap_explorer\nlive = overlap_explorer(Pair('tiny'))\nlive"]
+
+
+def test_select_in_the_vocabulary_map(lab):
+    page = lab.notebook(CELLS)
+    plot = page.locator(".jp-OutputArea-output .nsewdrag").first
+    plot.wait_for(state="attached")
+    plot.scroll_into_view_if_needed()
+    page.wait_for_selector(".jp-OutputArea-output .scatterlayer .point", state="attached")
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + .02 * box["width"], box["y"] + .3 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + .5 * box["width"], box["y"] + .7 * box["height"], steps=6)
+    page.mouse.move(box["x"] + .97 * box["width"], box["y"] + .98 * box["height"], steps=6)
+    page.mouse.up()
+    page.wait_for_function("() => /[1-9][0-9]* tokens selected/.test(document.querySelector('.jp-OutputArea-output [role=status]')?.textContent || '')")
+    count = page.locator(".jp-OutputArea-output [role=status]").first.inner_text().split(" ")[0].replace(",", "")
+    assert lab.ask(page, "len(live.selected), len(live.tokens)") == f"({count}, {count})"
+    page.locator(".jp-OutputArea-output select").first.select_option(index=2)      # a category, without a mouse
+    page.wait_for_function("n => document.querySelector('.jp-OutputArea-output [role=status]').textContent.split(' ')[0] !== n", arg=count)
+    assert lab.ask(page, "len({r['category'] for r in live.tokens})") == "1"
+    assert lab.external(page) == []
+    assert lab.axe(page, ".jp-OutputArea-output [role=status]") == [] and lab.axe(page, ".jp-OutputArea-output .widget-hbox") == []
