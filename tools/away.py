@@ -71,14 +71,14 @@ class Parts(io.RawIOBase):
     def __init__(self, folder, size): self.folder, self.size, self.list, self.file = Path(folder), size, [], None
     def writable(self): return True
     def write(self, data):
-        data = memoryview(data)
+        size, data = len(data), memoryview(data)
         while len(data):
             if self.file is None: self.file, self.sum = open(self.folder / f"part-{len(self.list):02d}.bin", "wb"), hashlib.sha256()
             piece = data[:self.size - self.file.tell()]
             self.file.write(piece); self.sum.update(piece)
             data = data[len(piece):]
             if self.file.tell() == self.size: self.end()
-        return len(data)
+        return size
     def end(self):
         if self.file is None: return
         self.list.append({"name": Path(self.file.name).name, "bytes": self.file.tell(), "sha256": self.sum.hexdigest()})
@@ -130,13 +130,14 @@ def join():
     "The two model folders, unpacked from the parts once; {role: folder}."
     from safetensors.torch import load_file, save_file
     kept = store() / "parts"
-    about = json.loads((kept / "parts.json").read_text())
-    folders = {role: store() / name for role, name in about["names"].items()}
+    listed = (kept / "parts.json").read_bytes()
+    about, place = json.loads(listed), store() / hashlib.sha256(listed).hexdigest()[:12]     # another parcel, another place
+    folders = {role: place / role / name for role, name in about["names"].items()}
     if all((f / "model.safetensors").exists() for f in folders.values()): return folders
     with tarfile.open(fileobj=io.BufferedReader(Joined(kept / p["name"] for p in about["parts"]), 1 << 20), mode="r|") as tar:
         for entry in tar:
             role, name = entry.name.split("/")
-            folders[role].mkdir(exist_ok=True)
+            folders[role].mkdir(parents=True, exist_ok=True)
             with open(folders[role] / name, "wb") as f: shutil.copyfileobj(tar.extractfile(entry), f)
     for f in folders.values():
         save_file(unpacked_tensors(load_file(f / "packed.safetensors")), f / "new.safetensors", metadata={"format": "pt"})
@@ -149,11 +150,14 @@ def run(size, out, extra=()):
     if missing := take(): raise FileNotFoundError(f"{len(missing)} parts have not come yet: {', '.join(missing)}")
     from contextlib import redirect_stdout
     from xtokd.lesson import main, record
-    folders, work = join(), store() / "run"
+    folders = join()
+    here = folders["student"].parent.parent        # the log names models and run by their folders, not by this machine's
+    work = here / "run"
     shutil.rmtree(work, ignore_errors=True)
     said = io.StringIO()
-    os.chdir(store())                   # the log names the models by their folders, not by this machine's
-    with redirect_stdout(said): code = main(["--student", f"./{folders['student'].name}", "--teacher", f"./{folders['teacher'].name}", "--size", size, "--out", "run", *extra])
+    os.chdir(here)
+    names = {role: f"./{role}/{f.name}" for role, f in folders.items()}
+    with redirect_stdout(said): code = main(["--student", names["student"], "--teacher", names["teacher"], "--size", size, "--out", "run", *extra])
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / "tables.txt").write_text(said.getvalue())
     print(said.getvalue())

@@ -14,7 +14,9 @@ import json, os, re, secrets, shutil, socket, subprocess, sys, tempfile, time, u
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from refresh import ROOT, find_chromium
+
 LOCAL = re.compile(r"^(?:(?:https?|wss?)://(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?(?:/|$)|(?:data|blob|about|file|chrome|devtools):)")
 PATIENCE = 1000 * int(os.environ.get("XTOKD_PATIENCE", 120))    # milliseconds until a wait gives up; a busy machine of two cores is slow
 SETTINGS = {
@@ -54,8 +56,7 @@ SAID = """n => {
 
 def chromium():
     "The Chromium to drive: CHROMIUM, BROWSER_PATH, or the first that PATH knows."
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    return os.environ.get("CHROMIUM") or os.environ.get("BROWSER_PATH") or next((p for n in names if (p := shutil.which(n))), None)
+    return os.environ.get("CHROMIUM") or os.environ.get("BROWSER_PATH") or find_chromium()
 
 
 def missing():

@@ -18,18 +18,11 @@ OWN, RATES = {"sampled": dict(lr=1e-4)}, (1e-4, 3e-4, 1e-3)
 THIN, REPO = 5, Path(__file__).resolve().parent.parent
 
 
-def rounded(x):
-    "The same record with floats of six significant digits."
-    if isinstance(x, float): return float(f"{x:.6g}")
-    if isinstance(x, dict): return {k: rounded(v) for k, v in x.items()}
-    return [rounded(v) for v in x] if isinstance(x, list) else x
-
-
 def thin(log, to):
     "Write every fifth step of a run log and all its other events."
+    from xtokd.runlog import write_kept
     events = [json.loads(l) for l in open(log, encoding="utf8")]
-    keep = [{**rounded(e), "time": e["time"]} for e in events if e["event"] != "step" or e["step"] % THIN == 0 or e["step"] == 1]
-    to.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in keep), encoding="utf8")
+    write_kept([e for e in events if e["event"] != "step" or e["step"] % THIN == 0 or e["step"] == 1], to)
 
 
 def one(name, seed, out, **other):

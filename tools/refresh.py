@@ -37,7 +37,7 @@ def flagged(cell):
     return bool(FLAGS.search(cell["source"]) or EXPORTS.search(cell["source"]))
 
 
-def find_chromium(): return next((p for n in ("chromium", "chromium-browser", "google-chrome", "chrome") if (p := shutil.which(n))), None)
+def find_chromium(): return next((p for n in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome") if (p := shutil.which(n))), None)
 
 
 def plotly_ready():

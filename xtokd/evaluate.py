@@ -38,7 +38,7 @@ def text_logp(model, bv, prompts, ids, micro_batch=8, max_length=None):
         found += [float(sequence_logp(r, x, len(bv), bv.stop_ids)) if len(r) == len(x) else None for r, x in zip(rows, ids[part])]
     return found
 
-# %% ../nbs/16_evaluate.ipynb #97c9746b
+# %% ../nbs/16_evaluate.ipynb #5910fb4d
 def differences(student, teacher, pair, prompts, responses, micro_batch=8, max_length=None):
     "`(log p_S - log p_T, bytes)` of each response; None where one side cannot score it. `prompts` is (student's ids, teacher's ids)"
     other = retokenise(pair.student, pair.teacher, responses)
@@ -53,7 +53,7 @@ def distance(found):
     "Reverse KL per byte, its standard error, reverse KL per text, and the number of texts, from `differences`"
     known = [f for f in found if f is not None]
     value, error = ratio([d for d, _ in known], [n for _, n in known])
-    return {"rkl_per_byte": value, "rkl_error": error, "rkl_per_text": sum(d for d, _ in known) / max(len(known), 1), "rkl_n": len(known)}
+    return {"rkl_per_byte": value, "rkl_error": error, "rkl_per_text": sum(d for d, _ in known) / len(known) if known else math.nan, "rkl_n": len(known)}
 
 # %% ../nbs/16_evaluate.ipynb #e84ece87
 def accuracy(scores):

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'Size', 'Data', 'lesson_data', 'tiny_data', 'own_score', 'headroom', 'looks', 'picture', 'weights_of',
-           'equal_steps', 'arm', 'load_sides', 'opening', 'experiment', 'no_room', 'both_arms', 'Lesson', 'rounded',
-           'record', 'main']
+           'equal_steps', 'arm', 'load_sides', 'opening', 'experiment', 'no_room', 'both_arms', 'Lesson', 'record',
+           'main']
 
-# %% ../nbs/23_lesson.ipynb #460ef613
-import argparse, copy, hashlib, json, shutil, sys, time
+# %% ../nbs/23_lesson.ipynb #71c00bd4
+import argparse, copy, hashlib, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .kept import keep, kept
 from .models import resolve
 from .pair import Pair
 from .prompts import load_prompts
-from .runlog import Run, RunLog, Table
+from .runlog import Run, RunLog, Table, write_kept
 from .step import Side, load_side, make_batch, write
 from .tasks import check as right, sentences, word_problems
 
@@ -217,20 +217,13 @@ def _score(name, e):
         if "rkl_per_text" in part: row[f"per text{task and ', ' + task}"] = f"{float(part['rkl_per_text']):.1f}"
     return row
 
-# %% ../nbs/23_lesson.ipynb #9dcbb9ff
-def rounded(x):
-    "The same record with floats of six significant digits"
-    if isinstance(x, float): return float(f"{x:.6g}")
-    if isinstance(x, dict): return {k: rounded(v) for k, v in x.items()}
-    return [rounded(v) for v in x] if isinstance(x, list) else x
-
+# %% ../nbs/23_lesson.ipynb #d4494cde
 def record(path, to):
     "Write the logs of an experiment as `to/lesson.jsonl`, `to/on-policy.jsonl` and `to/sft.jsonl`"
     lesson, to = Lesson(path), Path(to)
     to.mkdir(parents=True, exist_ok=True)
     for name, run in {"lesson": lesson.log, **lesson.runs}.items():
-        lines = [json.dumps({**rounded(e), "time": e["time"]}, ensure_ascii=False) for e in run.events if not (e["event"] == "sample" and e.get("source") == "train")]
-        (to/f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf8")
+        write_kept([e for e in run.events if not (e["event"] == "sample" and e.get("source") == "train")], to/f"{name}.jsonl")
     return Lesson(to)
 
 # %% ../nbs/23_lesson.ipynb #5ae18c34
