@@ -31,9 +31,20 @@ batch = PairBatch.from_logits(pair, [al.student_ids.tolist()], [al.teacher_ids.t
 """
 
 
+LIVE = """
+import tempfile, time
+from xtokd.distill import Distiller, DistillConfig
+from xtokd.tiny import check
+from xtokd.viz.dashboard import Dashboard
+config = DistillConfig(steps=60, batch_size=16, max_new_tokens=16, eval_every=10, eval_prompts=16, out=tempfile.mkdtemp() + "/run", progress=False)
+run = Distiller("tiny", "tiny", "tiny", check=check, config=config).fit(block=False)
+time.sleep(8)
+Dashboard(run)"""
+
+
 def hover(page, area):
     "A pointer over a token, where there is one."
-    token = area.locator("svg [data-token], svg .tok, svg g[role=option], [role=option]").nth(6)
+    token = area.locator(".seg .box").nth(6)
     if token.count(): token.hover()
 
 
@@ -56,8 +67,13 @@ VIEWS = {    # name: the cell, and what to do before the picture is taken
     "explorer-hostile": ("Explorer(pair.align('<script>alert(1)</script> \\u202eabc\\u200d\\x00 ' + 'x' * 200 + ' مرحبا نص'))", None),
     "map-overlap": ("from xtokd.viz.maps import overlap_map\noverlap_map(pair)", None),
     "map-select": ("from xtokd.viz.maps import overlap_explorer\noverlap_explorer(pair)", None),
+    "map-cells": ("from xtokd.viz.cellmap import cell_map\nfrom xtokd.objectives.cells import cell_graph\nlive = cell_map(cell_graph(pair.student, pair.teacher)).explore()\nlive.select(int(live.map.ranked[12]))\nlive", None),
+    "map-matrix": ("from xtokd.viz.choice import pair_matrix\npair_matrix({'tiny-student': pair.student, 'tiny-teacher': pair.teacher}).figure()", None),
+    "map-doctor": ("pair.doctor().page()", None),
+    "map-sankey": ("from xtokd.viz.ribbon import token_ribbon\ntoken_ribbon(pair, ' f').sankey()", None),
     "map-ribbon": ("from xtokd.viz.ribbon import token_ribbon\ntoken_ribbon(pair, ' f')", None),
     "dashboard": ("from xtokd.viz.dashboard import Dashboard\nDashboard.replay(RUN, speed=None)", None),
+    "dashboard-live": (LIVE, None),
     "dashboard-going": ("Dashboard.replay(RUN, speed=2.)", None),
     "dashboard-collapse": ("Dashboard.replay(RUN.replace('watched', 'collapse'), speed=None)", None),
     "puzzle": ("from xtokd.puzzles import board, puzzle\npuzzle('chunks').check([(0, 1, 0, 1), (1, 2, 1, 2), (2, 3, 2, 3), (5, 6, 4, 5)])", None),

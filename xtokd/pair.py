@@ -128,7 +128,7 @@ def chat_report(bv):
     return dict(template=opening is not None, opening=opening, thinks="<think" in (opening or ""), stops={int(i): token(i) for i in bv.stop_ids},
                 turn_end=end, turn_end_token=None if end is None else token(end), turn_end_stops=end is None or end in bv.stop_ids)
 
-# %% ../nbs/03_pair.ipynb #8a9ce25c
+# %% ../nbs/03_pair.ipynb #3cf52a56
 @dataclass(repr=False)
 class Report:
     "What the doctor found."
@@ -146,6 +146,10 @@ class Report:
     probed: bool = True                             # on our probe texts, not on the user's
 
     def to_dict(self): "Plain data, ready for JSON."; return asdict(self)
+    def page(self):
+        "The report as a page of pictures, which `.save(path)` writes as one HTML file."
+        from xtokd.viz.choice import doctor_page
+        return doctor_page(self)
     def __str__(self): return report_text(self)
     def __repr__(self): return report_text(self)
     def _repr_markdown_(self): return report_markdown(self)

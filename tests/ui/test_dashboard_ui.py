@@ -108,7 +108,7 @@ def test_hostile_samples_and_warnings_in_the_dark(lab, tmp_path):
 
 
 def test_opened_without_running_the_picture_is_there(lab):
-    page = lab.open(ROOT / "nbs/26_dashboard.ipynb")
+    page = lab.open(ROOT / "nbs/22_dashboard.ipynb")
     page.wait_for_selector(".jp-RenderedSVG img, .jp-RenderedSVG svg", state="attached")
     assert page.locator(".jp-RenderedSVG img, .jp-RenderedSVG svg").count() >= 3 and page.locator(".xd").count() == 0
     assert lab.external(page) == []

@@ -110,7 +110,7 @@ def matrix_text(m: PairMatrix) -> str:
         lines += [f"{n:<{wide}}  " + "  ".join(f"{v:>{wide}}" for v in row) for n, row in zip(m.names, _said(m, key))] + [""]
     return "\n".join([*lines, _where(m)])
 
-# %% ../../nbs/29_choice.ipynb #3ae9d61b
+# %% ../../nbs/29_choice.ipynb #2d8bd55b
 def matrix_figure(m: PairMatrix) -> go.Figure:
     "The matrix in plotly, three panels side by side."
     fig = make_subplots(1, 3, subplot_titles=[t.split(":")[0] for _, t in _PANELS], horizontal_spacing=.03)
@@ -121,8 +121,8 @@ def matrix_figure(m: PairMatrix) -> go.Figure:
                                  hovertemplate=f"student %{{x}}, teacher %{{y}}: %{{text}}<extra>{title}</extra>", **look), row=1, col=col)
         fig.update_yaxes(autorange="reversed", showgrid=False, showticklabels=col == 1, title_text="teacher" if col == 1 else "", row=1, col=col)
         fig.update_xaxes(showgrid=False, title_text="student", row=1, col=col)
-    fig.update_layout(template="xtokd", width=1060, height=230 + 46 * len(m.names), margin=dict(t=60, b=110), hovermode="closest")
-    return fig.add_annotation(text=escape(_where(m)), x=0, y=0, yshift=-92, xref="paper", yref="paper", showarrow=False, font=dict(size=11, color="#555"))
+    fig.update_layout(template="xtokd", width=940, height=260 + 46 * len(m.names), margin=dict(t=60, b=140), hovermode="closest")
+    return fig.add_annotation(text=escape(_where(m)), x=0, y=0, yshift=-118, xref="paper", yref="paper", showarrow=False, font=dict(size=11, color="#555"))
 
 # %% ../../nbs/29_choice.ipynb #0815ebec
 _KIND_PAINT = [("1-1", "#0072B2", ""), ("1-n", "#E69F00", "/"), ("n-1", "#009E73", "."), ("n-m", "#CC79A7", "x"), ("no partner", "#999999", "-")]
@@ -169,7 +169,7 @@ def page_html(p: Page) -> str:
     return (f'<section aria-label="{escape(p.title)}" style="background:#fff;color:#222;padding:8px"><h2 style="color:#222">{escape(p.title)}</h2><p style="font-size:20px;color:{colour}"><strong>{glyph} {escape(r.verdict)}</strong></p>'
             f'<ul>{reasons}</ul>{figures}<details><summary>All numbers</summary><pre style="color:#222;background:#fff;overflow-x:auto">{escape(report_text(r))}</pre></details></section>')
 
-# %% ../../nbs/29_choice.ipynb #c0d7e0e5
+# %% ../../nbs/29_choice.ipynb #927b5e3d
 def kinds_svg(r: Report) -> str:
     "How each category of text is cut: student tokens by kind of chunk."
     rows = {c: [sum(x[f"kind_{k}"] for x in r.texts if x["category"] == c) for k in (*KINDS, "none")] for c in r.categories}
@@ -181,7 +181,7 @@ def texts_svg(r: Report) -> str:
     "Shared bytes, inflation and longest chunk of each category."
     rows = {k: v for k, v in [*r.categories.items(), ("all", r.total)] if v.get("inflation") is not None}
     table = [[v["shared_bytes"], v["1-1"], v["inflation"]] for v in rows.values()]
-    colours = np.array([[a, b, .5 + .5 * np.clip(abs(np.log(max(c, .01))) / np.log(8), 0, 1) - .5] for a, b, c in table]).reshape(-1, 3)
+    colours = np.array([[a, b, .5 * np.clip(abs(np.log(max(c, .01))) / np.log(8), 0, 1)] for a, b, c in table]).reshape(-1, 3)
     return heat_svg(colours, list(rows), ["shared bytes", "1-1", "inflation"], "Each kind of text", "Inflation: teacher tokens per student token; deeper where it is farther from one.", [[f"{a:.0%}", f"{b:.0%}", f"{c:.2f}"] for a, b, c in table], strong=("numbers",), cell=(110, 26))
 
 

@@ -95,7 +95,7 @@ function render({ model, el }) {
   const buttons = {
     pause: make("button", { type: "button", class: "xd-button" }),
     stop: make("button", { type: "button", class: "xd-button", title: "End this step, save, and end the run", text: "■ Stop" }),
-    snap: make("button", { type: "button", class: "xd-button", title: "Write what is shown now as SVG and JSON", text: "⧉ Snapshot" }),
+    snap: make("button", { type: "button", class: "xd-button", title: "Write what is shown now as SVG and JSON", text: "▣ Snapshot" }),
   };
   bar.append(...Object.values(buttons));
   const numbers = make("dl", { class: "xd-numbers" }), alarms = make("ul", { class: "xd-alarms" });

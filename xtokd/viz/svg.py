@@ -80,7 +80,7 @@ def segments(al, max_tokens: int | None = None) -> list[Segment]:
         if max_tokens and s + t >= max_tokens: break
     return res
 
-# %% ../../nbs/20_svg.ipynb #d953e4be
+# %% ../../nbs/20_svg.ipynb #32fc6a69
 _END = (1 << 60, 0)
 
 
@@ -98,13 +98,15 @@ def _keyed(starts, a: int, b: int) -> list:
 def _fit(tokens: list, total: int, gap: float = 3.) -> dict:
     "Places x of all cuts, from `tokens` (start cut, end cut, needed width)."
     cuts = sorted({c for s, e, _ in tokens for c in (s, e)})
+    ends, starts = {c: [] for c in cuts}, {c: [] for c in cuts}
+    for s, e, w in tokens: ends[e].append((s, w)); starts[s].append((e, w))
     low, high = {cuts[0]: 0.}, {}
-    for p, c in zip(cuts, cuts[1:]): low[c] = max([low[p] + gap] + [low[s] + w for s, e, w in tokens if e == c])
+    for p, c in zip(cuts, cuts[1:]): low[c] = max([low[p] + gap] + [low[s] + w for s, w in ends[c]])
     high[cuts[-1]] = full = low[cuts[-1]]
-    for c, n in zip(cuts[-2::-1], cuts[:0:-1]): high[c] = min([high[n] - gap] + [high[e] - w for s, e, w in tokens if s == c])
+    for c, n in zip(cuts[-2::-1], cuts[:0:-1]): high[c] = min([high[n] - gap] + [high[e] - w for e, w in starts[c]])
     x = {cuts[0]: 0., cuts[-1]: full}
     for p, c in zip(cuts, cuts[1:-1]):
-        x[c] = min(high[c], max([full * c[0] / max(total, 1), x[p] + gap] + [x[s] + w for s, e, w in tokens if e == c]))
+        x[c] = min(high[c], max([full * c[0] / max(total, 1), x[p] + gap] + [x[s] + w for s, w in ends[c]]))
     return x
 
 # %% ../../nbs/20_svg.ipynb #b3cf497a
