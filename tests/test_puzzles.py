@@ -15,7 +15,7 @@ from xtokd.objectives.sampled import chunk_advantage
 from xtokd.puzzles import CREDIT, PUZZLES, Puzzle, board, puzzle
 from xtokd.viz.marks import MARKS, SOLVED, Band, Box, Picture, Row, Verdict, picture_svg, picture_text
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs" / "80_puzzles.ipynb"
+NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs" / "79_puzzles.ipynb"
 
 
 def prior(student, teacher):

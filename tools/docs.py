@@ -20,7 +20,7 @@ from figures import words
 from refresh import ROOT, joined, load
 
 SITE = Path(__file__).resolve().parent / "site"
-PARTS = (("index", "Start"), ("7", "Lessons"), ("8", "Exercises"), ("0", "Tokenizers and pairs"), ("1", "Training"), ("4", "Objectives"), ("2", "Pictures"), ("9", "Command line and door"), ("", "More"))
+PARTS = (("index", "Start"), ("7", "Lessons"), ("79", "Exercises"), ("8", "Studies"), ("0", "Tokenizers and pairs"), ("1", "Training"), ("4", "Objectives"), ("3", "The truth"), ("2", "Pictures"), ("9", "Command line and door"), ("", "More"))
 DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*(.+?)[ \t]*$\n?", re.M)
 TEX = re.compile(r"(?<![\\$\w])\$(?!\s)[^$\n]*[\\^_{=][^$\n]*\$|\$\$|\\\(|\\\[")
 CODE = re.compile(r"```.*?```|`[^`]*`", re.S)
@@ -59,7 +59,7 @@ class Notebook:
         self.subtitle = (re.search(r"^> (.+)$", first, re.M) or [0, ""])[1]
         names = [d.split()[1] for c in self.cells if c["cell_type"] == "code" for d in DIRECTIVE.findall(c["source"]) if d.startswith("default_exp ")]
         self.module = names[0].removesuffix(".__init__") if names else None
-        self.part = next(title for key, title in PARTS if self.stem.startswith(key))
+        self.part = max((p for p in PARTS if self.stem.startswith(p[0])), key=lambda p: len(p[0]))[1]
         self.symbols = [s for c in self.cells for s in symbols(c, self)] if self.module else []
 
     @property
