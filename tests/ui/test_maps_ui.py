@@ -23,3 +23,21 @@ def test_select_in_the_vocabulary_map(lab):
     assert lab.ask(page, "len({r['category'] for r in live.tokens})") == "1"
     assert lab.external(page) == []
     assert lab.axe(page, ".jp-OutputArea-output [role=status]") == [] and lab.axe(page, ".jp-OutputArea-output .widget-hbox") == []
+
+
+def test_a_click_in_the_map_of_cells_draws_the_ribbon(lab):
+    page = lab.notebook(["from xtokd.pair import Pair\nfrom xtokd.objectives.cells import cell_graph\nfrom xtokd.viz.cellmap import cell_map\npair = Pair('tiny')\nlive = cell_map(cell_graph(pair.student, pair.teacher)).explore()\nlive"])
+    plot = page.locator(".jp-OutputArea-output .nsewdrag").first
+    plot.wait_for(state="attached")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + 4, box["y"] + 4)
+    page.mouse.click(box["x"] + 4, box["y"] + 4)                      # the largest cell stands at the top left
+    page.wait_for_selector(".jp-OutputArea-output img[alt*='cell of']")
+    assert lab.ask(page, "bool(live.selected == live.map.ranked[0])") == "True"
+    page.locator(".jp-OutputArea-output select").first.select_option(index=5)      # and without a mouse
+    page.wait_for_function("() => document.querySelector('.jp-OutputArea-output [role=status]').textContent.startsWith('4:')")
+    assert lab.ask(page, "bool(live.selected == live.map.ranked[4])") == "True"
+    assert page.locator(".jp-OutputArea-output [data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert lab.external(page) == []
+    assert lab.axe(page, ".jp-OutputArea-output [role=status]") == []

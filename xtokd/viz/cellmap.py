@@ -128,11 +128,10 @@ def cell_map_svg(m: CellMap) -> str:
     more, y1 = caption(x0, y0 + side + 18, cell_map_text(m).split("\n")[0] + ". A square counts the links between a block of student tokens and a block of teacher tokens; deeper is more.", 72)
     return svg_frame(body + more, 860, max(y, y1) + 4, "All cells of the pair", cell_map_text(m))
 
-# %% ../../nbs/28_cellmap.ipynb #16e2879d
+# %% ../../nbs/28_cellmap.ipynb #e1281138
 def cell_map_figure(m: CellMap) -> go.Figure:
     "The map in plotly."
-    z = np.where(m.grid > 0, np.log1p(m.grid), np.nan)
-    fig = go.Figure(go.Heatmap(z=z, customdata=m.grid, colorscale=[[0, "#d9e8f2"], [1, "#0072B2"]], showscale=False, hoverongaps=False, hovertemplate="student block %{y}, teacher block %{x}: %{customdata:,} links<extra></extra>"))
+    fig = go.Figure(go.Heatmap(z=_depth(m), customdata=m.grid, zmin=0, zmax=1, colorscale=[[0, "#fff"], [.01, "#d9e8f2"], [1, "#0072B2"]], showscale=False, hovertemplate="student block %{y}, teacher block %{x}: %{customdata:,} links<extra></extra>"))
     fig.update_yaxes(autorange="reversed", showgrid=False, title_text=f"student: {escape(m.graph.s.name)}")
     fig.update_xaxes(showgrid=False, title_text=f"teacher: {escape(m.graph.t.name)}")
     return fig.update_layout(template="xtokd", title="All cells of the pair, the largest first; click one", width=620, height=600, hovermode="closest")

@@ -213,7 +213,7 @@ def overlap_text(o: Overlap) -> str:
     lines += [f"{CATEGORIES[k]:<26}" + "".join(f"{share(h, k):>24}" for h in (o.student, o.teacher)) for k in ROWS]
     return "\n".join(line.rstrip() for line in lines)
 
-# %% ../../nbs/26_maps.ipynb #af30c649
+# %% ../../nbs/26_maps.ipynb #396f1b7a
 def _add_bars(fig, o: Overlap, **at):
     "Two stacked bars, with their counts below."
     sides = [f"student: {escape(o.student.name)}", f"teacher: {escape(o.teacher.name)}"]
@@ -222,7 +222,7 @@ def _add_bars(fig, o: Overlap, **at):
     for k, c in enumerate(CLASSES):
         said = [f"{n:,}<br>{s:.1%}" if s > .07 else "" for n, s in zip(counts[:, k], share[:, k])]
         fig.add_trace(go.Bar(y=sides, x=share[:, k], name=c, legend="legend", orientation="h", customdata=counts[:, k], text=said, textposition="inside", insidetextanchor="middle", textangle=0,
-                             textfont=dict(color=ink(PAINT[c][0]), size=12), marker=dict(color=PAINT[c][0], pattern=dict(shape=PAINT[c][1], bgcolor=PAINT[c][0], fgcolor="#fff", size=6, solidity=.3), line=dict(color="#fff", width=1)),
+                             textfont=dict(color=ink(PAINT[c][0]), size=12), marker=dict(color=PAINT[c][0], pattern=dict(shape=PAINT[c][1], bgcolor=PAINT[c][0], fgcolor="#fff", size=6, solidity=.15), line=dict(color="#fff", width=1)),
                              hovertemplate=f"{c}: %{{customdata:,}} (%{{x:.1%}})<extra>%{{y}}</extra>"), **at)
     fig.update_layout(barmode="stack")
     fig.update_yaxes(autorange="reversed", showgrid=False, **at)
@@ -246,7 +246,7 @@ def _add_heat(fig, o: Overlap, side: str, **at):
     "Match rate by length and category."
     _, rate, count = _heat_parts(o, side)
     said = [["" if v != v else f"{v:.0%}" for v in row] for row in rate]
-    fig.add_trace(go.Heatmap(z=rate, x=BIN_NAMES, y=_NAMES, zmin=0, zmax=1, colorscale=[[0, "#fff"], [1, "#0072B2"]], xgap=2, ygap=2, text=said, texttemplate="%{text}", textfont_size=11, customdata=count, showscale=False,
+    fig.add_trace(go.Heatmap(z=rate, x=BIN_NAMES, y=_NAMES, zmin=0, zmax=1, colorscale=[[0, "#fff"], [1, "#0072B2"]], xgap=2, ygap=2, text=said, texttemplate="%{text}", textfont_size=9, customdata=count, showscale=False,
                              hoverongaps=False, hovertemplate="%{y}, %{x} bytes: %{z:.1%} of %{customdata:,} tokens<extra></extra>"), **at)
     fig.add_shape(type="rect", x0=-.5, x1=len(BINS) - .5, y0=-.5, y1=1.5, line=dict(color="#D55E00", width=2), **at)
     fig.update_yaxes(autorange="reversed", showgrid=False, **at)
@@ -287,12 +287,12 @@ def match_heat(pair, side: str = "student") -> go.Figure:
     _add_heat(fig, o, side)
     return fig
 
-# %% ../../nbs/26_maps.ipynb #84d71bbb
+# %% ../../nbs/26_maps.ipynb #232b804b
 def overlap_map(pair, points: int = 4000) -> go.Figure:
     "Vocabulary overlap of a Pair: classes, ranks, and match rate by length and category."
     o = overlap(pair)
     fig = make_subplots(rows=3, cols=2, specs=[[dict(colspan=2), None], [dict(colspan=2), None], [{}, {}]], row_heights=[.14, .5, .36], vertical_spacing=.1, horizontal_spacing=.02, shared_yaxes=False)
-    fig.update_layout(template="xtokd", title=f"{escape(o.student.name)} and {escape(o.teacher.name)}: what the vocabularies share", width=940, height=1200, margin=dict(t=130, b=160, l=190, r=190), hovermode="closest", title_y=.985, title_yanchor="top",
+    fig.update_layout(template="xtokd", title=f"{escape(o.student.name)} and {escape(o.teacher.name)}: what the vocabularies share", width=940, height=1230, margin=dict(t=130, b=190, l=190, r=190), hovermode="closest", title_y=.985, title_yanchor="top",
                       legend=dict(_FLAT, y=1.01), legend2=dict(x=1.01, y=.76, yanchor="top", title="shared tokens"))
     _add_bars(fig, o, row=1, col=1)
     _add_ranks(fig, o, points, row=2, col=1)
