@@ -196,6 +196,15 @@ class Page:
     def body(self): return "\n".join(self.text(c["source"]) if c["cell_type"] == "markdown" else self.code(c) if c["cell_type"] == "code" else "" for c in self.nb.cells)
 
 
+def together(symbols):
+    "Symbols in lists: names of one assignment, such as `A, B = 1, 2`, are one list."
+    out = []
+    for s in symbols:
+        if out and " = " in s.signature and s.signature == out[-1][0].signature and s.cell == out[-1][0].cell: out[-1].append(s)
+        else: out.append([s])
+    return out
+
+
 class Site:
     def __init__(self, notebooks):
         self.notebooks = order(notebooks)
@@ -271,15 +280,17 @@ class Site:
             return f'<a href="{base}{url}"><code>{esc(name)}</code></a>' if url else f"<code>{esc(name)}</code>"
         return f'<div class="doc">{re.sub(r"`([^`]+)`", mark, esc(doc))}</div>' if doc else ""
 
-    def entry(self, s, level=2):
+    def entry(self, s, level=2, more=()):
+        "A name with its signature; `more` are further names of the same assignment."
         inner = "".join(f'<div class="sub">{self.entry(m, 3)}</div>' for m in s.members)
-        self.index.append([f"xtokd.{s.nb.module}", s.anchor, s.url, s.doc.split("\n\n")[0]])
-        return (f'<section class="sym" aria-labelledby="{s.anchor}"><h{level} id="{s.anchor}">{esc(s.anchor)}</h{level}><div class="in"><pre>{coloured(s.signature)}</pre></div>{self.prose(s.doc)}'
+        names = ", ".join([esc(s.anchor), *('<span id="{0}">{0}</span>'.format(esc(m.anchor)) for m in more)])
+        for x in (s, *more): self.index.append([f"xtokd.{s.nb.module}", x.anchor, x.url, x.doc.split("\n\n")[0]])
+        return (f'<section class="sym" aria-labelledby="{s.anchor}"><h{level} id="{s.anchor}">{names}</h{level}><div class="in"><pre>{coloured(s.signature)}</pre></div>{self.prose(s.doc)}'
                 + (f'<p class="from"><a href="../{s.nb.url}#cell-{s.cell}">The cell that defines {esc(s.name)}</a></p>' if not s.owner else "") + f"{inner}</section>")
 
     def module(self, n):
         rows = {s.anchor: s for s in n.symbols}    # a name that is defined twice is what it was last
-        body = f'<h1>xtokd.{n.module}</h1><p>{esc(n.subtitle)}</p><p class="from">Written and explained in <a href="../{n.url}">{esc(n.title)}</a>.</p>' + "".join(map(self.entry, rows.values()))
+        body = f'<h1>xtokd.{n.module}</h1><p>{esc(n.subtitle)}</p><p class="from">Written and explained in <a href="../{n.url}">{esc(n.title)}</a>.</p>' + "".join(self.entry(first, more=rest) for first, *rest in together(rows.values()))
         return self.frame(f"api/{n.module}.html", f"xtokd.{n.module}", body, description=n.subtitle)
 
     def reference(self):
