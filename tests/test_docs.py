@@ -141,3 +141,9 @@ def test_the_words_of_a_chart():
     svg = '<svg><text class="gtitle">Loss &amp; more</text><text class="xtitle">step</text><text class="legendtext">a</text><text class="legendtext">b</text></svg>'
     assert figures.words(svg) == "Loss & more (across: step; shown: a, b)"
     assert figures.words("<svg><text>x</text></svg>") == ""
+
+
+def test_names_of_one_assignment_are_one_entry(site):
+    page = (site / "api/align.html").read_text(encoding="utf8")
+    assert page.count('id="SPECIAL"') == page.count('id="LONE_STOP"') == 1 and '<h2 id="LONE_STOP"' not in page
+    assert page.count("SPECIAL, EMPTY") <= 2
