@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['QUANTITIES', 'Score', 'canonical_path', 'Covers', 'byte_covers', 'byte_prefix', 'next_bytes', 'begins', 'covers',
-           'bias_factor', 'demerge', 'remerge', 'merge_list', 'subset_covers', 'subset_prefix', 'Rules', 'recursion',
-           'student_prefix', 'student_row', 'sample_text', 'sampled_prefix']
+           'bias_factor', 'demerge', 'remerge', 'merge_list', 'subset_covers', 'subset_prefix', 'RuleIndex',
+           'recursion', 'student_prefix', 'student_row', 'sample_text', 'sampled_prefix']
 
-# %% ../../nbs/31_exact.ipynb #48ef7be6
+# %% ../../nbs/31_exact.ipynb #cdaba194
 import itertools, json, math
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
@@ -38,14 +39,14 @@ class Score:
         if self.quantity not in QUANTITIES: raise ValueError(f"{self.quantity!r} is none of {', '.join(QUANTITIES)}")
     def __repr__(self): return f"{self.quantity} {self.value}" if self.exact else f"{self.quantity} {float(self.value):.4g} in [{float(self.low):.4g}, {float(self.high):.4g}]"
 
-# %% ../../nbs/31_exact.ipynb #6724ce19
+# %% ../../nbs/31_exact.ipynb #15fafe28
 def canonical_path(row, ids):
     "`Q1`: the probability of writing exactly these ids first."
-    p = 1
+    p = Fraction(1)
     for k, u in enumerate(ids): p = p and p * row(tuple(ids[:k]))[u]      # no row is asked for after an impossible prefix
     return Score(p, p, "Q1")
 
-# %% ../../nbs/31_exact.ipynb #51898193
+# %% ../../nbs/31_exact.ipynb #59da5d92
 class Covers:
     "The token sequences of one LM that begin with given symbols. `keep` holds only so many of the likeliest per position; what it drops widens the bounds."
     def __init__(self, row, spelling, stops=(), keep=None):   # prefix -> [V]; symbols of each id (bytes or tuples); ids that end a text; None: all
@@ -55,7 +56,7 @@ class Covers:
             if len(x): self.exact[x].append(i)
             for k in range(1, len(x) + 1): self.begin[x[:k]].append(i)
         self.longest = max(map(len, self.begin))
-        self._spelled, self._lost = {empty: {(): 1}}, {empty: 0}
+        self._spelled, self._lost = {empty: {(): Fraction(1)}}, {empty: 0}
 
     def _ends(self, x): "Places in x at which the last token of a sequence can start."; return range(max(0, len(x) - self.longest), len(x))
 
@@ -72,12 +73,12 @@ class Covers:
     def cover(self, x):
         "{ids: mass} of the covers of x."
         return {(*ids, u): q for i in self._ends(x) if x[i:] in self.begin for ids, p in self.spelled(x[:i]).items()
-                for u in self.begin[x[i:]] if (q := p * self.row(ids)[u]) > 0} if len(x) else {(): 1}
+                for u in self.begin[x[i:]] if (q := p * self.row(ids)[u]) > 0} if len(x) else self.spelled(x)
 
-# %% ../../nbs/31_exact.ipynb #e3db9560
+# %% ../../nbs/31_exact.ipynb #7c32f4ab
 def _prefix(self, x):
     "(low, high) of the probability that a text begins with x."
-    if not len(x): return 1, 1
+    if not len(x): return Fraction(1), Fraction(1)
     low = sum(p * self.row(ids)[self.begin[x[i:]]].sum() for i in self._ends(x) if x[i:] in self.begin for ids, p in self.spelled(x[:i]).items())
     return low, self._most(low, x[:-1])
 
@@ -138,7 +139,7 @@ def bias_factor(row, bv, ids):
     "Share of the texts with the bytes of `ids` whose own ids begin with `ids`: `Q1 / Q3`."
     return canonical_path(row, ids).value / byte_prefix(row, bv, bv.decode(ids)).value
 
-# %% ../../nbs/31_exact.ipynb #1ff72cb6
+# %% ../../nbs/31_exact.ipynb #bed23f08
 def demerge(ids, rules):
     "`ids` with these merge rules undone, last rule first."
     for left, right, made in reversed(list(rules)): ids = [v for u in ids for v in ((left, right) if u == made else (u,))]
@@ -154,7 +155,9 @@ def merge_list(bv):
     model, pre = json.loads(bv.tokenizer.to_str())["model"], [p for p in steps_of(bv.tokenizer.pre_tokenizer) if p["type"] != "ByteLevel" or p.get("use_regex")]
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model.get("merges", ())]
     made = ["".join(p) for p in pairs]
-    why = ("it has no merges" if model["type"] != "BPE" else "some of its tokens are made by several merges" if len(set(made)) < len(made)
+    place = {c: m for m, c in enumerate(made)}
+    why = ("it has no merges" if model["type"] != "BPE" else "some of its tokens are made by several merges" if len(place) < len(made)
+           else "some of its merges come before those of their parts" if any(place.get(x, -1) > m for m, p in enumerate(pairs) for x in p)
            else "it takes whole pre-tokens past its merges" if model.get("ignore_merges") else f"its pre-tokens ({pre[0]['type']}) stop merges" if pre else "")
     if why: raise UnsupportedTokenizer(bv.name, f"{why}, so the merge recursion does not hold for it.", "Derive a proper list and its borders with xtokd.oracle.merges, or count in a World.")
     ids = bv.tokenizer.token_to_id
@@ -170,8 +173,8 @@ def subset_prefix(row, bv, m, ids, rules=None):
     "`Q2` in the vocabulary of the first m merges: the probability that the text, cut with those, begins with `ids`."
     return Score(*subset_covers(row, bv, m, rules).prefix(tuple(ids)), "Q2")
 
-# %% ../../nbs/31_exact.ipynb #b4cc04b8
-class Rules:
+# %% ../../nbs/31_exact.ipynb #01bcbe2a
+class RuleIndex:
     "Merge rules, and which of them concerns a sequence."
     def __init__(self, rules):   # [(left id, right id, made id)], in order
         self.rules = list(rules)
@@ -189,10 +192,10 @@ class Rules:
 
     def bottom(self, e, m): "`e` with the rules before m undone."; return demerge(e, self.rules[:m])
 
-# %% ../../nbs/31_exact.ipynb #9622493e
+# %% ../../nbs/31_exact.ipynb #70035d97
 def recursion(leaf, rules, e, floor=0):
     "(low, high) of the probability that the ids of a text begin with `e`; `leaf(ids)` is a number or (low, high), for ids before any rule."
-    rules, memo = rules if isinstance(rules, Rules) else Rules(rules), {}
+    rules, memo = rules if isinstance(rules, RuleIndex) else RuleIndex(rules), {}
 
     def weigh(e):
         if e not in memo: memo[e] = p if isinstance(p := leaf(e), tuple) else (p, p)
@@ -212,14 +215,14 @@ def recursion(leaf, rules, e, floor=0):
 
     return value(tuple(e), len(rules.rules))
 
-# %% ../../nbs/31_exact.ipynb #f78364ec
+# %% ../../nbs/31_exact.ipynb #54006544
 def student_prefix(row, teacher_bv, student_bv, ids, floor=0, rules=None):
     "`Q2`: the probability that the teacher's text, cut by the student's tokenizer, begins with `ids`."
     walk, rules, ids = byte_covers(row, teacher_bv), _rules(student_bv, rules), tuple(ids)
     if ids and ids[-1] == student_bv.stop_ids[0]: return Score(*_ended(walk, student_bv, rules, ids[:-1]), "Q2")
     return Score(*recursion(*_leaves(walk, student_bv, rules), ids, floor * walk.prefix(student_bv.decode(ids))[1]), "Q2")
 
-def _rules(bv, rules): return rules if isinstance(rules, Rules) else Rules(merge_list(bv) if rules is None else rules)
+def _rules(bv, rules): return rules if isinstance(rules, RuleIndex) else RuleIndex(merge_list(bv) if rules is None else rules)
 def _leaves(walk, bv, rules): return lambda e: walk.prefix(bv.decode(e)) if bv.lengths[list(e)].all() else (0, 0), rules
 
 def _ended(walk, bv, rules, ids):
