@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLOOR', 'KNOBS', 'PLACES', 'Case', 'probabilities', 'log_rows', 'states', 'world_case', 'exact_gradient',
            'implied_target', 'kl', 'Answer', 'ask', 'variants', 'ask_all', 'weights', 'by_state', 'compare', 'place',
-           'places', 'at_truth', 'fidelity_row', 'truth_numbers', 'Fidelity', 'fidelity', 'model_case',
+           'places', 'at_truth', 'one_token', 'fidelity_row', 'truth_numbers', 'Fidelity', 'fidelity', 'model_case',
            'text_gradients', 'parameter_table', 'digits_written', 'verdict', 'collapse']
 
 # %% ../../nbs/34_lab.ipynb #d22a438f
@@ -196,12 +196,20 @@ def places(case):
             before += bv.bytes[i]
     return np.array(out)
 
-# %% ../../nbs/34_lab.ipynb #efbdb2d0
+# %% ../../nbs/34_lab.ipynb #83e4efde
 def at_truth(case):
     "The same texts with the truth as the student, who then writes as the teacher does."
     cuts = np.cumsum(case.size)[:-1]
     rows = [log_rows(r, FLOOR if case.slack else 1e-9) for r in np.split(case.truth, cuts)]
     return replace(case, name=case.name + " at truth", student_logits=rows, chance={k: case.chance.get("teacher", w) for k, w in case.chance.items()})
+
+
+def one_token(case, p, a):
+    "Does the objective speak of the written token only? Then one text's gradient row is a multiple of p - e."
+    alone = p.copy()
+    alone[np.arange(len(p)), case.ids] -= 1
+    size = np.linalg.norm(alone, axis=1) * np.linalg.norm(a.grad, axis=1)
+    return bool((np.abs((alone * a.grad).sum(1)) > .999 * size - 1e-6).all())
 
 
 def fidelity_row(case, p, a, still=None):
@@ -215,7 +223,10 @@ def fidelity_row(case, p, a, still=None):
     gap = kl(implied_target(sp, mean, a.family), sq)
     row = {"objective": a.label, "writer": a.writer, "against": a.family, "target KL": float((mass * gap).sum() / mass.sum()), "bias": bias,
            "noise": (mass * spread).sum() ** .5 / size, "cosine": cosine, "ratio": ratio, "signal": float(((a.ledger["weight"] > 0) * w).sum() / w.sum())}
-    return row | (truth_numbers(case, still) if still else {}), gap[case.state]
+    row |= truth_numbers(case, still) if still else {}
+    if len(sp) == len(p) and one_token(case, p, a):      # one text a state, one token a text: no expectation to be had
+        return row | dict.fromkeys(("target KL", "bias", "noise", "cosine", "ratio", "pull at truth")), None
+    return row, gap[case.state]
 
 
 def truth_numbers(case, still):
@@ -224,13 +235,13 @@ def truth_numbers(case, still):
     mean, mass = by_state(case, still.grad, w)
     return {"value at truth": float((still.value * w).sum() / w.sum()), "pull at truth": float((mass * np.abs(mean).sum(1)).sum() / mass.sum() / 2)}
 
-# %% ../../nbs/34_lab.ipynb #a87b8493
+# %% ../../nbs/34_lab.ipynb #935662d2
 @dataclass
 class Fidelity:
     "The lab's report on one case: a table of objectives, target KL of every row, and what could not be asked."
     case: Case
     rows: list
-    kl: dict          # label -> [n]
+    kl: dict          # label -> [n]; None where one text cannot tell
     ledgers: dict     # label -> ledger
     refused: dict
 
@@ -246,7 +257,7 @@ class Fidelity:
     def where(self, by="place"):
         "Mean target KL by `place` of the written token, or by chunk `kind`: one row an objective."
         out, every = [], places(self.case)
-        for r in self.rows:
+        for r in (r for r in self.rows if self.kl[r["objective"]] is not None):
             w, label = weights(self.case, r["writer"]), r["objective"]
             names = every if by == "place" else np.array((*KINDS, "none"))[self.ledgers[label]["kind"]]
             share = {n: w[names == n] for n in (PLACES if by == "place" else KINDS)}
