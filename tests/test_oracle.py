@@ -12,7 +12,7 @@ from xtokd.oracle.exact import (QUANTITIES, Covers, RuleIndex, Score, begins, bi
 from xtokd.oracle.worlds import World, all_tokenizations_world, bpe, byte_mass, digit_groups, doubling_world, glue, make_pair, random_bpe, random_merges, random_texts, twin_world
 from xtokd.pieces import UnsupportedTokenizer
 
-FEW, MANY = 300, 10_000
+FEW, MANY = 300, 14_000      # about a quarter of the prefixes have no mass, and some laws pass over those
 amount = pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 
 
