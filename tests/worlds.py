@@ -2,7 +2,7 @@
 import torch
 
 from xtokd.oracle import worlds
-from xtokd.oracle.worlds import bpe, digit_groups, make_pair, markov
+from xtokd.oracle.worlds import bpe, digit_groups, make_pair, markov, random_bpe, random_texts
 
 
 class World(worlds.World):

@@ -1,6 +1,6 @@
-"""Record the runs that the notebooks replay: every objective on the tiny pair, three seeds, one budget.
+"""Record the runs that the notebooks replay: every objective on the tiny pair, five seeds, one budget.
 
-    python tools/record.py                     all of them, two at a time (about half an hour on two cores)
+    python tools/record.py                     all of them, two at a time (about an hour and a half on two cores)
     python tools/record.py cover sft --seeds 0 some of them
     python tools/record.py --rates sampled     try learning rates for an objective, 150 steps each, and print accuracies
 
@@ -10,11 +10,12 @@ import argparse, json, os, shutil, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-OBJECTIVES = {"cover": "cover", "cover-jsd": ("cover", {"divergence": "jsd"}), "bpm": "bpm", "strict": "strict", "sampled": "sampled", "sft": "sft"}
+OBJECTIVES = {"cover": "cover", "cover-jsd": ("cover", {"divergence": "jsd"}), "bpm": "bpm", "strict": "strict", "sft": "sft",
+              "sampled": "sampled", "sampled-shift": ("sampled", {"credit": "shift"}), "sampled-prior": ("sampled", {"credit": "semantic_prior"})}
 SETTINGS = dict(steps=400, batch_size=32, micro_batch=32, lr=1.5e-3, max_grad_norm=.3, schedule="cosine", max_new_tokens=16,
                 eval_every=50, eval_prompts=512, save_every=0, progress=False)
 # A policy gradient is noisier than a row: at 1e-3 and 3e-4 it falls to nothing within 150 steps (see `--rates`), so it gets the mildest rate.
-OWN, RATES = {"sampled": dict(lr=1e-4)}, (1e-4, 3e-4, 1e-3)
+OWN, RATES = {name: dict(lr=1e-4) for name in ("sampled", "sampled-shift", "sampled-prior")}, (1e-4, 3e-4, 1e-3)
 THIN, REPO = 5, Path(__file__).resolve().parent.parent
 
 
@@ -56,7 +57,7 @@ def record(job):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("objectives", nargs="*", default=list(OBJECTIVES))
-    p.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    p.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     p.add_argument("--here", action="store_true", help="train in this process, one run")
     p.add_argument("--rates", choices=OBJECTIVES, help="try learning rates for one objective")
     a = p.parse_args()

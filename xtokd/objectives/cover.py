@@ -6,28 +6,29 @@
 __all__ = ['fresh_rows', 'local_rows', 'by_cell', 'fixed_masses', 'joined_cells', 'join', 'own_graphs', 'own_student',
            'own_masses', 'mass_divergence', 'CoverRows', 'Cover']
 
-# %% ../../nbs/45_cover.ipynb #72bd247b
+# %% ../../nbs/45_cover.ipynb #a4c2f8a5
 import numpy as np
 import torch
 
 from . import Objective, blank_mask, divergence, finish
-from .cells import DROP, MIXED, UNKNOWN, cell_graph, components, status
+from .cells import UNKNOWN, cell_graph, components
+from .joint import Joint
 from .looks import Looks, contradicts, look_hypotheses, look_masses, path_logp
+from .masses import ExactRows
 
-# %% ../../nbs/45_cover.ipynb #b6182682
+# %% ../../nbs/45_cover.ipynb #ba3f3f8d
+def _joint(graph):
+    if not hasattr(graph, "joint"): graph.joint = Joint(graph)
+    return graph.joint
+
+# %% ../../nbs/45_cover.ipynb #a6f2edad
 def fresh_rows(looks, graph, q, rows, min_mass):
-    "Teacher rows [R, Vt] at the common cuts `rows`, zero where the student would have cut differently before; and (row, cell) of cells that are blind for that reason."
+    "Teacher rows [R, Vt] at the common cuts `rows`, zero where the student would have cut differently before; asked of masses above 1e-5."
     q = q[torch.as_tensor(looks.last[rows], device=q.device)]
-    as_t = lambda x: torch.as_tensor(x, device=q.device)
-    if len(graph.s) > graph.small:
-        k, w = (x.cpu().numpy() for x in torch.nonzero(q > max(min_mass, 1e-5), as_tuple=True))   # ten times fewer questions, 1e-4 of the mass
-        bad = contradicts(looks, graph, rows[k], graph.first_s[w], np.ones(len(k)), 0.)
-        q[as_t(k[bad]), as_t(w[bad])] = 0
-        return q, (k[:0], k[:0])
-    after = as_t(np.stack([graph.fresh_status(int(looks.prev[i])) for i in rows])[:, : q.shape[1]])
-    q = torch.where(after == DROP, 0., q)
-    k, w = (x.cpu().numpy() for x in torch.nonzero((after == MIXED) & (q > min_mass), as_tuple=True))
-    return q, (k, graph.cell_t[w])
+    k, w = (x.cpu().numpy() for x in torch.nonzero(q > max(min_mass, 1e-5), as_tuple=True))   # ten times fewer questions than at 1e-6, 1e-4 of the mass
+    bad = contradicts(looks, graph, rows[k], graph.first_s[w], np.ones(len(k)), 0.)
+    q[torch.as_tensor(k[bad], device=q.device), torch.as_tensor(w[bad], device=q.device)] = 0
+    return q
 
 # %% ../../nbs/45_cover.ipynb #50ace3e0
 def local_rows(looks, rows):
@@ -42,18 +43,17 @@ def by_cell(x, cell, n):
     cell = torch.as_tensor(np.where(cell < 0, n, cell)[: x.shape[1]], device=x.device)
     return torch.zeros(len(x), n + 1, device=x.device, dtype=x.dtype).index_add(1, cell, x)
 
-# %% ../../nbs/45_cover.ipynb #39bbff6a
+# %% ../../nbs/45_cover.ipynb #33946e04
 def fixed_masses(looks, graph, q, hyp, lone, rows, min_mass):
-    "Teacher masses [R, cells] by fixed cell of the common rows `rows`, unknown mass [R], and blind cells."
-    fresh, blind = fresh_rows(looks, graph, q, rows, min_mass)
-    m = by_cell(fresh, graph.cell_t, graph.n)[:, :-1].contiguous()
+    "Teacher masses [R, cells] by fixed cell of the common rows `rows`, and unknown mass [R]."
+    m = by_cell(fresh_rows(looks, graph, q, rows, min_mass), graph.cell_t, graph.n)[:, :-1].contiguous()
     k, _, target, mass, _ = hyp
     local = local_rows(looks, rows)
     mine = np.flatnonzero((local[looks.i[k]] >= 0) & (target >= 0))
     at = torch.as_tensor(local[looks.i[k[mine]]] * graph.n + graph.cell_s[target[mine]], device=m.device)
     m.view(-1).index_add_(0, at, torch.as_tensor(mass[mine], device=m.device, dtype=m.dtype))
     unknown = np.zeros(len(looks.rows)); np.add.at(unknown, looks.i, lone)
-    return m, unknown[rows], blind
+    return m, unknown[rows]
 
 
 def joined_cells(looks, graph, hyp, rows, worth=1e-3):
@@ -80,7 +80,7 @@ def join(x, edges):
     flat = x.reshape(-1)
     return flat.index_fill(0, nodes, 0.).index_add(0, to, flat[nodes]).view_as(x)
 
-# %% ../../nbs/45_cover.ipynb #e9ad3f7a
+# %% ../../nbs/45_cover.ipynb #eabff91a
 def own_graphs(looks, graph, rows, keep):
     "`RowCells` of each row, its first byte, and its kept looks."
     by_row, out = {i: [] for i in rows.tolist()}, []
@@ -90,7 +90,7 @@ def own_graphs(looks, graph, rows, keep):
         b0 = min((int(looks.start[looks.j[k]]) for k in ks), default=int(looks.p[i]))
         cuts = looks.start[np.searchsorted(looks.start, b0): looks.last[i] + 1]
         live = {int(looks.start[looks.j[k]]) - b0: int(looks.node[k]) for k in ks}
-        out.append((graph.row(looks.text[b0: looks.p[i]], tuple((np.unique(cuts) - b0).tolist()), live, bool(looks.common[i])), b0, ks))
+        out.append((graph.row(looks.text[b0: looks.p[i]], tuple((np.unique(cuts) - b0).tolist()), live), b0, ks))
     return out
 
 
@@ -101,38 +101,9 @@ def own_student(p, graphs):
     at = torch.as_tensor(np.where(of >= 0, of, np.where(of == UNKNOWN, n + 1, n)), device=p.device)
     return torch.zeros(len(p), n + 2, device=p.device, dtype=p.dtype).scatter_add(1, at, p)[:, :-1]
 
-# %% ../../nbs/45_cover.ipynb #579be594
-def _fresh_parts(looks, graph, q, rows, graphs, min_mass):
-    "Row, cell and mass of the fresh teacher rows among `rows`, and their blind cells."
-    at, none = np.flatnonzero(looks.common[rows]), np.zeros(0, np.int64)
-    if not len(at): return [], (none, none)
-    fresh, (k, blind) = fresh_rows(looks, graph, q, rows[at], min_mass)
-    m = by_cell(fresh, graph.cell_t, graph.n)[:, :-1].double().cpu().numpy()
-    r, c = np.nonzero(m)
-    own = np.stack([graphs[a][0].of_common for a in at])
-    return [(at[r], own[r, c], m[r, c])], (at[k], own[k, blind])
-
-
-def _blind_looks(looks, graph, hyp, graphs, local, min_mass):
-    "(row, cell) where a look's hypothesis leads to student tokens of which only some can follow the written one."
-    k, _, target, _, raw = hyp
-    out = [[], []]
-    for g, b0, ks in graphs:
-        for look in ks:
-            i, b = looks.i[look], int(looks.start[looks.j[look]]) - b0
-            hyps, tokens = g.links.get(b, (np.zeros(0, np.int64),) * 2)
-            if not len(hyps): continue
-            n, first, valid = len(g.groups[b]), np.searchsorted(k, look), graph.valid_row(int(looks.prev[i]))   # k is sorted by look
-            mine = slice(first, first + n)
-            has = target[mine] >= 0
-            s = status(n, np.r_[np.flatnonzero(has), hyps], valid[np.r_[target[mine][has], tokens]])
-            mixed = np.flatnonzero((s == MIXED) & (raw[mine] > min_mass))
-            out[0].append(np.full(len(mixed), local[i])); out[1].append(g.groups[b][mixed])
-    return [np.concatenate(x) if x else np.zeros(0, np.int64) for x in out]
-
-# %% ../../nbs/45_cover.ipynb #8b2b4a7a
-def own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass):
-    "Teacher masses [R, C] by the rows' own cells, unknown mass [R], and blind cells."
+# %% ../../nbs/45_cover.ipynb #7cd650a5
+def own_masses(looks, q, hyp, lone, rows, graphs):
+    "Teacher masses [R, C] by the rows' own cells, and unknown mass [R]."
     k, place, _, mass, _ = hyp
     local = local_rows(looks, rows)
     n, begin = max((g.n for g, *_ in graphs), default=0), np.zeros(len(looks.j), np.int64)
@@ -143,14 +114,11 @@ def own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass):
     parts = [(local[looks.i[k[mine]]], cells, mass[mine])]
     lone_k = np.array([x for _, _, ks in graphs for x in ks if lone[x] > 0], np.int64)
     if len(lone_k): parts.append((local[looks.i[lone_k]], np.array([graphs[r][0].lone for r in local[looks.i[lone_k]]]), lone[lone_k]))
-    fresh, blind = _fresh_parts(looks, graph, q, rows, graphs, min_mass)
-    parts += fresh
-    if len(graph.s) <= graph.small: blind = [np.r_[x, y] for x, y in zip(blind, _blind_looks(looks, graph, hyp, graphs, local, min_mass))]
     m, unknown = np.zeros((len(rows), n)), np.zeros(len(rows))
     for r, c, x in parts:
         np.add.at(m, (r[c >= 0], c[c >= 0]), x[c >= 0])
         np.add.at(unknown, r[c < 0], x[c < 0])
-    return torch.as_tensor(m, device=q.device, dtype=q.dtype), unknown, blind
+    return torch.as_tensor(m, device=q.device, dtype=q.dtype), unknown
 
 # %% ../../nbs/45_cover.ipynb #9172868b
 def mass_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
@@ -165,56 +133,54 @@ def mass_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
         m = m / m.sum(1, keepdim=True)
     return divergence(p.clamp_min(1e-30).log(), m.log(), kind, beta)
 
-# %% ../../nbs/45_cover.ipynb #67cd732c
+# %% ../../nbs/45_cover.ipynb #fc0d2403
 class CoverRows:
-    "Teacher masses of every row of some samples: lists of (batch rows, teacher [R, C], student [R, C + 1], unknown share [R], row graphs or None, blind cells [R, C + 1])."
-    def __init__(self, batch, graph, first=0, last=None, min_mass=1e-6):
-        self.looks = looks = Looks(batch.alignment, graph, first, last)
-        self.parts = []
+    "Teacher masses of every row of some samples: lists of (batch rows, teacher [R, C], student [R, C + 1], unknown share [R], cells of each row or None)."
+    def __init__(self, batch, graph, first=0, last=None, min_mass=1e-6, doubt=1e-3):
+        self.looks, self.graph, self.min_mass, self.parts = Looks(batch.alignment, graph, first, last), graph, min_mass, []
+        looks = self.looks
         if not len(looks.rows): return
         t_logp = batch.teacher.logp(looks.t_lo, looks.t_hi)
         q = t_logp.exp()
         realised = t_logp.gather(1, torch.as_tensor(batch.teacher.ids[looks.t_lo: looks.t_hi, None], device=q.device))[:, 0].double().cpu().numpy()
         log_path = path_logp(realised, looks.sample)
         past, lone = look_masses(looks, graph, q, log_path)
-        total = np.bincount(looks.i, past + lone, len(looks.rows)) + looks.common
-        total = np.maximum(total, 1e-300)      # a row without any mass is wholly unknown, not a division by zero
-        keep = np.flatnonzero(past + lone > min_mass * total[looks.i])
-        self.tail = 1 - np.bincount(looks.i[keep], (past + lone)[keep], len(total)) / total - np.where(looks.common, 1., 0.) / total
-        hyp = look_hypotheses(looks, graph, q, log_path, keep, min_mass)
-        lone = np.where(np.isin(np.arange(len(lone)), keep), lone, 0.)
-        own = ~looks.common | (np.isin(np.arange(len(total)), looks.i[keep]) & (len(graph.s) <= graph.small))
+        total = np.maximum(np.bincount(looks.i, past + lone, len(looks.rows)) + looks.common, 1e-300)      # a row without any mass is wholly unknown, not a division by zero
         p = batch.student.logp(looks.s_lo, looks.s_hi).exp()
-        take = lambda rows: p[torch.as_tensor(looks.rows[rows], device=p.device)]
-        rows = np.flatnonzero(~own)
-        if len(rows):
-            m, unknown, blind = fixed_masses(looks, graph, q, hyp, lone, rows, min_mass)
-            edges = joined_cells(looks, graph, hyp, rows)
-            self._add(rows, join(m, edges), unknown, blind, join(by_cell(take(rows), graph.cell_s, graph.n), edges), None)
-        rows = np.flatnonzero(own)
-        if len(rows):
-            graphs = own_graphs(looks, graph, rows, keep)
-            self._add(rows, *own_masses(looks, graph, q, hyp, lone, rows, graphs, min_mass), own_student(take(rows), graphs), [g for g, *_ in graphs])
+        p = p[torch.as_tensor(looks.rows, device=p.device)]
+        if graph.exact:
+            rows = ExactRows(looks, _joint(graph), q, log_path, p, total, min_mass, doubt)
+            self.parts.append((looks.s_lo + looks.rows, rows.m, rows.p, rows.unknown, rows.cells))
+        else: self._wide(q, log_path, past, lone, total, p)
 
-    def _add(self, rows, m, unknown, blind, p, graphs):
-        mask = torch.zeros(p.shape, dtype=torch.bool, device=p.device)
-        if len(blind[0]):
-            seen = blind[1] >= 0
-            mask[torch.as_tensor(blind[0][seen], device=p.device), torch.as_tensor(blind[1][seen], device=p.device)] = True
-            unknown = unknown + torch.where(mask[:, :-1], m, 0.).sum(1).double().cpu().numpy()
-            m, p = m.masked_fill(mask[:, :-1], 0.), p.masked_fill(mask, 0.)
+    def _wide(self, q, log_path, past, lone, total, p):
+        looks, graph = self.looks, self.graph
+        keep = np.flatnonzero(past + lone > self.min_mass * total[looks.i])
+        self.tail = 1 - np.bincount(looks.i[keep], (past + lone)[keep], len(total)) / total - np.where(looks.common, 1., 0.) / total
+        hyp = look_hypotheses(looks, graph, q, log_path, keep, self.min_mass)
+        lone = np.where(np.isin(np.arange(len(lone)), keep), lone, 0.)
+        take = lambda rows: p[torch.as_tensor(rows, device=p.device)]
+        if len(rows := np.flatnonzero(looks.common)):
+            m, unknown = fixed_masses(looks, graph, q, hyp, lone, rows, self.min_mass)
+            edges = joined_cells(looks, graph, hyp, rows)
+            self._add(rows, join(m, edges), unknown, join(by_cell(take(rows), graph.cell_s, graph.n), edges), None)
+        if len(rows := np.flatnonzero(~looks.common)):
+            graphs = own_graphs(looks, graph, rows, keep)
+            self._add(rows, *own_masses(looks, q, hyp, lone, rows, graphs), own_student(take(rows), graphs), [g for g, *_ in graphs])
+
+    def _add(self, rows, m, unknown, p, cells):
         known = m.sum(1).double().cpu().numpy()
         share = np.divide(unknown, unknown + known, out=np.ones(len(rows)), where=unknown + known > 0)
-        self.parts.append((self.looks.s_lo + self.looks.rows[rows], m, p, np.maximum(share, self.tail[rows].clip(0)), graphs, mask.cpu().numpy()))
+        self.parts.append((self.looks.s_lo + self.looks.rows[rows], m, p, np.maximum(share, self.tail[rows].clip(0)), cells))
 
-# %% ../../nbs/45_cover.ipynb #c84498af
+# %% ../../nbs/45_cover.ipynb #057c86fa
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     rows_at_once = 512   # student tokens whose full rows are held together
 
-    def __init__(self, divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, floor=1e-4, mask_whitespace=False):
+    def __init__(self, divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, doubt=1e-3, floor=1e-4, mask_whitespace=False):
         self.compare = dict(kind=divergence, beta=beta, top_k=top_k)
-        self.floor, self.min_mass, self.mask_whitespace = floor, min_mass, mask_whitespace
+        self.floor, self.min_mass, self.doubt, self.mask_whitespace = floor, min_mass, doubt, mask_whitespace
 
     def signal(self, batch):
         n = len(batch.alignment.student_ids)
@@ -239,5 +205,5 @@ class Cover(Objective):
     def _cover_rows(self, batch):
         graph = cell_graph(batch.pair.student, batch.pair.teacher)
         for first, last in batch.pieces(self.rows_at_once):
-            for rows, m, p, unknown, *_ in CoverRows(batch, graph, first, last, self.min_mass).parts:
+            for rows, m, p, unknown, _ in CoverRows(batch, graph, first, last, self.min_mass, self.doubt).parts:
                 yield rows, mass_divergence(torch.nn.functional.pad(m, (0, 1)), p, floor=self.floor, **self.compare), unknown

@@ -40,14 +40,14 @@ def _reach(looks, graph):
     looks.j, looks.i, looks.node = j[same], i[same], node[same]
     looks.realised = looks.end[looks.j] == looks.p[looks.i]      # the realised token ends here: no lone hypothesis
 
-# %% ../../nbs/44_looks.ipynb #cb4854bd
+# %% ../../nbs/44_looks.ipynb #4c25cda8
 class Looks:
     "Some samples of a batch: where each student row stands in the teacher's text, its last realised cut, and triples (teacher row j, row i, trie node) of looks from before."
     def __init__(self, a, graph, first=0, last=None):  # alignment of a batch, and the samples first..last of it
         last = len(a) if last is None else last
         self.s_lo, self.s_hi = a.student_offsets[[first, last]]
         self.t_lo, self.t_hi = a.teacher_offsets[[first, last]]
-        t_ids = a.teacher_ids[self.t_lo: self.t_hi]
+        self.t_ids = t_ids = a.teacher_ids[self.t_lo: self.t_hi]
         size = a.teacher.lengths[t_ids].astype(np.int64)
         self.end = np.cumsum(size)
         self.start = self.end - size
@@ -78,12 +78,12 @@ def look_masses(looks, graph, q, log_path):
     lone = segment_sums(q, looks.j, lo, np.where(looks.realised, lo, mid), tr.order).double().cpu().numpy() * times
     return past, lone
 
-# %% ../../nbs/44_looks.ipynb #751985b0
+# %% ../../nbs/44_looks.ipynb #806d7fd0
 def contradicts(looks, graph, i, target, mass, min_mass):
     "Whether hypothesis k, which goes on with student token target[k] at row i[k], contradicts the student's last written token; asked only above min_mass."
     bad = np.zeros(len(i), bool)
     ask = np.flatnonzero((mass > min_mass) & (target >= 0) & (looks.prev[i] >= 0))
-    if len(ask): bad[ask] = ~graph.valid_pairs(looks.prev[i[ask]], target[ask])
+    if len(ask): bad[ask] = ~graph.follows.pairs(looks.prev[i[ask]], target[ask])
     return bad
 
 # %% ../../nbs/44_looks.ipynb #23541e1d
