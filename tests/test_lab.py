@@ -1,6 +1,6 @@
 "The fidelity lab held against what is known by hand: unbiased signals, biased ones, and objectives that cannot be asked."
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,8 +116,8 @@ def test_parameters_see_no_bias_where_the_signal_is_exact():
     prompts, ids = [[1, 3, 40], [1, 3, 50, 51]], [bv.encode(" 12") + [bv.stop_ids[0]], bv.encode("one 7.")]
     rows = response_logits(model, prompts, ids)
     teacher = [l[:, : len(bv)] * .5 for l in rows]
-    truth = np.concatenate([torch.softmax(t.double(), -1).numpy() for t in teacher])
-    case = model_case(make_pair(bv, bv), ids, ids, rows, teacher, truth, truth)
+    exact = [SimpleNamespace(value=torch.softmax(t.double(), -1).numpy(), lost=np.zeros(len(t))) for t in teacher]
+    case = model_case(make_pair(bv, bv), ids, ids, rows, teacher, exact)
     answers, refused = ask_all(case, {"cover": ("cover", {}), "strict": ("strict", {}), "sft": ("sft", {})})
     table = {r["objective"]: r for r in parameter_table(case, model, prompts, answers)}
     assert set(table) == {"cover", "strict"} and "teacher" in refused["sft"]

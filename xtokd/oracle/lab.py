@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FLOOR', 'KNOBS', 'PLACES', 'Case', 'probabilities', 'log_rows', 'states', 'world_case', 'exact_gradient',
            'implied_target', 'kl', 'Answer', 'ask', 'variants', 'ask_all', 'weights', 'by_state', 'compare', 'place',
-           'places', 'at_truth', 'one_token', 'fidelity_row', 'truth_numbers', 'Fidelity', 'fidelity', 'model_case',
-           'text_gradients', 'parameter_table', 'digits_written', 'verdict', 'collapse']
+           'places', 'at_truth', 'one_token', 'fidelity_row', 'truth_numbers', 'Fidelity', 'fidelity', 'written',
+           'journey', 'model_case', 'text_gradients', 'parameter_table', 'digits_written', 'verdict', 'collapse']
 
 # %% ../../nbs/34_lab.ipynb #d22a438f
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ import numpy as np
 from ..align import KINDS
 from ..runlog import Table
 
-# %% ../../nbs/34_lab.ipynb #68ceaf9f
+# %% ../../nbs/34_lab.ipynb #90b0bd70
 @dataclass(repr=False)
 class Case:
     "Texts with both sides' rows and the truth in the student's tokens; `n` student tokens in all."
@@ -29,7 +29,7 @@ class Case:
     truth: np.ndarray       # float64 [n, Vs]: the teacher's next-token rows in the student's vocabulary
     chance: dict            # {"student": [B], "teacher": [B]}: probability of each text by who writes it; a writer may be absent
     state: np.ndarray       # int64 [n]: rows after the same prefix share a number
-    slack: float = 0.       # mean width of the truth's bracket: 0 where it is exact
+    slack: float = 0.       # mean share of the truth that is not known: 0 where it was counted
 
     @property
     def ids(self): return np.concatenate([np.asarray(i, np.int64) for i in self.student_ids])
@@ -120,7 +120,7 @@ def ask(obj, case, label="", family=""):
     family = family or ("fkl" if obj.writer == "teacher" else "rkl")     # what sampled texts of that writer estimate
     return Answer(label or obj.name, obj.writer, family, grad, out.token_loss.double().numpy(), out.ledger)
 
-# %% ../../nbs/34_lab.ipynb #3b7659c1
+# %% ../../nbs/34_lab.ipynb #447c9044
 KNOBS = {"divergence": ("fkl", "rkl"), "credit": ("full", "shift", "semantic_prior")}
 
 
@@ -145,7 +145,7 @@ def ask_all(case, wanted=None):
         try:
             obj = objective(name, **knobs)
             if obj.writer in case.chance: answers.append(ask(obj, case, label, family))
-            else: refused[label] = f"trains on texts of the {obj.writer}, and this case holds none"
+            else: refused[label] = f"needs texts of the {obj.writer}"
         except Exception as e: refused[label] = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
     return answers, refused
 
@@ -196,11 +196,11 @@ def places(case):
             before += bv.bytes[i]
     return np.array(out)
 
-# %% ../../nbs/34_lab.ipynb #83e4efde
+# %% ../../nbs/34_lab.ipynb #8f32a695
 def at_truth(case):
     "The same texts with the truth as the student, who then writes as the teacher does."
     cuts = np.cumsum(case.size)[:-1]
-    rows = [log_rows(r, FLOOR if case.slack else 1e-9) for r in np.split(case.truth, cuts)]
+    rows = [log_rows(r) for r in np.split(case.truth, cuts)]
     return replace(case, name=case.name + " at truth", student_logits=rows, chance={k: case.chance.get("teacher", w) for k, w in case.chance.items()})
 
 
@@ -224,9 +224,10 @@ def fidelity_row(case, p, a, still=None):
     row = {"objective": a.label, "writer": a.writer, "against": a.family, "target KL": float((mass * gap).sum() / mass.sum()), "bias": bias,
            "noise": (mass * spread).sum() ** .5 / size, "cosine": cosine, "ratio": ratio, "signal": float(((a.ledger["weight"] > 0) * w).sum() / w.sum())}
     row |= truth_numbers(case, still) if still else {}
-    if len(sp) == len(p) and one_token(case, p, a):      # one text a state, one token a text: no expectation to be had
-        return row | dict.fromkeys(("target KL", "bias", "noise", "cosine", "ratio", "pull at truth")), None
-    return row, gap[case.state]
+    if len(sp) < len(p): return row, gap[case.state]
+    row["noise"] = None                                   # one text a state
+    if not one_token(case, p, a): return row, gap[case.state]
+    return row | dict.fromkeys(("target KL", "bias", "cosine", "ratio", "pull at truth")), None    # and one token a text: no expectation to be had
 
 
 def truth_numbers(case, still):
@@ -235,7 +236,7 @@ def truth_numbers(case, still):
     mean, mass = by_state(case, still.grad, w)
     return {"value at truth": float((still.value * w).sum() / w.sum()), "pull at truth": float((mass * np.abs(mean).sum(1)).sum() / mass.sum() / 2)}
 
-# %% ../../nbs/34_lab.ipynb #935662d2
+# %% ../../nbs/34_lab.ipynb #30126222
 @dataclass
 class Fidelity:
     "The lab's report on one case: a table of objectives, target KL of every row, and what could not be asked."
@@ -252,7 +253,7 @@ class Fidelity:
         return {"objective": "(the student as it is)", "target KL": float((kl(p, self.case.truth) * w).sum() / w.sum()), "bias": 1., "ratio": 0.}
 
     @property
-    def table(self): return Table([self.nothing] + self.rows + [{"objective": k, "against": v} for k, v in self.refused.items()], repr(self.case))
+    def table(self): return Table([self.nothing] + self.rows + [{"objective": k, "not asked": v} for k, v in self.refused.items()], repr(self.case))
 
     def where(self, by="place"):
         "Mean target KL by `place` of the written token, or by chunk `kind`: one row an objective."
@@ -278,14 +279,40 @@ def fidelity(case, wanted=None):
     found = [fidelity_row(case, p, a, still.get(a.label)) for a in answers]
     return Fidelity(case, [r for r, _ in found], {a.label: g for a, (_, g) in zip(answers, found)}, {a.label: a.ledger for a in answers}, refused)
 
-# %% ../../nbs/34_lab.ipynb #ac6f4b7d
-def model_case(pair, student_ids, teacher_ids, student_logits, teacher_logits, low, high, writer="student", name="models"):
-    "The case of texts that one model wrote; the truth is known between `low` and `high` [n, Vs] and taken in the middle."
-    middle, n = (low + high) / 2, len(student_ids)
-    slack = float((high - low).sum(1).mean())
+# %% ../../nbs/34_lab.ipynb #9c966873
+def written(case, logits):
+    "Probability [B] of each text under rows of logits [n, Vs], among the texts of the case."
+    import torch
+    logp = torch.log_softmax(torch.as_tensor(logits), -1).numpy()[np.arange(len(case.ids)), case.ids]
+    total = np.exp(np.add.reduceat(logp, np.r_[0, np.cumsum(case.size)[:-1]]))
+    return total / total.sum()
+
+
+def journey(case, name, steps=80, rate=.15, **knobs):
+    "D(teacher || student) in nats a text before each step of training on the expected gradient of an objective."
+    import torch
+    from xtokd.objectives import objective
+    obj, first = objective(name, **knobs), np.unique(case.state, return_index=True)[1]
+    z = torch.cat(case.student_logits)[first].clone().requires_grad_()
+    q, mass = by_state(case, case.truth, weights(case, "teacher"))
+    opt, far = torch.optim.Adam([z], rate), []
+    for _ in range(steps):
+        rows = z.detach()[case.state]
+        now = replace(case, student_logits=list(rows.split(case.size.tolist())), chance=case.chance | {"student": written(case, rows)})
+        far.append(float((mass * kl(q, torch.softmax(z.detach().double(), -1).numpy())).sum()))
+        z.grad = torch.as_tensor(by_state(now, ask(obj, now).grad, weights(now, obj.writer))[0], dtype=z.dtype)
+        opt.step()
+    return np.array(far)
+
+# %% ../../nbs/34_lab.ipynb #aba9853b
+def model_case(pair, student_ids, teacher_ids, student_logits, teacher_logits,
+               exact,    # per text an `ExactRows`: `.value` [n_i, Vs] and `.lost` [n_i]
+               writer="student", name="models"):
+    "The case of texts that one model wrote; the truth is what was followed of the teacher's mass, `slack` the share that was not."
+    n, lost = len(student_ids), np.concatenate([e.lost for e in exact])
     cut = lambda rows, bv: [l.detach()[:, : len(bv)] for l in rows]
     return Case(name, pair, student_ids, teacher_ids, cut(student_logits, pair.student), cut(teacher_logits, pair.teacher),
-                middle / middle.sum(1, keepdims=True), {writer: np.full(n, 1 / n)}, np.arange(len(low)), slack)
+                np.concatenate([e.value for e in exact]), {writer: np.full(n, 1 / n)}, np.arange(len(lost)), float(lost.mean()))
 
 
 def text_gradients(model, prompt, ids, rows):
