@@ -26,7 +26,7 @@ def spread(q, to, width):
     "Rows [R, width] that collect the columns of q [R, V] at `to` [V]."
     return torch.zeros(len(q), width, dtype=q.dtype, device=q.device).index_add(1, torch.as_tensor(to[: q.shape[1]], device=q.device), q)
 
-# %% ../../nbs/46_bpm.ipynb #3b9b5e83
+# %% ../../nbs/46_bpm.ipynb #dc89cb61
 def _phi(graph):
     "Projection of every teacher id; all ways to stop are the student's first stop id."
     if not hasattr(graph, "phi"):
@@ -58,7 +58,7 @@ def _inner(graph, node):
     "Teacher ids that start with the node's bytes, and the projection of what is left of each (none for the token that ends here)."
     if not hasattr(graph, "inner"): graph.inner = {}
     if node not in graph.inner:
-        tr, (past, _) = graph.t_trie, graph.targets(node)
+        tr, past = graph.t_trie, graph.past(node)
         here = tr.order[tr.lo[node]: tr.lo[node] + tr.exact[node]]
         cut = graph.depth(node)
         graph.inner[node] = np.r_[here, past], np.r_[np.full(len(here), len(graph.s)), project(graph, [graph.t.bytes[i][cut:] for i in past])].astype(np.int64)

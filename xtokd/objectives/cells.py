@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMPOSSIBLE', 'UNKNOWN', 'LONE', 'DEAD', 'as_text', 'first_tokens', 'components', 'Follows', 'CellGraph', 'cell_graph',
-           'crossing', 'RowCells']
+           'crossing', 'row_links', 'RowCells', 'row_cells']
 
 # %% ../../nbs/43_cells.ipynb #44f70b3c
 from functools import lru_cache
@@ -41,13 +41,14 @@ def components(n, a, b):
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../nbs/43_cells.ipynb #e6e6ae3c
+# %% ../../nbs/43_cells.ipynb #e45373e1
 class Follows:
     "Which tokens a tokenizer writes right after another."
     def __init__(self, bv, trie, dense=True):  # a ByteVocab, its trie, and whether whole rows are kept (small vocabularies) or single pairs
         self.bv, self.trie, self.dense = bv, trie, dense
-        self.rows, self._pair = [np.ones(len(bv), bool)], {}
+        self.rows, self._pair, self._across = [np.ones(len(bv), bool)], {}, {}
         self._kind, self._known = {-1: 0}, {self.rows[0].tobytes(): 0}
+        self.head = np.array([0 if not x else x[0] * 257 + (x[1] if len(x) > 1 else 256) for x in bv.bytes])   # the first two bytes; 256: there is one
 
     def kind(self, prev):
         "Place in `rows` of what may follow `prev` (-1: a start); tokens after which the same may follow share one."
@@ -69,7 +70,10 @@ class Follows:
         for p in np.unique(prev[prev >= 0]): out[prev == p] = self.after(int(p))[nxt[prev == p]]
         return out
 
-# %% ../../nbs/43_cells.ipynb #df7be9ef
+# %% ../../nbs/43_cells.ipynb #36648b4b
+def _looks_ahead(piece): return piece[-1:] in (b"'", b"\xa0", b"\x99") or piece[-1:].isspace()
+
+
 def _row_after(follows, prev):
     bv, tr, out = follows.bv, follows.trie, np.ones(len(follows.bv), bool)
     piece = bv.bytes[prev]
@@ -77,7 +81,7 @@ def _row_after(follows, prev):
     across = [bv.bytes[w][len(piece) - k:] for k, n in enumerate(ends) if n >= 0 for w in tr.order[tr.lo[n] + tr.exact[n]: tr.hi[n]].tolist()]
     asked = np.zeros(len(tr.order) + 1, np.int64)
     for n in np.unique(tr.find(across)) if across else (): asked[tr.lo[n]: tr.hi[n]] += n >= 0
-    ids = tr.order[asked[:-1] > 0]
+    ids = tr.order if _looks_ahead(piece) else tr.order[asked[:-1] > 0]
     out[ids] = _written_so(bv, np.full(len(ids), prev), ids)
     return out
 
@@ -93,14 +97,41 @@ def _written_so(bv, prev, nxt):
 
 
 def _single_pairs(follows, prev, nxt):
-    "Pairs of a large vocabulary, each asked once."
+    "Pairs of a large vocabulary, each asked once, and only where some token can lie across the border."
     memo, key, size = follows._pair, prev * len(follows.bv) + nxt, follows.bv.lengths
     if len(memo) > 4_000_000: memo.clear()
-    new = np.array([k for k in np.unique(key[(prev >= 0) & (size[prev] > 0) & (size[nxt] > 0)]).tolist() if k not in memo], np.int64)
+    ask = np.flatnonzero((prev >= 0) & (size[prev] > 0) & (size[nxt] > 0))
+    for p in np.unique(prev[ask]).tolist():
+        mine = ask[prev[ask] == p]
+        ask = np.setdiff1d(ask, mine[~_starts_across(follows, p)[follows.head[nxt[mine]]]], assume_unique=True)
+    new = np.array([k for k in np.unique(key[ask]).tolist() if k not in memo], np.int64)
     memo.update(zip(new.tolist(), _written_so(follows.bv, *divmod(new, len(follows.bv))).tolist()))
     return np.array([memo.get(k, True) for k in key.tolist()], bool)
 
-# %% ../../nbs/43_cells.ipynb #a9faa47e
+
+def _children(trie, nodes):
+    "Child nodes [k] of some nodes, and the byte [k] of each."
+    lo, hi = np.searchsorted(trie.keys, nodes * 256), np.searchsorted(trie.keys, nodes * 256 + 256)
+    at = np.repeat(lo - np.r_[0, np.cumsum(hi - lo)[:-1]], hi - lo) + np.arange((hi - lo).sum())
+    return at + 1, trie.keys[at] % 256
+
+
+def _starts_across(follows, prev):
+    "Whether a text that starts with two given bytes (or one and the end, see `head`) may be merged with an end of `prev` [65,792]."
+    if prev not in follows._across:
+        if len(follows._across) > 4_000: follows._across.clear()
+        tr, piece, out = follows.trie, follows.bv.bytes[prev], np.zeros(256 * 257, bool)
+        ends = tr.find([piece[k:] for k in range(len(piece))])
+        first, a = _children(tr, ends[ends >= 0])
+        out[:] = _looks_ahead(piece)
+        whole = np.zeros(256, bool)
+        whole[a[tr.exact[first] > 0]] = True                         # an end and one byte are a token: whatever comes after it
+        second, b = _children(tr, first)
+        out[np.repeat(a, np.searchsorted(tr.keys, first * 256 + 256) - np.searchsorted(tr.keys, first * 256)) * 257 + b] = True
+        follows._across[prev] = out.reshape(256, 257) | whole[:, None]
+    return follows._across[prev].reshape(-1)
+
+# %% ../../nbs/43_cells.ipynb #175190a5
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
     small = 4096   # up to this many tokens a side every row is taken apart exactly (notebook on joint futures); beyond, by the tokens that the teacher can mean
@@ -112,7 +143,7 @@ class CellGraph:
         self.first_t = self._first(teacher, self.t_trie, student)   # student id -> teacher's first token
         self._join()
         self.follows = Follows(student, self.s_trie, dense=len(student) <= self.small)
-        self._targets, self._rows, self._beyond = {}, {}, {}
+        self._target_at, self._beyond = {}, {}
 
     @staticmethod
     def _first(writer, trie, of):
@@ -145,15 +176,23 @@ def cell_graph(student, teacher):
     "The `CellGraph` of two ByteVocabs, made once per pair in this process."
     return CellGraph(student, teacher)
 
-# %% ../../nbs/43_cells.ipynb #4c1e70ec
-def _node_targets(graph, node):
-    "Teacher ids [k] that start with the node's bytes and go on, and the student's first token [k] of what is left."
-    if node not in graph._targets:
-        tr = graph.t_trie
-        ids = tr.order[tr.lo[node] + tr.exact[node]: tr.hi[node]]
-        cut = graph.depth(node)
-        graph._targets[node] = ids, first_tokens(graph.s, graph.s_trie, [graph.t.bytes[i][cut:] for i in ids]) if len(ids) else ids
-    return graph._targets[node]
+# %% ../../nbs/43_cells.ipynb #c24a907a
+def _past(graph, node):
+    "Teacher ids [k] that start with the node's bytes and go on."
+    tr = graph.t_trie
+    return tr.order[tr.lo[node] + tr.exact[node]: tr.hi[node]]
+
+
+def _target(graph, w, cut):
+    "The student's first token [k] of what is left of teacher tokens w [k] after cut[k] bytes; remembered for each cut."
+    w, cut, out = np.asarray(w, np.int64), np.asarray(cut, np.int64), np.full(len(w), -1, np.int64)
+    for c in np.unique(cut).tolist():
+        memo = graph._target_at.setdefault(c, np.full(len(graph.t), -2, np.int32))
+        mine = w[cut == c]
+        new = np.unique(mine[memo[mine] == -2])
+        if len(new): memo[new] = first_tokens(graph.s, graph.s_trie, [graph.t.bytes[i][c:] for i in new])
+        out[cut == c] = memo[mine]
+    return out
 
 
 def _node_depth(graph, node):
@@ -174,7 +213,7 @@ def _longer(graph, w, cut):
     return graph._beyond[w, cut]
 
 
-CellGraph.targets, CellGraph.depth, CellGraph.longer = _node_targets, _node_depth, _longer
+CellGraph.past, CellGraph.target, CellGraph.depth, CellGraph.longer = _past, _target, _node_depth, _longer
 
 # %% ../../nbs/43_cells.ipynb #0fefa080
 def crossing(bv, window, pieces, bounds):
@@ -207,34 +246,18 @@ def _cross_position(bv, encoded, p, bounds):
     realised = np.searchsorted(np.sort(bounds[bounds > 0]), last, side="right")   # realised cuts up to the last one before p
     return start, token, cuts, (strange == 0) & (cuts == realised)
 
-# %% ../../nbs/43_cells.ipynb #9841904a
-def _all_targets(graph, live):
-    "Every student token that some live hypothesis begins with."
-    u = np.concatenate([graph.targets(n)[1] for n in live.values()] + [np.zeros(0, np.int64)])
-    return np.unique(u[u >= 0])
-
-# %% ../../nbs/43_cells.ipynb #3243ae65
+# %% ../../nbs/43_cells.ipynb #c24874db
 IMPOSSIBLE, UNKNOWN, LONE, DEAD = -1, -2, -3, -4
 
 
-def _no_text(graph, ids, live):
-    "Links of tokens that cannot be encoded in context (half characters): themselves where something else speaks of them, else lone."
-    return np.where(np.isin(ids, _all_targets(graph, live)), ids, LONE)
-
-
-def _links(graph, window, bounds, live):
-    "Targets of the live hypotheses, and what each is linked to: a student id, itself, LONE, UNKNOWN or DEAD."
-    ids = _all_targets(graph, live)
-    start, token, cuts, agrees = crossing(graph.t, window, [graph.s.bytes[i] for i in ids], bounds)
-    link = np.where(start == len(window), LONE, DEAD)
-    link = np.where(start < 0, _no_text(graph, ids, live), np.where(agrees, link, UNKNOWN))
-    for b, node in live.items():
-        ws, target = graph.targets(node)
-        at = np.flatnonzero(agrees & (start == b) & (start < len(window)))
-        place = graph.t_trie.rank[token[at]] - graph.t_trie.lo[node] - graph.t_trie.exact[node]
-        ok = (token[at] >= 0) & (place >= 0) & (place < len(ws))
-        link[at[ok]] = target[place[ok]]
-    return ids, link
+def row_links(graph, window, bounds, targets):
+    "What each of the student tokens `targets` [k] is linked to after `window`, with realised cuts `bounds`: a student token, itself, LONE, UNKNOWN or DEAD."
+    p = len(window)
+    start, token, cuts, agrees = crossing(graph.t, window, [graph.s.bytes[u] for u in targets], bounds)
+    link = np.where(start < 0, targets, np.where(~agrees, UNKNOWN, np.where(start == p, LONE, DEAD)))      # half characters: themselves
+    at = np.flatnonzero(agrees & (start >= 0) & (start < p) & (token >= 0))
+    link[at] = graph.target(token[at], p - start[at])
+    return link
 
 # %% ../../nbs/43_cells.ipynb #ac08cf14
 def _claim_longest(graph, of, targets, names):
@@ -244,30 +267,18 @@ def _claim_longest(graph, of, targets, names):
     for k in np.argsort(graph.s.lengths[targets], kind="stable"): of[tr.order[tr.lo[nodes[k]]: tr.hi[nodes[k]]]] = names[k]
     return of
 
-# %% ../../nbs/43_cells.ipynb #a98c72b5
+# %% ../../nbs/43_cells.ipynb #5f1d50bc
 class RowCells:
-    "Cells of one row: `of_student` [Vs] (a cell, IMPOSSIBLE or UNKNOWN), `groups` {start: cell per hypothesis}, `lone` cell, `n` cells."
-    def __init__(self, of_student, groups, lone, n): self.of_student, self.groups, self.lone, self.n = of_student, groups, lone, n
+    "Cells of one row: `of_student` [Vs] (a cell or IMPOSSIBLE), `of_target` [k] cell of each target, `lone` cell, `n` cells."
+    def __init__(self, of_student, of_target, lone, n): self.of_student, self.of_target, self.lone, self.n = of_student, of_target, lone, n
 
 
-def _wide_row(graph, targets, link, live):
-    "`RowCells` from the targets and their links."
-    n = len(targets)
-    to = np.where(link == LONE, n, np.where(link < 0, np.arange(n), np.searchsorted(targets, np.maximum(link, 0))))
+def row_cells(graph, targets, link):
+    "`RowCells` of unique targets [k] and their links [k]."
+    n, at = len(targets), np.searchsorted(targets, np.maximum(link, 0))
+    known = (link >= 0) & (targets[np.minimum(at, max(n - 1, 0))] == link) if n else np.zeros(0, bool)
+    to = np.where(link == LONE, n, np.where(known, at, np.arange(n)))
     names, cell = np.unique(components(n + 1, np.arange(n), to), return_inverse=True)
     of = np.where(graph.cell_s >= 0, cell[n], IMPOSSIBLE).astype(np.int32)
     _claim_longest(graph, of, targets, cell[:n])
-    at = lambda u: np.where(u >= 0, cell[np.minimum(np.searchsorted(targets, u), n - 1 if n else 0)], UNKNOWN)
-    return RowCells(of, {b: at(graph.targets(x)[1]) for b, x in live.items()}, int(cell[n]), len(names))
-
-
-def _row_cells(graph, window, bounds, live):
-    "`RowCells` inside a teacher token, after `window` (bytes from the earliest live start), with realised cuts `bounds` and live {start: trie node}."
-    key = window, tuple(bounds), tuple(sorted(live.items()))
-    if key not in graph._rows:
-        if len(graph._rows) > min(20_000, 2 ** 26 // len(graph.s)): graph._rows.clear()   # a row of cells is as long as the vocabulary
-        graph._rows[key] = _wide_row(graph, *_links(graph, window, bounds, live), live)
-    return graph._rows[key]
-
-
-CellGraph.row = _row_cells
+    return RowCells(of, cell[:n], int(cell[n]), len(names))

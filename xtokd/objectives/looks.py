@@ -86,16 +86,18 @@ def contradicts(looks, graph, i, target, mass, min_mass):
     if len(ask): bad[ask] = ~graph.follows.pairs(looks.prev[i[ask]], target[ask])
     return bad
 
-# %% ../../nbs/44_looks.ipynb #23541e1d
+# %% ../../nbs/44_looks.ipynb #ad4b911d
 def look_hypotheses(looks, graph, q, log_path, keep, min_mass):
-    "Flat hypotheses of the looks `keep`: the look, the place in its group, the student's next token, the mass (zero where that token contradicts the student's cut) and the mass before that."
-    groups = [graph.targets(int(n)) for n in looks.node[keep]]
-    size = np.array([len(g[0]) for g in groups], np.int64)
-    none = np.zeros(0, np.int64)
-    w, target = (np.concatenate([g[x] for g in groups] + [none]) for x in (0, 1))
-    k = np.repeat(keep, size)
-    place = np.arange(len(k)) - np.repeat(np.cumsum(size) - size, size)
+    """Flat hypotheses of the looks `keep` with more than `min_mass`: the look, the teacher token, the student's next token and the mass (zero where that token
+    contradicts the student's cut); and the mass [looks] of those with less."""
+    tr = graph.t_trie
+    lo, hi = tr.lo[looks.node[keep]] + tr.exact[looks.node[keep]], tr.hi[looks.node[keep]]
+    k = np.repeat(keep, hi - lo)
+    w = tr.order[np.arange(len(k)) - np.repeat(np.cumsum(hi - lo) - hi, hi - lo)] if len(k) else k
     at = torch.as_tensor(np.minimum(w, q.shape[1] - 1), device=q.device)      # a head may have fewer columns than there are ids: those have no mass
     mass = q[torch.as_tensor(looks.j[k], device=q.device), at].double().cpu().numpy() * scale(looks, k, log_path) * (w < q.shape[1])
-    bad = contradicts(looks, graph, looks.i[k], target, mass, min_mass)
-    return k, place, target, np.where(bad, 0., mass), mass
+    worth = mass > min_mass
+    rest = np.bincount(k[~worth], mass[~worth], len(looks.j))
+    k, w, mass = k[worth], w[worth], mass[worth]
+    target = graph.target(w, looks.p[looks.i[k]] - looks.start[looks.j[k]])
+    return k, w, target, np.where(contradicts(looks, graph, looks.i[k], target, mass, min_mass), 0., mass), rest
