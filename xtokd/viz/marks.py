@@ -203,7 +203,7 @@ def _check(p, answer) -> Verdict:
     SOLVED.add(p.name)
     return Verdict(f"✓ {p.name}: solved!", rows, [p.moral], True)
 
-# %% ../../nbs/790_marks.ipynb #657e662d
+# %% ../../nbs/790_marks.ipynb #ec1e4eed
 def need(ok, message: str):
     "Refuse an answer that cannot be read."
     if not ok: raise Unreadable(message)
@@ -222,7 +222,7 @@ def whole(x, top: int, what: str) -> int:
     "A whole number in 0..top."
     try: i = index(x)
     except TypeError: raise Unreadable(f"{what} is a whole number, and {x!r:.60} is none") from None
-    need(0 <= i <= top, f"{what} is a number from 0 to {top}, and {i:.6g} is not")
+    need(0 <= i <= top, f"{what} is a number from 0 to {top}, and {i if abs(i) < 10 ** 9 else 'such a large one'} is not")
     return i
 
 
