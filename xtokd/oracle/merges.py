@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MergeTable', 'named_rules', 'replay', 'symbols', 'Merges', 'proper_merges', 'pretokens', 'borders']
 
-# %% ../../nbs/32_merges.ipynb #19d91484
+# %% ../../nbs/32_merges.ipynb #da932056
 import json, re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -142,33 +143,36 @@ def proper_merges(bv):
     none = ids[:0]
     return Merges(bv, left, right, rank, len(rules), none if whole else ids[~made], ids[~made] if whole else none, added)
 
-# %% ../../nbs/32_merges.ipynb #787f5024
-def _split(text, tokens):
-    "[(text, is it one of the tokens?)], leftmost and longest first."
-    if not tokens: return [(text, False)]
+# %% ../../nbs/32_merges.ipynb #d1ad83c9
+@lru_cache(maxsize=16)
+def _added(bv):
+    "(pattern of the added tokens that are found in raw text, in normalised text), None where there are none; the longest comes first."
     word = lambda t: rf"(?<!\w){re.escape(t.content)}(?!\w)" if t.single_word else re.escape(t.content)
-    parts = re.split("(" + "|".join(word(t) for t in sorted(tokens, key=lambda t: -len(t.content))) + ")", text)
-    return [(p, bool(k % 2)) for k, p in enumerate(parts) if p]
+    tokens = sorted(bv._shell.get_added_tokens_decoder().values(), key=lambda t: -len(t.content))
+    return tuple(re.compile("(" + "|".join(parts) + ")") if (parts := [word(t) for t in tokens if t.normalized == n]) else None for n in (False, True))
+
+
+def _split(text, pattern):
+    "[(text, is it an added token?)]"
+    return [(p, bool(k % 2)) for k, p in enumerate(pattern.split(text)) if p] if pattern else [(text, False)]
 
 
 def pretokens(bv, text):
     "Pre-tokens of `text` as the model gets them, [(piece, id if it is an added token, else -1)]."
-    shell, out = bv._shell, []
-    added = list(shell.get_added_tokens_decoder().values())
+    shell, out, (raw, later) = bv._shell, [], _added(bv)
     find = lambda t: (t, bv._moved.get(shell.token_to_id(t), shell.token_to_id(t)))
-    for part, hit in _split(bv._writable(text), [t for t in added if not t.normalized]):
+    for part, hit in _split(bv._writable(text), raw):
         if hit: out.append(find(part)); continue
-        part = shell.normalizer.normalize_str(part) if shell.normalizer else part
-        for rest, hit in _split(part, [t for t in added if t.normalized]):
+        for rest, hit in _split(shell.normalizer.normalize_str(part) if shell.normalizer else part, later):
             if hit: out.append(find(rest))
-            elif shell.pre_tokenizer is None: out.append((rest, -1))
-            else: out += [(p, -1) for p, _ in shell.pre_tokenizer.pre_tokenize_str(rest)]
+            else: out += [(p, -1) for p, _ in shell.pre_tokenizer.pre_tokenize_str(rest)] if shell.pre_tokenizer else [(rest, -1)]
     return out
 
 
 def borders(bv, text):
     "Byte offsets [P + 1] at which the pre-tokens of `text` begin, and its end."
-    size = [len(bv.bytes[i]) if i >= 0 else len(bv.recipe.spell([p])[0]) for p, i in pretokens(bv, text)]
+    written = (lambda p: len(p)) if bv.recipe.byte_level else (lambda p: len((p.replace(bv.recipe.marker, " ") if bv.recipe.marker else p).encode()))
+    size = [len(bv.bytes[i]) if i >= 0 else written(p) for p, i in pretokens(bv, text)]
     return np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
 
 # %% ../../nbs/32_merges.ipynb #8784b6d9
