@@ -168,21 +168,21 @@ class CoverRows:
         share = np.divide(unknown, unknown + known, out=np.ones(len(rows)), where=unknown + known > 0)
         self.parts.append((self.looks.s_lo + self.looks.rows[rows], m, p, np.maximum(share, self.tail[rows].clip(0)), cells))
 
-# %% ../../nbs/45_cover.ipynb #057c86fa
+# %% ../../nbs/45_cover.ipynb #9d09ac62
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     rows_at_once = 512   # student tokens whose full rows are held together
 
-    def __init__(self, divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, doubt=1e-3, floor=1e-4, mask_whitespace=False):
+    def __init__(self, divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, doubt=1e-3, max_unknown=.5, floor=1e-4, mask_whitespace=False):
         self.compare = dict(kind=divergence, beta=beta, top_k=top_k)
-        self.floor, self.min_mass, self.doubt, self.mask_whitespace = floor, min_mass, doubt, mask_whitespace
+        self.floor, self.min_mass, self.doubt, self.max_unknown, self.mask_whitespace = floor, min_mass, doubt, max_unknown, mask_whitespace
 
     def signal(self, batch):
         n = len(batch.alignment.student_ids)
         same = batch.pair.vocab.identical and np.array_equal(batch.alignment.student_ids, batch.alignment.teacher_ids)
         loss, weight, why, unknown = torch.zeros(n, device=batch.student.device), np.zeros(n, np.float32), np.zeros(n, np.int16), np.zeros(n, np.float32)
         for rows, value, gone in (self._own_rows(batch) if same else self._cover_rows(batch)):
-            empty = gone >= 1                       # nothing is known of these rows
+            empty = gone > self.max_unknown
             loss = loss.index_add(0, torch.as_tensor(rows[~empty], device=loss.device), value[torch.as_tensor(~empty, device=loss.device)])
             weight[rows[~empty]], why[rows[empty]], unknown[rows] = 1, 102, gone
         if self.mask_whitespace:

@@ -40,14 +40,15 @@ def _reach(looks, graph):
     looks.j, looks.i, looks.node = j[same], i[same], node[same]
     looks.realised = looks.end[looks.j] == looks.p[looks.i]      # the realised token ends here: no lone hypothesis
 
-# %% ../../nbs/44_looks.ipynb #4c25cda8
+# %% ../../nbs/44_looks.ipynb #57ce8ed2
 class Looks:
     "Some samples of a batch: where each student row stands in the teacher's text, its last realised cut, and triples (teacher row j, row i, trie node) of looks from before."
     def __init__(self, a, graph, first=0, last=None):  # alignment of a batch, and the samples first..last of it
         last = len(a) if last is None else last
         self.s_lo, self.s_hi = a.student_offsets[[first, last]]
         self.t_lo, self.t_hi = a.teacher_offsets[[first, last]]
-        self.t_ids = t_ids = a.teacher_ids[self.t_lo: self.t_hi]
+        self.s_ids, self.t_ids = a.student_ids[self.s_lo: self.s_hi], a.teacher_ids[self.t_lo: self.t_hi]
+        t_ids = self.t_ids
         size = a.teacher.lengths[t_ids].astype(np.int64)
         self.end = np.cumsum(size)
         self.start = self.end - size

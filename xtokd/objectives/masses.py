@@ -61,27 +61,20 @@ def detour_bounds(looks, joint, q, log_path, worth):
         if mass > worth[i]: live[i].add((node, kind))
     return live, bound
 
-# %% ../../nbs/451_masses.ipynb #3e591562
+# %% ../../nbs/451_masses.ipynb #4fe1ec50
 def look_parts(looks, joint):
     """The looks [list] of each row; for each the node, the kind of the teacher token before it, and the kind after its lone token (None: it has none); the lone
     tokens (-1: none); and the kind [m] of the token before each teacher row."""
     tr, follows, by_row = joint.graph.t_trie, joint.follows[1], [[] for _ in looks.rows]
     first = np.r_[True, looks.sample[1:] != looks.sample[:-1]]
     kind = [follows.kind(int(y)) for y in np.where(first, -1, np.r_[-1, looks.t_ids[:-1]])]
-    for k, i in enumerate(looks.i.tolist()):
-        if looks.start[looks.j[k]] < looks.p[i]: by_row[i].append(k)
+    for k in np.argsort(looks.j, kind="stable").tolist():              # the look from the last cut comes last
+        if looks.start[looks.j[k]] < looks.p[looks.i[k]]: by_row[looks.i[k]].append(k)
     lone = np.where(looks.realised | (tr.exact[looks.node] == 0), -1, tr.order[np.minimum(tr.lo[looks.node], len(tr.order) - 1)])
     ends = [follows.kind(x) if x >= 0 and follows.rows[kind[j]][x] else None for x, j in zip(lone.tolist(), looks.j.tolist())]
     return by_row, [tuple((int(looks.node[k]), kind[looks.j[k]], ends[k]) for k in ks) for ks in by_row], lone, kind
 
-
-def _parts_of(joint, fresh, nodes, lone):
-    "Teacher ids of the hypotheses of a row, in the order of `hypotheses`, and which look each belongs to (-1: the fresh ones)."
-    ids = ([] if fresh is None else [node_links(joint, 0)[0]]) + [x for n, w in zip(nodes, lone) for x in (node_links(joint, n)[0], np.array([w]))]
-    look = ([] if fresh is None else [-1]) + [k for k in range(len(nodes)) for _ in (0, 1)]
-    return np.concatenate(ids + [np.zeros(0, np.int64)]), np.repeat(np.array(look, np.int64), [len(x) for x in ids])
-
-# %% ../../nbs/451_masses.ipynb #7ada86fc
+# %% ../../nbs/451_masses.ipynb #771dd80c
 class ExactRows:
     "All rows of `looks`: teacher masses `m` [R, C], student masses `p` [R, C + 1] (last: impossible), `unknown` share [R], and the `ExactCells` of each."
     def __init__(self, looks, joint, q, log_path, p, total, min_mass=1e-6, doubt=1e-3):
@@ -102,8 +95,9 @@ class ExactRows:
     def _row(self, i, live, doubt):
         "`ExactCells` of a row, and the mass of each hypothesis."
         fresh = self.kind[self.looks.last[i]] if self.looks.common[i] else None
-        key = self.joint.follows[0].kind(int(self.looks.prev[i])), fresh, self.parts[i], tuple(sorted(live))
-        cells, mass = self._cells(key), self._masses(i, fresh)
+        path = self._path(i)
+        key = self.joint.follows[0].kind(int(self.looks.prev[i])), fresh, self.parts[i], tuple(x for _, x in path), tuple(sorted(live))
+        cells, mass = self._cells(key), self._masses(i, fresh, path)
         if doubt and len(cells.mixed):
             small = cells.mixed[mass[cells.mixed] <= self.worth[i]]
             if len(small): cells = self._cells((*key, tuple(small.tolist())))
@@ -116,13 +110,24 @@ class ExactRows:
             rows[key] = exact_cells(self.joint, *key)
         return rows[key]
 
-    def _masses(self, i, fresh):
-        k = np.array(self.by_row[i] + [-1])
-        ids, look = _parts_of(self.joint, fresh, self.looks.node[k[:-1]].tolist(), self.lone[k[:-1]])
-        j = np.where(look < 0, self.looks.last[i], np.r_[self.looks.j, 0][k[look]])
-        times = np.r_[scale(self.looks, k[:-1], self.log_path), 1.]
-        fine = (ids >= 0) & (ids < self.q.shape[1])
-        return np.where(fine, self.q[j, np.where(fine, ids, 0)], 0.) * times[look]
+    def _path(self, i):
+        "(row, step of the path) for each teacher cut inside the student token that was written here."
+        looks, j, out = self.looks, int(self.looks.last[i]), []
+        end = looks.p[i] + self.joint.graph.s.lengths[looks.s_ids[looks.rows[i]]]
+        while looks.end[j] < end:
+            out.append((j + 1, (int(looks.t_ids[j]), looks.text[looks.p[i]: looks.end[j]], self.kind[j + 1])))
+            j += 1
+        return out
+
+    def _masses(self, i, fresh, path):
+        "Mass of each hypothesis of a row, in the order of `hypotheses`, on the scale of the row's last cut."
+        looks, joint, parts = self.looks, self.joint, []
+        if fresh is not None: parts.append((node_links(joint, 0)[0], looks.last[i], 1.))
+        for k, times in zip(self.by_row[i], scale(looks, np.array(self.by_row[i], np.int64), self.log_path)):
+            parts += [(node_links(joint, int(looks.node[k]))[0], looks.j[k], times), (self.lone[[k]], looks.j[k], times)]
+        parts += [(node_links(joint, 0, before)[0], j, np.exp(self.log_path[j] - self.log_path[looks.last[i]])) for j, (_, before, _) in path]
+        fine = [(w >= 0) & (w < self.q.shape[1]) for w, _, _ in parts]
+        return np.concatenate([np.where(f, self.q[j, np.where(f, w, 0)], 0.) * times for f, (w, j, times) in zip(fine, parts)] + [np.zeros(0)])
 
 
 def slots(of, n): return np.where(of >= 0, of, np.where(of == UNKNOWN, n + 1, n))
