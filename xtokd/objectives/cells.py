@@ -131,7 +131,7 @@ def _starts_across(follows, prev):
         follows._across[prev] = out.reshape(256, 257) | whole[:, None]
     return follows._across[prev].reshape(-1)
 
-# %% ../../nbs/43_cells.ipynb #175190a5
+# %% ../../nbs/43_cells.ipynb #dfd50e90
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
     small = 4096   # up to this many tokens a side every row is taken apart exactly (notebook on joint futures); beyond, by the tokens that the teacher can mean
@@ -170,7 +170,7 @@ class CellGraph:
         size = np.bincount(self.cell_s[self.cell_s >= 0], minlength=self.n)
         return f"CellGraph({self.n:,} cells for {(self.cell_s >= 0).sum():,} student tokens, {(size == 1).sum() / max((self.cell_s >= 0).sum(), 1):.0%} alone in theirs, largest {size.max():,})"
 
-
+# %% ../../nbs/43_cells.ipynb #0bddcdb0
 @lru_cache(maxsize=8)
 def cell_graph(student, teacher):
     "The `CellGraph` of two ByteVocabs, made once per pair in this process."
