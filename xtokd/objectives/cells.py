@@ -70,7 +70,7 @@ class Follows:
         for p in np.unique(prev[prev >= 0]): out[prev == p] = self.after(int(p))[nxt[prev == p]]
         return out
 
-# %% ../../nbs/43_cells.ipynb #36648b4b
+# %% ../../nbs/43_cells.ipynb #74733fbf
 def _looks_ahead(piece): return piece[-1:] in (b"'", b"\xa0", b"\x99") or piece[-1:].isspace()
 
 
@@ -95,20 +95,7 @@ def _written_so(bv, prev, nxt):
     out[at] = [len(e) == 2 and e[0] == prev[k] and e[1] == nxt[k] for k, e in zip(at, bv.encode_batch(texts))]
     return out
 
-
-def _single_pairs(follows, prev, nxt):
-    "Pairs of a large vocabulary, each asked once, and only where some token can lie across the border."
-    memo, key, size = follows._pair, prev * len(follows.bv) + nxt, follows.bv.lengths
-    if len(memo) > 4_000_000: memo.clear()
-    ask = np.flatnonzero((prev >= 0) & (size[prev] > 0) & (size[nxt] > 0))
-    for p in np.unique(prev[ask]).tolist():
-        mine = ask[prev[ask] == p]
-        ask = np.setdiff1d(ask, mine[~_starts_across(follows, p)[follows.head[nxt[mine]]]], assume_unique=True)
-    new = np.array([k for k in np.unique(key[ask]).tolist() if k not in memo], np.int64)
-    memo.update(zip(new.tolist(), _written_so(follows.bv, *divmod(new, len(follows.bv))).tolist()))
-    return np.array([memo.get(k, True) for k in key.tolist()], bool)
-
-
+# %% ../../nbs/43_cells.ipynb #435f98dd
 def _children(trie, nodes):
     "Child nodes [k] of some nodes, and the byte [k] of each."
     lo, hi = np.searchsorted(trie.keys, nodes * 256), np.searchsorted(trie.keys, nodes * 256 + 256)
@@ -130,6 +117,19 @@ def _starts_across(follows, prev):
         out[np.repeat(a, np.searchsorted(tr.keys, first * 256 + 256) - np.searchsorted(tr.keys, first * 256)) * 257 + b] = True
         follows._across[prev] = out.reshape(256, 257) | whole[:, None]
     return follows._across[prev].reshape(-1)
+
+
+def _single_pairs(follows, prev, nxt):
+    "Pairs of a large vocabulary, each asked once, and only where some token can lie across the border."
+    memo, key, size = follows._pair, prev * len(follows.bv) + nxt, follows.bv.lengths
+    if len(memo) > 4_000_000: memo.clear()
+    ask = np.flatnonzero((prev >= 0) & (size[prev] > 0) & (size[nxt] > 0))
+    for p in np.unique(prev[ask]).tolist():
+        mine = ask[prev[ask] == p]
+        ask = np.setdiff1d(ask, mine[~_starts_across(follows, p)[follows.head[nxt[mine]]]], assume_unique=True)
+    new = np.array([k for k in np.unique(key[ask]).tolist() if k not in memo], np.int64)
+    memo.update(zip(new.tolist(), _written_so(follows.bv, *divmod(new, len(follows.bv))).tolist()))
+    return np.array([memo.get(k, True) for k in key.tolist()], bool)
 
 # %% ../../nbs/43_cells.ipynb #dfd50e90
 class CellGraph:
