@@ -291,7 +291,7 @@ def sampled_rows(texts, student_bv, ids, stopped=None):
             out[j, x[j]] += 1
     return out
 
-# %% ../../nbs/33_scorer.ipynb #92ee1f79
+# %% ../../nbs/33_scorer.ipynb #f2eeecce
 @dataclass(repr=False)
 class CanonicalMass:
     "How often a language model leaves the canonical cut of its own text."
@@ -310,7 +310,7 @@ class CanonicalMass:
         return (f"CanonicalMass({self.sampled:.2%} of {self.texts} texts are not canonical [{self.low:.2%}, {self.high:.2%}]; along the way {self.path:.2%} per text, "
                 f"{self.per_token:.1e} per token; control {self.control:.1e}, not asked {self.unasked:.1e} per token)")
 
-
+# %% ../../nbs/33_scorer.ipynb #d0f4f067
 def _break_mass(write, ids, q, light):
     "(non-canonical, control, unasked) mass of each row up to the first break in `ids`, and the place of the break or -1."
     bv, out, window = write.bv, [], ()
