@@ -211,3 +211,13 @@ def test_rows_answer_in_slices(pair):
     assert torch.allclose(r.logp(3, 17), whole[3:17]) and torch.allclose(r.take([20, 1, 7]), whole[[20, 1, 7]])
     assert torch.allclose(r.realised(chunk=4), whole[torch.arange(len(r)), torch.as_tensor(r.ids)])
     assert torch.equal(r.topk(3, 2, 9)[1], whole[2:9].topk(3)[1])
+
+
+def test_every_knob_of_a_class_is_offered_with_its_default():
+    from importlib import import_module
+    from inspect import signature
+    from xtokd.objectives import OBJECTIVES
+    for name, entry in OBJECTIVES.items():
+        module, cls = entry.path.split(":")
+        knobs = {k: p.default for k, p in signature(getattr(import_module(f"xtokd.objectives.{module}"), cls).__init__).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and k != "self"}
+        assert entry.defaults == knobs, name

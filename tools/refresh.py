@@ -61,7 +61,8 @@ def scrub(text):
 
 def stable_svg(svg):
     "Plotly draws a random number for its ids; count instead."
-    for k, uid in enumerate(dict.fromkeys(re.findall(r'id="(?:top)?defs-([0-9a-f]{6})"', svg))): svg = svg.replace(uid, f"{k:06d}")
+    found = re.findall(r'id="(?:top)?defs-([0-9a-f]{6})"|id="p[0-9a-f]{6}-(?:legend-)?([0-9a-f]{6})"', svg)
+    for k, uid in enumerate(dict.fromkeys(a or b for a, b in found)): svg = svg.replace(uid, f"{k:06d}")
     return svg
 
 

@@ -113,7 +113,7 @@ class Entry:
 
 
 OBJECTIVES = {
-    "cover": Entry("cover:Cover", "exact masses of cells of the student vocabulary, from one teacher forward", "this package", dict(divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, floor=1e-4, mask_whitespace=False)),
+    "cover": Entry("cover:Cover", "exact masses of cells of the student vocabulary, from one teacher forward", "this package", dict(divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, doubt=1e-3, max_unknown=.5, floor=1e-4, mask_whitespace=False)),
     "bpm": Entry("bpm:BPM", "teacher mass projected on the longest student prefix, with a none bucket", "arXiv 2607.22334", dict(divergence="fkl", beta=.5, mask_whitespace=False)),
     "strict": Entry("strict:Strict", "1-1 chunks, shared vocabulary, renormalised", "arXiv 2610.08448", dict(divergence="rkl", beta=.5, top_k=None)),
     "sampled": Entry("sampled:Sampled", "log-ratio of realised chunks as a policy gradient", "arXiv 2606.09456, Thinking Machines 2025", dict(credit="full", clamp=10.0, surrogate=False, large_chunk=None)),

@@ -1,0 +1,62 @@
+"""What the cover signal costs beside a plain projection, and in a whole step, with two real models.
+
+    xtokd models get smollm2 gemma
+    python bench/cover.py                          SmolLM2 learns from Gemma: vocabularies of 49k and 262k
+    python bench/cover.py --student A --teacher B  other models
+
+Each round writes new texts, so that nothing about them is remembered. Both objectives are asked of the same batch, in turns; forward and backward to the student's rows.
+The structures of the pair (made once for a run) are made before, by the first rounds, which are not counted.
+"""
+import argparse, statistics, time
+
+import torch
+
+from xtokd.batch import PairBatch
+from xtokd.config import DistillConfig
+from xtokd.objectives import objective
+from xtokd.pair import Pair
+from xtokd.step import load_side, make_batch, write
+
+PROMPTS = ("Tell me about the sea.", "What is 1234 plus 567? Explain.", "Write a Python function that adds two numbers.", "Who was Marie Curie?", "List three fruits and their colours.",
+           "Why is the sky blue?", "Translate 'good morning' into French and German.", "Describe a winter day in the mountains.")
+
+
+def clock(f):
+    tic = time.perf_counter()
+    return f(), time.perf_counter() - tic
+
+
+def loss_time(obj, pair, batch):
+    "Seconds of forward and backward of an objective down to the student's rows, on rows of their own."
+    a = batch.alignment
+    cut = lambda x, at: [x[i:j] for i, j in zip(at, at[1:])]
+    leaf = batch.student.logp().detach().requires_grad_()
+    own = PairBatch.from_logits(pair, cut(a.student_ids, a.student_offsets), cut(a.teacher_ids, a.teacher_offsets), cut(leaf, a.student_offsets), cut(batch.teacher.logp(), a.teacher_offsets))
+    return clock(lambda: obj(own).sum.backward())[1]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--student", default="smollm2"); p.add_argument("--teacher", default="gemma")
+    p.add_argument("--rounds", type=int, default=6); p.add_argument("--warm", type=int, default=3)
+    p.add_argument("--tokens", type=int, default=64); p.add_argument("--prompts", type=int, default=4); p.add_argument("--threads", type=int, default=2)
+    a = p.parse_args()
+    torch.set_num_threads(a.threads)
+    student, teacher, pair = load_side(a.student, "student", "cpu"), load_side(a.teacher, "teacher", "cpu"), Pair(a.student, a.teacher)
+    config, asked, rows = DistillConfig(max_new_tokens=a.tokens, micro_batch=a.prompts), {n: objective(n) for n in ("bpm", "cover")}, []
+    for k in range(a.warm + a.rounds):
+        items = [{"prompt": PROMPTS[(k + j) % len(PROMPTS)]} for j in range(a.prompts)]
+        samples, t_write = clock(lambda: write(items, student, teacher, config, "student", seed=k))
+        (batch, _), t_rows = clock(lambda: make_batch(samples, pair, student, teacher, asked["cover"].needs, config))
+        t = {n: loss_time(asked[n], pair, batch) for n in (("bpm", "cover") if k % 2 else ("cover", "bpm"))}
+        out, t_loss = clock(lambda: asked["cover"](batch))
+        t_back = clock(lambda: out.sum.backward())[1]
+        student.model.zero_grad()
+        if k >= a.warm: rows.append((len(batch.alignment.student_ids), t["bpm"], t["cover"], t["cover"] / t["bpm"], t_write + t_rows + t_loss + t_back, t["cover"] / (t_write + t_rows + t_loss + t_back)))
+    mid = [statistics.median(r[i] for r in rows) for i in range(6)]
+    spread = [f"{min(r[i] for r in rows):.2f}-{max(r[i] for r in rows):.2f}" for i in (3, 5)]
+    print("| student tokens | projection, s | cover, s | ratio (spread) | whole step, s | cover's share of it (spread) |\n| ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(f"| {mid[0]:.0f} | {mid[1]:.2f} | {mid[2]:.2f} | {mid[3]:.2f} ({spread[0]}) | {mid[4]:.1f} | {mid[5]:.1%} ({spread[1]}) |")
+
+
+if __name__ == "__main__": main()
