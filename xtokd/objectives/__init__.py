@@ -102,7 +102,7 @@ def divergence(student, teacher, kind="rkl", beta=0.5):
     mix = torch.logaddexp(student + np.log(1 - beta), teacher + np.log(beta))
     return beta * kl(teacher, mix) + (1 - beta) * kl(student, mix)
 
-# %% ../../nbs/40_objectives.ipynb #4397013e
+# %% ../../nbs/40_objectives.ipynb #aa6e73b7
 @dataclass(frozen=True)
 class Entry:
     "One line of the map: where an objective lives and what it is."

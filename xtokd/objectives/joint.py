@@ -25,20 +25,30 @@ class Beginnings:
         out = [i for n in range(1, len(rest)) for i in self.same.get(rest[:n], ())]
         return out + self.order[slice(*self.range.get(rest, (0, 0)))]
 
-# %% ../../nbs/450_joint.ipynb #0e15a0f6
+# %% ../../nbs/450_joint.ipynb #5b3202aa
 class Joint:
-    "Both tokenizers of a cell graph at once; answers are remembered."
+    "Both tokenizers of a cell graph at once; answers are remembered, up to a number of each kind."
+    limits = dict(known=1_000_000, links=300_000, nodes=1_000, next=100_000, rows=20_000, cuts=200_000)
+
     def __init__(self, graph):
         self.graph, self.bv, self.begin = graph, (graph.s, graph.t), (Beginnings(graph.s_trie), Beginnings(graph.t_trie))
         self.follows = graph.follows, Follows(graph.t, graph.t_trie)
-        self.known, self.links, self.nodes, self.next, self.rows, self.cuts = {}, {}, {}, {}, {}, {}
+        self.known, self.links, self.nodes, self.next, self.rows, self.cuts = ({} for _ in self.limits)
+
+    def keep(self, name, key, make):
+        "The remembered answer to `key`, or a new one; a memory that is full starts anew."
+        memo = getattr(self, name)
+        if key not in memo:
+            value = make()                          # may ask for others of its kind
+            if len(memo) >= self.limits[name]: memo.clear()
+            memo[key] = value
+        return memo[key]
 
     def meets(self, side, last, rest, other, depth=3):
         """Whether a side (0 student, 1 teacher) that wrote `last` can go on over `rest`, what the other side's token `other` has ahead of it, to a cut of both.
         After `depth` changes of the lead the answer is yes: cells may then be larger than they need be, never wrong."""
         key = side, last, rest, other, depth
-        if key not in self.known: self.known[key] = _search(self, *key)
-        return self.known[key]
+        return self.keep("known", key, lambda: _search(self, *key))
 
 
 def _search(joint, side, last, rest, other, depth):
@@ -49,40 +59,39 @@ def _search(joint, side, last, rest, other, depth):
     behind = (joint.meets(side, i, rest[n:], other, depth) for i, n in zip(ids, ahead) if n < 0)
     return any(behind) or any(joint.meets(1 - side, other, bytes_of[i][-n:], i, depth - 1) for i, n in zip(ids, ahead) if n > 0)
 
-# %% ../../nbs/450_joint.ipynb #40de4c3b
+# %% ../../nbs/450_joint.ipynb #6ed59311
 def links(joint, rest, last):
     "Student tokens [k] that may come next where the teacher has written the bytes `rest` ahead, the last of them with its token `last`."
-    if (rest, last) not in joint.links:
-        pieces = joint.graph.s.bytes
-        def fits(u):
-            n = len(pieces[u]) - len(rest)
-            return n == 0 or (joint.meets(1, last, pieces[u][-n:], u) if n > 0 else joint.meets(0, u, rest[n:], last))
-        joint.links[rest, last] = np.array([u for u in joint.begin[0].comparable(rest) if fits(u)], np.int64)
-    return joint.links[rest, last]
+    pieces = joint.graph.s.bytes
+    def fits(u):
+        n = len(pieces[u]) - len(rest)
+        return n == 0 or (joint.meets(1, last, pieces[u][-n:], u) if n > 0 else joint.meets(0, u, rest[n:], last))
+    return joint.keep("links", (rest, last), lambda: np.array([u for u in joint.begin[0].comparable(rest) if fits(u)], np.int64))
 
-# %% ../../nbs/450_joint.ipynb #c658fcde
+# %% ../../nbs/450_joint.ipynb #295bb58f
 def node_links(joint, node, before=b""):
     """Teacher tokens [n] that go on beyond a node's bytes, and links: (place [k] among them, student token [k]). The root has the stops too; `before` are bytes that the
     teacher has written ahead of the student before such a token."""
-    if (node, before) not in joint.nodes:
-        g, cut = joint.graph, joint.graph.depth(node)
-        ids = g.past(node)
-        found = [links(joint, before + g.t.bytes[w][cut:], w) for w in ids.tolist()]
-        if node == 0:
-            stops = np.asarray(g.s.stop_ids, np.int64)
-            last = first_tokens(g.s, g.s_trie, [before]) if before else stops       # the text ends: what the student writes now is sure
-            ids, found = np.r_[ids, np.asarray(g.t.stop_ids, np.int64)], found + [last[last >= 0]] * len(g.t.stop_ids)
-        place = np.repeat(np.arange(len(ids)), [len(f) for f in found])
-        joint.nodes[node, before] = ids, place, np.concatenate(found + [np.zeros(0, np.int64)])
-    return joint.nodes[node, before]
+    return joint.keep("nodes", (node, before), lambda: _find_links(joint, node, before))
+
+
+def _find_links(joint, node, before):
+    g, cut = joint.graph, joint.graph.depth(node)
+    ids = g.past(node)
+    found = [links(joint, before + g.t.bytes[w][cut:], w) for w in ids.tolist()]
+    if node == 0:
+        stops = np.asarray(g.s.stop_ids, np.int64)
+        last = first_tokens(g.s, g.s_trie, [before]) if before else stops       # the text ends: what the student writes now is sure
+        ids, found = np.r_[ids, np.asarray(g.t.stop_ids, np.int64)], found + [last[last >= 0]] * len(g.t.stop_ids)
+    return ids, np.repeat(np.arange(len(ids)), [len(f) for f in found]), np.concatenate(found + [np.zeros(0, np.int64)])
 
 
 def tokens_after(joint, node, kind):
     "Student tokens that may come next where the teacher, after a token of this kind (see `Follows`), is inside some token at a node; at the root, between two tokens."
-    if (node, kind) not in joint.next:
+    def find():
         ids, place, u = node_links(joint, node)
-        joint.next[node, kind] = np.unique(u[joint.follows[1].rows[kind][ids][place]])
-    return joint.next[node, kind]
+        return np.unique(u[joint.follows[1].rows[kind][ids][place]])
+    return joint.keep("next", (node, kind), find)
 
 # %% ../../nbs/450_joint.ipynb #85107590
 def hypotheses(joint, fresh, looks, path=()):
