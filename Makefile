@@ -33,7 +33,8 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "Making $(VENV) with $$("$(PYTHON)" -V): once, some minutes (torch is the large part) ..."
 	@rm -f $@
 	@"$(PYTHON)" -m venv --clear "$(VENV)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(PIP_ARGS) setuptools
+	@# an old pip answers a pin that has left the index by trying everything, CUDA builds of torch too; a new one says which pin it is
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(PIP_ARGS) "pip>=25" setuptools
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(PIP_ARGS) --no-build-isolation -e ".[dev,models]"
 	@touch $@
 
