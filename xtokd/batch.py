@@ -45,7 +45,7 @@ class Rows:
 
     def __repr__(self): return f"Rows({len(self)} rows x {self.width} ids of {self.bv.name}, {len(self.logits)} samples)"
 
-# %% ../nbs/10_batch.ipynb #4b190989
+# %% ../nbs/10_batch.ipynb #9af1ceab
 def _slice(rows, lo, hi):
     "Raw logits [hi - lo, width] of the flat rows lo..hi."
     first, last = np.searchsorted(rows.offsets, [lo, hi - 1], side="right") - 1
@@ -53,11 +53,14 @@ def _slice(rows, lo, hi):
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def _log_softmax(rows, logits): return torch.log_softmax(logits.float() if rows.temperature == 1 else logits.float() / rows.temperature, -1)
+
+
 def _logp(rows, lo=0, hi=None):
     "Float32 log-probabilities [hi - lo, width] of the flat rows lo..hi."
     hi = len(rows) if hi is None else hi
     if hi <= lo: return torch.zeros(0, rows.width, device=rows.device)
-    return torch.log_softmax(_slice(rows, lo, hi).float() / rows.temperature, -1)
+    return _log_softmax(rows, _slice(rows, lo, hi))
 
 
 def _take(rows, index):
@@ -68,7 +71,7 @@ def _take(rows, index):
     order = np.argsort(sample, kind="stable")
     parts = [rows.logits[k][torch.as_tensor(index[order][sample[order] == k] - rows.offsets[k], device=rows.device)] for k in np.unique(sample)]
     back = torch.as_tensor(np.argsort(order), device=rows.device)
-    return torch.log_softmax(torch.cat(parts)[back].float() / rows.temperature, -1)
+    return _log_softmax(rows, torch.cat(parts)[back])
 
 
 Rows.logp, Rows.take = _logp, _take

@@ -128,7 +128,7 @@ def mass_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
         m = m / m.sum(1, keepdim=True)
     return divergence(p.clamp_min(1e-30).log(), m.log(), kind, beta)
 
-# %% ../../nbs/45_cover.ipynb #9130d7f0
+# %% ../../nbs/45_cover.ipynb #888b76e7
 class CoverRows:
     "Teacher masses of every row of some samples: lists of (batch rows, teacher [R, C], student [R, C + 1], unknown share [R], cells of each row or None)."
     def __init__(self, batch, graph, first=0, last=None, min_mass=1e-6, doubt=1e-3):
@@ -136,8 +136,8 @@ class CoverRows:
         looks = self.looks
         if not len(looks.rows): return
         t_logp = batch.teacher.logp(looks.t_lo, looks.t_hi)
-        q = t_logp.exp()
-        realised = t_logp.gather(1, torch.as_tensor(batch.teacher.ids[looks.t_lo: looks.t_hi, None], device=q.device))[:, 0].double().cpu().numpy()
+        realised = t_logp.gather(1, torch.as_tensor(batch.teacher.ids[looks.t_lo: looks.t_hi, None], device=t_logp.device))[:, 0].double().cpu().numpy()
+        q = t_logp.exp_()                      # in place: a copy of these rows is the largest thing here
         log_path = path_logp(realised, looks.sample)
         past, lone = look_masses(looks, graph, q, log_path)
         total = np.maximum(np.bincount(looks.i, past + lone, len(looks.rows)) + looks.common, 1e-300)      # a row without any mass is wholly unknown, not a division by zero
