@@ -6,7 +6,7 @@
 __all__ = ['contradicting', 'local_rows', 'by_cell', 'fixed_masses', 'joined_cells', 'join', 'own_cells', 'own_student',
            'own_masses', 'mass_divergence', 'CoverRows', 'Cover']
 
-# %% ../../nbs/45_cover.ipynb #63cb0f20
+# %% ../../nbs/45_cover.ipynb #b2ec739d
 import numpy as np
 import torch
 
@@ -14,7 +14,7 @@ from . import Objective, blank_mask, divergence, finish
 from .cells import cell_graph, components, row_cells, row_links
 from .joint import Joint
 from .looks import Looks, contradicts, look_hypotheses, look_masses, path_logp
-from .masses import ExactRows
+from .masses import RowMasses
 
 # %% ../../nbs/45_cover.ipynb #ba3f3f8d
 def _joint(graph):
@@ -128,7 +128,7 @@ def mass_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
         m = m / m.sum(1, keepdim=True)
     return divergence(p.clamp_min(1e-30).log(), m.log(), kind, beta)
 
-# %% ../../nbs/45_cover.ipynb #888b76e7
+# %% ../../nbs/45_cover.ipynb #b2831117
 class CoverRows:
     "Teacher masses of every row of some samples: lists of (batch rows, teacher [R, C], student [R, C + 1], unknown share [R], cells of each row or None)."
     def __init__(self, batch, graph, first=0, last=None, min_mass=1e-6, doubt=1e-3):
@@ -144,7 +144,7 @@ class CoverRows:
         p = batch.student.logp(looks.s_lo, looks.s_hi).exp()
         p = p[torch.as_tensor(looks.rows, device=p.device)]
         if graph.exact:
-            rows = ExactRows(looks, _joint(graph), q, log_path, p, total, min_mass, doubt)
+            rows = RowMasses(looks, _joint(graph), q, log_path, p, total, min_mass, doubt)
             self.parts.append((looks.s_lo + looks.rows, rows.m, rows.p, rows.unknown, rows.cells))
         else: self._wide(q, log_path, past, lone, total, p)
 

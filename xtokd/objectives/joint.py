@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Beginnings', 'Joint', 'links', 'node_links', 'tokens_after', 'hypotheses', 'ExactCells', 'exact_cells']
 
-# %% ../../nbs/450_joint.ipynb #29d0c3dc
+# %% ../../nbs/450_joint.ipynb #971ac212
 import numpy as np
 
-from .cells import Follows, IMPOSSIBLE, UNKNOWN, cell_graph, components, first_tokens
+from .cells import Follows, IMPOSSIBLE, UNKNOWN, components, first_tokens
 
 # %% ../../nbs/450_joint.ipynb #0b212e9d
 class Beginnings:

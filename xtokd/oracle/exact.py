@@ -7,7 +7,7 @@ __all__ = ['QUANTITIES', 'Score', 'canonical_path', 'Covers', 'byte_covers', 'by
            'bias_factor', 'demerge', 'remerge', 'merge_list', 'subset_covers', 'subset_prefix', 'RuleIndex',
            'recursion', 'student_prefix', 'student_row', 'sample_text', 'sampled_prefix']
 
-# %% ../../nbs/31_exact.ipynb #cdaba194
+# %% ../../nbs/31_exact.ipynb #11d797f6
 import itertools, json, math
 from bisect import bisect_left
 from collections import defaultdict
@@ -18,6 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..pieces import UnsupportedTokenizer, steps_of
+from ..runlog import wilson
 from .worlds import glue
 
 # %% ../../nbs/31_exact.ipynb #18a4fd5d
@@ -249,7 +250,7 @@ def _shares(low, high, ids):
     ratio = lambda p, rest: p / (p + rest) if p + rest else p
     return np.array([ratio(p, H - q) for p, q in zip(low, high)]), np.array([ratio(q, L - p) for p, q in zip(low, high)])
 
-# %% ../../nbs/31_exact.ipynb #b733cc31
+# %% ../../nbs/31_exact.ipynb #b11564c6
 def sample_text(row, bv, rng, limit=10_000):
     "Bytes of one text of the model, thrown token by token."
     ids = ()
@@ -264,5 +265,4 @@ def sampled_prefix(row, teacher_bv, student_bv, ids, n=1000, rng=None, z=4):
     rng, ids = rng or np.random.default_rng(0), list(ids)
     texts = [sample_text(row, teacher_bv, rng).decode("utf-8", "replace") for _ in range(n)]
     x = sum([*cut, student_bv.stop_ids[0]][:len(ids)] == ids for cut in student_bv.encode_batch(texts)) / n
-    middle, spread = x + z * z / (2 * n), z * math.sqrt(x * (1 - x) / n + z * z / (4 * n * n))
-    return Score(max(0., (middle - spread) / (1 + z * z / n)), min(1., (middle + spread) / (1 + z * z / n)), "Q2")
+    return Score(*wilson(x, n, z), "Q2")
