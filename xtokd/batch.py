@@ -45,7 +45,7 @@ class Rows:
 
     def __repr__(self): return f"Rows({len(self)} rows x {self.width} ids of {self.bv.name}, {len(self.logits)} samples)"
 
-# %% ../nbs/10_batch.ipynb #9af1ceab
+# %% ../nbs/10_batch.ipynb #ad8d1219
 def _slice(rows, lo, hi):
     "Raw logits [hi - lo, width] of the flat rows lo..hi."
     first, last = np.searchsorted(rows.offsets, [lo, hi - 1], side="right") - 1
@@ -63,18 +63,22 @@ def _logp(rows, lo=0, hi=None):
     return _log_softmax(rows, _slice(rows, lo, hi))
 
 
-def _take(rows, index):
-    "Float32 log-probabilities [len(index), width] of scattered flat rows, in the order asked."
-    index = np.asarray(index, np.int64)
-    if not len(index): return torch.zeros(0, rows.width, device=rows.device)
+def _raw(rows, index):
+    "Raw logits [len(index), width] of scattered flat rows, in the order asked; a view where they stand side by side in one sample."
+    if len(index) and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all(): return _slice(rows, index[0], index[-1] + 1)
     sample = np.searchsorted(rows.offsets, index, side="right") - 1
     order = np.argsort(sample, kind="stable")
     parts = [rows.logits[k][torch.as_tensor(index[order][sample[order] == k] - rows.offsets[k], device=rows.device)] for k in np.unique(sample)]
-    back = torch.as_tensor(np.argsort(order), device=rows.device)
-    return _log_softmax(rows, torch.cat(parts)[back])
+    return torch.cat(parts)[torch.as_tensor(np.argsort(order), device=rows.device)]
 
 
-Rows.logp, Rows.take = _logp, _take
+def _take(rows, index):
+    "Float32 log-probabilities [len(index), width] of scattered flat rows, in the order asked."
+    index = np.asarray(index, np.int64)
+    return _log_softmax(rows, _raw(rows, index)) if len(index) else torch.zeros(0, rows.width, device=rows.device)
+
+
+Rows.logp, Rows.take, Rows.raw, Rows.log_softmax = _logp, _take, _raw, _log_softmax
 
 # %% ../nbs/10_batch.ipynb #a828024c
 def _gather(rows, ids, lo=0, hi=None):

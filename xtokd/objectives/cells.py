@@ -102,7 +102,7 @@ def _written_so(bv, prev, nxt):
     out[at] = [len(e) == 2 and e[0] == prev[k] and e[1] == nxt[k] for k, e in zip(at, bv.encode_batch(texts))]
     return out
 
-# %% ../../nbs/43_cells.ipynb #1d757623
+# %% ../../nbs/43_cells.ipynb #899249a0
 def _children(trie, nodes):
     "Child nodes [k] of some nodes, the byte [k] that leads to each, and whose child [k] it is."
     lo, hi = np.searchsorted(trie.keys, nodes * 256), np.searchsorted(trie.keys, nodes * 256 + 256)
@@ -133,9 +133,12 @@ def _single_pairs(follows, prev, nxt):
     for p in np.unique(prev[ask]).tolist():
         mine = np.flatnonzero(ask & (prev == p))
         ask[mine] = _starts_across(follows, p)[follows.head[nxt[mine]]]
-    new = np.array([k for k in np.unique(key[ask]).tolist() if k not in memo], np.int64)
+    asked, back = np.unique(key[ask], return_inverse=True)
+    new = np.array([k for k in asked.tolist() if k not in memo], np.int64)
     memo.update(zip(new.tolist(), _written_so(follows.bv, *divmod(new, len(follows.bv))).tolist()))
-    return np.array([memo.get(k, True) for k in key.tolist()], bool)
+    out = np.ones(len(key), bool)
+    out[ask] = np.array([memo[k] for k in asked.tolist()], bool)[back]
+    return out
 
 # %% ../../nbs/43_cells.ipynb #dfd50e90
 class CellGraph:
