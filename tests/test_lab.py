@@ -100,8 +100,8 @@ def test_objectives_that_are_registered_later(monkeypatch, twin):
     module.Needy = type("Needy", (Mine,), {"needs": frozenset({"hidden"})})
     module.Flat = type("Flat", (Mine,), {"signal": lambda self, b: finish(b, torch.zeros(len(b.student)), torch.ones(len(b.student)))})
     monkeypatch.setitem(sys.modules, "xtokd.objectives.mine", module)
-    for name in ("Mine", "Needy", "Flat"): monkeypatch.setitem(OBJECTIVES, name.lower(), Entry(f"mine:{name}", "", "", dict(push=1.)))
-    monkeypatch.setitem(OBJECTIVES, "gone", Entry("nowhere:Gone", "", "", {}))
+    for name in ("Mine", "Needy", "Flat"): monkeypatch.setitem(OBJECTIVES, name.lower(), Entry(f"mine:{name}"))
+    monkeypatch.setitem(OBJECTIVES, "gone", Entry("nowhere:Gone"))
     answers, refused = ask_all(twin.case)
     assert {a.label for a in answers} | set(refused) == set(variants()) and "mine" in {a.label for a in answers}
     assert "hidden" in refused["needy"] and "does not depend" in refused["flat"] and "nowhere" in refused["gone"]

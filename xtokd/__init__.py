@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-# %% ../nbs/99_init.ipynb #45de1bea
+# %% ../nbs/99_init.ipynb #ce65bd57
 _HOME = {
     "bytevocab": ("ByteVocab", "UnsupportedTokenizer"),
     "align": ("Alignment", "BatchAlignment", "align", "align_batch"),
@@ -21,7 +21,7 @@ _HOME = {
     "models": ("load_model", "load_tokenizer", "resolve"),
     "prompts": ("load_prompts",),
     "batch": ("PairBatch",),
-    "objectives": ("OBJECTIVES", "objective"),
+    "objectives": ("OBJECTIVES", "objective", "register"),
     "rollout": ("rollout",),
     "runlog": ("Run",),
     "distill": ("Callback", "DistillConfig", "Distiller"),

@@ -24,7 +24,7 @@ def row_losses(rows, index, loss, at_once=None):
     if not len(index): return torch.zeros(0, device=rows.device)
     return _RowLosses.apply(rows, index, loss, at_once, *rows.logits)
 
-# %% ../nbs/101_rowwise.ipynb #aa958a48
+# %% ../nbs/101_rowwise.ipynb #3264ebd4
 class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, index, loss, at_once, *logits):
@@ -45,7 +45,7 @@ class _RowLosses(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         if not bool((g == 1).all()):
             scale = torch.zeros(len(ctx.rows), dtype=g.dtype, device=g.device).index_copy_(0, torch.as_tensor(ctx.index, device=g.device), g)
-            for x, a, b in zip(grads, ctx.rows.offsets, ctx.rows.offsets[1:]): x.mul_(scale[a: b, None])
+            for x, a, b in zip(grads, ctx.rows.offsets, ctx.rows.offsets[1:]): x.mul_(scale[a: b, None])[scale[a: b] == 0] = 0     # a row that does not count may be NaN
         return None, None, None, None, *grads
 
 

@@ -88,9 +88,11 @@ def add_spanning(target, coords, looks, graph, q, realised, s_ids):
     target[r, u] += mass
     coords[r, u] = True
 
-# %% ../../nbs/46_bpm.ipynb #efc5d60f
+# %% ../../nbs/46_bpm.ipynb #3ae4580b
 class BPM(Objective):
     "Divergence between the projected teacher row and the student, with a none bucket on both sides; loss unit: token."
+    summary, source = "teacher mass projected on the longest student prefix, with a none bucket", "arXiv 2607.22334"
+    alignment, bridge, measure = "every place in the teacher's text", "longest student token that is a prefix", "fkl, rkl, jsd"
     rows_at_once = 512
 
     def __init__(self, divergence="fkl", beta=.5, mask_whitespace=False):

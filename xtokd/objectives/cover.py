@@ -57,7 +57,7 @@ def contradicting(looks, graph, heavy, rows):
     bad = contradicts(looks, graph, rows[k], graph.first_s[w], np.ones(len(k)), 0.)
     return k[bad], w[bad]
 
-# %% ../../nbs/45_cover.ipynb #d82eb608
+# %% ../../nbs/45_cover.ipynb #a827cce5
 def local_rows(looks, rows):
     "Place [looks rows] of each row of `looks` among `rows`; -1 for the others."
     local = np.full(len(looks.rows), -1)
@@ -65,13 +65,14 @@ def local_rows(looks, rows):
     return local
 
 
-def fixed_masses(looks, graph, read, hyp, lone, rows):
-    "Teacher masses [R, C] by fixed cell of the common rows `rows`, and unknown mass [R]."
+def fixed_masses(looks, graph, read, hyp, lone, rows, total):
+    "Teacher masses [R, C] by fixed cell of the common rows `rows`, and unknown mass [R], as shares of the rows' `total` [looks rows]; so are `hyp` and `lone` already."
     last = torch.as_tensor(looks.last[rows], device=read.q.device)
-    m = read.fresh[last]
+    share = torch.as_tensor(1 / total[rows], device=last.device, dtype=read.q.dtype)
+    m = read.fresh[last].mul_(share[:, None])
     bad, w = (torch.as_tensor(x, device=m.device) for x in contradicting(looks, graph, read.heavy, rows))
     at = bad * graph.n + torch.as_tensor(graph.cell_t, device=m.device)[w]
-    m.view(-1).index_add_(0, at, -read.q[last[bad], w])
+    m.view(-1).index_add_(0, at, -read.q[last[bad], w] * share[bad])
     m.clamp_(min=0)                                  # what a subtraction leaves of a cell that is gone
     k, _, target, mass, rest = hyp
     local = local_rows(looks, rows)
@@ -92,7 +93,7 @@ def joined_cells(looks, graph, hyp, rows, worth=1e-3):
         edges.append(np.stack([np.full(len(other), local[looks.i[look]]), np.full(len(other), graph.cell_s[target[x]]), other], 1))
     return np.unique(np.concatenate(edges), axis=0)
 
-
+# %% ../../nbs/45_cover.ipynb #7098d8a0
 def join(x, edges):
     "Masses x [R, C] with the cells of each edge (row, a, b) added up in one of them; the others hold zero."
     if not len(edges): return x
@@ -149,7 +150,7 @@ def mass_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
         m = m / m.sum(1, keepdim=True)
     return divergence(p.clamp_min(1e-30).log(), m.log(), kind, beta)
 
-# %% ../../nbs/45_cover.ipynb #0ef766d3
+# %% ../../nbs/45_cover.ipynb #a95a61d5
 class Part:
     "Student rows [R] (flat), teacher masses m [R, C], unknown share [R], cells of each row (None: the fixed ones), and how student probabilities are added up."
     def __init__(self, rows, m, unknown, of, edges=(), cells=None): self.rows, self.m, self.unknown, self.of, self.edges, self.cells = rows, m, unknown, of, edges, cells
@@ -162,7 +163,7 @@ class Part:
         lo, hi = np.searchsorted(self.edges[:, 0], [a, b])
         return join(mass, self.edges[lo: hi] - [a, 0, 0])
 
-
+# %% ../../nbs/45_cover.ipynb #618a01c7
 class CoverRows:
     "Teacher masses of every row of some samples, in `found` as Parts; `parts` shows them beside the student's masses."
     def __init__(self, batch, graph, first=0, last=None, min_mass=1e-6, doubt=1e-3):
@@ -178,36 +179,46 @@ class CoverRows:
             self.found.append(Part(looks.s_lo + looks.rows, rows.m, rows.unknown, lambda at: rows.of[at], cells=rows.cells))
         else: self._wide(read, log_path, past, lone, total)
 
-    def _wide(self, read, log_path, past, lone, total):
-        looks, graph, q = self.looks, self.graph, read.q
-        keep = np.flatnonzero(past + lone > self.min_mass * total[looks.i])
-        tail = 1 - np.bincount(looks.i[keep], (past + lone)[keep], len(total)) / total - np.where(looks.common, 1., 0.) / total
-        hyp = look_hypotheses(looks, graph, q, log_path, keep, self.min_mass)
-        lone = np.where(np.isin(np.arange(len(lone)), keep), lone, 0.)
-        if len(rows := np.flatnonzero(looks.common)):
-            m, unknown = fixed_masses(looks, graph, read, hyp, lone, rows)
-            edges = joined_cells(looks, graph, hyp, rows)
-            slot = torch.as_tensor(np.where(graph.cell_s < 0, graph.n, graph.cell_s)[None], device=q.device)
-            self._add(rows, join(m, edges), unknown, tail, lambda at: slot.expand(len(range(*at.indices(len(rows)))), -1), edges)
-        if len(inner := np.flatnonzero(~looks.common)):
-            found = own_cells(looks, graph, hyp, inner)
-            m, unknown = own_masses(looks, q, hyp, lone, inner, found)
-            cells = [c for c, _ in found]
-            self._add(inner, m, unknown, tail, lambda at: torch.as_tensor(own_slots(cells[at], m.shape[1]), device=q.device), cells=cells)
-
-    def _add(self, rows, m, unknown, tail, of, edges=(), cells=None):
-        known = m.sum(1).double().cpu().numpy()
-        share = np.divide(unknown, unknown + known, out=np.ones(len(rows)), where=unknown + known > 0)
-        self.found.append(Part(self.looks.s_lo + self.looks.rows[rows], m, np.maximum(share, tail[rows].clip(0)), of, edges, cells))
-
     @property
     def parts(self):
         "Lists of (student rows, teacher masses [R, C], student masses [R, C + 1], unknown share [R], cells of each row or None)."
         return [(x.rows, x.m, x.student(self.batch.student.take(x.rows).exp()), x.unknown, x.cells) for x in self.found]
 
-# %% ../../nbs/45_cover.ipynb #38f66dfd
+# %% ../../nbs/45_cover.ipynb #ae156d07
+def _wide(self, read, log_path, past, lone, total):
+    "The parts of large vocabularies: common cuts with fixed cells, and rows inside a teacher token with their own."
+    looks, graph, q = self.looks, self.graph, read.q
+    keep = np.flatnonzero(past + lone > self.min_mass * total[looks.i])
+    tail = 1 - np.bincount(looks.i[keep], (past + lone)[keep], len(total)) / total - np.where(looks.common, 1., 0.) / total
+    k, w, target, mass, rest = look_hypotheses(looks, graph, q, log_path, keep, self.min_mass)
+    share = 1 / total[looks.i]         # where the written text is nearly impossible for the teacher, masses relative to it leave the range of float32
+    hyp, lone = (k, w, target, mass * share[k], rest * share), np.where(np.isin(np.arange(len(lone)), keep), lone * share, 0.)
+    if len(rows := np.flatnonzero(looks.common)):
+        m, unknown = fixed_masses(looks, graph, read, hyp, lone, rows, total)
+        edges = joined_cells(looks, graph, hyp, rows)
+        slot = torch.as_tensor(np.where(graph.cell_s < 0, graph.n, graph.cell_s)[None], device=q.device)
+        self._add(rows, join(m, edges), unknown, tail, lambda at: slot.expand(len(range(*at.indices(len(rows)))), -1), edges)
+    if len(inner := np.flatnonzero(~looks.common)):
+        found = own_cells(looks, graph, hyp, inner)
+        m, unknown = own_masses(looks, q, hyp, lone, inner, found)
+        cells = [c for c, _ in found]
+        self._add(inner, m, unknown, tail, lambda at: torch.as_tensor(own_slots(cells[at], m.shape[1]), device=q.device), cells=cells)
+
+
+def _add(self, rows, m, unknown, tail, of, edges=(), cells=None):
+    "A part of these rows of the looks, with the share that is unknown."
+    known = m.sum(1).double().cpu().numpy()
+    share = np.divide(unknown, unknown + known, out=np.ones(len(rows)), where=unknown + known > 0)
+    self.found.append(Part(self.looks.s_lo + self.looks.rows[rows], m, np.maximum(share, tail[rows].clip(0)), of, edges, cells))
+
+
+CoverRows._wide, CoverRows._add = _wide, _add
+
+# %% ../../nbs/45_cover.ipynb #5dc83bd9
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
+    summary, source = "exact masses of cells of the student vocabulary, from one teacher forward", "this package"
+    alignment, bridge, measure = "every place in the teacher's text", "cells of tokens with a known joint mass", "fkl, rkl, jsd"
     rows_at_once = 512   # student tokens whose full rows are held together
 
     def __init__(self, divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, doubt=1e-3, max_unknown=.5, floor=1e-4, mask_whitespace=False):

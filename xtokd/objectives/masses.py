@@ -93,7 +93,7 @@ def part_masses(looks, joint, q, log_path, i, ks, lone, path):
     fine = [(w >= 0) & (w < q.shape[1]) for w, _, _ in parts]
     return np.concatenate([np.where(f, q[j, np.where(f, w, 0)], 0.) * times for f, (w, j, times) in zip(fine, parts)] + [np.zeros(0)])
 
-# %% ../../nbs/451_masses.ipynb #3de25d31
+# %% ../../nbs/451_masses.ipynb #bffd9733
 class RowMasses:
     "All rows of `looks`: teacher masses `m` [R, C], `unknown` share [R], the `ExactCells` of each, and the cell `of` [R, Vs] of each student token (C: impossible; C + 1: unknown)."
     def __init__(self, looks, joint, q, log_path, total, min_mass=1e-6, doubt=1e-3):
@@ -107,6 +107,7 @@ class RowMasses:
         m = np.zeros((len(rows), n + 2))
         for i, (c, mass) in enumerate(rows): np.add.at(m[i], slots(np.concatenate(c.of_parts), n) if c.of_parts else [], mass)
         self.of = torch.as_tensor(np.stack([slots(c.of_student, n) for c in self.cells]), device=q.device)
+        m, bound = m / total[:, None], bound / total          # shares: relative to a nearly impossible text they leave the range of float32
         self.m, unknown, known = torch.as_tensor(m[:, :n], dtype=q.dtype, device=q.device), m[:, n + 1] + bound, m[:, :n].sum(1)
         self.unknown = np.divide(unknown, unknown + known, out=np.ones(len(rows)), where=known > 0)
 

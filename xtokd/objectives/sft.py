@@ -10,11 +10,13 @@ import torch
 
 from . import Objective, finish
 
-# %% ../../nbs/47_sft.ipynb #e44b4617
+# %% ../../nbs/47_sft.ipynb #db80b8ba
 class SFT(Objective):
     "Cross-entropy of the student on text that the teacher wrote; loss unit: token."
-    needs = frozenset({"student_logits", "teacher_text"})
-    writer = "teacher"
+    summary, source = "cross-entropy on text that somebody else wrote", "sequence-level distillation, arXiv 1606.07947"
+    alignment, bridge, measure = "none", "none", "cross-entropy"
+    needs = frozenset({"student_logits", "gold"})
+    writer, writers = "teacher", ("teacher", "reference")
 
     def signal(self, batch):
         loss = -batch.student.realised()

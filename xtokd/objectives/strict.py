@@ -30,9 +30,11 @@ def restricted(student, teacher, top_k=None):
         student, teacher = student.gather(1, at), teacher.gather(1, at)
     return torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
 
-# %% ../../nbs/42_strict.ipynb #10baa81b
+# %% ../../nbs/42_strict.ipynb #b1d6a553
 class Strict(Objective):
     "Divergence of renormalised shared rows at 1-1 chunks (arXiv 2610.08448); loss unit: token."
+    summary, source = "1-1 chunks, shared vocabulary, renormalised", "arXiv 2610.08448"
+    alignment, bridge, measure = "1-1 chunks", "shared tokens", "rkl, fkl, jsd"
     def __init__(self, divergence="rkl", beta=.5, top_k=None):
         self.kind, self.beta, self.top_k = divergence, beta, top_k
 
