@@ -218,7 +218,7 @@ def test_teacher_rows_that_are_not_finite(tmp_path):
     t = load_side("tiny", "teacher"); s = load_side("tiny", "student")
     samples = write(load_prompts("tiny", 4), s, t, DistillConfig(**SMALL), seed=0)
     t.model = Broken(t.model, .5)
-    rows, counts = teacher_rows(samples, t)
+    rows, _, counts = teacher_rows(samples, t)
     assert all(torch.isfinite(r).all() for r in rows) and counts["teacher_rows_not_finite"] > 0
     bad = Broken(load_model("tiny", "teacher"), .5), load_tokenizer("tiny", "teacher")
     with pytest.raises(FloatingPointError, match="not finite, more than 1 %"): distiller(tmp_path/"a", teacher=bad).fit()

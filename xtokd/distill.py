@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'versions', 'machine', 'peak_memory',
-           'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
+           'third_models', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described',
+           'Distiller']
 
-# %% ../nbs/14_distill.ipynb #55d25f4a
-import signal, sys, threading, time
+# %% ../nbs/14_distill.ipynb #3f2c9975
+import copy, signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +19,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_student, whole_folder
-from .config import DistillConfig, lr_factor, mix, pick
+from .config import DistillConfig, lr_factor, mix, pick, writer_of
 from .evaluate import evaluate, response_text
 from .kept import keep
 from .objectives import objective as make_objective
 from .pair import Pair
 from .prompts import load_prompts
 from .runlog import Control, Costs, Run, RunLog, log_file
-from .step import Tally, accumulate, finish_gradient, load_side, report, write, written
+from .score import same_ids
+from .step import THIRD, Side, Tally, accumulate, finish_gradient, load_side, references, report, write, written
 
 # %% ../nbs/14_distill.ipynb #9f5862f1
 class Callback:
@@ -107,7 +109,21 @@ def peak_memory(device):
     except ImportError: return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
-# %% ../nbs/14_distill.ipynb #df12849b
+# %% ../nbs/14_distill.ipynb #f3a2a63f
+def third_models(others, objective, student, teacher, device):
+    "Frozen Sides beside student and teacher, by name, from names, folders or (model, tokenizer)"
+    wanted = {name: (student if whose == "student" else teacher) for need, (name, whose) in THIRD.items() if need in objective.needs}
+    if lost := sorted(set(wanted) - set(others) - {"reference"}):
+        raise ValueError(f"objective {getattr(objective, 'name', '')!r} asks for another model: give {', '.join(f'{n}=...' for n in lost)} (a name, a folder, or (model, tokenizer); with the teacher's tokenizer)")
+    if extra := sorted(set(others) - set(wanted)): raise TypeError(f"{', '.join(extra)}: Distiller has no such argument, or this objective makes no use of it")
+    sides = {n: load_side(x, n, "cpu", None if device.type == "cpu" else torch.bfloat16) for n, x in others.items()}
+    if "reference" in wanted and "reference" not in sides: sides["reference"] = Side("reference", copy.deepcopy(student.model), student.bv)
+    for n, side in sides.items():
+        if not same_ids(side.bv, wanted[n].bv): raise ValueError(f"{n} ({side.name}) has another tokenizer than {wanted[n].name}: their numbers cannot be compared token by token")
+        side.model.to(device).eval().requires_grad_(False)
+    return sides
+
+# %% ../nbs/14_distill.ipynb #d2a3afd6
 class Setup:
     "Everything that a run needs, in place"
     def __init__(self,
@@ -118,16 +134,21 @@ class Setup:
                  config=None,        # DistillConfig
                  check=None,         # check(item, text) -> score; the tiny task brings its own
                  callbacks=(),
-                 heldout=None):      # prompts to evaluate on, again what `load_prompts` takes
+                 heldout=None,       # prompts to evaluate on, again what `load_prompts` takes
+                 **others):          # models that some objectives ask for, each with the teacher's tokenizer: weak, plus, minus
         self.config = c = config or DistillConfig()
-        self.given = {"student": student, "teacher": teacher, "prompts": prompts, "heldout": heldout, "objective": objective}
+        self.given = {"student": student, "teacher": teacher, "prompts": prompts, "heldout": heldout, "objective": objective, **others}
         self.accelerator = Accelerator()
         torch.manual_seed(c.seed)  # an objective with parameters starts alike in every process
         self.objective, (self.items, self.heldout) = read_objective(objective), split_prompts(prompts, heldout, c)
+        if c.on_policy < 1 and c.off_policy not in getattr(self.objective, "writers", (c.off_policy,)):
+            raise ValueError(f"objective {self.objective.name!r} makes no sense on text of the {c.off_policy}: on_policy must be 1 (it is {c.on_policy}), or off_policy another of {', '.join(self.objective.writers)}")
         self.student, self.teacher = load_side(student, "student", "cpu", torch.float32), load_side(teacher, "teacher", "cpu", None if self.device.type == "cpu" else torch.bfloat16)
         for side in (self.student, self.teacher): side.model.to(self.device)
         self.teacher.model.eval().requires_grad_(False)
         self.pair = Pair(self.student.bv, self.teacher.bv)
+        self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
+        if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
         if check is None and isinstance(prompts, str) and prompts == "tiny": from xtokd.tiny import check
         self.check, self.callbacks = check, [*callbacks] + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
         self.params = [p for p in self.student.model.parameters() if p.requires_grad] + self.objective_params()
@@ -144,7 +165,7 @@ class Setup:
         bf16 = self.config.mixed_precision == "bf16" or (self.config.mixed_precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-# %% ../nbs/14_distill.ipynb #6e849cd8
+# %% ../nbs/14_distill.ipynb #7afca6eb
 class Watch(Setup):
     "Log, count, refuse"
     def emit(self, event, step, **fields):
@@ -160,9 +181,9 @@ class Watch(Setup):
     def spend(self, t, seconds):
         s, teach = self.student.params, self.teacher.params
         by_teacher = t["written_by_teacher"] > 0
-        self.costs.add(student_tokens_written=0 if by_teacher else int(t["written_student"]), teacher_tokens_written=int(t["written_by_teacher"]),
+        self.costs.add(student_tokens_written=int(t["written_by_student"]), teacher_tokens_written=int(t["written_by_teacher"]),
                        teacher_tokens_scored=int(t.get("teacher_tokens_scored", 0)), seconds=seconds)
-        self.costs.forward(teach if by_teacher else s, int(t["prompt_tokens"] + (t["written_by_teacher"] if by_teacher else t["written_student"])))
+        self.costs.forward(teach if by_teacher else s, int(t["prompt_tokens"] + t["written_by_teacher"] + t["written_by_student"]))
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
@@ -205,24 +226,30 @@ class Keep(Judge):
         if self.accelerator.is_main_process:
             with whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer)
 
-# %% ../nbs/14_distill.ipynb #844786b6
+# %% ../nbs/14_distill.ipynb #8fcfa827
 class Step(Keep):
     "One step"
     def train_step(self, step):
         "Pick, write, score, learn; returns what is to be logged"
         began, c, acc = time.perf_counter(), self.config, self.accelerator
         mine = pick(len(self.items), step, c.batch_size, c.seed)[acc.process_index::acc.num_processes]
-        with self.autocast(): samples = write([self.items[i] for i in mine], self.student, self.teacher, c, self.objective.writer, seed=mix(c.seed, step, acc.process_index)) if mine else []
+        writer, items = writer_of(c, step, self.objective.writer), [self.items[i] for i in mine]
+        with self.autocast(): samples = self.text(items, writer, mix(c.seed, step, acc.process_index)) if mine else []
         self.student.model.train()
         self.optimizer.zero_grad()
-        tally, first = accumulate(samples, self.pair, self.student, self.teacher, self.objective, c, self.autocast)
-        tally = self.over_processes(tally.add(**written(samples, self.pair, self.objective.writer)))
+        tally, first = accumulate(samples, self.pair, self.student, self.teacher, self.objective, c, self.autocast, self.others, writer)
+        tally = self.over_processes(tally.add(**written(samples, self.pair, writer)))
         self.refuse_emptiness(tally)
         finish_gradient(self.params, tally["count"], acc)
         norm = float(torch.nn.utils.clip_grad_norm_(self.params, c.max_grad_norm))
         self.learn(step, norm)
         self.spend(tally, time.perf_counter() - began)
         return {"loss": tally["loss"] / tally["count"], "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), "peak_memory_gib": peak_memory(self.device), "costs": self.costs}, first
+
+    def text(self, items, writer, seed):
+        "Samples of one step; two for each item where preferences are asked for"
+        if "preferences" in self.objective.needs: return references(items, self.student, self.teacher, ("chosen", "rejected"))
+        return write(items, self.student, self.teacher, self.config, writer, seed=seed)
 
     def learn(self, step, norm):
         "The optimiser's step; a gradient that is not finite is left out, and five in a row end the run"

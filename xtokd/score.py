@@ -20,18 +20,20 @@ def left_pad(sequences, # lists of ids
     mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
     return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
 
-# %% ../nbs/11_score.ipynb #000799ff
+# %% ../nbs/11_score.ipynb #99c1af3a
 def accepts(model, name):
     "Does the model's forward take the argument `name`?"
     return name in inspect.signature(model.forward).parameters
 
-def last_rows(model, sequences, n):
-    "Logits [B, n, V] of the last `n` positions of left-padded `sequences`"
+def last_rows(model, sequences, n, hidden=False):
+    "Logits [B, n, V] of the last `n` positions of left-padded `sequences`; with `hidden`, the last hidden states [B, n, D] too"
     ids, mask, positions = left_pad(sequences, device=next(model.parameters()).device)
     extra = {"position_ids": positions} if accepts(model, "position_ids") else {}
     if accepts(model, "logits_to_keep"): extra["logits_to_keep"] = n
     if accepts(model, "use_cache"): extra["use_cache"] = False
-    return model(input_ids=ids, attention_mask=mask, **extra).logits[:, -n:]
+    if hidden: extra["output_hidden_states"] = True
+    out = model(input_ids=ids, attention_mask=mask, **extra)
+    return (out.logits[:, -n:], out.hidden_states[-1][:, -n:]) if hidden else out.logits[:, -n:]
 
 # %% ../nbs/11_score.ipynb #3be1f25a
 def head_width(model):
@@ -53,26 +55,29 @@ def _fit(i, prompt, response, max_length, context):
         raise ValueError(f"sample {i} has {len(prompt)} prompt and {len(response)} response tokens, the model holds {context}: shorten the prompt or set max_length={context}, which masks what does not fit")
     return kept
 
-# %% ../nbs/11_score.ipynb #cf5afa48
+# %% ../nbs/11_score.ipynb #234f727c
 def response_logits(model,
                     prompt_ids,       # B lists of ids, each with at least one
                     response_ids,     # B lists of ids
                     micro_batch=None, # samples a forward pass; None for all at once
                     grad=False,       # keep the graph?
-                    max_length=None): # prompt and response tokens together; what is longer is cut at the end
-    "Logits [n_i, V] of each response as the model gives them: row r predicts response token r"
+                    max_length=None,  # prompt and response tokens together; what is longer is cut at the end
+                    hidden=False):    # give the last hidden states too?
+    "Logits [n_i, V] of each response as the model gives them: row r predicts response token r; with `hidden`, a second list of states [n_i, D]"
     context = context_length(model)
     kept = [_fit(i, p, r, max_length, context) for i, (p, r) in enumerate(zip(prompt_ids, response_ids, strict=True))]
     weight = next(model.parameters())
-    rows = [torch.zeros(0, head_width(model), dtype=weight.dtype, device=weight.device) for _ in kept]
+    none = lambda width: [torch.zeros(0, width, dtype=weight.dtype, device=weight.device) for _ in kept]
+    found = [none(head_width(model))] + ([none(model.config.get_text_config().hidden_size)] if hidden else [])
     order = sorted((i for i in range(len(kept)) if kept[i]), key=lambda i: len(prompt_ids[i]) + len(kept[i]))
     with torch.set_grad_enabled(grad):
         for start in range(0, len(order), micro_batch or len(order) or 1):
             part = order[start:start + (micro_batch or len(order))]
             n = max(len(kept[i]) for i in part)
-            logits = last_rows(model, [[*prompt_ids[i], *kept[i]][:-1] for i in part], n)
-            for i, row in zip(part, logits): rows[i] = row[n - len(kept[i]):]
-    return rows
+            out = last_rows(model, [[*prompt_ids[i], *kept[i]][:-1] for i in part], n, hidden)
+            for rows, new in zip(found, out if hidden else [out]):
+                for i, row in zip(part, new): rows[i] = row[n - len(kept[i]):]
+    return tuple(found) if hidden else found[0]
 
 # %% ../nbs/11_score.ipynb #b8dc965e
 def one_by_one(model, prompt_ids, response_ids):
