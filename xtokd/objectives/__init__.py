@@ -173,6 +173,13 @@ OBJECTIVES = {name: Entry(where) for name, where in {
     "strict": "strict:Strict",
     "sampled": "sampled:Sampled",
     "sft": "sft:SFT",
+    "uld": "uld:ULD",
+    "alm": "alm:ALM",
+    "simct": "simct:SimCT",
+    "gkd": "gkd:GKD",
+    "ctpd": "ctpd:CTPD",
+    "sedi": "sedi:SeDi",
+    "mined": "mined:MinED",
 }.items()}
 
 # %% ../../nbs/40_objectives.ipynb #62b560ed
