@@ -180,6 +180,10 @@ OBJECTIVES = {name: Entry(where) for name, where in {
     "ctpd": "ctpd:CTPD",
     "sedi": "sedi:SeDi",
     "mined": "mined:MinED",
+    "cdm": "cdm:CDM",
+    "gold": "gold:GOLD",
+    "opd": "opd:OPD",
+    "minillm": "opd:MiniLLM",
 }.items()}
 
 # %% ../../nbs/40_objectives.ipynb #62b560ed
