@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'versions', 'machine', 'peak_memory',
-           'third_models', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described',
-           'Distiller']
+           'third_models', 'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'plug_in', 'Step', 'due', 'Loop', 'Opening',
+           'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #3f2c9975
+# %% ../nbs/14_distill.ipynb #19c092ca
 import copy, signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from .chat import render
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_student, whole_folder
 from .config import DistillConfig, lr_factor, mix, pick, writer_of
 from .evaluate import evaluate, response_text
@@ -123,8 +124,22 @@ def third_models(others, objective, student, teacher, device):
         side.model.to(device).eval().requires_grad_(False)
     return sides
 
-# %% ../nbs/14_distill.ipynb #d2a3afd6
-class Setup:
+# %% ../nbs/14_distill.ipynb #0881a29e
+class Parts:
+    "What is asked of a set-up again and again"
+    @property
+    def device(self): return self.accelerator.device
+    def objective_params(self):
+        if not isinstance(self.objective, torch.nn.Module): return []
+        return list(self.objective.to(self.device).parameters())
+    def autocast(self):
+        bf16 = self.config.mixed_precision == "bf16" or (self.config.mixed_precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
+
+
+# %% ../nbs/14_distill.ipynb #4003ef8c
+class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
                  student,            # a name or folder, or (model, tokenizer)
@@ -135,6 +150,8 @@ class Setup:
                  check=None,         # check(item, text) -> score; the tiny task brings its own
                  callbacks=(),
                  heldout=None,       # prompts to evaluate on, again what `load_prompts` takes
+                 window=None,        # window(item, text) -> SupervisionWindow, or None for all of the text (see the notebook on ROSD)
+                 context=None,       # context(item, text) -> messages that the teacher reads instead of the prompt
                  **others):          # models that some objectives ask for, each with the teacher's tokenizer: weak, plus, minus
         self.config = c = config or DistillConfig()
         self.given = {"student": student, "teacher": teacher, "prompts": prompts, "heldout": heldout, "objective": objective, **others}
@@ -150,20 +167,12 @@ class Setup:
         self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
         if check is None and isinstance(prompts, str) and prompts == "tiny": from xtokd.tiny import check
+        self.window, self.context = window, context
         self.check, self.callbacks = check, [*callbacks] + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
         self.params = [p for p in self.student.model.parameters() if p.requires_grad] + self.objective_params()
         self.optimizer = torch.optim.AdamW(self.params, lr=c.lr, weight_decay=c.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(c, s))
         self.step, self.costs, self.out = 0, Costs(), Path(c.out or f"runs/{getattr(self.objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
-
-    @property
-    def device(self): return self.accelerator.device
-    def objective_params(self):
-        if not isinstance(self.objective, torch.nn.Module): return []
-        return list(self.objective.to(self.device).parameters())
-    def autocast(self):
-        bf16 = self.config.mixed_precision == "bf16" or (self.config.mixed_precision == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
 # %% ../nbs/14_distill.ipynb #7afca6eb
 class Watch(Setup):
@@ -226,7 +235,16 @@ class Keep(Judge):
         if self.accelerator.is_main_process:
             with whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer)
 
-# %% ../nbs/14_distill.ipynb #8fcfa827
+# %% ../nbs/14_distill.ipynb #492dab30
+def plug_in(samples, student_bv, teacher_bv, window=None, context=None):
+    "The samples, with a window over the student's tokens and with the teacher's prompt rendered from other messages, where functions for that are given"
+    for s in samples if window or context else []:
+        text = response_text(student_bv, s.student)
+        if context: s.teacher_prompt = render(teacher_bv, {"messages": context(s.item, text)})
+        if window and (found := window(s.item, text)) is not None: s.window, s.window_found = found.mask(student_bv, s.student), found.found
+    return samples
+
+# %% ../nbs/14_distill.ipynb #93670d8e
 class Step(Keep):
     "One step"
     def train_step(self, step):
@@ -249,7 +267,8 @@ class Step(Keep):
     def text(self, items, writer, seed):
         "Samples of one step; two for each item where preferences are asked for"
         if "preferences" in self.objective.needs: return references(items, self.student, self.teacher, ("chosen", "rejected"))
-        return write(items, self.student, self.teacher, self.config, writer, seed=seed)
+        samples = write(items, self.student, self.teacher, self.config, writer, seed=seed)
+        return plug_in(samples, self.student.bv, self.teacher.bv, self.window, self.context)
 
     def learn(self, step, norm):
         "The optimiser's step; a gradient that is not finite is left out, and five in a row end the run"

@@ -52,7 +52,7 @@ def load_side(x, role, device=None, dtype=None):
     else: raise ValueError(f"{role} is a {type(x).__name__}: give a name, a folder, or (model, tokenizer)")
     return check_fit(Side(name, model, bv))
 
-# %% ../nbs/17_step.ipynb #89e778d1
+# %% ../nbs/17_step.ipynb #870e0e84
 @dataclass
 class Sample:
     "One prompt and one response in the ids of both sides"
@@ -61,6 +61,8 @@ class Sample:
     teacher_prompt: list
     student: list = None
     teacher: list = None
+    window: object = None   # whether each student token is learned from; None: all
+    window_found: bool = True
     def __len__(self): return len(self.student_prompt) + len(self.student)
 
 def write(items, student, teacher, config, writer="student", seed=None):
@@ -118,7 +120,7 @@ def states_of(student, teacher, s_states, t_states):
     matrix = lambda side, name: getattr(side.model, f"get_{name}_embeddings")().weight
     return Hidden(s_states, t_states, matrix(student, "output"), matrix(teacher, "output"), matrix(student, "input"), matrix(teacher, "input"))
 
-# %% ../nbs/17_step.ipynb #37bf3a37
+# %% ../nbs/17_step.ipynb #218b10c5
 def make_batch(samples, pair, student, teacher, needs, config, others=None, writer="student"):
     "PairBatch of some samples, student rows with gradient, and the counts of the teacher's pass; `others` holds the third models by name"
     deep = "hidden" in needs
@@ -134,6 +136,7 @@ def make_batch(samples, pair, student, teacher, needs, config, others=None, writ
         name, whose = THIRD[need]
         extra[need] = third_logp((others or {})[name], samples, ids if whose == "student" else t_ids, whose, temperature if whose == "student" else 1.)
     if deep: extra["hidden"] = states_of(student, teacher, s_states, t_states)
+    if any(s.window is not None for s in samples): extra["window"] = [np.ones(len(x), bool) if s.window is None else s.window[:len(x)] for s, x in zip(samples, ids)]
     if "preferences" in needs: extra["preferences"] = [1 - 2 * (k % 2) for k in range(len(samples))]
     counts |= {"student_tokens": sum(map(len, ids)), "student_tokens_fed": sum(map(len, samples)), "student_tokens_masked": sum(len(s.student) - len(x) for s, x in zip(samples, ids))}
     return PairBatch.from_logits(pair, ids, t_ids, s_logits, t_logits, prompts=[s.item for s in samples], temperature=temperature, **extra), counts
@@ -194,12 +197,13 @@ def finish_gradient(params, count, accelerator):
         if accelerator.num_processes > 1: p.grad = accelerator.reduce(p.grad, "sum")
         p.grad /= count
 
-# %% ../nbs/17_step.ipynb #2a2ba8f6
+# %% ../nbs/17_step.ipynb #d017dda1
 def written(samples, pair, writer):
     "Counts of what was written: tokens of both sides, stops, samples whose ids are not the tokenizer's own choice"
     ids = [s.student for s in samples]
     return {"written_student": sum(map(len, ids)), "written_teacher": sum(len(s.teacher) for s in samples), "written_by_teacher": (writer == "teacher") * sum(len(s.teacher) for s in samples), "written_by_student": (writer == "student") * sum(map(len, ids)),
             "prompt_tokens": (writer != "reference") * sum(len(s.student_prompt if writer == "student" else s.teacher_prompt) for s in samples),
+            "windows": sum(s.window is not None for s in samples), "windows_found": sum(s.window is not None and s.window_found for s in samples),
             "stopped": sum(bool(x) and x[-1] in pair.student.stop_ids for x in ids),
             "canonical": sum(bool(pair.student.is_canonical(x[:-1] if x and x[-1] in pair.student.stop_ids else x)) for x in ids)}
 
@@ -208,4 +212,4 @@ def report(t, seconds):
     n = max(t["samples"], 1)
     return t.losses() | t.stats() | {"entropy": t.get("entropy", 0) / max(t.get("tokens", 0), 1), "samples": int(t["samples"]), "samples_without_signal": int(t["samples"] - t["with_signal"]), "count": t["count"], "response_tokens": t["written_student"] / n,
         "stop_share": t["stopped"] / n, "canonical_share": t["canonical"] / n, "inflation": t["written_teacher"] / max(t["written_student"], 1), "seconds": seconds,
-        "tokens_per_second": t["written_student"] / seconds, **{k: int(t.get(k, 0)) for k in ("teacher_tokens_masked", "student_tokens_masked", "teacher_rows_not_finite")}}
+        "tokens_per_second": t["written_student"] / seconds, **({"window_found": t["windows_found"] / t["windows"]} if t.get("windows") else {}), **{k: int(t.get(k, 0)) for k in ("teacher_tokens_masked", "student_tokens_masked", "teacher_rows_not_finite")}}
