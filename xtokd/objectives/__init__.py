@@ -184,6 +184,8 @@ OBJECTIVES = {name: Entry(where) for name, where in {
     "gold": "gold:GOLD",
     "opd": "opd:OPD",
     "minillm": "opd:MiniLLM",
+    "escd": "escd:ESCD",
+    "multilevel_ot": "multilevel_ot:MultiLevelOT",
 }.items()}
 
 # %% ../../nbs/40_objectives.ipynb #62b560ed

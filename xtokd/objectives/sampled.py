@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CREDITS', 'chunk_advantage', 'surrogate_loss', 'spread_advantage', 'chunk_sizes', 'behaviour', 'on_policy_loss',
-           'policy_output', 'Sampled']
+           'importance_loss', 'policy_output', 'Sampled']
 
 # %% ../../nbs/41_sampled.ipynb #9578701f
 import numpy as np
@@ -59,29 +59,36 @@ def behaviour(batch, logp):
     if len(batch.pair.student.stop_ids) < 2: return batch.behaviour_logp
     with torch.no_grad(): return batch.behaviour_logp + logp - batch.student.realised()
 
-# %% ../../nbs/41_sampled.ipynb #e82abaaa
+# %% ../../nbs/41_sampled.ipynb #79d7c0df
 def on_policy_loss(logp, behaviour, advantage):
     "Per-token loss [n] whose gradient is minus advantage times the gradient of the log-prob: the ratio is one, whoever wrote the text."
     return -advantage * (logp - logp.detach()).exp()
 
 
-def policy_output(batch, logp, old, advantage, weight, why=None, clamp=None, loss=on_policy_loss, **stats):
-    "Output of a policy gradient from log-probs, behaviour log-probs, advantages and weights [n]; `why` [n] are reasons of tokens whose weight is 0."
+def importance_loss(logp, behaviour, advantage):
+    "Per-token loss [n]: minus the advantage times the ratio of now to the time of writing, not clipped."
+    return -advantage * (logp - behaviour).clamp(-20, 20).exp()
+
+
+def policy_output(batch, logp, old, advantage, weight, why=None, clamp=None, loss=on_policy_loss, more=None, **stats):
+    "Output of a policy gradient from log-probs, behaviour log-probs, advantages and weights [n]; `why` [n] are reasons of tokens whose weight is 0, `more` [n] is added to the loss."
     finite = torch.isfinite(advantage)
     why = np.where(finite.cpu().numpy(), 0 if why is None else why, 109)
     weight = weight * finite
     logp, old, raw = (torch.where(weight > 0, x, 0.) for x in (logp, old, advantage))     # what does not count may be NaN
     adv = raw if clamp is None else raw.clamp(-clamp, clamp)
     clamped = float((raw - adv).abs().sum() / raw.abs().sum().clamp_min(1e-9))
-    return finish(batch, loss(logp, old, adv), weight, signal=adv, why=why, advantage=float((adv * weight).sum() / weight.sum().clamp_min(1e-9)),
+    value = loss(logp, old, adv)
+    return finish(batch, value if more is None else value + more, weight, signal=adv, why=why, advantage=float((adv * weight).sum() / weight.sum().clamp_min(1e-9)),
                   clamped_share=clamped, non_finite=float((~finite).sum()), **stats)
 
-# %% ../../nbs/41_sampled.ipynb #194688d4
+# %% ../../nbs/41_sampled.ipynb #3837b7ae
 class Sampled(Objective):
     "Chunk log-ratios of realised tokens as advantages; loss unit: token with a signal."
     summary, source = "log-ratio of realised chunks as a policy gradient", "arXiv 2606.09456, Thinking Machines 2025"
     alignment, bridge, measure = "chunks", "realised text", "policy gradient of the reverse KL"
     writers = ("student",)
+    exceptions = {"I3": "zero where `behaviour_logp` is the student's own of now (or not given): the advantage is that of the time of writing"}
     def __init__(self, credit="full", clamp=10.0, surrogate=False, large_chunk=None, ends=True):   # large_chunk: more tokens than this on a side: no signal; ends=False: no advantage for tokens that end the text
         if credit not in CREDITS: chunk_advantage(torch.zeros(0), None, torch.zeros(0), credit)
         self.credit, self.clamp, self.surrogate, self.large_chunk, self.ends = credit, clamp, surrogate, large_chunk, ends
