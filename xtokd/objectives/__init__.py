@@ -186,6 +186,7 @@ OBJECTIVES = {name: Entry(where) for name, where in {
     "minillm": "opd:MiniLLM",
     "escd": "escd:ESCD",
     "multilevel_ot": "multilevel_ot:MultiLevelOT",
+    "dpca": "dpca:DPCA",
 }.items()}
 
 # %% ../../nbs/40_objectives.ipynb #62b560ed
