@@ -187,6 +187,7 @@ OBJECTIVES = {name: Entry(where) for name, where in {
     "escd": "escd:ESCD",
     "multilevel_ot": "multilevel_ot:MultiLevelOT",
     "dpca": "dpca:DPCA",
+    "compass": "compass:Compass",
 }.items()}
 
 # %% ../../nbs/40_objectives.ipynb #62b560ed
