@@ -132,6 +132,7 @@ class Objective:
     needs = frozenset({"student_logits", "teacher_logits"}) # names of `NEEDS`
     writer = "student"                                      # who writes the text where nobody says: "student" (on-policy), "teacher" or "reference"
     writers = ("student", "teacher", "reference")           # whose text it can learn from
+    equal_vocabularies = False                              # does it compare rows column by column?
     name = "objective"
 
     def prepare(self, pair, student=None, teacher=None):
@@ -188,6 +189,7 @@ OBJECTIVES = {name: Entry(where) for name, where in {
     "multilevel_ot": "multilevel_ot:MultiLevelOT",
     "dpca": "dpca:DPCA",
     "compass": "compass:Compass",
+    "dskd": "dskd:DSKD",
 }.items()}
 
 # %% ../../nbs/40_objectives.ipynb #62b560ed
