@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHY_SIGNAL', 'NEEDS', 'OBJECTIVES', 'Output', 'why_text', 'make_ledger', 'coverage', 'shared_mass', 'in_window',
-           'finish', 'blank_mask', 'kl', 'divergence', 'Objective', 'Entry', 'register', 'objective']
+           'finish', 'blank_mask', 'kl', 'divergence', 'Objective', 'Entry', 'register', 'objective', 'methods']
 
 # %% ../../nbs/40_objectives.ipynb #77863970
 from dataclasses import dataclass
@@ -190,6 +190,7 @@ OBJECTIVES = {name: Entry(where) for name, where in {
     "dpca": "dpca:DPCA",
     "compass": "compass:Compass",
     "dskd": "dskd:DSKD",
+    "xtoken": "xtoken:XToken",
 }.items()}
 
 # %% ../../nbs/40_objectives.ipynb #62b560ed
@@ -212,3 +213,10 @@ def objective(name, **knobs):
     obj = entry.cls(**{**entry.defaults, **knobs})
     obj.name = name
     return obj
+
+# %% ../../nbs/40_objectives.ipynb #aa41b0c1
+def methods():
+    "What every registered method is, as dicts: method, alignment, bridge, measure, needs, learns from, source."
+    named = lambda e: ", ".join(sorted(e.needs - {"student_logits"})) or "only the student's rows"
+    return [{"method": name, "summary": e.summary, "alignment": e.alignment, "bridge": e.bridge, "measure": e.measure, "needs": named(e),
+             "learns from": "text of the " + ", ".join(e.writers) + (", equal vocabularies only" if e.equal_vocabularies else ""), "source": e.source} for name, e in OBJECTIVES.items()]
