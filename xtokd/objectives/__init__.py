@@ -191,6 +191,8 @@ OBJECTIVES = {name: Entry(where) for name, where in {
     "compass": "compass:Compass",
     "dskd": "dskd:DSKD",
     "xtoken": "xtoken:XToken",
+    "pkl": "pkl:PKL",
+    "dskdv2": "dskdv2:DSKDv2",
 }.items()}
 
 # %% ../../nbs/40_objectives.ipynb #62b560ed
