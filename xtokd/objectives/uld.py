@@ -40,7 +40,7 @@ def row_pairs(alignment, pairing="chunk"):
     place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     return tuple(np.repeat(x[:-1].astype(np.int64), size) + place for x in (alignment.student_offsets, alignment.teacher_offsets))
 
-# %% ../../nbs/50_uld.ipynb #65f6fff3
+# %% ../../nbs/50_uld.ipynb #1f12ef44
 class ULD(Objective):
     "L1 of rows sorted by probability (arXiv 2402.12030); loss unit: token, one for each compared row (with `ce`: each token)."
     summary, source = "rows sorted by probability, compared rank by rank", "arXiv 2402.12030"
@@ -57,7 +57,7 @@ class ULD(Objective):
 
     def signal(self, batch):
         s, t = row_pairs(batch.alignment, self.pairing)
-        n, dev, why = len(batch.student), batch.student.device, np.full(len(batch.student), 100 if self.pairing == "chunk" else 103, np.int16)
+        n, dev, why = len(batch.student), batch.student.device, np.full(len(batch.student), 0 if self.pairing == "chunk" else 103, np.int16)
         if self.skip_stop:
             stop = np.isin(batch.student.ids[s], batch.pair.student.stop_ids) | np.isin(batch.teacher.ids[t], batch.pair.teacher.stop_ids)
             why[s[stop]], s, t = 107, s[~stop], t[~stop]
