@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ERRORS', 'step_means', 'exaccerr', 'token_kl', 'span_gap', 'exposure']
 
-# %% ../../nbs/600_exposure.ipynb #5d921d93
+# %% ../../nbs/600_exposure.ipynb #b58f64a4
 import numpy as np
 import torch
 
 from . import kl
 from .blocks import ChunkScores
 
-# %% ../../nbs/600_exposure.ipynb #f5beee53
+# %% ../../nbs/600_exposure.ipynb #0f893bbb
 def step_means(errors):
     "Mean error of each step [L] from errors [L] or [samples, L], NaN where a sample has ended."
     e = np.atleast_2d(np.asarray(errors, float))
@@ -27,7 +27,7 @@ def exaccerr(err_student, err_teacher):
     R, eps = a[:k].cumsum(), b[:k].cumsum()
     with np.errstate(divide="ignore", invalid="ignore"): return np.where(R == eps, 0., (R - eps) / eps * 100)
 
-# %% ../../nbs/600_exposure.ipynb #fe3985fc
+# %% ../../nbs/600_exposure.ipynb #d559a7a2
 def _by_sample(values, sample, count):
     "Rows [B, L] of values that stand in order of their sample, NaN behind each."
     size = np.bincount(sample, minlength=count)
@@ -54,7 +54,7 @@ def span_gap(batch, absolute=False):
 
 ERRORS = {"kl": token_kl, "span gap": span_gap, "span gap, absolute": lambda batch: span_gap(batch, True)}
 
-# %% ../../nbs/600_exposure.ipynb #29338c76
+# %% ../../nbs/600_exposure.ipynb #d114b846
 def exposure(student_text, teacher_text, error="span gap, absolute"):
     "{error, unit, percent [L]}: the excess accumulated error of a batch of the student's text over one of the teacher's."
     if error not in ERRORS: raise ValueError(f"error {error!r} is not known. Choose {', '.join(ERRORS)}.")
