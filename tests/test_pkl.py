@@ -104,6 +104,23 @@ def test_scores_from_cover_are_the_truth(twin, text):
     assert (written.ids[hit, 0] == torch.as_tensor(b.student.ids)[hit]).all()
 
 
+@pytest.mark.parametrize("small", [0, 4096])
+def test_scores_of_digits_are_the_truth_on_both_ways_through_cover(small, monkeypatch):
+    import itertools
+    from worlds import digit_groups
+    from xtokd.objectives.cells import CellGraph, cell_graph
+    monkeypatch.setattr(CellGraph, "small", small)
+    cell_graph.cache_clear()
+    texts = {"".join(x): 1 / (3 * 10 ** k) for k in range(1, 4) for x in itertools.product("0123456789", repeat=k)}
+    for a, b in ((1, 2), (2, 1)):
+        worlds = World(texts, digit_groups(a)), World(texts, digit_groups(b))
+        for text in ("963", "07"):
+            found, _ = cover_scores(world_batch(worlds, text), None)
+            exact, at = worlds[0].rows(worlds[0].codes[text]), (found.ids >= 0).nonzero()
+            assert len(at) and (exact[at[:, 0], found.ids[at[:, 0], at[:, 1]]] - found.q[at[:, 0], at[:, 1]]).abs().max() < 1e-3
+    cell_graph.cache_clear()
+
+
 # ---- the interface ----------------------------------------------------------------------------------------------------------
 def test_given_scores_need_no_teacher(twin):
     S, T = twin

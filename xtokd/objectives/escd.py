@@ -100,7 +100,7 @@ def child_losses(batch, rows, event, to, mass, order):
         return torch.zeros(len(logp), device=logp.device).index_add(0, put(event[lo:hi] - at.start), -put(mass[lo:hi]).to(p.dtype) * total.log())
     return row_losses(batch.student, rows, loss)
 
-# %% ../../nbs/53_escd.ipynb #e19a2ce7
+# %% ../../nbs/53_escd.ipynb #fc0be988
 class ESCD(BPM):
     "BPM's projected root at common cuts, plus the child events that the written token opens (arXiv 2609.34738); loss unit: token."
     summary, source = "projected root, and what completes the teacher's word after the written token", "arXiv 2609.34738"
@@ -116,7 +116,7 @@ class ESCD(BPM):
         self._seen = [np.zeros((3, 0))]
         out = super().signal(batch)
         loss, open_mass, light = np.concatenate(self._seen, 1).sum(1) / max(out.count, 1)
-        out.stats.update(child_loss=loss, child_mass=open_mass, child_mass_left_out=light)      # per supervised token
+        out.stats.update(child_loss=float(loss), child_mass=float(open_mass), child_mass_left_out=float(light))      # per supervised token
         return out
 
     def _rows(self, batch, graph, looks):

@@ -27,7 +27,7 @@ def bucket_loss(q, logp, form="kl", most=1 - 1e-5):
     loss = -(q * logp).sum(1) - rest * p_rest
     return loss if form == "ce" else loss + torch.special.xlogy(q, q).sum(1) + torch.special.xlogy(rest, rest)
 
-# %% ../../nbs/58_pkl.ipynb #faa26d1a
+# %% ../../nbs/58_pkl.ipynb #0aa8eb7c
 NEEDS.setdefault("scores", "the teacher's probabilities of a few student tokens in each row (`xtokd.objectives.pkl.Scores`)")
 
 
@@ -48,7 +48,7 @@ class Scores:
     def __len__(self): return len(self.ids)
     def __repr__(self): return f"Scores({len(self)} rows, {(self.ids >= 0).float().sum(1).mean() if len(self) else 0:.1f} candidates on average)"
 
-
+# %% ../../nbs/58_pkl.ipynb #84f1ccd2
 def scores_of(rows, top_k=5, stop_ids=(), ids=None):
     "`Scores` from teacher rows in the student's tokens (a list of [n_i, Vs] over samples, torch or numpy): the `top_k` most likely (None: all), or the written `ids` (lists over samples) alone. All `stop_ids` count as the first."
     found = []
@@ -60,7 +60,7 @@ def scores_of(rows, top_k=5, stop_ids=(), ids=None):
         found.append((at.masked_fill(~(q > 0), -1), q.nan_to_num(0.)))
     return Scores([a for a, _ in found], [q for _, q in found])
 
-# %% ../../nbs/58_pkl.ipynb #5157e854
+# %% ../../nbs/58_pkl.ipynb #96096fb8
 def alone(part, at, width, stop_ids):
     "Of rows `at` of a `Part` of cover: which of its cells [r, C] hold one student token, and that token's id [r, C]; all ways to stop are one."
     r, dev = len(range(*at.indices(len(part.rows)))), part.m.device
@@ -69,7 +69,7 @@ def alone(part, at, width, stop_ids):
     size, name = (part.student(x.expand(r, -1), at)[:, : part.m.shape[1]] for x in (one, name))
     return size == 1, name.long()
 
-
+# %% ../../nbs/58_pkl.ipynb #bba47e6e
 def events_written(batch):
     "Written ids [n]; any stop id as the first one."
     ids, stops = batch.student.ids, batch.pair.student.stop_ids
@@ -97,7 +97,7 @@ def cover_scores(batch, top_k=5, written=False, min_mass=1e-6, doubt=1e-3, rows_
     for flat, i, x in rows: ids[flat, : i.shape[1]], q[flat, : x.shape[1]] = i, x
     return Scores(ids, q), unknown
 
-# %% ../../nbs/58_pkl.ipynb #984e6164
+# %% ../../nbs/58_pkl.ipynb #ecf81372
 SOURCES, CANDIDATES, FORMS = ("cover", "given"), ("top", "written"), ("kl", "ce")
 
 
@@ -133,23 +133,28 @@ class PKL(Objective):
         if self.ce: loss, weight = (1 - self.ce) * loss - self.ce * batch.student.realised(), torch.ones_like(weight)
         return finish(batch, loss, weight, why=why, unknown=np.where(unknown < 1, unknown, 0.), **stats)
 
-    def _scores(self, batch):
-        "`Scores` of the batch and the unknown share [n] of each row."
-        given, a = batch.extra.get("scores"), batch.alignment
-        if self.given:
-            if self.written: given = Scores(given.ids.masked_fill(given.ids != torch.as_tensor(events_written(batch), device=given.ids.device)[:, None], -1), given.q)
-            return given, np.zeros(len(given), np.float32)
-        if not (batch.pair.vocab.identical and np.array_equal(a.student_ids, a.teacher_ids)): return cover_scores(batch, self.top_k, self.written, self.min_mass, self.doubt)
-        rows, step = [], max(1, handful(batch.teacher))      # equal tokenizers: the teacher's own rows
-        for lo in range(0, len(batch.teacher), step):
-            hi = min(lo + step, len(batch.teacher))
-            rows.append(scores_of([batch.teacher.logp(lo, hi).exp()], self.top_k, batch.pair.student.stop_ids, [events_written(batch)[lo:hi]] if self.written else None))
-        return Scores([x.ids for x in rows], [x.q for x in rows]), np.where(a.student_chunk >= 0, 0., 1.)
+# %% ../../nbs/58_pkl.ipynb #804fc552
+def _scores(self, batch):
+    "`Scores` of the batch and the unknown share [n] of each row."
+    given, a = batch.extra.get("scores"), batch.alignment
+    if self.given:
+        if self.written: given = Scores(given.ids.masked_fill(given.ids != torch.as_tensor(events_written(batch), device=given.ids.device)[:, None], -1), given.q)
+        return given, np.zeros(len(given), np.float32)
+    if not (batch.pair.vocab.identical and np.array_equal(a.student_ids, a.teacher_ids)): return cover_scores(batch, self.top_k, self.written, self.min_mass, self.doubt)
+    rows, step = [], max(1, handful(batch.teacher))      # equal tokenizers: the teacher's own rows
+    for lo in range(0, len(batch.teacher), step):
+        hi = min(lo + step, len(batch.teacher))
+        rows.append(scores_of([batch.teacher.logp(lo, hi).exp()], self.top_k, batch.pair.student.stop_ids, [events_written(batch)[lo:hi]] if self.written else None))
+    return Scores([x.ids for x in rows], [x.q for x in rows]), np.where(a.student_chunk >= 0, 0., 1.)
 
-    def _rows(self, batch, ids, q):
-        stops = [i for i in batch.pair.student.stop_ids if i < batch.student.width]
-        def loss(logp, at):
-            event = logp.gather(1, ids[at].clamp_min(0))
-            if len(stops) > 1: event = torch.where(ids[at] == stops[0], logp[:, stops].logsumexp(1, keepdim=True), event)
-            return bucket_loss(q[at], event.masked_fill(ids[at] < 0, -torch.inf), self.form)
-        return loss
+
+def _rows(self, batch, ids, q):
+    stops = [i for i in batch.pair.student.stop_ids if i < batch.student.width]
+    def loss(logp, at):
+        event = logp.gather(1, ids[at].clamp_min(0))
+        if len(stops) > 1: event = torch.where(ids[at] == stops[0], logp[:, stops].logsumexp(1, keepdim=True), event)
+        return bucket_loss(q[at], event.masked_fill(ids[at] < 0, -torch.inf), self.form)
+    return loss
+
+
+PKL._scores, PKL._rows = _scores, _rows
