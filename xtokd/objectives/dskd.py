@@ -118,18 +118,15 @@ def cross(batch, h, t2s, s2t, query, leak=True, scale="sample"):
     may_s, may_t = reach(batch, real_s, real_t, leak)
     return (attend(scores, may_s) @ t2s(value))[real_s], (attend(scores.mT, may_t) @ s2t(own))[real_t]
 
-# %% ../../nbs/66_dskd.ipynb #2aa098eb
+# %% ../../nbs/66_dskd.ipynb #7d1bcd39
 def soft(logits, temperature): return torch.log_softmax(logits / temperature, -1)
 
 
-def follow(batch, h, states, label, temperature=1., kind="fkl", beta=.5):
-    "Cross-entropy [n] of the carried rows to the label (-1: none), divergence [n] of the student from them where they agree with it, and agreement [n]."
-    zero = torch.zeros(len(label), device=label.device)
-    if not (label >= 0).any(): return zero, zero, zero
-    carried = states @ h.student_head[: batch.student.width].detach().float().mT
-    agree = (carried.argmax(1) == label).to(zero.dtype)
+def follow(logp, head, states, label, temperature=1., kind="fkl", beta=.5):
+    "For student rows [R, V] and states [R, D] that the head [V, D] reads: cross-entropy of what it reads to the label (-1: none), divergence of the student from it, and whether its favourite is the label."
+    carried = states @ head[: logp.shape[1]].detach().float().mT
     ce = -torch.log_softmax(carried, 1).gather(1, label.clamp_min(0)[:, None])[:, 0] * (label >= 0)
-    return ce, divergence(soft(batch.student.logp(), temperature), soft(carried.detach(), temperature), kind, beta) * agree, agree
+    return ce, divergence(soft(logp, temperature), soft(carried.detach(), temperature), kind, beta), carried.argmax(1) == label
 
 # %% ../../nbs/66_dskd.ipynb #5d34e52d
 def read_back(batch, h, states, temperature=1.):
@@ -139,7 +136,7 @@ def read_back(batch, h, states, temperature=1.):
     sample = torch.as_tensor(np.repeat(np.arange(len(batch)), size), device=loss.device)
     return torch.zeros(len(batch), device=loss.device).index_add(0, sample, loss) / torch.as_tensor(np.maximum(size, 1), device=loss.device)
 
-# %% ../../nbs/66_dskd.ipynb #f5709927
+# %% ../../nbs/66_dskd.ipynb #628d5ce8
 class DSKD(Objective, torch.nn.Module):
     "Rows in both models' spaces through learned projectors and cross-model attention (arXiv 2406.17328); loss unit: token."
     summary, source = "hidden states cross over by learned projectors and attention", "arXiv 2406.17328"
@@ -172,14 +169,14 @@ class DSKD(Objective, torch.nn.Module):
         h, own, n = hidden_of(batch), no_gold(self, batch), len(batch.student)
         self.make(h.student.shape[1], h.teacher.shape[1], h.student_embedding.shape[1], h.teacher_embedding.shape[1], h.student.device)
         sample = torch.as_tensor(np.repeat(np.arange(len(batch)), np.diff(batch.student.offsets)), device=batch.student.device)
-        lonely = (np.diff(batch.teacher.offsets) == 0)[sample.cpu().numpy()]
-        zero = torch.zeros(n, device=batch.student.device)
+        lonely, zero = (np.diff(batch.teacher.offsets) == 0)[sample.cpu().numpy()], torch.zeros(n, device=batch.student.device)
         if not n or lonely.all(): return finish(batch, zero, zero, why=np.full(n, 103))
         from_teacher, from_student = cross(batch, h, self.t2s, self.s2t, self.query, self.leak, self.scale)
         label = teacher_labels(batch) if self.labels == "teacher" else zero.long() - 1 if own else torch.as_tensor(batch.student.ids, device=zero.device)
-        t2s = follow(batch, h, from_teacher, label, self.temperature, self.kind, self.beta)
+        ce, kd, agree = follow(batch.student.logp(), h.student_head, from_teacher, label, self.temperature, self.kind, self.beta) if (label >= 0).any() else (zero, zero, zero)
+        kd = torch.where(agree > 0, kd, 0.)
         s2t = read_back(batch, h, from_student, self.temperature)[sample]
         gold = -self.ce * batch.student.realised() if self.ce else zero
         mean = lambda x: float(x.detach().mean())
-        return finish(batch, t2s[0] + t2s[1] + s2t + gold, torch.as_tensor(~lonely, dtype=zero.dtype, device=zero.device), why=np.where(lonely, 103, 0), t2s_ce=mean(t2s[0]), t2s_kd=mean(t2s[1]), s2t_kd=mean(s2t),
-                      agreement=mean(t2s[2]), labelled=mean((label >= 0).float()))
+        return finish(batch, ce + kd + s2t + gold, torch.as_tensor(~lonely, dtype=zero.dtype, device=zero.device), why=np.where(lonely, 103, 0), t2s_ce=mean(ce), t2s_kd=mean(kd), s2t_kd=mean(s2t),
+                      agreement=mean(agree.float()), labelled=mean((label >= 0).float()))
