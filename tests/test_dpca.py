@@ -79,6 +79,23 @@ def test_large_chunks():
         assert len(t) == 1 and (out.ledger["why"] == why).all() and out.count == (k if why == 0 else 0)
 
 
+@pytest.mark.parametrize("rule, cosine, norm, drift", [("full", 1., 1., 0.), ("shift", 1., .5, 0.), ("semantic_prior", .9876, .585, 0.), ("average", .1406, .819, .0588)])
+def test_each_credit_against_the_exact_gradient(rule, cosine, norm, drift):       # 1.4: a chunk of two tokens whose four strings are enumerated
+    zero = torch.zeros(2, dtype=torch.long)
+    credit = (lambda lp, lt: lt / 2 - lp) if rule == "average" else lambda lp, lt: chunk_advantage(lp, zero, lt[None], rule)
+    w = torch.tensor([.3, -.2, .5, -.1, -.4, .2], requires_grad=True)
+    def updates(q=None):
+        root, child = torch.log_softmax(w[:2], 0), torch.log_softmax(w[2:].view(2, 2), 1)
+        joint = root[:, None] + child
+        q = joint.exp().detach() if q is None else q
+        exact = torch.autograd.grad(-(joint.exp() * (joint - q.log())).sum(), w, retain_graph=True)[0]
+        paths = [(i, j, torch.stack([root[i], child[i, j]])) for i in range(2) for j in range(2)]
+        return exact, torch.autograd.grad(sum(joint[i, j].exp().detach() * (credit(lp.detach(), q[i, j].log()) * lp).sum() for i, j, lp in paths), w)[0]
+    exact, told = updates(torch.tensor([[.45, .15], [.1, .3]]))
+    assert abs(torch.cosine_similarity(exact, told, 0) - cosine) < 1e-3 and abs(told.norm() / exact.norm() - norm) < 1e-3
+    assert abs(updates()[1].abs().max() - drift) < 1e-4
+
+
 # ---------------------------------------------------------------- the released walk
 
 @st.composite
