@@ -12,7 +12,7 @@ from xtokd.objectives import divergence, objective
 from xtokd.objectives.gold import Columns, hybrid_parts, merged_rows, same_strings, with_missing
 from xtokd.pair import Pair
 
-KNOBS = ({}, {"merge": "bayesian"}, {"hybrid": False}, {"top_k": 3}, {"beta": 0.}, {"beta": 1.}, {"weights": (1., .5)}, {"compat": True}, {"compat": True, "merge": "bayesian", "hybrid": False})
+KNOBS = ({}, {"merge": "bayesian"}, {"hybrid": False}, {"top_k": 3}, {"beta": 0.}, {"beta": 1.}, {"weights": (1., .5)}, {"mass": "renormalise"}, {"compat": True}, {"compat": True, "merge": "bayesian", "hybrid": False})
 TEXTS = ("The number is 9632.", "Certainly: 12", "894772 altogether.", "7 altogether.", "naïve 👍🏽 café", "")
 ZERO = torch.zeros(1)
 
@@ -59,7 +59,7 @@ def test_hybrid_by_hand():
     S, T, c = torch.tensor([[.5, .3, .2]]).log(), torch.tensor([[.2, .4, .3, .1]]).log(), Columns(v, 3, 4)
     assert c.share == .5
     for beta, named, total in ((0., -.068185, .065907), (.5, .036791, .118395), (1., .371841, .285920)):
-        a, b = hybrid_parts(S, T, ZERO, ZERO, c, beta, compat=True)
+        a, b = hybrid_parts(S, T, ZERO, ZERO, c, beta, mass=None)
         assert abs(a - named) < 1e-6 and abs(b - .2) < 1e-6 and abs(.5 * a + .5 * b - total) < 1e-6
         ours, rank = hybrid_parts(S, T, ZERO, ZERO, c, beta)
         bucket = [torch.tensor([x]).log() for x in ([.5, .3, .2], [.2, .4, .4])]
@@ -82,7 +82,7 @@ def test_missing_mass_fills_the_row_up():                                       
     assert torch.allclose(full_.sum(1), torch.ones(20), atol=1e-6) and torch.allclose(full_[:, :6], p[:, :6] * scale.exp()[:, None])
 
 
-@pytest.mark.parametrize("how", KNOBS[:7], ids=str)
+@pytest.mark.parametrize("how", KNOBS[:8], ids=str)
 def test_never_negative(pair, how):                                                # D12
     for scale in (.1, 1., 10.):
         out = objective("gold", **how)(full(pair, TEXTS, scale=scale)[0])
@@ -217,6 +217,21 @@ def test_names_by_bytes_and_by_string(pair):
     assert [pair.student.tokenizer.id_to_token(i) for i in s.tolist()] == [pair.teacher.tokenizer.id_to_token(i) for i in t.tolist()]
 
 
+def test_renormalised_names_are_strict_at_single_tokens(pair):
+    b, _ = full(pair, TEXTS)
+    ours, strict = (objective(name, **how)(b) for name, how in (("gold", {"weights": (1., 0.), "mass": "renormalise"}), ("strict", {"divergence": "jsd"})))
+    one = strict.ledger["weight"] > 0
+    assert one.any() and np.allclose(ours.ledger["signal"][one], strict.ledger["signal"][one], atol=1e-6)
+
+
+def test_a_split_token_shrinks_the_teachers_row(pair):                             # why mass="renormalise" is offered
+    v = SimpleNamespace(identical=False, shared_student=[0, 1], shared_teacher=[0, 1], stop_student=[], stop_teacher=[])
+    S, T, c = torch.tensor([[.5, .3, .2]]).log().requires_grad_(), torch.tensor([[.5, .3, .1, .1]]).log(), Columns(v, 3, 4)
+    for mass, moved in (("missing", True), ("renormalise", False)):
+        loss = hybrid_parts(S, T, ZERO, torch.tensor([-2.]), c, mass=mass)[0].sum()
+        assert bool(torch.autograd.grad(loss, S)[0].abs().max() > 1e-3) == moved
+
+
 # ---- the rest ---------------------------------------------------------------------------------------------------------------
 def test_gold_text(pair):
     p = parts(pair, TEXTS[:3])
@@ -268,5 +283,5 @@ def test_broken_text_moves_nothing(pair):                                       
 
 
 def test_wrong_values_are_refused():
-    for how in ({"merge": "mean"}, {"beta": 2.}, {"weights": (1.,)}, {"weights": (1., -1.)}, {"top_k": 0}, {"ce": -1.}, {"compat": True, "ce": 1.}):
+    for how in ({"merge": "mean"}, {"beta": 2.}, {"weights": (1.,)}, {"weights": (1., -1.)}, {"top_k": 0}, {"mass": "drop"}, {"ce": -1.}, {"compat": True, "ce": 1.}):
         with pytest.raises(ValueError): objective("gold", **how)
