@@ -142,13 +142,13 @@ class NearestToken:
 
     def __repr__(self): return f"NearestToken({self.source.name} -> {self.target.name}: {(self.exact >= 0).sum():,} ids exact, {(self.known == -2).sum():,} not looked for yet)"
 
-# %% ../../nbs/62_dtw.ipynb #ebfb0b6d
+# %% ../../nbs/62_dtw.ipynb #103a58cc
 def _index(near):
     "Text ids of the target, short ones first, then in byte order; their sizes; how often each has each byte [256, n]."
     ids, pieces = text_ids(near.target)
     order = sorted(range(len(ids)), key=lambda k: (len(pieces[k]), pieces[k]))
     near.ids, near.pieces = ids[order], [pieces[k] for k in order]
-    near.size = np.fromiter(map(len, near.pieces), np.int64, len(order))
+    near.size = np.fromiter(map(len, near.pieces), np.int16, len(order))
     near.bag = np.zeros((256, len(order)), np.uint8)
     key, times = np.unique(np.repeat(np.arange(len(order)), near.size) * 256 + np.frombuffer(b"".join(near.pieces), np.uint8), return_counts=True)
     near.bag[key % 256, key // 256] = np.minimum(times, 255)
@@ -158,12 +158,13 @@ def _search(near, piece):
     if not hasattr(near, "bag"): _index(near)
     if not len(near.ids): return -1
     byte, times = np.unique(np.frombuffer(piece, np.uint8), return_counts=True)
-    common = np.minimum(near.bag[byte], np.minimum(times, 255)[:, None].astype(np.uint8)).sum(0, dtype=np.int64)
+    common = np.minimum(near.bag[byte], np.minimum(times, 255)[:, None].astype(np.uint8)).sum(0, dtype=np.int16)
     if len(piece) > 255: common = np.minimum(near.size, len(piece))        # the bags count to 255
     least, best = np.maximum(near.size, len(piece)) - common, (np.inf, 0)
-    for level in np.unique(least).tolist():
+    for level in range(int(least.min()), int(least.max()) + 1):
         if level > best[0]: break
         at = np.flatnonzero(least == level)
+        if not len(at): continue
         far = edit_distances([piece] * len(at), [near.pieces[k] for k in at.tolist()])
         k = int(far.argmin())
         best = min(best, (int(far[k]), int(at[k])))
