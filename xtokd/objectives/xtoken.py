@@ -19,21 +19,29 @@ from .blocks import by_chunk, chunk_weights, over_tokens
 from .sedi import cut_bytes, pick
 from ..rowwise import handful, row_losses
 
-# %% ../../nbs/60_xtoken.ipynb #0ba5818a
+# %% ../../nbs/60_xtoken.ipynb #bcd2b6b4
 class Projection:
     "Sparse rows from student ids to teacher ids: `ids` int64 [Vs, top] (-1: none) and `weights` float32 [Vs, top], the largest first."
     def __init__(self, ids, weights, width):
         self.ids, self.weights, self.width = np.asarray(ids, np.int64), np.asarray(weights, np.float32), width
         self.row, self.slot = np.nonzero((self.ids >= 0) & (self.weights > 0))
         self.to = self.ids[self.row, self.slot]
+        self._places = {}
         self.mapped, self.reached = np.bincount(self.row, minlength=len(self.ids)) > 0, np.bincount(self.to, minlength=width) > 0
+
+    def places(self, width_s, width_t, device):
+        "Student id, slot and teacher id of each weight within these widths, on the device."
+        key = width_s, width_t, str(device)
+        if key not in self._places:
+            use = np.flatnonzero((self.row < width_s) & (self.to < width_t))
+            self._places[key] = [torch.as_tensor(x[use], device=device) for x in (self.row, self.slot, self.to)] + [torch.as_tensor(self.weights, device=device)]
+        return self._places[key]
 
     def __call__(self, p, width=None, weights=None):
         "Masses [R, width] of teacher ids from masses [R, Vs] of student ids; `weights` [Vs, top] stands in for the matrix's own."
         width = width or self.width
-        use = np.flatnonzero((self.row < p.shape[1]) & (self.to < width))
-        row, slot, to = (torch.as_tensor(x[use], device=p.device) for x in (self.row, self.slot, self.to))
-        w = (torch.as_tensor(self.weights) if weights is None else weights).to(p.device)[row, slot].to(p.dtype)
+        row, slot, to, own = self.places(p.shape[1], width, p.device)
+        w = (own if weights is None else weights)[row, slot].to(p.dtype)
         return torch.zeros(len(p), width, dtype=p.dtype, device=p.device).index_add(1, to, p.index_select(1, row) * w)
 
     def __repr__(self): return f"Projection({len(self.ids)} -> {self.width} ids, {len(self.row)} weights, {int((~self.mapped).sum())} student ids without a row)"
@@ -41,7 +49,7 @@ class Projection:
 
 def piece_weights(m, beta=.9, gamma=.1): "Weights [m] of the pieces of one token."; w = beta * gamma ** np.arange(m); return w / w.sum()
 
-# %% ../../nbs/60_xtoken.ipynb #7fc5ca52
+# %% ../../nbs/60_xtoken.ipynb #2012bca3
 def build_projection(pair, beta=.9, gamma=.1, top=4, exact_only=False):
     "The `Projection` of a pair; a piece that comes twice in a token counts twice."
     s, t, v = pair.student, pair.teacher, pair.vocab
@@ -49,13 +57,17 @@ def build_projection(pair, beta=.9, gamma=.1, top=4, exact_only=False):
     ids, weights = np.full((len(s), top), -1, np.int64), np.zeros((len(s), top), np.float32)
     ids[:, 0], weights[:, 0] = v.student_to_teacher, v.student_to_teacher >= 0
     if len(v.stop_teacher): ids[v.stop_student, 0], weights[v.stop_student, 0] = t.stop_ids[0], 1
-    rest = np.flatnonzero((ids[:, 0] < 0) & (s.lengths > 0)).tolist() if not exact_only else []
-    for i, cut in zip(rest, cut_bytes(t, [s.bytes[i] for i in rest])):
-        if not cut: continue
-        to, where = np.unique(cut[:top], return_inverse=True)
-        w = np.bincount(where.reshape(-1), piece_weights(min(len(cut), top), beta, gamma))
-        order = np.argsort(-w, kind="stable")
-        ids[i, : len(to)], weights[i, : len(to)] = to[order], w[order]
+    rest = np.flatnonzero((ids[:, 0] < 0) & (s.lengths > 0)) if not exact_only else np.zeros(0, np.int64)
+    cuts = [c[:top] for c in cut_bytes(t, [s.bytes[i] for i in rest.tolist()])]
+    to = np.array([c + [-1] * (top - len(c)) for c in cuts], np.int64).reshape(len(rest), top)
+    w = np.stack([np.r_[piece_weights(m, beta, gamma) if m else [], np.zeros(top - m)] for m in range(top + 1)])[(to >= 0).sum(1)]
+    for j in range(1, top):
+        for i in range(j):
+            twice = (to[:, i] == to[:, j]) & (to[:, j] >= 0)
+            w[twice, i] += w[twice, j]
+            to[twice, j], w[twice, j] = -1, 0
+    order = np.argsort(-w, 1, kind="stable")
+    ids[rest], weights[rest] = np.take_along_axis(to, order, 1), np.take_along_axis(w, order, 1)
     return Projection(ids, weights, len(t))
 
 # %% ../../nbs/60_xtoken.ipynb #456dd90c
@@ -130,7 +142,7 @@ def fold(p, stops):
     total = p[:, at].sum(1, keepdim=True)
     return p.index_fill(1, at, 0.).index_copy(1, at[:1], total)
 
-# %% ../../nbs/60_xtoken.ipynb #1dab94c8
+# %% ../../nbs/60_xtoken.ipynb #80429d23
 class XToken(Objective, torch.nn.Module):
     "P-KL or H-KL through a sparse matrix from student ids to teacher ids; loss unit: chunk."
     summary, source = "sparse projection of the student's row, or a common set enlarged by it", "arXiv 2605.21699"
@@ -154,8 +166,8 @@ class XToken(Objective, torch.nn.Module):
         if self.learn and self.choice == "p-kl": self.free = torch.nn.Parameter(torch.as_tensor(np.log(np.maximum(self.W.weights, 1e-9))))
 
     def weights(self, device):
-        "The matrix's weights [Vs, top] on the device: fixed, or the learnt softmax over each row's own places."
-        if self.free is None: return torch.as_tensor(self.W.weights, device=device)
+        "The learnt weights [Vs, top] on the device, a softmax over each row's own places; None where the matrix is fixed."
+        if self.free is None: return None
         live = torch.as_tensor((self.W.ids >= 0) & (self.W.weights > 0), device=device)
         return torch.where(live, self.free.masked_fill(~live, -1e9).softmax(-1), 0.)
 
