@@ -19,7 +19,7 @@ def parts(pair, texts=TEXTS, seed=0, stop=True, dim=(6, 8), scale=1., same=False
         rand = lambda *shape: torch.randn(*shape, generator=g)
         logits = rand(len(s), len(pair.student))
         values = dict(student_ids=s, teacher_ids=t, student_logits=logits.clone().requires_grad_(), teacher_logits=logits.clone() if same else scale * rand(len(t), len(pair.teacher)),
-                      behaviour_logp=-rand(len(s)).abs(), reference_logp=-rand(len(s)).abs(), weak_logp=-rand(len(t)).abs(), plus_logp=-rand(len(t)).abs(), minus_logp=-rand(len(t)).abs(),
+                      behaviour_logp=torch.log_softmax(logits, -1).gather(1, torch.tensor(s, dtype=torch.long)[:, None])[:, 0] if s else torch.zeros(0), reference_logp=-rand(len(s)).abs(), weak_logp=-rand(len(t)).abs(), plus_logp=-rand(len(t)).abs(), minus_logp=-rand(len(t)).abs(),
                       hs=rand(len(s), dim[0]).requires_grad_(), ht=rand(len(t), dim[1]))
         for k, v in values.items(): out[k].append(v)
     return out

