@@ -6,11 +6,11 @@ import torch
 
 from worlds import bpe, make_pair
 from xtokd.batch import PairBatch
-from xtokd.objectives import NEEDS, OBJECTIVES, divergence, objective, why_text
+from xtokd.objectives import divergence, objective
 from xtokd.objectives.sampled import CREDITS, chunk_advantage
 from xtokd.pair import Pair
 
-NAMES = tuple(OBJECTIVES)
+NAMES = ("cover", "bpm", "strict", "sampled", "sft")     # the road's own; what holds for all is asked in test_methods
 TEXTS = ("The number is 9632.", "Certainly: 12", "894772 altogether.", "7 altogether.")
 
 
@@ -39,72 +39,11 @@ def gradient(pair, name, **how):
     return torch.cat([r.grad[:, : len(pair.student)] for r in rows])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_splitting_changes_nothing(pair, name):                                   # D13
-    whole = objective(name)(make(pair)[0])
-    for cut in ((1, 3), (2, 2), (1, 1, 1, 1)):
-        at, parts = 0, []
-        for n in cut: parts.append(objective(name)(make(pair, TEXTS[at: at + n])[0])); at += n
-        assert torch.allclose(whole.sum, sum(p.sum for p in parts), rtol=1e-4) and whole.count == sum(p.count for p in parts)
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "sft"])
-def test_the_teacher_reaches_the_gradient(pair, name):                            # D9
-    assert not torch.allclose(gradient(pair, name, scale=1.), gradient(pair, name, scale=2.), atol=1e-3)
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "sft"])
-def test_shifted_teacher_rows_change_the_result(pair, name):                      # D10
-    a, b = (objective(name)(make(pair, shift=k)[0]).sum for k in (0, 1))
-    assert abs(a - b) > 1e-3
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_padded_heads_change_nothing(pair, name):                                 # D17
-    b, rows, t_rows = make(pair)
-    wide = lambda x: torch.cat([x.detach(), torch.full((len(x), 37), 9.)], 1)
-    a = b.alignment
-    cut = lambda ids, off: [ids[off[k]: off[k + 1]] for k in range(len(a))]
-    padded = PairBatch.from_logits(pair, cut(a.student_ids, a.student_offsets), cut(a.teacher_ids, a.teacher_offsets), [wide(r) for r in rows], [wide(r) for r in t_rows])
-    assert torch.allclose(objective(name)(b).sum, objective(name)(padded).sum, rtol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["cover", "bpm", "strict"])
 @pytest.mark.parametrize("kind", ["fkl", "rkl", "jsd"])
 def test_divergences_are_never_negative(pair, name, kind):                        # D12
     out = objective(name, divergence=kind)(make(pair)[0])
     assert (out.token_loss > -1e-5).all() and torch.isfinite(out.sum)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_empty_and_lone_stop_responses(pair, name):                               # D14
-    b, rows, _ = make(pair, ("", "7 altogether."))
-    out = objective(name)(b)
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and all(torch.isfinite(r.grad).all() for r in rows)
-    empty = PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student))], [torch.zeros(0, len(pair.teacher))])
-    assert objective(name)(empty).count == 0 and objective(name)(empty).loss == 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_impossible_teacher_tokens_leave_the_gradient_finite(pair, name):         # D14
-    b, rows, t_rows = make(pair)
-    t = [x.clone() for x in t_rows]
-    for x in t: x[:, ::3] = -torch.inf
-    a = b.alignment
-    cut = lambda ids, off: [ids[off[k]: off[k + 1]] for k in range(len(a))]
-    out = objective(name)(PairBatch.from_logits(pair, cut(a.student_ids, a.student_offsets), cut(a.teacher_ids, a.teacher_offsets), rows, t))
-    out.sum.backward()
-    assert all(torch.isfinite(r.grad).all() for r in rows)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_token_has_a_signal_or_a_reason(pair, name):                        # D25
-    out = objective(name)(make(pair)[0])
-    silent = out.ledger["weight"] == 0
-    assert (out.ledger["why"][silent] > 0).all() and (out.ledger["why"][~silent] == 0).all()
-    assert all(why_text(w) for w in np.unique(out.ledger["why"][silent]))
-    assert abs(out.stats["signal_share"] - (~silent).mean()) < 1e-6
 
 
 def test_truncated_teacher_is_masked_and_not_shifted(pair):                       # D23
@@ -211,9 +150,3 @@ def test_rows_answer_in_slices(pair):
     assert torch.allclose(r.logp(3, 17), whole[3:17]) and torch.allclose(r.take([20, 1, 7]), whole[[20, 1, 7]])
     assert torch.allclose(r.realised(chunk=4), whole[torch.arange(len(r)), torch.as_tensor(r.ids)])
     assert torch.equal(r.topk(3, 2, 9)[1], whole[2:9].topk(3)[1])
-
-
-def test_every_entry_says_what_it_is():
-    for name, entry in OBJECTIVES.items():
-        assert all((entry.summary, entry.source, entry.alignment, entry.bridge, entry.measure)), name
-        assert entry.needs <= set(NEEDS) and entry.writer in entry.writers and all(k in repr(entry.defaults) for k in entry.defaults), name

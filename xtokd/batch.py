@@ -102,7 +102,7 @@ def _topk(rows, k, lo=0, hi=None):
 
 Rows.gather, Rows.realised, Rows.topk = _gather, _realised, _topk
 
-# %% ../nbs/10_batch.ipynb #4674e244
+# %% ../nbs/10_batch.ipynb #b17969bc
 @dataclass(repr=False)
 class PairBatch:
     "Student responses, the same bytes in teacher tokens, their alignment, and both sides' rows."
@@ -134,7 +134,7 @@ def _pieces(batch, rows_at_once):
 
 PairBatch.pieces = _pieces
 
-# %% ../nbs/10_batch.ipynb #ffb11ef4
+# %% ../nbs/10_batch.ipynb #6780729d
 @dataclass(repr=False)
 class Hidden:
     "Last hidden states that made the rows, student [n, Ds] with gradient, teacher [m, Dt] without (lists over samples are joined), heads [V, D] and input embeddings [V, D] of both models."
@@ -146,8 +146,8 @@ class Hidden:
     teacher_embedding: torch.Tensor | None = None
 
     def __post_init__(self):
-        if isinstance(self.student, (list, tuple)): self.student = torch.cat(list(self.student))
-        if isinstance(self.teacher, (list, tuple)): self.teacher = torch.cat(list(self.teacher))
+        join = lambda x, head: x if torch.is_tensor(x) else torch.cat([head.new_zeros(0, head.shape[1]), *x])
+        self.student, self.teacher = join(self.student, self.student_head), join(self.teacher, self.teacher_head)
         self.teacher = self.teacher.detach()
         for name in ("head", "embedding"):
             for side in ("student", "teacher"):
@@ -157,7 +157,7 @@ class Hidden:
 
     def __repr__(self): return f"Hidden(student {tuple(self.student.shape)}, teacher {tuple(self.teacher.shape)})"
 
-# %% ../nbs/10_batch.ipynb #e8592f06
+# %% ../nbs/10_batch.ipynb #bce61601
 def _flat(values, n, name, device, side="student"):
     "Per-sample vectors joined to one float32 vector of n values without gradient; None stays None."
     if values is None: return None
@@ -177,6 +177,7 @@ def _from_logits(cls, pair, student_ids, teacher_ids, student_logits, teacher_lo
     if teacher_logits is not None:
         if len(teacher_logits) == len(teacher_ids):   # a truncated teacher has fewer rows than ids: what it did not see is masked, not shifted
             teacher_ids = [t[: len(l)] for t, l in zip(teacher_ids, teacher_logits)]
+            extra |= {k: [v[: len(l)] for v, l in zip(extra[k], teacher_logits)] for k in TEACHER_VALUES if k in extra}
         check_rows(teacher_logits, teacher_ids, "teacher")
         teacher_logits = Rows([l.detach() for l in teacher_logits], teacher_ids, pair.teacher)
     alignment = align_batch(student_ids, teacher_ids, student=pair.student, teacher=pair.teacher, granularity=granularity)

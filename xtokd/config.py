@@ -18,6 +18,7 @@ class DistillConfig:
     batch_size: int = 32          # prompts a step, over all processes
     micro_batch: int = 8          # samples a forward and backward pass; changes memory, not the result
     lr: float = 1e-4              # AdamW's learning rate
+    objective_lr: float | None = None   # of the objective's own parameters (adapters, projectors); `lr` where none is given
     weight_decay: float = 0.0
     warmup: int = 10              # steps of linear warm-up
     schedule: str = "constant"    # after the warm-up: "constant", "cosine" or "linear" (both to zero)

@@ -153,8 +153,9 @@ class Setup(Parts):
         if check is None and isinstance(prompts, str) and prompts == "tiny": from xtokd.tiny import check
         self.window, self.context = window, context
         self.check, self.callbacks = check, [*callbacks] + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
-        self.params = [p for p in self.student.model.parameters() if p.requires_grad] + self.objective_params()
-        self.optimizer = torch.optim.AdamW(self.params, lr=c.lr, weight_decay=c.weight_decay)
+        own, extra = [p for p in self.student.model.parameters() if p.requires_grad], self.objective_params()
+        self.params, groups = own + extra, [{"params": own}] + [{"params": extra, "lr": c.objective_lr or c.lr}] * bool(extra)
+        self.optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(c, s))
         self.step, self.costs, self.out = 0, Costs(), Path(c.out or f"runs/{getattr(self.objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
 

@@ -241,9 +241,10 @@ def learning_rate(step: int, steps: int, peak: float, decay: bool = True, warmup
     fall = 0.05 + 0.475 * (1 + cos(pi * step / steps)) if decay else 1.0
     return peak * min(1.0, (step + 1) / warmup) * fall
 
-# %% ../nbs/08_tiny.ipynb #5849fe71
+# %% ../nbs/08_tiny.ipynb #7297bcb2
 def supervised(model, tok, draw, steps: int,      # draw() -> list of items, a fresh batch at every call
                peak: float = 3e-3, decay: bool = True, every: int = 100, probe: list = (), stop_at: float = 2.0, report=None,
+               score=None,                        # score(model, tok, probe, seed=step); default: accuracy
               ) -> list[dict]:                    # one record for each measurement: step, loss, accuracy, seconds
     "Train `model` in place on the reference responses; measure its sampled accuracy on `probe` every `every` steps."
     import torch
@@ -260,7 +261,7 @@ def supervised(model, tok, draw, steps: int,      # draw() -> list of items, a f
         losses, spent = losses + [loss.item()], spent + time.perf_counter() - start
         if step % every and step < steps: continue
         curve.append({"step": step, "loss": round(sum(losses) / len(losses), 4),
-                      "accuracy": round(accuracy(model, tok, probe, seed=step), 4) if probe else None, "seconds": round(spent, 1)})
+                      "accuracy": round((score or accuracy)(model, tok, probe, seed=step), 4) if probe else None, "seconds": round(spent, 1)})
         losses = []
         if report: report(curve[-1])
         if probe and curve[-1]["accuracy"] >= stop_at: break
@@ -304,13 +305,15 @@ def measured(model, tok, n: int = 500, seed: int = 1) -> dict:
     probe = items(n, seed, "heldout")
     return {"n": n, "sampled": accuracy(model, tok, probe), "greedy": accuracy(model, tok, probe, sample=False)}
 
-# %% ../nbs/08_tiny.ipynb #abf79082
+# %% ../nbs/08_tiny.ipynb #a53f01df
 def train_pair(seed: int = 0, out="data/tiny", teacher_steps: int = 1600, student_steps: int = 400, report=None) -> dict:
     "Make the whole of `data/tiny`: items, tokenizers, models, and the record of the training, which is also returned."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "train.jsonl", items(4096, seed))
     write_jsonl(out / "heldout.jsonl", items(512, seed + 1, "heldout"))
+    seen = {item["answer"] for item in items(4096, seed)}
+    write_jsonl(out / "validation.jsonl", [item for item in items(2048, seed + 3000) if item["answer"] not in seen][:512])
     toks = dict(zip(("student", "teacher"), build_tokenizers(seed)))
     steps, made, record = {"student": student_steps, "teacher": teacher_steps}, {}, {"seed": seed}
     for role, tok in toks.items():

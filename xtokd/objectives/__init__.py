@@ -19,7 +19,8 @@ import torch
 WHY_SIGNAL = {0: None, 100: "its chunk has no signal under this objective", 101: "the token is not in the shared vocabulary",
               102: "no teacher text has this cut here (a non-canonical sample)", 103: "the teacher has no row here (truncated)",
               104: "all of the teacher's mass here is unknown", 105: "a whitespace row (masked on request)", 106: "outside the supervision window",
-              107: "a token that ends the text (left out on request)", 108: "its chunk is too large (left out on request)", 109: "the teacher's number here is not finite"}
+              107: "a token that ends the text (left out on request)", 108: "its chunk is too large (left out on request)", 109: "the teacher's number here is not finite",
+              110: "inside a chunk, of which the first row is compared"}
 
 
 @dataclass
@@ -94,7 +95,7 @@ def finish(batch, token_loss, weight, *, unit="token", signal=None, why=None, un
         weight = weight * torch.as_tensor(inside, device=weight.device)
     total = (token_loss * weight).sum()
     ledger = make_ledger(batch, token_loss if signal is None else signal, weight, why, unknown)
-    return Output(total, float(weight.double().sum()), unit, (token_loss * weight).detach(), {**coverage(batch, ledger), **stats}, ledger)
+    return Output(total, round(float(weight.double().sum()), 4), unit, (token_loss * weight).detach(), {**coverage(batch, ledger), **stats}, ledger)
 
 # %% ../../nbs/40_objectives.ipynb #6e85cfb1
 def blank_mask(batch):
@@ -116,13 +117,14 @@ def divergence(student, teacher, kind="rkl", beta=0.5):
     if kind == "fkl": return kl(teacher, student)
     if kind == "rkl": return kl(student, teacher)
     if kind != "jsd": raise ValueError(f"divergence {kind!r} is not known. Choose fkl, rkl or jsd.")
-    mix = torch.logaddexp(student + np.log(1 - beta), teacher + np.log(beta))
+    mix = torch.logaddexp(*(x.clamp_min(-1e30) + np.log(w) for x, w in ((student, 1 - beta), (teacher, beta))))   # -inf on both sides would have the gradient NaN
     return beta * kl(teacher, mix) + (1 - beta) * kl(student, mix)
 
 # %% ../../nbs/40_objectives.ipynb #7c3fc18f
 NEEDS = {"student_logits": "the student's rows", "teacher_logits": "the teacher's rows", "behaviour_logp": "the student's log-probs at the time of writing",
          "reference_logp": "log-probs of the student as it was at the start", "weak_logp": "realised log-probs of a weak model of the teacher's family (`weak=` of the Distiller)",
          "hidden": "hidden states and heads of both models", "plus_logp": "realised log-probs of a teacher tuned on preferences", "minus_logp": "realised log-probs of a teacher tuned on reversed preferences",
+         "scores": "the teacher's probabilities of a few student tokens in each row (`xtokd.objectives.pkl.Scores`)",
          "preferences": "answers in pairs, +1 for the chosen and -1 for the rejected", "gold": "text that the student did not write (the teacher's, or a reference)"}
 
 

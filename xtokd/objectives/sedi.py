@@ -166,7 +166,7 @@ class SeDi(Objective, torch.nn.Module):
     summary, source = "top candidates cut again by the student, entropy alignment, adapter", "SeDi, AAAI-26 p. 33494"
     alignment, bridge, measure = "chunks", "top-k re-encoding", "forward KL + entropy gap"
     exceptions = {"I6": "a target reads the teacher's row at the chunk's end, so it depends on the text of its own chunk (never on later ones)",
-                  "I1": "equal only with k=None: the top k leave out the tail of a row"}
+                  "I1": "equal only with k=None: the top k leave out the tail of a row", "I3": "zero only with k=None, for the same reason"}
 
     def __init__(self, k=100, background=-1e4, collision="logsumexp", prefix_consistent=True, detach_target=True, adapter=True, lone="auto", entropy="token", entropy_weight=1.,
                  normalised_entropy=False, truncated_entropy=False, static_map=False, overwrite=False, temperature=1., ce=0.):

@@ -16,8 +16,10 @@ def shared_logp(batch, student_logp, teacher_logp):
     "Both sides' log-masses [R, C] on the shared coordinates: byte-identical ids, then the stop role (every id where the vocabularies are identical)."
     v, sides = batch.pair.vocab, []
     if v.identical: return student_logp, teacher_logp
+    inside = (v.shared_student < student_logp.shape[1]) & (v.shared_teacher < teacher_logp.shape[1])     # a head may be narrower than its tokenizer
     for logp, ids, stops in ((student_logp, v.shared_student, v.stop_student), (teacher_logp, v.shared_teacher, v.stop_teacher)):
         at = lambda x: torch.as_tensor(np.array(x, np.int64), device=logp.device)
+        ids, stops = ids[inside], stops[stops < logp.shape[1]]
         sides.append(torch.cat([logp.index_select(1, at(ids))] + ([logp.index_select(1, at(stops)).logsumexp(1, keepdim=True)] if len(stops) else []), 1))
     width = min(s.shape[1] for s in sides)   # a side without stop ids leaves the role out on both
     return tuple(s[:, :width] for s in sides)
