@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'versions', 'machine', 'peak_memory',
            'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #db93a430
+# %% ../nbs/14_distill.ipynb #89a1d10c
 import signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +23,7 @@ from .evaluate import evaluate, response_text
 from .kept import keep
 from .objectives import objective as make_objective
 from .pair import Pair
-from .prompts import load_prompts
+from .prompts import load_prompts, own_check
 from .runlog import Control, Costs, Run, RunLog, log_file
 from .others import plug_in, third_models
 from .step import Tally, accumulate, finish_gradient, load_side, references, report, write, written
@@ -72,7 +72,7 @@ def interruptible(control):
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/14_distill.ipynb #68a52bd8
+# %% ../nbs/14_distill.ipynb #535e39a4
 def read_objective(x):
     "An objective from its name, from (name, knobs), or as it is"
     if isinstance(x, str): x = x, {}
@@ -84,7 +84,7 @@ def split_prompts(prompts, heldout, config):
     "Training items and held-out items; without held-out ones of their own, the last few (a fifth at most) are held out"
     items = load_prompts(prompts)
     if not config.eval_prompts: return items, []
-    if heldout is None and isinstance(prompts, str) and prompts == "tiny": heldout = "tiny:heldout"
+    if heldout is None and own_check(prompts): heldout = f"{prompts.partition(':')[0]}:heldout"
     if heldout is not None: return items, load_prompts(heldout, config.eval_prompts)
     n = min(config.eval_prompts, len(items) // 5)
     return items[:len(items) - n], items[len(items) - n:]
@@ -122,7 +122,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #4003ef8c
+# %% ../nbs/14_distill.ipynb #36cfdbde
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -150,7 +150,7 @@ class Setup(Parts):
         self.pair = Pair(self.student.bv, self.teacher.bv)
         self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
-        if check is None and isinstance(prompts, str) and prompts == "tiny": from xtokd.tiny import check
+        check = check or own_check(prompts)
         self.window, self.context = window, context
         self.check, self.callbacks = check, [*callbacks] + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
         own, extra = [p for p in self.student.model.parameters() if p.requires_grad], self.objective_params()

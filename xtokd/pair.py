@@ -6,7 +6,7 @@
 __all__ = ['THRESHOLDS', 'LEVELS', 'Pair', 'probes', 'measure', 'summary', 'digit_cuts', 'digit_report', 'head_report',
            'chat_report', 'Report', 'Reason', 'report_text', 'report_markdown', 'examine', 'doctor']
 
-# %% ../nbs/03_pair.ipynb #fb9c2d7c
+# %% ../nbs/03_pair.ipynb #d5cdfe75
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,14 +16,14 @@ import numpy as np
 from .align import KINDS, align, align_batch
 from .bytevocab import ByteVocab, UnsupportedTokenizer
 from .chat import render, turn_end
-from .models import data_dir, resolve
+from .models import OURS, data_dir, resolve
 from .vocab import VocabMap
 
-# %% ../nbs/03_pair.ipynb #b8e0dbf1
+# %% ../nbs/03_pair.ipynb #fa61ed26
 def _side(x, role):
     "A ByteVocab from whatever a person has at hand."
     if not isinstance(x, (str, Path)): return ByteVocab(x)
-    return ByteVocab(resolve(x, role), name=f"tiny-{role}" if str(x) == "tiny" else None)
+    return ByteVocab(resolve(x, role), name=f"{x}-{role}" if str(x) in OURS else None)
 
 
 class Pair:
