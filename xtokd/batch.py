@@ -134,7 +134,7 @@ def _pieces(batch, rows_at_once):
 
 PairBatch.pieces = _pieces
 
-# %% ../nbs/10_batch.ipynb #6780729d
+# %% ../nbs/10_batch.ipynb #86ec796c
 @dataclass(repr=False)
 class Hidden:
     "Last hidden states that made the rows, student [n, Ds] with gradient, teacher [m, Dt] without (lists over samples are joined), heads [V, D] and input embeddings [V, D] of both models."
@@ -157,7 +157,7 @@ class Hidden:
 
     def __repr__(self): return f"Hidden(student {tuple(self.student.shape)}, teacher {tuple(self.teacher.shape)})"
 
-# %% ../nbs/10_batch.ipynb #bce61601
+# %% ../nbs/10_batch.ipynb #0b3b5b50
 def _flat(values, n, name, device, side="student"):
     "Per-sample vectors joined to one float32 vector of n values without gradient; None stays None."
     if values is None: return None

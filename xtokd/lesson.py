@@ -16,7 +16,8 @@ import torch
 
 from .cli import read_knobs
 from .config import DistillConfig
-from .distill import Distiller, machine, read_objective, versions
+from .config import machine, versions
+from .distill import Distiller, read_objective
 from .evaluate import evaluate, response_text
 from .kept import keep, kept
 from .models import resolve

@@ -15,7 +15,7 @@ from inspect import signature
 import numpy as np
 import torch
 
-# %% ../../nbs/40_objectives.ipynb #1bcd5d80
+# %% ../../nbs/40_objectives.ipynb #ef607fab
 WHY_SIGNAL = {0: None, 100: "its chunk has no signal under this objective", 101: "the token is not in the shared vocabulary",
               102: "no teacher text has this cut here (a non-canonical sample)", 103: "the teacher has no row here (truncated)",
               104: "all of the teacher's mass here is unknown", 105: "a whitespace row (masked on request)", 106: "outside the supervision window",
@@ -75,7 +75,7 @@ def shared_mass(batch, student_logp, teacher_logp):
         out[f"shared_mass_{side}"] = float(logp.detach().index_select(-1, ids).exp().sum(-1).mean()) if len(logp) else 0.0
     return out
 
-# %% ../../nbs/40_objectives.ipynb #c2b03e4b
+# %% ../../nbs/40_objectives.ipynb #6dbea2e5
 def in_window(batch):
     "Whether each student token [n] is inside `batch.extra['window']` (all are, where none is given); a chunk is inside only as a whole (arXiv 2605.28014)."
     window, chunk = batch.extra.get("window"), batch.alignment.student_chunk
@@ -103,7 +103,7 @@ def blank_mask(batch):
     bv = batch.pair.student
     return np.array([bool(x) and not x.strip(b" \t") for x in bv.bytes], bool)[batch.alignment.student_ids]
 
-# %% ../../nbs/40_objectives.ipynb #97ea8399
+# %% ../../nbs/40_objectives.ipynb #1f9b0587
 def kl(p, q):
     "sum p log(p / q) over the last axis, from log-probabilities; where p is 0 the term is 0, and q counts as e^-80 at least."
     live = p > -torch.inf
@@ -120,7 +120,7 @@ def divergence(student, teacher, kind="rkl", beta=0.5):
     mix = torch.logaddexp(*(x.clamp_min(-1e30) + np.log(w) for x, w in ((student, 1 - beta), (teacher, beta))))   # -inf on both sides would have the gradient NaN
     return beta * kl(teacher, mix) + (1 - beta) * kl(student, mix)
 
-# %% ../../nbs/40_objectives.ipynb #7c3fc18f
+# %% ../../nbs/40_objectives.ipynb #7204824b
 NEEDS = {"student_logits": "the student's rows", "teacher_logits": "the teacher's rows", "behaviour_logp": "the student's log-probs at the time of writing",
          "reference_logp": "log-probs of the student as it was at the start", "weak_logp": "realised log-probs of a weak model of the teacher's family (`weak=` of the Distiller)",
          "hidden": "hidden states and heads of both models", "plus_logp": "realised log-probs of a teacher tuned on preferences", "minus_logp": "realised log-probs of a teacher tuned on reversed preferences",
@@ -151,7 +151,7 @@ class Objective:
 
     def __repr__(self): return f"objective({self.name!r})"
 
-# %% ../../nbs/40_objectives.ipynb #d06dabf8
+# %% ../../nbs/40_objectives.ipynb #09390b2f
 class Entry:
     "One line of the map: a class, or where it lives (\"module:Class\" below xtokd.objectives; imported when asked for)."
     def __init__(self, where): self.where = where
@@ -218,7 +218,7 @@ def objective(name, **knobs):
     obj.name = name
     return obj
 
-# %% ../../nbs/40_objectives.ipynb #aa41b0c1
+# %% ../../nbs/40_objectives.ipynb #42c1b618
 def methods():
     "What every registered method is, as dicts: method, alignment, bridge, measure, needs, learns from, source."
     named = lambda e: ", ".join(sorted(e.needs - {"student_logits"})) or "only the student's rows"

@@ -160,7 +160,7 @@ class Candidates:
         self.kept[at] = torch.zeros(len(c), device=dev).index_add(0, as_t(chunk)[first], (as_t(value)[first] - total.to(dev)[as_t(chunk)[first], 0]).exp())
         return as_t(c[chunk, 0] + place), as_t(to), as_t(value)
 
-# %% ../../nbs/59_sedi.ipynb #38e4512d
+# %% ../../nbs/59_sedi.ipynb #eba2d8fb
 class SeDi(Objective, torch.nn.Module):
     "Forward KL from the teacher's re-cut candidates, tilted by a learnt adapter, plus the squared gap of entropies; loss unit: token."
     summary, source = "top candidates cut again by the student, entropy alignment, adapter", "SeDi, AAAI-26 p. 33494"

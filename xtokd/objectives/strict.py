@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['shared_logp', 'restricted', 'Strict']
 
-# %% ../../nbs/42_strict.ipynb #a8164d58
+# %% ../../nbs/42_strict.ipynb #5f1e09aa
 import numpy as np
 import torch
 
 from . import Objective, divergence, finish, shared_mass
+from .blocks import ChunkScores, chunk_weights, over_tokens
 
-# %% ../../nbs/42_strict.ipynb #c7c62216
+# %% ../../nbs/42_strict.ipynb #5fc46bdf
 def shared_logp(batch, student_logp, teacher_logp):
     "Both sides' log-masses [R, C] on the shared coordinates: byte-identical ids, then the stop role (every id where the vocabularies are identical)."
     v, sides = batch.pair.vocab, []
@@ -32,13 +33,14 @@ def restricted(student, teacher, top_k=None):
         student, teacher = student.gather(1, at), teacher.gather(1, at)
     return torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
 
-# %% ../../nbs/42_strict.ipynb #b1d6a553
+# %% ../../nbs/42_strict.ipynb #3603efdc
 class Strict(Objective):
     "Divergence of renormalised shared rows at 1-1 chunks (arXiv 2610.08448); loss unit: token."
     summary, source = "1-1 chunks, shared vocabulary, renormalised", "arXiv 2610.08448"
     alignment, bridge, measure = "1-1 chunks", "shared tokens", "rkl, fkl, jsd"
-    def __init__(self, divergence="rkl", beta=.5, top_k=None):
-        self.kind, self.beta, self.top_k = divergence, beta, top_k
+    def __init__(self, divergence="rkl", beta=.5, top_k=None, span=0.):
+        if span < 0: raise ValueError(f"strict: span={span} would drive the chunks' log-probs apart. Choose 0 (no span terms) or more.")
+        self.kind, self.beta, self.top_k, self.span = divergence, beta, top_k, span
 
     def signal(self, batch):
         a = batch.alignment
@@ -48,4 +50,12 @@ class Strict(Objective):
         n = len(a.student_ids)
         at = torch.as_tensor(rows[:, 0].astype(np.int64), device=s.device)
         spread = lambda x: torch.zeros(n, device=s.device).index_copy(0, at, x)
-        return finish(batch, spread(loss), spread(torch.ones_like(loss)), **shared_mass(batch, s, t))
+        value, weight = self.spans(batch) if self.span else (0., 0.)
+        return finish(batch, spread(loss) + value, spread(torch.ones_like(loss)) + weight, **shared_mass(batch, s, t))
+
+    def spans(self, batch):
+        "Losses and weights [student tokens] of the chunks that are not 1-1: `span` times the squared gap of their log-probs, one unit a chunk."
+        score = ChunkScores(batch)
+        live = (batch.alignment.kind != 0) & torch.isfinite(score.teacher_sum).cpu().numpy()
+        gap = torch.where(torch.as_tensor(live, device=score.teacher_sum.device), score.student_sum.clamp_min(-80 * 16) - score.teacher_sum, 0.)
+        return self.span * over_tokens(batch, gap ** 2), chunk_weights(batch, live)
