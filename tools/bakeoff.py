@@ -101,7 +101,7 @@ def keep_rate(key, found):
 
 def sweep_one(task, name, lr):
     key, began = f"{task} {name} {lr:g}", time.perf_counter()
-    if key in rates(): return
+    if "end" in rates().get(key, {}): return
     with tempfile.TemporaryDirectory() as out:
         try:
             run = train(task, name, settings(task, name, SWEEP_SEED, lr, True), Path(out) / "run", f"{task}:validation")

@@ -210,7 +210,7 @@ def show(rows: list[dict], title: str = "") -> None:
     for r in rows: table.add_row(*(_number(r.get(c.header)) for c in table.columns))
     Console(file=sys.stdout, highlight=False).print(table if rows else f"{title}: nothing to show")
 
-# %% ../nbs/90_cli.ipynb #d8a5172c
+# %% ../nbs/90_cli.ipynb #ddd5b7ed
 _COLUMNS = {"run": "run", "objective": "objective", "steps": "steps", "accuracy before": "before", "accuracy after": "after", "interval": "95 %",
             "rKL/byte after": "rKL/byte", "signal": "signal", "student_tokens_written": "tokens", "seconds": "seconds", "status": "status"}
 
@@ -221,7 +221,7 @@ def compare(a) -> int:
     first, *rest = runs = find_runs(a.runs)
     tables = [by_method(some, a.force) for some in grouped(runs, task_of).values()] if a.by_method or all("method" in r.start for r in runs) else []
     if a.json: print(json.dumps([r for t in tables for r in t] or list(first.compare(*rest)), ensure_ascii=False, indent=1, default=str))
-    for t in tables if not a.json else (): show(printed(t), t.caption); print(*(f"{r['method']}: {r['verdict']}" for r in t if ":" in r["verdict"]), sep="\n")
+    for t in tables if not a.json else (): print(printed(t), *(f"{r['method']}: {r['verdict']}" for r in t if ":" in r["verdict"]), "", sep="\n")
     if not (tables or a.json): show([{name: r[k] for k, name in _COLUMNS.items() if k in r} for r in first.compare(*rest)], "accuracy before and after, and what it cost")
     return 0
 
