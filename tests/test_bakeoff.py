@@ -83,7 +83,7 @@ def test_every_method_is_in_the_bake_off_or_left_out_with_a_reason(tool):
 
 def test_sweep_then_run_then_not_again(tool, tmp_path, capsys):
     for lr in tool.RATES: tool.sweep_one("tiny", "strict", lr)
-    assert len(tool.rates()) == len(tool.RATES) and tool.chosen("tiny", "strict")[0] in tool.RATES
+    assert len(tool.rates("tiny")) == len(tool.RATES) and tool.chosen("tiny", "strict")[0] in tool.RATES
     tool.run_one("tiny", "strict", 0)
     file = tmp_path / "kept/tiny-strict-0.jsonl"
     text = file.read_text()
@@ -94,9 +94,9 @@ def test_sweep_then_run_then_not_again(tool, tmp_path, capsys):
 
 
 def test_a_weak_method_gets_one_seed(tool):
-    for k, lr in enumerate(tool.RATES): tool.keep_rate(f"tiny cover {lr:g}", {"start": .4, "end": .3 - .1 * k})
+    for k, lr in enumerate(tool.RATES): tool.keep_rate("tiny", f"cover {lr:g}", {"start": .4, "end": .3 - .1 * k})
     assert tool.chosen("tiny", "cover") == (tool.RATES[0], tool.SEEDS[:1])
-    tool.keep_rate(f"tiny cover {tool.RATES[1]:g}", {"start": .4, "end": .5})
+    tool.keep_rate("tiny", f"cover {tool.RATES[1]:g}", {"start": .4, "end": .5})
     assert tool.chosen("tiny", "cover") == (tool.RATES[1], tool.SEEDS) and tool.chosen("tiny", "bpm") == (None, ())
 
 

@@ -15,7 +15,8 @@ The protocol, whole:
 * Costs are counted in student tokens, teacher tokens scored and written, FLOPs and seconds.
 
 Left out, with the reason: see LEFT_OUT. A run that is there is not made again; delete its file to make it anew. What goes to data/runs/bakeoff/
-is each run's log without texts and with every tenth step, and `rates.json`, the outcome of the sweep. One process, one run at a time.
+is each run's log without texts and with every tenth step, and `rates-TASK.json`, the outcome of the sweep.
+One process makes one run at a time; on two cores, start one for each task (`--task tiny`, `--task tiny2`).
 """
 import argparse, json, re, shutil, sys, tempfile, time
 from pathlib import Path
@@ -25,7 +26,7 @@ KEPT, WORK = REPO / "data/runs/bakeoff", Path("runs/bakeoff")
 RATES, SEEDS, SWEEP_SEED, THIN = (1e-4, 4e-4, 1.5e-3), (0, 1, 2), 100, 10
 
 COMMON = dict(batch_size=16, micro_batch=16, schedule="cosine", max_grad_norm=.3, save_every=0, eval_samples=10 ** 6, progress=False)
-TASKS = {"tiny": dict(max_new_tokens=16, steps=240, eval_every=40, eval_prompts=256), "tiny2": dict(max_new_tokens=96, steps=240, eval_every=60, eval_prompts=256)}
+TASKS = {"tiny": dict(max_new_tokens=16, steps=400, eval_every=80, eval_prompts=512), "tiny2": dict(max_new_tokens=96, steps=240, eval_every=40, eval_prompts=256)}
 SWEEP = {"tiny": dict(steps=80, eval_every=0, eval_prompts=256), "tiny2": dict(steps=60, eval_every=0, eval_prompts=128)}
 
 by_teacher = dict(on_policy=0., off_policy="teacher")
@@ -89,19 +90,23 @@ def score(e): return (e["accuracy"] + e["accuracy_sampled"]) / 2
 
 
 # ---- the sweep -------------------------------------------------------------------------------------------------------------
-def rates(): return json.loads((KEPT / "rates.json").read_text()) if (KEPT / "rates.json").exists() else {}
+def rates(task):
+    "`{\"method rate\": what came of it}` of one task."
+    file = KEPT / f"rates-{task}.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
-def keep_rate(key, found):
+def keep_rate(task, key, found):
+    "Add one outcome to the task's file, whole or not at all."
     KEPT.mkdir(parents=True, exist_ok=True)
-    every = rates() | {key: found}
-    (KEPT / "rates.new").write_text("{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(every.items())) + "\n}\n")
-    (KEPT / "rates.new").replace(KEPT / "rates.json")
+    new = KEPT / f"rates-{task}.new"
+    new.write_text("{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted((rates(task) | {key: found}).items())) + "\n}\n")
+    new.replace(KEPT / f"rates-{task}.json")
 
 
 def sweep_one(task, name, lr):
-    key, began = f"{task} {name} {lr:g}", time.perf_counter()
-    if "end" in rates().get(key, {}): return
+    key, began = f"{name} {lr:g}", time.perf_counter()
+    if "end" in rates(task).get(key, {}): return
     with tempfile.TemporaryDirectory() as out:
         try:
             run = train(task, name, settings(task, name, SWEEP_SEED, lr, True), Path(out) / "run", f"{task}:validation")
@@ -109,13 +114,14 @@ def sweep_one(task, name, lr):
             found = {"start": score(a), "end": score(b), "sampled": b["accuracy_sampled"], "greedy": b["accuracy"], "stop_share": b["stop_share"], "rkl_per_byte": b["rkl_per_byte"],
                      "seconds_a_step": run.steps[-1]["costs"]["seconds"] / len(run.steps), "seconds": time.perf_counter() - began}
         except Exception as e: found = {"failed": f"{type(e).__name__}: {e}"[:300]}
-    keep_rate(key, {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()})
-    print(time.strftime("%H:%M:%S"), "sweep", key, found, flush=True)
+    found = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
+    keep_rate(task, key, found)
+    print(time.strftime("%H:%M:%S"), "sweep", task, key, found, flush=True)
 
 
 def chosen(task, name):
     "Best rate of the sweep, and the seeds that the method gets; (None, ()) where the sweep is not done or every rate failed."
-    found = {lr: rates().get(f"{task} {name} {lr:g}") for lr in RATES}
+    found = {lr: rates(task).get(f"{name} {lr:g}") for lr in RATES}
     if None in found.values(): return None, ()
     good = {lr: f for lr, f in found.items() if "end" in f}
     if not good: return None, ()
@@ -131,6 +137,7 @@ def run_one(task, name, seed):
     shutil.rmtree(out, ignore_errors=True)
     try: train(task, name, settings(task, name, seed, lr), out, f"{task}:heldout")
     except Exception as e: print(f"{to.stem}: {type(e).__name__}: {e}", flush=True)
+    if not (out / "run.jsonl").exists(): return
     from xtokd.runlog import write_kept
     write_kept(thin(out / "run.jsonl", task=task, method=name), to)
     shutil.rmtree(out)
@@ -160,7 +167,7 @@ def plan(tasks, names, seeds):
             if step is None: print(f"{key}: cannot train: {judge}", flush=True); continue
             cost = lambda c: c["steps"] * step + (2 + (c["eval_every"] and (c["steps"] - 1) // c["eval_every"])) * judge * c["eval_prompts"] / 32
             lr, mine = chosen(task, name)
-            to_sweep = [x for x in RATES if f"{key} {x:g}" not in rates()]
+            to_sweep = [x for x in RATES if "end" not in rates(task).get(f"{name} {x:g}", {})]
             to_run = [s for s in seeds if s in (mine if lr else seeds) and not (KEPT / f"{label(task, name, s)}.jsonl").exists()]
             a, b = len(to_sweep) * cost(settings(task, name, 0, sweep=True)), len(to_run) * cost(settings(task, name, 0))
             total += a + b

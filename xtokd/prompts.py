@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'check_item', 'read_prompts', 'read_dataset', 'own_check', 'load_prompts']
 
-# %% ../nbs/07_prompts.ipynb #b3860b99
+# %% ../nbs/07_prompts.ipynb #5304b0ef
 import json
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,8 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 from .models import OURS
-
-SPLITS = ("train", "heldout", "validation")
 
 # %% ../nbs/07_prompts.ipynb #48657d6f
 def check_item(item, where):
@@ -59,7 +57,9 @@ def read_dataset(name):
     path, _, split = name.partition(":")
     yield from (check_item(dict(row), f"data set {name}, row {i}") for i, row in enumerate(load_dataset(path, split=split or "train", streaming=True)))
 
-# %% ../nbs/07_prompts.ipynb #5f1f7448
+# %% ../nbs/07_prompts.ipynb #edb48c5e
+SPLITS = ("train", "heldout", "validation")   # of our own tasks
+
 def own_check(source):
     "The check of one of our own tasks, by the name of its prompts; None for other prompts"
     name = source.partition(":")[0] if isinstance(source, str) else None
