@@ -128,7 +128,9 @@ def test_heldout_numbers_are_in_no_training_item():
     assert not {i["answer"] for i in lines("train.jsonl")} & {i["answer"] for i in lines("heldout.jsonl")}
 
 
-def test_pair_is_small(): assert sum(p.stat().st_size for p in TINY.rglob("*") if p.is_file()) < 6e6
+def test_pair_is_small():
+    size = lambda files: sum(p.stat().st_size for p in files if p.is_file())
+    assert size(p for p in TINY.rglob("*") if "weak" not in p.parts) < 6e6 and size((TINY / "weak").iterdir()) < 4e6
 
 
 def test_import_is_light():

@@ -15,7 +15,7 @@ The protocol, whole:
 * Costs are counted in student tokens, teacher tokens scored and written, FLOPs and seconds.
 
 Left out, with the reason: see LEFT_OUT. A run that is there is not made again; delete its file to make it anew. What goes to data/runs/bakeoff/
-is each run's log without texts and with every tenth step, and `rates-TASK.json`, the outcome of the sweep.
+is each run's log without texts and with every twentieth step, and `rates-TASK.json`, the outcome of the sweep.
 One process makes one run at a time; on two cores, start one for each task (`--task tiny`, `--task tiny2`).
 """
 import argparse, json, re, shutil, sys, tempfile, time
@@ -23,7 +23,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 KEPT, WORK = REPO / "data/runs/bakeoff", Path("runs/bakeoff")
-RATES, SEEDS, SWEEP_SEED, THIN = (1e-4, 4e-4, 1.5e-3), (0, 1, 2), 100, 10
+RATES, SEEDS, SWEEP_SEED, THIN = (1e-4, 4e-4, 1.5e-3), (0, 1, 2), 100, 20
 
 COMMON = dict(batch_size=16, micro_batch=16, schedule="cosine", max_grad_norm=.3, save_every=0, eval_samples=10 ** 6, progress=False)
 TASKS = {"tiny": dict(max_new_tokens=16, steps=400, eval_every=80, eval_prompts=512), "tiny2": dict(max_new_tokens=96, steps=240, eval_every=40, eval_prompts=256)}
@@ -61,11 +61,13 @@ def train(task, name, config, out, heldout):
     torch.set_num_threads(1)
     objective, knobs = (*METHODS[name], {}, {})[:2]
     third = {"weak": task} if name in WEAK else {}
-    return Distiller(task, task, task, (objective, knobs), DistillConfig(**config, out=str(out)), heldout=heldout, **third).fit()
+    run = Distiller(task, task, task, (objective, knobs), DistillConfig(**config, out=str(out)), heldout=heldout, **third).fit()
+    if any(e.get("reason") == "stopped" for e in run.of("end")): sys.exit("stopped; what was begun is not kept")
+    return run
 
 
 # ---- logs: what is kept of them --------------------------------------------------------------------------------------------
-STEP = ("loss", "grad_norm", "entropy", "response_tokens", "stop_share", "canonical_share", "signal_share", "costs")
+STEP = ("loss", "entropy", "response_tokens", "stop_share", "canonical_share", "signal_share", "costs")
 
 
 def lengths(samples, step):
@@ -77,7 +79,7 @@ def lengths(samples, step):
 
 
 def thin(log, **named):
-    "The events of a run log without texts, with every tenth step, and the study's own names in the first."
+    "The events of a run log without texts, with every twentieth step, and the study's own names in the first."
     events = [json.loads(l) for l in open(log, encoding="utf8")]
     samples = [e for e in events if e["event"] == "sample"]
     keep = lambda e: {k: e[k] for k in ("event", "step", "time", *STEP) if k in e} if e["event"] == "step" else e | (lengths(samples, e["step"]) if e["event"] == "eval" else {})
