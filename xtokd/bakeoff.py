@@ -6,7 +6,7 @@
 __all__ = ['FREE', 'find_runs', 'method_of', 'task_of', 'grouped', 'protocol', 'differences', 'refuse_mixture', 'share',
            'at_ends', 'Signs', 'reasons', 'verdict', 'row', 'by_method', 'printed']
 
-# %% ../nbs/191_bakeoff.ipynb #cb93847c
+# %% ../nbs/191_bakeoff.ipynb #8056504f
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import numpy as np
 
 from .runlog import Run, Table, log_file, number, wilson
 
-# %% ../nbs/191_bakeoff.ipynb #4c2bbf7e
+# %% ../nbs/191_bakeoff.ipynb #7b71ddb6
 def find_runs(words: list) -> list:
     "Run logs of these files and folders; a folder without a log of its own stands for the runs in it."
     found = []
@@ -25,7 +25,7 @@ def find_runs(words: list) -> list:
         found += [Run(f) for f in inside] or [Run(word)]
     return found
 
-# %% ../nbs/191_bakeoff.ipynb #0d9ee374
+# %% ../nbs/191_bakeoff.ipynb #ed9285f9
 def method_of(run) -> str:
     "The method that a run is a seed of."
     start, given = run.start, run.start.get("given", {}).get("objective")
@@ -44,7 +44,7 @@ def grouped(runs, key=method_of) -> dict:
     for run in runs: found[key(run)].append(run)
     return dict(found)
 
-# %% ../nbs/191_bakeoff.ipynb #beedbecc
+# %% ../nbs/191_bakeoff.ipynb #56726583
 FREE = {"lr", "objective_lr", "on_policy", "off_policy", "out", "seed", "micro_batch", "progress", "save_every", "keep", "eval_before", "eval_samples"}
 
 def protocol(run) -> dict:
@@ -68,7 +68,7 @@ def refuse_mixture(runs) -> None:
     say = lambda by: " or ".join(f"{v} ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})" for v, names in by.items())
     raise ValueError(f"these runs are of different protocols, so a table of them compares no methods. {'; '.join(f'{k}: {say(by)}' for k, by in found.items())}. Compare one protocol at a time, or use --force")
 
-# %% ../nbs/191_bakeoff.ipynb #f7132f9c
+# %% ../nbs/191_bakeoff.ipynb #474d68d3
 def share(run) -> str:
     "The column that judges: accuracy of sampled answers where there is one, else of the likeliest."
     return "accuracy_sampled" if any("accuracy_sampled" in e for e in run.evals) else "accuracy"
@@ -83,7 +83,7 @@ def at_ends(runs, name: str) -> np.ndarray:
         found.append((v[0], v[-1]) if v else (np.nan, np.nan))
     return np.array(found, dtype=np.float64).reshape(-1, 2)
 
-# %% ../nbs/191_bakeoff.ipynb #2be6c62a
+# %% ../nbs/191_bakeoff.ipynb #2d8c3355
 @dataclass(frozen=True)
 class Signs:
     "Bounds of a collapse, each as a share of the value at the start."
@@ -112,7 +112,7 @@ def verdict(runs, signs=Signs()) -> str:
     why = reasons(runs, signs)
     return f"collapsed: {'; '.join(why)}" if why else "lost"
 
-# %% ../nbs/191_bakeoff.ipynb #ef28e5c4
+# %% ../nbs/191_bakeoff.ipynb #c2752950
 def row(method: str, runs) -> dict:
     "One method's row."
     y, spent = at_ends(runs, share(runs[0])), [(r.of("end") or r.steps or [{}])[-1].get("costs", {}) for r in runs]
@@ -130,7 +130,7 @@ def by_method(runs, force=False) -> Table:
     rows = [row(m, rs) for m, rs in grouped(runs).items()]
     return Table(sorted(rows, key=lambda r: -(r["end"] if np.isfinite(r["end"]) else -1)), f"{task_of(runs[0])}: {len(runs)} runs")
 
-# %% ../nbs/191_bakeoff.ipynb #c6a43f8f
+# %% ../nbs/191_bakeoff.ipynb #d5434a59
 def _text(v): return v if isinstance(v, (str, int)) else "-" if not np.isfinite(v) else f"{v:,.0f}" if abs(v) >= 100 else f"{v:.2f}" if abs(v) < 10 else f"{v:.1f}"
 
 def printed(rows) -> Table:

@@ -6,13 +6,13 @@
 __all__ = ['TERMS', 'FORMS', 'WRITTEN', 'SIDES', 'worked', 'split_of', 'make_item', 'items', 'check', 'first_mistake', 'accuracy',
            'measured', 'train_side', 'train_pair', 'main']
 
-# %% ../nbs/090_tiny2.ipynb #4b8d4fd5
+# %% ../nbs/090_tiny2.ipynb #c494ea2b
 import argparse, json, random, re, zlib
 from pathlib import Path
 
 from .tiny import accuracy as plain_accuracy, build_model, interval, prompt_ids, response_ids, save_side, spell_digits, supervised, write_answers, write_jsonl
 
-# %% ../nbs/090_tiny2.ipynb #92ff8dc8
+# %% ../nbs/090_tiny2.ipynb #bcfd4282
 TERMS = 7                                                   # numbers that are added to the first
 FORMS = (("{plus}", "Total: {total}."), ("add {list}", "That makes {total}."))
 WRITTEN = 96                                                # tokens that a response may have
@@ -25,7 +25,7 @@ def worked(numbers: list[int]) -> tuple:  # (lines, total)
         total += n
     return lines, total
 
-# %% ../nbs/090_tiny2.ipynb #131d243e
+# %% ../nbs/090_tiny2.ipynb #70789a87
 def split_of(numbers: list[int]) -> str:
     "`'heldout'`, `'validation'` or `'train'`."
     return {0: "heldout", 1: "validation"}.get(zlib.crc32(" ".join(map(str, numbers)).encode()) % 8, "train")
@@ -39,7 +39,7 @@ def make_item(rng: random.Random, split: str = "train") -> dict:
     prompt = ask.format(plus="+".join(map(str, numbers)), list=", ".join(map(str, numbers)))
     return {"prompt": prompt, "answer": str(total), "reference": "\n".join([*lines, say.format(total=total)])}
 
-# %% ../nbs/090_tiny2.ipynb #8e1df725
+# %% ../nbs/090_tiny2.ipynb #5c12d9a9
 def items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
     "`n` different items, the same ones for the same seed."
     rng, found = random.Random(seed), {}
@@ -48,7 +48,7 @@ def items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
         found.setdefault(item["prompt"], item)
     return list(found.values())
 
-# %% ../nbs/090_tiny2.ipynb #8b1bdf27
+# %% ../nbs/090_tiny2.ipynb #c8c9e0f8
 def check(item: dict,   # with "answer"
           text: str     # a response
          ) -> float:
@@ -57,14 +57,14 @@ def check(item: dict,   # with "answer"
     found = re.findall(r"[0-9]+", last)
     return float("=" not in last and bool(found) and found[-1] == item["answer"])
 
-# %% ../nbs/090_tiny2.ipynb #b85e5d33
+# %% ../nbs/090_tiny2.ipynb #4b148782
 def first_mistake(item: dict, text: str):
     "Index of the first wrong line (the closing sentence is the last), or None where all are right."
     if check(item, text) and text.rstrip().split("\n")[:-1] == item["reference"].split("\n")[:-1]: return None
     right, said = item["reference"].split("\n"), text.rstrip().split("\n")
     return next((k for k, line in enumerate(right[:-1]) if k >= len(said) or said[k] != line), len(right) - 1)
 
-# %% ../nbs/090_tiny2.ipynb #75240bbe
+# %% ../nbs/090_tiny2.ipynb #bd3cb916
 def accuracy(model, tok, batch: list[dict], **how) -> float:
     "The share of items that `model` answers exactly."
     return sum(map(check, batch, write_answers(model, tok, batch, max_new_tokens=WRITTEN, **how))) / len(batch)
@@ -74,7 +74,7 @@ def measured(model, tok, n: int = 500, seed: int = 1) -> dict:
     probe = items(n, seed, "heldout")
     return {"n": n, "sampled": accuracy(model, tok, probe), "greedy": accuracy(model, tok, probe, sample=False)}
 
-# %% ../nbs/090_tiny2.ipynb #3aa7f11a
+# %% ../nbs/090_tiny2.ipynb #d88b1d3d
 SIDES = {"student": dict(every=25, stop_at=.33, decay=False), "teacher": dict(every=100, decay=True), "weak": dict(every=25, stop_at=.4, decay=False)}
 
 def train_side(role: str, tok, seed: int, steps: int, report=None) -> tuple:  # (model, curve)
@@ -84,7 +84,7 @@ def train_side(role: str, tok, seed: int, steps: int, report=None) -> tuple:  # 
     if side == "teacher": spell_digits(model, tok, seed=seed)
     return model, supervised(model, tok, lambda: [make_item(rng) for _ in range(32)], steps, probe=items(200, seed + 1000), score=accuracy, report=report, **SIDES[role])
 
-# %% ../nbs/090_tiny2.ipynb #44e46d10
+# %% ../nbs/090_tiny2.ipynb #dec141a3
 def train_pair(seed: int = 0, out="data/tiny2", steps: dict | None = None, report=None) -> dict:
     "Make all of `data/tiny2`: items, models with the tokenizers of `tiny`, and the record of the training, which is also returned."
     from xtokd.models import load_tokenizer
