@@ -8,7 +8,8 @@ import torch
 from batches import batch, full, ids_of, parts, some
 from xtokd.batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.objectives.uld import realised_logp, row_pairs, sorted_l1
+from xtokd.objectives.uld import row_pairs, sorted_l1
+from xtokd.rowwise import realised_logp
 from xtokd.pair import Pair
 
 KNOBS = ({}, {"pairing": "index"}, {"top_k": 5}, {"temperature": 2.}, {"skip_stop": True, "pairing": "index"})

@@ -12,11 +12,12 @@ The protocol, whole:
   mean of its sampled and its greedy accuracy at the end. All else is the same for all methods, the budget too: steps times prompts.
 * Then SEEDS runs at that rate, judged on the *held-out* prompts.
 * A method whose best rate ends below the start in the sweep is weak: it gets one seed, so that its end is seen but not paid for three times.
+* A method that ends below half its start in the sweep of the first task is not swept on the second: it runs there once, at its best rate of the first.
 * Costs are counted in student tokens, teacher tokens scored and written, FLOPs and seconds.
 
 Left out, with the reason: see LEFT_OUT. A run that is there is not made again; delete its file to make it anew. What goes to data/runs/bakeoff/
 is each run's log without texts and with every twentieth step, and `rates-TASK.json`, the outcome of the sweep.
-One process makes one run at a time; on two cores, start one for each task (`--task tiny`, `--task tiny2`).
+One process makes one run at a time; on two cores, after the sweep of the first task, start one for each task (`--task tiny`, `--task tiny2`).
 """
 import argparse, json, re, shutil, sys, tempfile, time
 from pathlib import Path
@@ -26,8 +27,9 @@ KEPT, WORK = REPO / "data/runs/bakeoff", Path("runs/bakeoff")
 RATES, SEEDS, SWEEP_SEED, THIN = (1e-4, 4e-4, 1.5e-3), (0, 1, 2), 100, 20
 
 COMMON = dict(batch_size=16, micro_batch=16, schedule="cosine", max_grad_norm=.3, save_every=0, eval_samples=10 ** 6, progress=False)
-TASKS = {"tiny": dict(max_new_tokens=16, steps=400, eval_every=80, eval_prompts=512), "tiny2": dict(max_new_tokens=96, steps=240, eval_every=40, eval_prompts=256)}
-SWEEP = {"tiny": dict(steps=80, eval_every=0, eval_prompts=256), "tiny2": dict(steps=60, eval_every=0, eval_prompts=128)}
+TASKS = {"tiny": dict(max_new_tokens=16, steps=300, eval_every=100, eval_prompts=256), "tiny2": dict(max_new_tokens=96, steps=120, eval_every=40, eval_prompts=128)}
+SWEEP = {"tiny": dict(steps=80, eval_every=0, eval_prompts=256), "tiny2": dict(steps=40, eval_every=0, eval_prompts=64)}
+FIRST = {"tiny2": "tiny"}                                                                                # the task whose sweep says which methods are swept here
 
 by_teacher = dict(on_policy=0., off_policy="teacher")
 METHODS = { # name: objective, knobs, settings beside the common ones
@@ -108,7 +110,7 @@ def keep_rate(task, key, found):
 
 def sweep_one(task, name, lr):
     key, began = f"{name} {lr:g}", time.perf_counter()
-    if "end" in rates(task).get(key, {}): return
+    if "end" in rates(task).get(key, {}) or lost_first(task, name): return
     with tempfile.TemporaryDirectory() as out:
         try:
             run = train(task, name, settings(task, name, SWEEP_SEED, lr, True), Path(out) / "run", f"{task}:validation")
@@ -121,14 +123,24 @@ def sweep_one(task, name, lr):
     print(time.strftime("%H:%M:%S"), "sweep", task, key, found, flush=True)
 
 
-def chosen(task, name):
-    "Best rate of the sweep, and the seeds that the method gets; (None, ()) where the sweep is not done or every rate failed."
+def best_of(task, name):
+    "Best rate of the method in the task's sweep, and its outcome; (None, None) where the sweep is not done or every rate failed."
     found = {lr: rates(task).get(f"{name} {lr:g}") for lr in RATES}
-    if None in found.values(): return None, ()
-    good = {lr: f for lr, f in found.items() if "end" in f}
-    if not good: return None, ()
-    best = max(good, key=lambda lr: good[lr]["end"])
-    return best, SEEDS[:1] if good[best]["end"] < good[best]["start"] else SEEDS
+    if None in found.values() or not any("end" in f for f in found.values()): return None, None
+    return max(((lr, f) for lr, f in found.items() if "end" in f), key=lambda x: x[1]["end"])
+
+
+def lost_first(task, name):
+    "The method's rate of the first task, where it ended there below half its start; else None."
+    lr, found = best_of(FIRST.get(task, ""), name)
+    return lr if lr and found["end"] < found["start"] / 2 else None
+
+
+def chosen(task, name):
+    "The method's rate and its seeds; (None, ()) where the sweep is not done or every rate failed."
+    if lr := lost_first(task, name): return lr, SEEDS[:1]
+    lr, found = best_of(task, name)
+    return (None, ()) if lr is None else (lr, SEEDS[:1] if found["end"] < found["start"] else SEEDS)
 
 
 # ---- the runs --------------------------------------------------------------------------------------------------------------
@@ -169,7 +181,7 @@ def plan(tasks, names, seeds):
             if step is None: print(f"{key}: cannot train: {judge}", flush=True); continue
             cost = lambda c: c["steps"] * step + (2 + (c["eval_every"] and (c["steps"] - 1) // c["eval_every"])) * judge * c["eval_prompts"] / 32
             lr, mine = chosen(task, name)
-            to_sweep = [x for x in RATES if "end" not in rates(task).get(f"{name} {x:g}", {})]
+            to_sweep = [] if lost_first(task, name) else [x for x in RATES if "end" not in rates(task).get(f"{name} {x:g}", {})]
             to_run = [s for s in seeds if s in (mine if lr else seeds) and not (KEPT / f"{label(task, name, s)}.jsonl").exists()]
             a, b = len(to_sweep) * cost(settings(task, name, 0, sweep=True)), len(to_run) * cost(settings(task, name, 0))
             total += a + b

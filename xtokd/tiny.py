@@ -54,15 +54,16 @@ def make_item(rng: random.Random, split: str = "train") -> dict:
     ask, say = rng.choice(FORMS)
     return {"prompt": ask.format(words=number_words(n)), "answer": str(n), "reference": say.format(digits=n)}
 
-# %% ../nbs/08_tiny.ipynb #92720a97
+# %% ../nbs/08_tiny.ipynb #42c875f1
 def items(n: int,                # how many
           seed: int = 0,
-          split: str = "train"   # "train" or "heldout": no number occurs in both
+          split: str = "train",  # "train" or "heldout": no number occurs in both
+          make=make_item         # make(rng, split) -> item
          ) -> list[dict]:
     "`n` different items, the same ones for the same seed."
     rng, found = random.Random(seed), {}
     while len(found) < n:
-        item = make_item(rng, split)
+        item = make(rng, split)
         found.setdefault(item["prompt"], item)
     return list(found.values())
 

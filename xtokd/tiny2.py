@@ -6,11 +6,11 @@
 __all__ = ['TERMS', 'FORMS', 'WRITTEN', 'SIDES', 'worked', 'split_of', 'make_item', 'items', 'check', 'first_mistake', 'accuracy',
            'measured', 'train_side', 'train_pair', 'main']
 
-# %% ../nbs/090_tiny2.ipynb #c494ea2b
+# %% ../nbs/090_tiny2.ipynb #ed4237fd
 import argparse, json, random, re, zlib
 from pathlib import Path
 
-from .tiny import accuracy as plain_accuracy, build_model, interval, prompt_ids, response_ids, save_side, spell_digits, supervised, write_answers, write_jsonl
+from .tiny import build_model, items as plain_items, save_side, spell_digits, supervised, write_answers, write_jsonl
 
 # %% ../nbs/090_tiny2.ipynb #bcfd4282
 TERMS = 7                                                   # numbers that are added to the first
@@ -39,14 +39,10 @@ def make_item(rng: random.Random, split: str = "train") -> dict:
     prompt = ask.format(plus="+".join(map(str, numbers)), list=", ".join(map(str, numbers)))
     return {"prompt": prompt, "answer": str(total), "reference": "\n".join([*lines, say.format(total=total)])}
 
-# %% ../nbs/090_tiny2.ipynb #5c12d9a9
+# %% ../nbs/090_tiny2.ipynb #0a6247ad
 def items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
     "`n` different items, the same ones for the same seed."
-    rng, found = random.Random(seed), {}
-    while len(found) < n:
-        item = make_item(rng, split)
-        found.setdefault(item["prompt"], item)
-    return list(found.values())
+    return plain_items(n, seed, split, make_item)
 
 # %% ../nbs/090_tiny2.ipynb #c8c9e0f8
 def check(item: dict,   # with "answer"

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['entropies', 'entropy_weights', 'RowMap', 'favourites', 'logits_at', 'CDM']
 
-# %% ../../nbs/64_cdm.ipynb #8cab597e
+# %% ../../nbs/64_cdm.ipynb #99d08bbb
 import numpy as np
 import torch
 
 from . import Objective, divergence, finish
 from .dtw import likeness, warp
-from .uld import realised_logp
-from ..rowwise import handful
+from ..rowwise import handful, realised_logp
 
 # %% ../../nbs/64_cdm.ipynb #34d7e292
 def entropies(rows):

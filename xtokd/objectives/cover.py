@@ -31,17 +31,19 @@ def above(x, worth):
     k, bit = hit.view(len(x), -1, 8)[r, c].nonzero(as_tuple=True)
     return r[k], c[k] * 8 + bit
 
-# %% ../../nbs/45_cover.ipynb #1bb59c04
+# %% ../../nbs/45_cover.ipynb #44b72014
 class TeacherRows:
-    "Of the flat teacher rows lo..hi: probabilities `q` [m, Vt], `realised` log-probs [m] (float64), `fresh` masses [m, n] by `cell` [Vt] (-1: none), and `heavy` tokens (rows [k], ids [k])."
-    def __init__(self, rows, lo, hi, cell, n, worth=1e-5):
+    "Of the flat teacher rows lo..hi: probabilities `q` [m, Vt], `realised` log-probs [m] (float64), `fresh` masses [m, n] by `cell` [Vt] (-1: none), and `heavy` tokens (rows [k], ids [k]); without a `cell` only the first two."
+    def __init__(self, rows, lo, hi, cell=None, n=0, worth=1e-5):
         self.q, self.fresh = (torch.empty(hi - lo, k, device=rows.device) for k in (rows.width, n))
-        of, step, realised, heavy = torch.as_tensor(np.where(cell < 0, n, cell)[None], device=rows.device), handful(rows), [], []
+        of = None if cell is None else torch.as_tensor(np.where(cell < 0, n, cell)[None], device=rows.device)
+        step, realised, heavy = handful(rows), [], [torch.zeros(2, 0, dtype=torch.long, device=rows.device)]
         for a in range(lo, hi, step):
             b = min(a + step, hi)
             logp, q, ids = rows.logp(a, b), self.q[a - lo: b - lo], torch.as_tensor(rows.ids[a: b, None], device=rows.device)
             realised.append(logp.gather(1, ids)[:, 0])
             torch.exp(logp, out=q)
+            if cell is None: continue
             self.fresh[a - lo: b - lo] = masses_by(of.expand(b - a, -1), n, q)[:, :-1]
             r, w = above(q, worth)
             heavy.append(torch.stack([r + a - lo, w]))
@@ -163,14 +165,14 @@ class Part:
         lo, hi = np.searchsorted(self.edges[:, 0], [a, b])
         return join(mass, self.edges[lo: hi] - [a, 0, 0])
 
-# %% ../../nbs/45_cover.ipynb #618a01c7
+# %% ../../nbs/45_cover.ipynb #418b9fc0
 class CoverRows:
     "Teacher masses of every row of some samples, in `found` as Parts; `parts` shows them beside the student's masses."
     def __init__(self, batch, graph, first=0, last=None, min_mass=1e-6, doubt=1e-3):
         self.batch, self.looks, self.graph, self.min_mass, self.found = batch, Looks(batch.alignment, graph, first, last), graph, min_mass, []
         looks = self.looks
         if not len(looks.rows): return
-        read = TeacherRows(batch.teacher, looks.t_lo, looks.t_hi, graph.cell_t, graph.n)
+        read = TeacherRows(batch.teacher, looks.t_lo, looks.t_hi, *(() if graph.exact else (graph.cell_t, graph.n)))
         log_path = path_logp(read.realised, looks.sample)
         past, lone = look_masses(looks, graph, read.q, log_path)
         total = np.maximum(np.bincount(looks.i, past + lone, len(looks.rows)) + looks.common, 1e-300)      # a row without any mass is wholly unknown, not a division by zero

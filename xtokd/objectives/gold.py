@@ -6,14 +6,14 @@
 __all__ = ['MERGES', 'MASSES', 'merged_rows', 'Columns', 'with_missing', 'renormalised', 'hybrid_parts', 'same_strings',
            'merged_losses', 'GOLD']
 
-# %% ../../nbs/51_gold.ipynb #ec08d976
+# %% ../../nbs/51_gold.ipynb #0db01b37
 import numpy as np
 import torch
 
 from . import Objective, divergence, finish
 from .blocks import by_chunk, chunk_weights, ends, over_tokens
-from .uld import realised_logp, sorted_l1
-from ..rowwise import row_losses
+from .uld import sorted_l1
+from ..rowwise import realised_logp, row_losses
 
 # %% ../../nbs/51_gold.ipynb #eae69369
 MERGES = ("observed", "bayesian")

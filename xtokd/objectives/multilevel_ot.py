@@ -6,13 +6,13 @@
 __all__ = ['ranked', 'columns', 'absolute_difference', 'cross_entropy', 'sinkhorn', 'transport', 'finite_pairs', 'answer_terms',
            'with_gold', 'MultiLevelOT']
 
-# %% ../../nbs/65_multilevel_ot.ipynb #dfe1972c
+# %% ../../nbs/65_multilevel_ot.ipynb #5c3f5e06
 import numpy as np
 import torch
 
 from . import Objective, finish
-from .uld import PAIRINGS, realised_logp, row_pairs
-from ..rowwise import handful
+from .uld import PAIRINGS, row_pairs
+from ..rowwise import handful, realised_logp
 
 # %% ../../nbs/65_multilevel_ot.ipynb #3daf2516
 def ranked(rows, index, k):

@@ -6,13 +6,13 @@
 __all__ = ['SOURCES', 'CANDIDATES', 'FORMS', 'bucket_loss', 'Scores', 'scores_of', 'alone', 'events_written', 'cover_scores',
            'PKL']
 
-# %% ../../nbs/58_pkl.ipynb #bd8eb077
+# %% ../../nbs/58_pkl.ipynb #f802f368
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from . import NEEDS, Objective, finish
+from . import Objective, finish
 from .cells import cell_graph
 from .cover import CoverRows
 from ..rowwise import handful, row_losses
@@ -27,10 +27,7 @@ def bucket_loss(q, logp, form="kl", most=1 - 1e-5):
     loss = -(q * logp).sum(1) - rest * p_rest
     return loss if form == "ce" else loss + torch.special.xlogy(q, q).sum(1) + torch.special.xlogy(rest, rest)
 
-# %% ../../nbs/58_pkl.ipynb #0aa8eb7c
-NEEDS.setdefault("scores", "the teacher's probabilities of a few student tokens in each row (`xtokd.objectives.pkl.Scores`)")
-
-
+# %% ../../nbs/58_pkl.ipynb #7623751a
 @dataclass(repr=False)
 class Scores:
     "Teacher probabilities `q` [n, K] of the student tokens `ids` [n, K] (-1: no candidate) at each student row; lists over samples are joined. The student's first stop id means stopping, by whatever id."

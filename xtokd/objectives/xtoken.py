@@ -7,7 +7,7 @@ __all__ = ['LOSSES', 'AGGREGATES', 'SCORES', 'Projection', 'piece_weights', 'bui
            'log_mass', 'p_kl', 'common_kl', 'sorted_l1', 'split_chain', 'mean_rows', 'fold', 'XToken',
            'confidence_weights', 'combine', 'dp_table', 'dp_align']
 
-# %% ../../nbs/60_xtoken.ipynb #d6b1ea74
+# %% ../../nbs/60_xtoken.ipynb #4193753d
 import re
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from . import Objective, Output, finish, kl
 from .blocks import by_chunk, chunk_weights, over_tokens
 from .sedi import cut_bytes, pick
-from ..rowwise import handful, row_losses
+from ..rowwise import handful, realised_logp
 
 # %% ../../nbs/60_xtoken.ipynb #bcd2b6b4
 class Projection:
@@ -182,7 +182,7 @@ class XToken(Objective, torch.nn.Module):
         parts = [checkpoint(f, np.arange(lo, min(lo + step, k)), use_reentrant=False) for lo in range(0, k, step)]
         return self._output(batch, *(torch.cat(x) for x in zip(*parts))) if parts else self._output(batch, *[torch.zeros(0, device=batch.student.device)] * 3)
 
-# %% ../../nbs/60_xtoken.ipynb #4c0943a2
+# %% ../../nbs/60_xtoken.ipynb #5a18863e
 def _rest(self, batch):
     "Sums of realised log-probs [K] of each chunk's tokens after the first: the student's, with gradient, and the teacher's."
     if self.aggregate != "chain": return None
@@ -190,9 +190,7 @@ def _rest(self, batch):
     for rows, chunk, first in ((batch.student, batch.alignment.student_chunk, c[:, 0]), (batch.teacher, batch.alignment.teacher_chunk, c[:, 2])):
         later = np.flatnonzero(chunk >= 0)
         later = later[later > first[chunk[later]]]
-        ids = torch.as_tensor(rows.ids[later], device=rows.device)
-        logp = row_losses(rows, later, lambda x, at: x.gather(1, ids[at][:, None])[:, 0])
-        out.append(by_chunk(logp, chunk[later], k))
+        out.append(by_chunk(realised_logp(rows, later), chunk[later], k))
     return out
 
 
@@ -244,7 +242,7 @@ def _piece(self, batch, at, rest):
 
 XToken._piece = _piece
 
-# %% ../../nbs/60_xtoken.ipynb #734eae8c
+# %% ../../nbs/60_xtoken.ipynb #407da7f4
 def _output(self, batch, loss, lost, unknown):
     dev, n = batch.student.device, len(batch.student)
     known = (1 - lost > 1e-6) & (1 - unknown > 1e-6) if self.choice == "p-kl" else torch.ones_like(loss, dtype=torch.bool)
@@ -254,8 +252,7 @@ def _output(self, batch, loss, lost, unknown):
     if n: why[(over_tokens(batch, (~known).float()) > 0).cpu().numpy()] = 104
     mean = lambda x: float(x.mean()) if len(x) else 0.
     if self.ce and n:
-        ids = torch.as_tensor(batch.student.ids, device=dev)
-        ce = row_losses(batch.student, np.arange(n), lambda x, at: -x.gather(1, ids[at][:, None])[:, 0])
+        ce = -realised_logp(batch.student, np.arange(n))
         k, c = len(loss), batch.alignment.student_chunk
         token_loss = token_loss + self.ce * over_tokens(batch, by_chunk(ce, c, k))
     return finish(batch, token_loss, weight, unit="chunk", why=why, unknown=over_tokens(batch, unknown.float().clamp(0, 1)), kd=mean(loss.detach()[known]), lost_mass=mean(lost), unreachable_mass=mean(unknown),
