@@ -7,7 +7,7 @@ __all__ = ['THIRD', 'Side', 'check_fit', 'load_side', 'Sample', 'write', 'refere
            'third_logp', 'states_of', 'make_batch', 'by_kind', 'entropy', 'Tally', 'micro_batches', 'accumulate',
            'finish_gradient', 'written', 'report']
 
-# %% ../nbs/17_step.ipynb #83bfa709
+# %% ../nbs/17_step.ipynb #b7d493c8
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from .align import KINDS
 from .batch import Hidden, PairBatch
 from .bytevocab import ByteVocab
 from .chat import render
+from .health import habit_sums, habits
+from .mishaps import during
 from .models import load_model, load_tokenizer
 from .objectives import why_text
 from .rollout import rollout
@@ -52,7 +54,7 @@ def load_side(x, role, device=None, dtype=None):
     else: raise ValueError(f"{role} is a {type(x).__name__}: give a name, a folder, or (model, tokenizer)")
     return check_fit(Side(name, model, bv))
 
-# %% ../nbs/17_step.ipynb #870e0e84
+# %% ../nbs/17_step.ipynb #1cbb7702
 @dataclass
 class Sample:
     "One prompt and one response in the ids of both sides"
@@ -73,7 +75,7 @@ def write(items, student, teacher, config, writer="student", seed=None):
     prompts = [getattr(s, f"{writer}_prompt") for s in samples]
     room = min(x for x in (config.max_length, context_length(me.model), 1 << 40) if x) - max(map(len, prompts))
     if room < 1: raise ValueError(f"a prompt has {max(map(len, prompts))} tokens, which leaves the {writer} no room to write: shorten it, or raise max_length (the model holds {context_length(me.model)})")
-    ids = rollout(me.model, me.bv, prompts, min(config.max_new_tokens, room), config.temperature, seed=seed)
+    with during("writing", config, writer): ids = rollout(me.model, me.bv, prompts, min(config.max_new_tokens, room), config.temperature, seed=seed)
     for s, x, y in zip(samples, ids, retokenise(me.bv, other.bv, ids)): s.student, s.teacher = (x, y) if writer == "student" else (y, x)
     return samples
 
@@ -120,13 +122,13 @@ def states_of(student, teacher, s_states, t_states):
     matrix = lambda side, name: getattr(side.model, f"get_{name}_embeddings")().weight
     return Hidden(s_states, t_states, matrix(student, "output"), matrix(teacher, "output"), matrix(student, "input"), matrix(teacher, "input"))
 
-# %% ../nbs/17_step.ipynb #218b10c5
+# %% ../nbs/17_step.ipynb #1aa52c03
 def make_batch(samples, pair, student, teacher, needs, config, others=None, writer="student"):
     "PairBatch of some samples, student rows with gradient, and the counts of the teacher's pass; `others` holds the third models by name"
     deep = "hidden" in needs
-    t_logits, t_states, counts = teacher_rows(samples, teacher, config.max_length, deep) if "teacher_logits" in needs or deep else (None, None, {})
+    with during("teacher", config): t_logits, t_states, counts = teacher_rows(samples, teacher, config.max_length, deep) if "teacher_logits" in needs or deep else (None, None, {})
     limit = min((x for x in (config.max_length, context_length(student.model)) if x), default=None)
-    found = response_logits(student.model, [s.student_prompt for s in samples], [s.student for s in samples], grad=True, max_length=limit, hidden=deep)
+    with during("student", config): found = response_logits(student.model, [s.student_prompt for s in samples], [s.student for s in samples], grad=True, max_length=limit, hidden=deep)
     s_logits, s_states = found if deep else (found, None)
     ids = [s.student[:len(l)] for s, l in zip(samples, s_logits)]
     t_ids = [s.teacher if t_logits is None else s.teacher[:len(t_logits[i])] for i, s in enumerate(samples)]
@@ -172,7 +174,7 @@ class Tally(dict):
     def losses(self): return {f"loss_{k}": self[f"loss {k}"] / self[f"weight {k}"] for k in KINDS if self.get(f"weight {k}", 0) > 0}
     def reasons(self): return "; ".join(f"{int(n)} tokens: {why_text(int(k[4:])) or 'with weight 0'}" for k, n in sorted(self.items(), key=lambda x: -x[1]) if k.startswith("why "))
 
-# %% ../nbs/17_step.ipynb #cbee5c64
+# %% ../nbs/17_step.ipynb #5c11ab47
 def micro_batches(samples, size, together=1):
     "Samples of similar length together, `size` at a time; `together` that stand side by side are not parted (the answers of a preference)"
     units = sorted((samples[i:i + together] for i in range(0, len(samples), together)), key=lambda u: max(map(len, u)))
@@ -184,8 +186,8 @@ def accumulate(samples, pair, student, teacher, objective, config, autocast, oth
     tally, first = Tally(samples=len(samples), count=0, loss=0, tokens=0, with_signal=0), None
     for part in micro_batches(samples, config.micro_batch, 2 if "preferences" in objective.needs else 1):
         with autocast(): batch, counts = make_batch(part, pair, student, teacher, objective.needs, config, others, writer)
-        out = objective(batch)
-        if out.sum.requires_grad: out.sum.backward()
+        with during("objective", config): out = objective(batch)
+        with during("backward", config): out.sum.requires_grad and out.sum.backward()
         tally.add(**counts, entropy=entropy(batch.student)); tally.output(out)
         first = first or (part[0], out)
     return tally, first
@@ -197,11 +199,12 @@ def finish_gradient(params, count, accelerator):
         if accelerator.num_processes > 1: p.grad = accelerator.reduce(p.grad, "sum")
         p.grad /= count
 
-# %% ../nbs/17_step.ipynb #d017dda1
+# %% ../nbs/17_step.ipynb #0870ffbc
 def written(samples, pair, writer):
     "Counts of what was written: tokens of both sides, stops, samples whose ids are not the tokenizer's own choice"
     ids = [s.student for s in samples]
-    return {"written_student": sum(map(len, ids)), "written_teacher": sum(len(s.teacher) for s in samples), "written_by_teacher": (writer == "teacher") * sum(len(s.teacher) for s in samples), "written_by_student": (writer == "student") * sum(map(len, ids)),
+    habits_of = habit_sums([pair.student.decode(x).decode("utf-8", "replace") for x in ids], ids, [s.item.get("answer") for s in samples]) if writer == "student" else {}
+    return habits_of | {"written_student": sum(map(len, ids)), "written_teacher": sum(len(s.teacher) for s in samples), "written_by_teacher": (writer == "teacher") * sum(len(s.teacher) for s in samples), "written_by_student": (writer == "student") * sum(map(len, ids)),
             "prompt_tokens": (writer != "reference") * sum(len(s.student_prompt if writer == "student" else s.teacher_prompt) for s in samples),
             "windows": sum(s.window is not None for s in samples), "windows_found": sum(s.window is not None and s.window_found for s in samples),
             "stopped": sum(bool(x) and x[-1] in pair.student.stop_ids for x in ids),
@@ -210,6 +213,6 @@ def written(samples, pair, writer):
 def report(t, seconds):
     "The readable part of a tally"
     n = max(t["samples"], 1)
-    return t.losses() | t.stats() | {"entropy": t.get("entropy", 0) / max(t.get("tokens", 0), 1), "samples": int(t["samples"]), "samples_without_signal": int(t["samples"] - t["with_signal"]), "count": t["count"], "response_tokens": t["written_student"] / n,
+    return t.losses() | t.stats() | habits(t) | {"entropy": t.get("entropy", 0) / max(t.get("tokens", 0), 1), "samples": int(t["samples"]), "samples_without_signal": int(t["samples"] - t["with_signal"]), "count": t["count"], "response_tokens": t["written_student"] / n,
         "stop_share": t["stopped"] / n, "canonical_share": t["canonical"] / n, "inflation": t["written_teacher"] / max(t["written_student"], 1), "seconds": seconds,
         "tokens_per_second": t["written_student"] / seconds, **({"window_found": t["windows_found"] / t["windows"]} if t.get("windows") else {}), **{k: int(t.get(k, 0)) for k in ("teacher_tokens_masked", "student_tokens_masked", "teacher_rows_not_finite")}}
