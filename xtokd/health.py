@@ -6,7 +6,7 @@
 __all__ = ['repeated', 'number_digits', 'habit_sums', 'habits', 'Signs', 'Sign', 'ends', 'writing_signs', 'learning_signs',
            'answer_signs', 'by_student', 'look', 'replay', 'Health', 'record_config', 'Coverage']
 
-# %% ../nbs/192_health.ipynb #e120e139
+# %% ../nbs/192_health.ipynb #3d1fe806
 import math, re
 from collections import deque
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ import numpy as np
 
 from .runlog import Run, number, wilson
 
-# %% ../nbs/192_health.ipynb #13144c62
+# %% ../nbs/192_health.ipynb #2fd8591f
 def repeated(ids, n=4):
     "How many n-grams of a list of ids stood in it before, and how many there are"
     grams = [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
     return len(grams) - len(set(grams)), len(grams)
 
-# %% ../nbs/192_health.ipynb #2c58ce7e
+# %% ../nbs/192_health.ipynb #9233344e
 def number_digits(text, answer=None):
     "Digits of the last number in a text, 0 where it lacks one; None where numbers are not what it is about"
     found = re.findall("[0-9]+", text)
     if answer is None: return len(found[-1]) if found else None
     return len(found[-1]) if found else 0 if any(c.isdigit() for c in str(answer)) else None
 
-# %% ../nbs/192_health.ipynb #fdc4f18a
+# %% ../nbs/192_health.ipynb #3f94ec27
 def habit_sums(texts,     # the responses as texts
                ids,       # and as token ids
                answers):  # right answers, or None
@@ -42,7 +42,7 @@ def habits(sums):
     found = {"number_length": ("digits", "numbers"), "repetition": ("grams_again", "grams")}
     return {name: sums[a] / sums[b] for name, (a, b) in found.items() if sums.get(b)}
 
-# %% ../nbs/192_health.ipynb #f963ee90
+# %% ../nbs/192_health.ipynb #edc3b3dc
 @dataclass(frozen=True)
 class Signs:
     "The bounds of every sign; a share or a multiple is of the run's own start"
@@ -70,7 +70,7 @@ class Sign:
     cure: str
     def __str__(self): return f"{self.what}: {self.cure}"
 
-# %% ../nbs/192_health.ipynb #422552e5
+# %% ../nbs/192_health.ipynb #c526f568
 def ends(steps, name, signs=Signs()):
     "Means of a column over the first and the last window, and the standard error of their difference; NaN where there are not two windows"
     w = signs.window
@@ -79,7 +79,7 @@ def ends(steps, name, signs=Signs()):
     if min(len(a), len(b)) * 2 < w: return math.nan, math.nan, math.nan
     return float(a.mean()), float(b.mean()), float(np.sqrt(a.var() / len(a) + b.var() / len(b)))
 
-# %% ../nbs/192_health.ipynb #5da697b2
+# %% ../nbs/192_health.ipynb #0aa20d4f
 def writing_signs(steps, limit, s):
     "Signs in what the student writes"
     first, last, noise = ends(steps, "response_tokens", s)
@@ -97,7 +97,7 @@ def writing_signs(steps, limit, s):
     if last - first > s.repetition and last - first >= s.sure * noise:
         yield Sign("repetition", first, last, f"{last:.0%} of the 4-grams of a response stood in it before, {first:.0%} at the start", "the text runs in circles; lower lr, or go back to an earlier checkpoint")
 
-# %% ../nbs/192_health.ipynb #946fdee1
+# %% ../nbs/192_health.ipynb #b0c1d6ca
 def learning_signs(steps, s):
     "Signs in what the student learns from"
     first, last, noise = ends(steps, "entropy", s)
@@ -111,16 +111,16 @@ def learning_signs(steps, s):
     first, last, noise = ends(steps, "loss", s)
     if abs(last) >= s.loss_up * abs(first) and last > first > 0 and last - first >= s.sure * noise: yield Sign("loss", first, last, f"the loss grew from {first:.3g} to {last:.3g}", "lower lr, or a longer warm-up")
 
-# %% ../nbs/192_health.ipynb #9f665cf1
+# %% ../nbs/192_health.ipynb #fb326560
 def answer_signs(evals, s):
     "The sign in held-out accuracy"
     name = "accuracy_sampled" if any("accuracy_sampled" in e for e in evals) else "accuracy"
-    known = [e for e in evals if math.isfinite(number(e.get(name)))]
-    if len(known) < 2: return
-    (first, low), (last, high) = [(number(e[name]), wilson(min(max(number(e[name]), 0), 1), e.get("accuracy_n", e.get("n", 0)))[k]) for e, k in ((known[0], 0), (known[-1], 1))]
-    if high < low: yield Sign("answers", first, last, f"{last:.1%} of the held-out answers are right, {first:.1%} at the start", "the student unlearns the task; lower lr, or take another objective (xtokd methods)")
+    known = [(number(e[name]), wilson(min(max(number(e[name]), 0), 1), e.get("accuracy_n", e.get("n", 0)))) for e in evals if math.isfinite(number(e.get(name)))]
+    if len(known) < 3: return
+    (first, (low, _)), recent = known[0], known[-2:]
+    if all(high < low for _, (_, high) in recent): yield Sign("answers", first, recent[-1][0], f"{recent[-1][0]:.1%} of the held-out answers are right, {first:.1%} at the start", "the student unlearns the task; lower lr, or take another objective (xtokd methods)")
 
-# %% ../nbs/192_health.ipynb #1c0cda04
+# %% ../nbs/192_health.ipynb #974c9749
 def by_student(step): return step.get("writer", "student") == "student"
 
 def look(steps, evals=(), config=None, signs=Signs()):
@@ -128,7 +128,7 @@ def look(steps, evals=(), config=None, signs=Signs()):
     steps, limit = [e for e in steps if by_student(e)], number((config or {}).get("max_new_tokens"))
     return [*writing_signs(steps, limit, signs), *learning_signs(steps, signs), *answer_signs(evals, signs)]
 
-# %% ../nbs/192_health.ipynb #f6d5f011
+# %% ../nbs/192_health.ipynb #61267108
 def replay(run, signs=Signs()):
     "`{sign: step at which it was first there}` of a recorded run"
     found, steps, evals = {}, [], []
@@ -138,7 +138,7 @@ def replay(run, signs=Signs()):
         for x in look(steps, evals, run.config, signs): found.setdefault(x.name, e["step"])
     return found
 
-# %% ../nbs/192_health.ipynb #71a0c15d
+# %% ../nbs/192_health.ipynb #fbe186ff
 class Health:
     "Warns of signs of a collapse: once each, until it is over"
     def __init__(self, signs=Signs()): self.signs, self.steps, self.evals, self.told = signs, [], [], set()
@@ -158,7 +158,7 @@ class Health:
 
 def record_config(distiller): return {"max_new_tokens": distiller.config.max_new_tokens}
 
-# %% ../nbs/192_health.ipynb #3425e943
+# %% ../nbs/192_health.ipynb #f7b26afc
 class Coverage:
     "The share of tokens with a signal over the last ten steps; refuses to go on below `at_least`"
     def __init__(self, at_least): self.at_least, self.last = at_least, deque(maxlen=10)
