@@ -6,13 +6,15 @@
 __all__ = ['sync', 'whole_folder', 'quiet', 'save_student', 'rng_state', 'set_rng_state', 'save_checkpoint', 'checkpoints',
            'load_checkpoint']
 
-# %% ../nbs/15_checkpoint.ipynb #afd95596
+# %% ../nbs/15_checkpoint.ipynb #2c74ae10
 import os, random, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from .processes import own_class, put
 
 # %% ../nbs/15_checkpoint.ipynb #67f29006
 def sync(path):
@@ -35,7 +37,7 @@ def whole_folder(path):
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/15_checkpoint.ipynb #2fa0dd27
+# %% ../nbs/15_checkpoint.ipynb #1d34a75f
 @contextmanager
 def quiet():
     "No progress bars of transformers while small things are read and written"
@@ -45,14 +47,14 @@ def quiet():
     try: yield
     finally: shown and logging.enable_progress_bar()
 
-def save_student(folder, model, tokenizer=None):
-    "The model and its tokenizer as an ordinary transformers folder (safetensors)"
+def save_student(folder, model, tokenizer=None, weights=None):
+    "The model (with other `weights` by name, where they are given) and its tokenizer as an ordinary transformers folder (safetensors)"
     from transformers import GenerationConfig
     own = model.generation_config
     try: own.validate(strict=True)
     except (ValueError, TypeError): model.generation_config = GenerationConfig(**{k: getattr(own, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")})
     try:
-        with quiet(): model.save_pretrained(folder)
+        with quiet(): model.save_pretrained(folder, state_dict=weights)
     finally: model.generation_config = own
     if hasattr(tokenizer, "save_pretrained"): tokenizer.save_pretrained(folder)
     elif tokenizer is not None: tokenizer.save(str(Path(folder)/"tokenizer.json"))
@@ -73,17 +75,18 @@ def set_rng_state(state):
     torch.set_rng_state(state["torch"])
     for i, s in enumerate(state["cuda"][:torch.cuda.device_count()]): torch.cuda.set_rng_state(s, i)
 
-# %% ../nbs/15_checkpoint.ipynb #b240dba4
+# %% ../nbs/15_checkpoint.ipynb #ba7a3e99
 def save_checkpoint(root,      # folder of the run's checkpoints
                     step,      # optimiser steps done
                     model, tokenizer,
                     state,     # anything made of tensors, numbers, strings, lists and dicts
-                    keep=2):   # so many of the newest stay
+                    keep=2,    # so many of the newest stay
+                    weights=None): # by name, where the model holds only a share of them
     "Write `root/step-000123` whole, then remove older ones; returns its path"
     root = Path(root)
     path = root/f"step-{step:06d}"
     with whole_folder(path) as work:
-        save_student(work, model, tokenizer)
+        save_student(work, model, tokenizer, weights)
         torch.save({"step": step, "rng": rng_state(), **state}, work/"state.pt")
     for old in checkpoints(root)[:-keep]: shutil.rmtree(old)
     return path
@@ -92,11 +95,11 @@ def checkpoints(root):
     "Whole checkpoints, oldest first"
     return sorted(p for p in Path(root).glob("step-*") if (p/"state.pt").exists())
 
-# %% ../nbs/15_checkpoint.ipynb #e2e5a1b6
+# %% ../nbs/15_checkpoint.ipynb #fe5544ba
 def load_checkpoint(path, model):
     "Put the weights and random states of a checkpoint in place, and return the rest of its state"
     state = torch.load(Path(path)/"state.pt", map_location="cpu", weights_only=True)
-    with quiet(): saved = type(model).from_pretrained(path, dtype=next(model.parameters()).dtype)
-    model.load_state_dict(saved.state_dict())
+    with quiet(): saved = own_class(model).from_pretrained(path, dtype=next(model.parameters()).dtype)
+    put(saved.state_dict(), model)
     set_rng_state(state["rng"])
     return state

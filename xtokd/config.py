@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-# %% ../nbs/18_config.ipynb #6cf639f8
+# %% ../nbs/18_config.ipynb #d7e1e7d8
 @dataclass
 class DistillConfig:
     "Every number of a run"
@@ -38,13 +38,14 @@ class DistillConfig:
     out: str | None = None        # run folder; runs/<objective>-<time> where none is given
     seed: int = 0
     mixed_precision: str = "auto" # "no", "bf16", or "auto": bf16 on a GPU
+    shard: str = "auto"           # over processes: "no", "student", "teacher", "both"; "auto": both where accelerate was launched with FSDP
     progress: bool = True         # show a progress bar
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/18_config.ipynb #ad5eaf45
+# %% ../nbs/18_config.ipynb #47c847f9
 _AT_LEAST = dict(steps=1, batch_size=1, micro_batch=1, weight_decay=0, warmup=0, temperature=0, on_policy=0, max_new_tokens=1, max_length=2, eval_every=0, eval_prompts=0, eval_samples=0, save_every=0, keep=1, seed=0)
-_ABOVE, _ONE_OF = ("lr", "max_grad_norm"), dict(off_policy=("teacher", "reference"), schedule=("constant", "cosine", "linear"), mixed_precision=("auto", "no", "bf16"))
+_ABOVE, _ONE_OF = ("lr", "max_grad_norm"), dict(off_policy=("teacher", "reference"), schedule=("constant", "cosine", "linear"), mixed_precision=("auto", "no", "bf16"), shard=("auto", "no", "student", "teacher", "both"))
 
 def check_config(c):
     "Raise a ValueError that names the setting, its value and what it may be"

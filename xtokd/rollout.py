@@ -58,7 +58,7 @@ def _seeded(seed, devices):
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/12_rollout.ipynb #1b3c8910
+# %% ../nbs/12_rollout.ipynb #16f5e59e
 def rollout(model,
             bv,               # ByteVocab of the model: its stop ids end a response
             prompt_ids,       # B lists of ids
@@ -76,6 +76,6 @@ def rollout(model,
     with writing(model, config), seeded(seed, device):
         for part in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
             ids, mask, _ = left_pad([prompt_ids[i] for i in part], pad=config.pad_token_id, device=device)
-            new = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1]:].tolist()
+            new = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False)[:, ids.shape[1]:].tolist()
             for i, x in zip(part, new): responses[i] = cut(x, stops)
     return responses

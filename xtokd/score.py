@@ -6,9 +6,11 @@
 __all__ = ['left_pad', 'accepts', 'last_rows', 'head_width', 'context_length', 'response_logits', 'one_by_one', 'token_logp',
            'sequence_logp', 'closing_id', 'same_ids', 'retokenise', 'teacher_ids']
 
-# %% ../nbs/11_score.ipynb #40a57843
+# %% ../nbs/11_score.ipynb #4f9bda5f
 import inspect
 import torch
+
+from .processes import is_sharded
 
 # %% ../nbs/11_score.ipynb #9ff73d5c
 def left_pad(sequences, # lists of ids
@@ -55,7 +57,7 @@ def _fit(i, prompt, response, max_length, context):
         raise ValueError(f"sample {i} has {len(prompt)} prompt and {len(response)} response tokens, the model holds {context}: shorten the prompt or set max_length={context}, which masks what does not fit")
     return kept
 
-# %% ../nbs/11_score.ipynb #234f727c
+# %% ../nbs/11_score.ipynb #47147596
 def response_logits(model,
                     prompt_ids,       # B lists of ids, each with at least one
                     response_ids,     # B lists of ids
@@ -69,12 +71,12 @@ def response_logits(model,
     weight = next(model.parameters())
     none = lambda width: [torch.zeros(0, width, dtype=weight.dtype, device=weight.device) for _ in kept]
     found = [none(head_width(model))] + ([none(model.config.get_text_config().hidden_size)] if hidden else [])
-    order = sorted((i for i in range(len(kept)) if kept[i]), key=lambda i: len(prompt_ids[i]) + len(kept[i]))
+    order = sorted((i for i in range(len(kept)) if kept[i]), key=lambda i: len(prompt_ids[i]) + len(kept[i])) or [0] * (is_sharded(model) and len(kept) > 0)   # its processes make equally many passes
     with torch.set_grad_enabled(grad):
         for start in range(0, len(order), micro_batch or len(order) or 1):
             part = order[start:start + (micro_batch or len(order))]
-            n = max(len(kept[i]) for i in part)
-            out = last_rows(model, [[*prompt_ids[i], *kept[i]][:-1] for i in part], n, hidden)
+            n = max(1, *(len(kept[i]) for i in part))
+            out = last_rows(model, [[*prompt_ids[i], *kept[i]][:-1] or [0] for i in part], n, hidden)
             for rows, new in zip(found, out if hidden else [out]):
                 for i, row in zip(part, new): rows[i] = row[n - len(kept[i]):]
     return tuple(found) if hidden else found[0]
