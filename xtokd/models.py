@@ -105,18 +105,22 @@ def load_tokenizer(name, role="student", **kwargs):
     from transformers import AutoTokenizer
     return _read(AutoTokenizer.from_pretrained, "tokenizer", name, role, **kwargs)
 
-# %% ../nbs/06_models.ipynb #04d79ddc
+# %% ../nbs/06_models.ipynb #a6838b54
 def load_model(name, role="student",
                dtype=None,   # a torch dtype or its name; None: float32 on a CPU, bfloat16 on a GPU
                device=None,  # None: a GPU where there is one
+               bits=None, device_map=None, offload_folder=None, # for a model that is too big: see `xtokd.big.placement`
                **kwargs):
     "The causal language model of a name, in evaluation mode."
     import torch
     from transformers import AutoModelForCausalLM
+    from xtokd.big import move, need, placement
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str): dtype = getattr(torch, dtype)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    return _read(AutoModelForCausalLM.from_pretrained, "model", name, role, dtype=dtype, **kwargs).to(device).eval()
+    if bits or device_map: kwargs |= placement(bits, device_map, offload_folder, device, dtype)
+    if (Path(str(name)) / "adapter_config.json").is_file(): need("peft", f"the adapter in {name}")
+    return move(_read(AutoModelForCausalLM.from_pretrained, "model", name, role, dtype=dtype, **kwargs), device).eval()
 
 # %% ../nbs/06_models.ipynb #555085c0
 def unpermute(w, heads):  # w: (heads*D, in); returns the same shape
