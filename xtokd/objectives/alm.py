@@ -112,7 +112,7 @@ def hidden_gap(student, teacher, norm="channel"):
     scale = teacher.square().mean(NORMS[norm], keepdim=True).clamp_min(1e-8)
     return ((student - teacher).square() / scale).mean(1)
 
-# %% ../../nbs/56_alm.ipynb #7bdc38ec
+# %% ../../nbs/56_alm.ipynb #3caa3936
 DEBIAS = ("boundary", "stop", "none")
 
 
@@ -121,7 +121,7 @@ class _Likelihoods:
     def __init__(self, batch, ids_student, ids_teacher, gamma, debias):
         self.scores, self.ends = ChunkScores(batch), ChunkEnds(batch)
         e, dev, live = self.ends, batch.student.device, len(ids_student) * len(ids_teacher) > 0
-        rows = np.flatnonzero(e.known & ~e.stop & live)
+        rows = np.flatnonzero(e.known & ~e.stop & (live and (debias or gamma is not None)))     # the boundary's mass is read only where it is used
         bound = torch.zeros(self.scores.k, device=dev)
         if len(rows): bound[torch.as_tensor(rows, device=dev)] = boundary_logp(batch.teacher, e.teacher[rows], ids_teacher).detach()
         closes = np.ones(self.scores.k, bool) if gamma is None else (bound > math.log(gamma) if gamma else bound > -torch.inf).cpu().numpy()
@@ -138,7 +138,7 @@ class _Likelihoods:
         self.student = self.student.index_add(0, where, boundary_logp(batch.student, self.ends.student[self.last[at]], ids))
         self.teacher = self.teacher + self.bound
 
-# %% ../../nbs/56_alm.ipynb #12d3c0a0
+# %% ../../nbs/56_alm.ipynb #f5217c0f
 class ALM(Objective, torch.nn.Module):
     "Divergence of two coins, how likely a chunk's text is on either side; loss unit: chunk, merged ones counting once."
     summary, source = "how likely the same text is on both sides, one coin a chunk", "arXiv 2503.20083"
@@ -155,6 +155,10 @@ class ALM(Objective, torch.nn.Module):
         self.ce, self.hidden, self.hidden_norm, self.project = ce, hidden, hidden_norm, None
         self.needs = Objective.needs | ({"gold"} if ce else set()) | ({"hidden"} if hidden else set())
 
+    def reads(self, pair=None):
+        "Realised log-probs only, where chunks are neither merged nor debiased."
+        return "realised" if self.debias == "none" and self.gamma is None and not self.hidden else super().reads(pair)
+
     def prepare(self, pair, student=None, teacher=None):
         "A projection of the student's states, where the hidden term is on and the widths differ."
         if self.hidden and student is not None and teacher is not None: self._widths(*(s.model.config.get_text_config().hidden_size for s in (student, teacher)))
@@ -167,7 +171,7 @@ class ALM(Objective, torch.nn.Module):
         b = scan_boundary(pair.student, pair.teacher) if self.boundary == "scan" else self.boundary
         return [boundary_ids(bv, b) for bv in (pair.student, pair.teacher)]
 
-# %% ../../nbs/56_alm.ipynb #33506abb
+# %% ../../nbs/56_alm.ipynb #2dd16bca
 def _signal(self, batch):
     like = _Likelihoods(batch, *self._ids(batch.pair), self.gamma, self.debias != "none")
     dev, live = like.student.device, torch.isfinite(like.teacher) & torch.isfinite(like.student)
@@ -178,7 +182,7 @@ def _signal(self, batch):
     weight, loss = over_tokens(batch, (live / size.clamp_min(1))[at]), over_tokens(batch, value[at])
     if self.ce: loss = loss + self.ce * torch.where(weight > 0, -like.scores.student, 0.)
     stats = {"chunks": float(like.scores.k), "groups": float(like.g), "merged_share": 1 - like.g / max(like.scores.k, 1), "longest_group": float(size.max()) if like.g else 0.,
-             "gap": float((like.teacher - like.student.detach())[pick].abs().mean()) if len(pick) else 0., "boundary": float(like.bound.exp().mean()) if like.g else 0.}
+             "gap": float((like.teacher - like.student.detach())[pick].abs().mean()) if len(pick) else 0., "boundary": float(like.bound.exp().mean()) if like.g and self.reads() == "all" else 0.}
     if self.hidden: loss, stats["hidden"] = self._add_hidden(batch, like.ends, loss)
     why = over_tokens(batch, torch.where(torch.isfinite(like.teacher), 0, 109)[at]).cpu().numpy()
     return finish(batch, loss, weight, unit="chunk", why=why, **stats)

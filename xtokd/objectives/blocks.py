@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['SUPPORTS', 'TAILS', 'with_stop_role', 'ends', 'by_chunk', 'ChunkScores', 'over_tokens', 'chunk_weights', 'top_ids',
-           'on_support']
+           'on_support', 'top_of']
 
-# %% ../../nbs/401_blocks.ipynb #f8101c06
+# %% ../../nbs/401_blocks.ipynb #1a325390
 import numpy as np
 import torch
 
-# %% ../../nbs/401_blocks.ipynb #a3c81d90
+from ..rowwise import handful
+
+# %% ../../nbs/401_blocks.ipynb #4cb72e61
 def with_stop_role(rows, stop_ids):
     "Realised log-probs [n]; a realised stop id counts the mass of all stop ids of its side."
+    if getattr(rows, "thin", False): return rows.with_stops()
     logp = rows.realised()
     at = np.flatnonzero(np.isin(rows.ids, np.asarray(stop_ids, np.int64)))
     if not len(at) or len(stop_ids) < 2: return logp
@@ -81,3 +84,10 @@ def on_support(logp, ids, tail="renormalise"):
     if tail == "drop": return out
     rest = -torch.expm1(out.logsumexp(-1, keepdim=True).clamp_max(-1e-7))
     return torch.cat([out, rest.log()], -1)
+
+# %% ../../nbs/401_blocks.ipynb #86e7f6f8
+def top_of(rows, index, k):
+    "Log-probs and ids [R, k] of the likeliest ids of the flat rows `index` [R], without gradient."
+    with torch.no_grad(): found = [rows.topk(k, a, min(a + handful(rows), len(rows))) for a in range(0, len(rows), handful(rows))]
+    at = torch.as_tensor(np.asarray(index, np.int64), device=rows.device)
+    return tuple(torch.cat(x)[at] for x in zip(*found)) if found else (torch.zeros(0, k, device=rows.device), torch.zeros(0, k, dtype=torch.long, device=rows.device))

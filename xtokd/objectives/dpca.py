@@ -74,11 +74,12 @@ def end_chunks(batch):
     chunk[s[both]] = len(a.chunks) + np.arange(both.sum())
     return chunk, t[both]
 
-# %% ../../nbs/54_dpca.ipynb #88be1f43
+# %% ../../nbs/54_dpca.ipynb #a6289185
 class DPCA(Objective):
     "Chunk log-ratios shared by the student's surprisal, clipped surrogate (arXiv 2606.09456); loss unit: token."
     summary, source = "chunk log-ratios shared by surprisal, released rules", "arXiv 2606.09456"
     alignment, bridge, measure = "chunks", "realised text", "policy gradient of the reverse KL"
+    teacher_reads = "realised"
     writers = ("student",)
     exceptions = {"I3": "zero where `behaviour_logp` is the student's own of now (or not given): the advantage is that of the time of writing"}
 

@@ -28,11 +28,12 @@ def discounted(values, gamma, offsets):
         values, step = values + gamma ** step * ahead, 2 * step
     return values
 
-# %% ../../nbs/49_opd.ipynb #11c8a225
+# %% ../../nbs/49_opd.ipynb #62f7b9b5
 class OPD(Objective):
     "Log-ratio of each realised 1-1 token as its advantage (Thinking Machines, 2025); loss unit: token."
     summary, source = "sampled log-ratio per token, 1-1 chunks", "Thinking Machines 2025"
     alignment, bridge, measure = "1-1 chunks", "realised text", "policy gradient of the reverse KL"
+    teacher_reads = "realised"
     writers = ("student",)
     exceptions = {"I3": "zero where `behaviour_logp` is the student's own of now (or not given): the advantage is that of the time of writing"}
 
@@ -56,11 +57,12 @@ def returns(ratio, gamma, offsets, normalise=True, own_step=True):
     total = discounted(ratio, gamma, offsets) - own
     return total / (discounted(torch.ones_like(ratio), gamma, offsets) - size).clamp_min(1e-6) if normalise else total
 
-# %% ../../nbs/49_opd.ipynb #d89e4098
+# %% ../../nbs/49_opd.ipynb #9378eded
 class MiniLLM(Objective):
     "Reverse KL of whole texts by returns of chunk log-ratios, plus the exact reverse KL of each row (arXiv 2306.08543); loss unit: token."
     summary, source = "length-normalised returns, and the exact single step", "arXiv 2306.08543"
     alignment, bridge, measure = "chunks", "realised text; equal vocabularies for the exact step", "policy gradient of the reverse KL, rkl"
+    teacher_reads = "realised"
     writers = ("student",)
 
     def __init__(self, gamma=0., normalise=True, own_step=True, sampled=1., single_step="equal", clip=.2, clamp=None):   # single_step: a weight, or "equal": 1 where the vocabularies are equal
@@ -68,6 +70,11 @@ class MiniLLM(Objective):
         if isinstance(single_step, str) and single_step != "equal": raise ValueError(f"single_step {single_step!r} is not known. Choose \"equal\" or a weight.")
         if not sampled and not single_step: raise ValueError("minillm without its sampled part and without its single step has no loss: give one of them a weight.")
         self.gamma, self.normalise, self.own_step, self.sampled, self.single_step, self.clip, self.clamp = gamma, normalise, own_step, sampled, single_step, clip, clamp
+
+    def reads(self, pair=None):
+        "Whole rows where it takes its exact single step: asked for, or with equal vocabularies."
+        exact = pair is not None and pair.vocab.identical if isinstance(self.single_step, str) else bool(self.single_step)
+        return "all" if exact else self.teacher_reads
 
     def signal(self, batch):
         a, x = batch.alignment, ChunkScores(batch)

@@ -82,11 +82,12 @@ def policy_output(batch, logp, old, advantage, weight, why=None, clamp=None, los
     return finish(batch, value if more is None else value + more, weight, signal=adv, why=why, advantage=float((adv * weight).sum() / weight.sum().clamp_min(1e-9)),
                   clamped_share=clamped, non_finite=float((~finite).sum()), **stats)
 
-# %% ../../nbs/41_sampled.ipynb #3837b7ae
+# %% ../../nbs/41_sampled.ipynb #eb1221c3
 class Sampled(Objective):
     "Chunk log-ratios of realised tokens as advantages; loss unit: token with a signal."
     summary, source = "log-ratio of realised chunks as a policy gradient", "arXiv 2606.09456, Thinking Machines 2025"
     alignment, bridge, measure = "chunks", "realised text", "policy gradient of the reverse KL"
+    teacher_reads = "realised"
     writers = ("student",)
     exceptions = {"I3": "zero where `behaviour_logp` is the student's own of now (or not given): the advantage is that of the time of writing"}
     def __init__(self, credit="full", clamp=10.0, surrogate=False, large_chunk=None, ends=True):   # large_chunk: more tokens than this on a side: no signal; ends=False: no advantage for tokens that end the text
