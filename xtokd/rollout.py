@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['cut', 'unwritable', 'sampling', 'writing', 'seeded', 'rollout']
 
-# %% ../nbs/12_rollout.ipynb #35b8f8d4
+# %% ../nbs/12_rollout.ipynb #a28fe026
 from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers import GenerationConfig
 
+from .big import device_of
 from .score import head_width, left_pad
 
 # %% ../nbs/12_rollout.ipynb #181977d4
@@ -58,7 +59,7 @@ def _seeded(seed, devices):
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/12_rollout.ipynb #16f5e59e
+# %% ../nbs/12_rollout.ipynb #5fc58c03
 def rollout(model,
             bv,               # ByteVocab of the model: its stop ids end a response
             prompt_ids,       # B lists of ids
@@ -70,7 +71,7 @@ def rollout(model,
     if max_new_tokens < 1: raise ValueError(f"max_new_tokens is {max_new_tokens}: let the model write at least 1 token")
     if temperature < 0: raise ValueError(f"temperature is {temperature}: 0 takes the likeliest token, 1 samples from the model")
     if empty := [i for i, p in enumerate(prompt_ids) if not p]: raise ValueError(f"prompt {empty[0]} is empty: let it hold at least a BOS token")
-    device, responses = next(model.parameters()).device, [None] * len(prompt_ids)
+    device, responses = device_of(model), [None] * len(prompt_ids)
     config, stops = sampling(bv, max_new_tokens, temperature, unwritable(model, bv)), set(bv.stop_ids)
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]), reverse=True)
     with writing(model, config), seeded(seed, device):
