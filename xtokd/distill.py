@@ -6,9 +6,9 @@
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge',
            'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #3dd50aa1
+# %% ../nbs/14_distill.ipynb #f92ad9b5
 import signal, sys, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from accelerate.utils import gather_object
 from .checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_student, whole_folder
 from .config import DistillConfig, lr_factor, machine, mix, peak_memory, pick, versions, writer_of
 from .evaluate import evaluate, response_text
+from .health import Coverage, Health
 from .kept import keep
+from .mishaps import disk, during
 from .objectives import objective as make_objective
 from .pair import Pair
 from .prompts import load_prompts, own_check
@@ -105,7 +107,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #36cfdbde
+# %% ../nbs/14_distill.ipynb #59d59183
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -135,19 +137,20 @@ class Setup(Parts):
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
         check = check or own_check(prompts)
         self.window, self.context = window, context
-        self.check, self.callbacks = check, [*callbacks] + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
+        self.check, self.callbacks = check, [*callbacks] + [Health()] * c.health + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
         own, extra = [p for p in self.student.model.parameters() if p.requires_grad], self.objective_params()
         self.params, groups = own + extra, [{"params": own}] + [{"params": extra, "lr": c.objective_lr or c.lr}] * bool(extra)
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(c, s))
+        self.coverage = Coverage(c.min_signal)
         self.step, self.costs, self.out = 0, Costs(), Path(c.out or f"runs/{getattr(self.objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
 
-# %% ../nbs/14_distill.ipynb #7afca6eb
+# %% ../nbs/14_distill.ipynb #2b23f431
 class Watch(Setup):
     "Log, count, refuse"
     def emit(self, event, step, **fields):
         if not self.accelerator.is_main_process: return
-        record = self.log.write(event, step, **fields)
+        with disk("the run log", self.log.path, self.out): record = self.log.write(event, step, **fields)
         for c in self.callbacks: getattr(c, f"on_{event}", lambda *_: None)(self, record)
     def refuse_emptiness(self, t):
         rows = t.get("teacher_tokens_scored", 0)
@@ -155,6 +158,7 @@ class Watch(Setup):
             raise FloatingPointError(f"{int(t['teacher_rows_not_finite'])} of the teacher's {int(rows)} rows are not finite, more than 1 %: load the teacher in float32 or bfloat16 (not float16), and check its weights")
         if not t["count"] > 0:
             raise RuntimeError(f"no student token of this step has a signal ({t.reasons() or 'every response is empty'}). See xtokd doctor for this pair, and look at what the student writes")
+        self.coverage.add(t.stats().get("signal_share"), t.reasons())
     def spend(self, t, seconds):
         s, teach = self.student.params, self.teacher.params
         by_teacher = t["written_by_teacher"] > 0
@@ -164,14 +168,14 @@ class Watch(Setup):
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
-# %% ../nbs/14_distill.ipynb #9c8b4717
+# %% ../nbs/14_distill.ipynb #95e2ac34
 class Judge(Watch):
     "Evaluate, and log samples"
     def evaluate(self):
         "Accuracy and distance on the held-out prompts, logged, with a few samples"
         if not self.heldout or not self.accelerator.is_main_process: return
         began, c = time.perf_counter(), self.config
-        with self.autocast(): found, samples = evaluate(self.student.model, self.teacher.model, self.pair, self.heldout, self.check, c.max_new_tokens, micro_batch=c.micro_batch, max_length=c.max_length, seed=c.seed)
+        with self.autocast(), during("evaluation", c): found, samples = evaluate(self.student.model, self.teacher.model, self.pair, self.heldout, self.check, c.max_new_tokens, micro_batch=c.micro_batch, max_length=c.max_length, seed=c.seed)
         self.emit("eval", self.step, **found, seconds=time.perf_counter() - began)
         for s in samples[:c.eval_samples]: self.emit("sample", self.step, source="heldout", **s)
     def show_sample(self, sample, out):
@@ -181,7 +185,7 @@ class Judge(Watch):
                   alignment=keep(self.pair.align(sample.student, sample.teacher)),
                   token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "why")})
 
-# %% ../nbs/14_distill.ipynb #d0d8510c
+# %% ../nbs/14_distill.ipynb #dc43cc3b
 class Keep(Judge):
     "Save and load"
     def save(self):
@@ -189,7 +193,7 @@ class Keep(Judge):
         if self.accelerator.is_main_process:
             state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "costs": dict(self.costs)}
             if self.objective_params(): state["objective"] = self.objective.state_dict()
-            save_checkpoint(self.out/"checkpoints", self.step, self.student.model, self.student.tokenizer, state, self.config.keep)
+            with disk("a checkpoint", self.out, self.out): save_checkpoint(self.out/"checkpoints", self.step, self.student.model, self.student.tokenizer, state, self.config.keep)
         self.accelerator.wait_for_everyone()
     def load(self, path):
         "Go back to a checkpoint"
@@ -201,9 +205,9 @@ class Keep(Judge):
     def keep_student(self):
         "The student as an ordinary model folder, `out/student`"
         if self.accelerator.is_main_process:
-            with whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer)
+            with disk("the student", self.out, self.out), whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer)
 
-# %% ../nbs/14_distill.ipynb #93670d8e
+# %% ../nbs/14_distill.ipynb #1a322bf4
 class Step(Keep):
     "One step"
     def train_step(self, step):
@@ -221,7 +225,7 @@ class Step(Keep):
         norm = float(torch.nn.utils.clip_grad_norm_(self.params, c.max_grad_norm))
         self.learn(step, norm)
         self.spend(tally, time.perf_counter() - began)
-        return {"loss": tally["loss"] / tally["count"], "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), "peak_memory_gib": peak_memory(self.device), "costs": self.costs}, first
+        return {"writer": writer, "loss": tally["loss"] / tally["count"], "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), "peak_memory_gib": peak_memory(self.device), "costs": self.costs}, first
 
     def text(self, items, writer, seed):
         "Samples of one step; two for each item where preferences are asked for"
@@ -232,7 +236,8 @@ class Step(Keep):
     def learn(self, step, norm):
         "The optimiser's step; a gradient that is not finite is left out, and five in a row end the run"
         self.bad_steps = 0 if np.isfinite(norm) else getattr(self, "bad_steps", 0) + 1
-        if np.isfinite(norm): self.optimizer.step()
+        if np.isfinite(norm):
+            with during("optimiser", self.config): self.optimizer.step()
         else: self.emit("warn", step, message=f"the gradient is not finite ({norm}): step left out")
         if self.bad_steps >= 5: raise FloatingPointError(f"five steps in a row with a gradient that is not finite (step {step}): lower lr (it is {self.config.lr}) or use mixed_precision='no'")
         self.scheduler.step()
@@ -264,7 +269,7 @@ class Loop(Step):
         "Was a stop asked for, in any process?"
         return any(gather_object([control.hold()]))
 
-# %% ../nbs/14_distill.ipynb #8e711cd6
+# %% ../nbs/14_distill.ipynb #565d5bfa
 class Opening(Loop):
     "Begin a log, or go on with one"
     def open(self, resume):
@@ -286,7 +291,7 @@ class Opening(Loop):
         if before.get("fingerprints", now) != now: raise ValueError(f"{self.out} was begun with other tokenizers ({before['student']}, {before['teacher']}): give the same student and teacher, or another `out`")
     def warn_of_changes(self, before):
         "Name the settings that change the result and are not those that the run was begun with"
-        free = {"out", "micro_batch", "progress", "eval_every", "save_every", "keep", "steps" if self.config.schedule == "constant" else ""}
+        free = {"out", "micro_batch", "progress", "health", "eval_every", "save_every", "keep", "steps" if self.config.schedule == "constant" else ""}
         then, now = before.get("config", {}), asdict(self.config)
         other = [f"{k} {then[k]!r} -> {v!r}" for k, v in now.items() if k in then and k not in free and then[k] != v]
         if other: self.emit("warn", self.step, message=f"this run goes on with other settings: {', '.join(other)}")
@@ -308,7 +313,7 @@ class Described(Opening):
         if lost := [k for k, v in again.items() if v == "in memory"]: raise ValueError(f"{out} was started with {', '.join(lost)} in memory, which a log cannot give back: pass {lost[0]}=... too")
         return cls(**again)
 
-# %% ../nbs/14_distill.ipynb #e66c56f8
+# %% ../nbs/14_distill.ipynb #fba7b6c6
 class Distiller(Described):
     "Distils a teacher into a student with another tokenizer, on text that the student writes"
     def fit(self,
@@ -337,7 +342,8 @@ class Distiller(Described):
             if reason == "stopped": print(f"stopped after step {self.step} of {self.config.steps}, saved in {self.out}. To go on: fit(resume=True), or `xtokd distill --out {self.out} --resume`", file=sys.stderr)
         except BaseException as e:
             control.error = e
-            self.emit("end", self.step, reason=f"{type(e).__name__}: {e}")
+            with suppress(OSError): self.emit("end", self.step, reason=f"{type(e).__name__}: {e}")
         finally:
-            if self.accelerator.is_main_process: self.log.close()
+            try: self.accelerator.is_main_process and self.log.close()
+            except OSError as e: control.error = control.error or e   # a full disk: whoever waits must hear of it
             control.done.set()
