@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['project', 'spread', 'bpm_targets', 'add_spanning', 'BPM']
 
-# %% ../../nbs/46_bpm.ipynb #9ea9135e
+# %% ../../nbs/46_bpm.ipynb #4210ef6e
 import numpy as np
 import torch
 
@@ -13,7 +13,8 @@ from ..batch import segment_sums
 from . import Objective, blank_mask, finish
 from .cells import cell_graph
 from .cover import mass_divergence
-from .looks import Looks
+from .looks import Looks, row_pieces
+from ..rowwise import row_losses
 
 # %% ../../nbs/46_bpm.ipynb #348a9b12
 def project(graph, pieces):
@@ -88,7 +89,7 @@ def add_spanning(target, coords, looks, graph, q, realised, s_ids):
     target[r, u] += mass
     coords[r, u] = True
 
-# %% ../../nbs/46_bpm.ipynb #3ae4580b
+# %% ../../nbs/46_bpm.ipynb #d9ba4836
 class BPM(Objective):
     "Divergence between the projected teacher row and the student, with a none bucket on both sides; loss unit: token."
     summary, source = "teacher mass projected on the longest student prefix, with a none bucket", "arXiv 2607.22334"
@@ -102,8 +103,8 @@ class BPM(Objective):
         a, graph = batch.alignment, cell_graph(batch.pair.student, batch.pair.teacher)
         loss, weight = torch.zeros(len(a.student_ids), device=batch.student.device), np.zeros(len(a.student_ids), np.float32)
         none = []
-        for first, last in batch.pieces(self.rows_at_once):
-            looks = Looks(a, graph, first, last)
+        for lo, hi in row_pieces(a, self.rows_at_once):
+            looks = Looks(a, graph, lo, hi, back=0)
             if not len(looks.rows): continue
             rows, value, bucket = self._rows(batch, graph, looks)
             loss = loss.index_add(0, torch.as_tensor(rows, device=loss.device), value)
@@ -119,8 +120,10 @@ class BPM(Objective):
         target, coords = bpm_targets(looks, graph, q)
         s_ids = batch.student.ids[looks.s_lo: looks.s_hi]
         add_spanning(target, coords, looks, graph, q, t_logp.gather(1, ids)[:, 0].double().cpu().numpy(), s_ids)
-        p = batch.student.logp(looks.s_lo, looks.s_hi).exp()[torch.as_tensor(looks.rows, device=q.device)]
-        coords = coords[:, : p.shape[1]]
-        p = torch.cat([torch.where(coords, p, 0.), torch.where(coords, 0., p).sum(1, keepdim=True)], 1)
+        coords = coords[:, : batch.student.width]
         target = torch.cat([torch.where(coords, target[:, : coords.shape[1]], 0.), target[:, -1:]], 1)
-        return looks.s_lo + looks.rows, mass_divergence(target, p, self.kind, self.beta), target[:, -1]
+        def row(logp, at):
+            p = logp.exp()
+            p = torch.cat([torch.where(coords[at], p, 0.), torch.where(coords[at], 0., p).sum(1, keepdim=True)], 1)
+            return mass_divergence(target[at], p, self.kind, self.beta)
+        return looks.s_lo + looks.rows, row_losses(batch.student, looks.s_lo + looks.rows, row), target[:, -1]

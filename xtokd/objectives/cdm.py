@@ -102,15 +102,16 @@ def favourites(batch, s_group, t_group, groups, top_k, row_map):
         ids_s.append(np.where(none, -1, s)); ids_t.append(np.where(none, -1, t)); values.append(mean[1].gather(1, at))
     return np.concatenate(ids_s), np.concatenate(ids_t), torch.cat(values)
 
-# %% ../../nbs/64_cdm.ipynb #9c03b305
+# %% ../../nbs/64_cdm.ipynb #289784ba
 def logits_at(batch, s_group, ids):
     "Mean logits [G, C] of each group's student rows at ids [G, C], with gradient (-1: any value)."
     rows, out = batch.student, torch.zeros(ids.shape, device=batch.student.device)
     stops = [] if batch.pair.vocab.identical else [i for i in batch.pair.student.stop_ids if i < rows.width]
-    for logits, a, b in zip(rows.logits, rows.offsets, rows.offsets[1:]):
+    for a, b in zip(rows.offsets, rows.offsets[1:]):
         group = s_group[a: b]
         mine = np.flatnonzero(group >= 0)
         if not len(mine) or not ids.shape[1]: continue
+        logits = rows.raw(np.arange(a, b))
         at = torch.as_tensor(np.maximum(ids[np.maximum(group, 0)], 0), device=out.device)
         x = logits.gather(1, at).float()
         if len(stops) > 1: x = torch.where(at == stops[0], logits[:, stops].float().logsumexp(1, keepdim=True), x)

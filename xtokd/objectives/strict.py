@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['shared_logp', 'restricted', 'Strict']
 
-# %% ../../nbs/42_strict.ipynb #5f1e09aa
+# %% ../../nbs/42_strict.ipynb #898c68cc
 import numpy as np
 import torch
 
-from . import Objective, divergence, finish, shared_mass
+from . import Objective, divergence, finish
 from .blocks import ChunkScores, chunk_weights, over_tokens
+from ..rowwise import row_losses
 
 # %% ../../nbs/42_strict.ipynb #5fc46bdf
 def shared_logp(batch, student_logp, teacher_logp):
@@ -33,7 +34,7 @@ def restricted(student, teacher, top_k=None):
         student, teacher = student.gather(1, at), teacher.gather(1, at)
     return torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
 
-# %% ../../nbs/42_strict.ipynb #3603efdc
+# %% ../../nbs/42_strict.ipynb #b94bde52
 class Strict(Objective):
     "Divergence of renormalised shared rows at 1-1 chunks (arXiv 2610.08448); loss unit: token."
     summary, source = "1-1 chunks, shared vocabulary, renormalised", "arXiv 2610.08448"
@@ -44,14 +45,17 @@ class Strict(Objective):
 
     def signal(self, batch):
         a = batch.alignment
-        rows = a.chunks[a.kind == 0]
-        s, t = batch.student.take(rows[:, 0]), batch.teacher.take(rows[:, 2])
-        loss = divergence(*restricted(*shared_logp(batch, s, t), self.top_k), self.kind, self.beta)
-        n = len(a.student_ids)
-        at = torch.as_tensor(rows[:, 0].astype(np.int64), device=s.device)
-        spread = lambda x: torch.zeros(n, device=s.device).index_copy(0, at, x)
+        rows, n, mass = a.chunks[a.kind == 0].astype(np.int64), len(a.student_ids), torch.zeros(2)
+        def row(logp, at):
+            both = shared_logp(batch, logp, batch.teacher.take(rows[at, 2]))
+            for k, x in enumerate(both): mass[k] += float(x.detach().exp().sum())
+            return divergence(*restricted(*both, self.top_k), self.kind, self.beta)
+        loss = row_losses(batch.student, rows[:, 0], row)
+        at = torch.as_tensor(rows[:, 0], device=loss.device)
+        spread = lambda x: torch.zeros(n, device=loss.device).index_copy(0, at, x)
         value, weight = self.spans(batch) if self.span else (0., 0.)
-        return finish(batch, spread(loss) + value, spread(torch.ones_like(loss)) + weight, **shared_mass(batch, s, t))
+        shared = {f"shared_mass_{side}": float(m) / max(len(rows), 1) for side, m in zip(("student", "teacher"), mass)}
+        return finish(batch, spread(loss) + value, spread(torch.ones_like(loss)) + weight, **shared)
 
     def spans(self, batch):
         "Losses and weights [student tokens] of the chunks that are not 1-1: `span` times the squared gap of their log-probs, one unit a chunk."
