@@ -27,7 +27,7 @@ KEPT, WORK = REPO / "data/runs/bakeoff", Path("runs/bakeoff")
 RATES, SEEDS, SWEEP_SEED, THIN = (1e-4, 4e-4, 1.5e-3), (0, 1, 2), 100, 20
 
 COMMON = dict(batch_size=16, micro_batch=16, schedule="cosine", max_grad_norm=.3, save_every=0, eval_samples=10 ** 6, progress=False)
-TASKS = {"tiny": dict(max_new_tokens=16, steps=300, eval_every=100, eval_prompts=256), "tiny2": dict(max_new_tokens=96, steps=120, eval_every=40, eval_prompts=128)}
+TASKS = {"tiny": dict(max_new_tokens=16, steps=300, eval_every=100, eval_prompts=256), "tiny2": dict(max_new_tokens=96, steps=80, eval_every=40, eval_prompts=96)}
 SWEEP = {"tiny": dict(steps=80, eval_every=0, eval_prompts=256), "tiny2": dict(steps=40, eval_every=0, eval_prompts=64)}
 FIRST = {"tiny2": "tiny"}                                                                                # the task whose sweep says which methods are swept here
 
