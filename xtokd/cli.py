@@ -114,11 +114,11 @@ def read_knobs(pairs: list[str]) -> dict:
         except ValueError: knobs[key.replace("-", "_")] = value
     return knobs
 
-# %% ../nbs/90_cli.ipynb #00a2f78f
+# %% ../nbs/90_cli.ipynb #341dcea4
 def _comments(cls) -> dict:
-    "The trailing comment of each field of a dataclass; none where its source is not at hand."
+    "The trailing comment of each field of a dataclass and of what it is built on; none where its source is not at hand."
     import inspect
-    try: lines = [l.partition("#") for l in inspect.getsource(cls).splitlines()]
+    try: lines = [l.partition("#") for c in cls.__mro__[:-1] for l in inspect.getsource(c).splitlines()]
     except OSError: return {}
     return {code.split(":")[0].strip(): note.strip() for code, _, note in lines if ":" in code and note}
 
