@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge',
            'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #f92ad9b5
+# %% ../nbs/14_distill.ipynb #bde4787f
 import signal, sys, threading, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from .checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_student, whole_folder
+from .checkpoint import checkpoints, load_checkpoint, rng_state, save_checkpoint, save_student, set_rng_state, whole_folder
 from .config import DistillConfig, lr_factor, machine, mix, peak_memory, pick, versions, writer_of
 from .evaluate import evaluate, response_text
 from .health import Coverage, Health
@@ -25,10 +24,11 @@ from .kept import keep
 from .mishaps import disk, during
 from .objectives import objective as make_objective
 from .pair import Pair
+from .processes import agree, begin, clip_gradient, cut_optimizer, finish_gradient, gathered, is_sharded, put_together, shard, shared, whole_weights
 from .prompts import load_prompts, own_check
 from .runlog import Control, Costs, Run, RunLog, log_file
 from .others import plug_in, third_models
-from .step import Tally, accumulate, finish_gradient, load_side, references, report, write, written
+from .step import Tally, accumulate, load_side, references, report, write, written
 
 # %% ../nbs/14_distill.ipynb #9f5862f1
 class Callback:
@@ -107,7 +107,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #59d59183
+# %% ../nbs/14_distill.ipynb #99847126
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -124,17 +124,19 @@ class Setup(Parts):
                  **others):          # models that some objectives ask for, each with the teacher's tokenizer: weak, plus, minus
         self.config = c = config or DistillConfig()
         self.given = {"student": student, "teacher": teacher, "prompts": prompts, "heldout": heldout, "objective": objective, **others}
-        self.accelerator = Accelerator()
+        self.accelerator = begin()
+        shards = shared(c.shard, self.accelerator)
         torch.manual_seed(c.seed)  # an objective with parameters starts alike in every process
         self.objective, (self.items, self.heldout) = read_objective(objective), split_prompts(prompts, heldout, c)
         if c.on_policy < 1 and c.off_policy not in getattr(self.objective, "writers", (c.off_policy,)):
             raise ValueError(f"objective {self.objective.name!r} makes no sense on text of the {c.off_policy}: on_policy must be 1 (it is {c.on_policy}), or off_policy another of {', '.join(self.objective.writers)}")
         self.student, self.teacher = load_side(student, "student", "cpu", torch.float32), load_side(teacher, "teacher", "cpu", None if self.device.type == "cpu" else torch.bfloat16)
-        for side in (self.student, self.teacher): side.model.to(self.device)
+        for role in {"student", "teacher"} - {*shards}: getattr(self, role).model.to(self.device)
         self.teacher.model.eval().requires_grad_(False)
         self.pair = Pair(self.student.bv, self.teacher.bv)
         self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
+        for role in shards: shard(getattr(self, role).model, self.device, self.accelerator.num_processes)
         check = check or own_check(prompts)
         self.window, self.context = window, context
         self.check, self.callbacks = check, [*callbacks] + [Health()] * c.health + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
@@ -143,7 +145,7 @@ class Setup(Parts):
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(c, s))
         self.coverage = Coverage(c.min_signal)
-        self.step, self.costs, self.out = 0, Costs(), Path(c.out or f"runs/{getattr(self.objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self.step, self.costs, self.out = 0, Costs(), Path(c.out or agree(f"runs/{getattr(self.objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
 # %% ../nbs/14_distill.ipynb #2b23f431
 class Watch(Setup):
@@ -168,14 +170,16 @@ class Watch(Setup):
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
-# %% ../nbs/14_distill.ipynb #95e2ac34
+# %% ../nbs/14_distill.ipynb #6099068b
 class Judge(Watch):
     "Evaluate, and log samples"
     def evaluate(self):
         "Accuracy and distance on the held-out prompts, logged, with a few samples"
-        if not self.heldout or not self.accelerator.is_main_process: return
+        if not self.heldout: return
         began, c = time.perf_counter(), self.config
-        with self.autocast(), during("evaluation", c): found, samples = evaluate(self.student.model, self.teacher.model, self.pair, self.heldout, self.check, c.max_new_tokens, micro_batch=c.micro_batch, max_length=c.max_length, seed=c.seed)
+        with self.autocast(), during("evaluation", c), gathered(self.student.model):
+            if not (self.accelerator.is_main_process or is_sharded(self.teacher.model)): return     # a sharded teacher reads only where all processes ask it
+            found, samples = evaluate(self.student.model, self.teacher.model, self.pair, self.heldout, self.check, c.max_new_tokens, micro_batch=c.micro_batch, max_length=c.max_length, seed=c.seed)
         self.emit("eval", self.step, **found, seconds=time.perf_counter() - began)
         for s in samples[:c.eval_samples]: self.emit("sample", self.step, source="heldout", **s)
     def show_sample(self, sample, out):
@@ -185,29 +189,33 @@ class Judge(Watch):
                   alignment=keep(self.pair.align(sample.student, sample.teacher)),
                   token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "why")})
 
-# %% ../nbs/14_distill.ipynb #dc43cc3b
+# %% ../nbs/14_distill.ipynb #e9d03370
 class Keep(Judge):
     "Save and load"
     def save(self):
         "A checkpoint of this moment; processes wait for each other"
+        main = self.accelerator.is_main_process
+        weights, optimizer, rngs = whole_weights(self.student.model, main), put_together(self.optimizer.state_dict(), main), gather_object([rng_state()])
         if self.accelerator.is_main_process:
-            state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(), "costs": dict(self.costs)}
+            state = {"optimizer": optimizer, "scheduler": self.scheduler.state_dict(), "costs": dict(self.costs), "rngs": rngs}
             if self.objective_params(): state["objective"] = self.objective.state_dict()
-            with disk("a checkpoint", self.out, self.out): save_checkpoint(self.out/"checkpoints", self.step, self.student.model, self.student.tokenizer, state, self.config.keep)
+            with disk("a checkpoint", self.out, self.out): save_checkpoint(self.out/"checkpoints", self.step, self.student.model, self.student.tokenizer, state, self.config.keep, weights)
         self.accelerator.wait_for_everyone()
     def load(self, path):
         "Go back to a checkpoint"
         state = load_checkpoint(path, self.student.model)
-        self.optimizer.load_state_dict(state["optimizer"])
+        if len(state.get("rngs", ())) == self.accelerator.num_processes: set_rng_state(state["rngs"][self.accelerator.process_index])
+        self.optimizer.load_state_dict(cut_optimizer(state["optimizer"], self.params))
         self.scheduler.load_state_dict(state["scheduler"])
         if self.objective_params(): self.objective.load_state_dict(state["objective"])
         self.step, self.costs = state["step"], Costs(state["costs"])
     def keep_student(self):
         "The student as an ordinary model folder, `out/student`"
+        weights = whole_weights(self.student.model, self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            with disk("the student", self.out, self.out), whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer)
+            with disk("the student", self.out, self.out), whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer, weights)
 
-# %% ../nbs/14_distill.ipynb #1a322bf4
+# %% ../nbs/14_distill.ipynb #5e83fc70
 class Step(Keep):
     "One step"
     def train_step(self, step):
@@ -215,14 +223,15 @@ class Step(Keep):
         began, c, acc = time.perf_counter(), self.config, self.accelerator
         mine = pick(len(self.items), step, c.batch_size, c.seed)[acc.process_index::acc.num_processes]
         writer, items = writer_of(c, step, self.objective.writer), [self.items[i] for i in mine]
-        with self.autocast(): samples = self.text(items, writer, mix(c.seed, step, acc.process_index)) if mine else []
+        with self.autocast(), gathered(*(s.model for s in (self.student, self.teacher) if s is getattr(self, writer, None))):
+            samples = self.text(items, writer, mix(c.seed, step, acc.process_index)) if mine else []
         self.student.model.train()
         self.optimizer.zero_grad()
         tally, first = accumulate(samples, self.pair, self.student, self.teacher, self.objective, c, self.autocast, self.others, writer)
         tally = self.over_processes(tally.add(**written(samples, self.pair, writer)))
         self.refuse_emptiness(tally)
         finish_gradient(self.params, tally["count"], acc)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.params, c.max_grad_norm))
+        norm = clip_gradient(self.params, c.max_grad_norm)
         self.learn(step, norm)
         self.spend(tally, time.perf_counter() - began)
         return {"writer": writer, "loss": tally["loss"] / tally["count"], "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), "peak_memory_gib": peak_memory(self.device), "costs": self.costs}, first
@@ -269,7 +278,7 @@ class Loop(Step):
         "Was a stop asked for, in any process?"
         return any(gather_object([control.hold()]))
 
-# %% ../nbs/14_distill.ipynb #565d5bfa
+# %% ../nbs/14_distill.ipynb #0b5b4bb3
 class Opening(Loop):
     "Begin a log, or go on with one"
     def open(self, resume):
@@ -291,7 +300,7 @@ class Opening(Loop):
         if before.get("fingerprints", now) != now: raise ValueError(f"{self.out} was begun with other tokenizers ({before['student']}, {before['teacher']}): give the same student and teacher, or another `out`")
     def warn_of_changes(self, before):
         "Name the settings that change the result and are not those that the run was begun with"
-        free = {"out", "micro_batch", "progress", "health", "eval_every", "save_every", "keep", "steps" if self.config.schedule == "constant" else ""}
+        free = {"out", "micro_batch", "shard", "progress", "health", "eval_every", "save_every", "keep", "steps" if self.config.schedule == "constant" else ""}
         then, now = before.get("config", {}), asdict(self.config)
         other = [f"{k} {then[k]!r} -> {v!r}" for k, v in now.items() if k in then and k not in free and then[k] != v]
         if other: self.emit("warn", self.step, message=f"this run goes on with other settings: {', '.join(other)}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['buckets', 'add_up', 'is_share', 'finish_gradient', 'clip_gradient', 'blocks', 'is_sharded', 'share', 'check_share',
-           'shard', 'in_step', 'tensors', 'watched', 'backward', 'gathered', 'whole', 'cut', 'put', 'cut_optimizer',
-           'own_class', 'begin', 'agree', 'shared']
+           'shard', 'in_step', 'tensors', 'watched', 'backward', 'gathered', 'put_together', 'whole_weights', 'cut',
+           'put', 'cut_optimizer', 'own_class', 'begin', 'agree', 'shared']
 
 # %% ../nbs/174_processes.ipynb #bfbb2821
 import os
@@ -122,14 +122,16 @@ def gathered(*models):
     finally:
         for m, root in pieces: m.set_reshard_after_forward(not root, recurse=False); m.reshard()
 
-# %% ../nbs/174_processes.ipynb #6050b831
-def whole(x, keep=True):
+# %% ../nbs/174_processes.ipynb #9ae9c095
+def put_together(x, keep=True):
     "Nested dicts and lists with every share made a whole tensor on the CPU; all processes must take part, also those that do not `keep` it"
-    if isinstance(x, dict): return {k: whole(v, keep) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [whole(v, keep) for v in x]
+    if isinstance(x, dict): return {k: put_together(v, keep) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [put_together(v, keep) for v in x]
     if not is_share(x): return x
     full = x.detach().full_tensor()
     return full.cpu() if keep else None
+
+def whole_weights(model, keep=True): "A sharded model's weights by name, whole where they are kept; None for other models"; return put_together(model.state_dict(), keep) if is_sharded(model) else None
 
 def cut(x, like):
     "This process's rows of a whole tensor, shared out as `like` is; without communication"

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['THIRD', 'Side', 'check_fit', 'load_side', 'Sample', 'write', 'references', 'finite_rows', 'teacher_rows',
            'third_logp', 'states_of', 'make_batch', 'by_kind', 'entropy', 'Tally', 'micro_batches', 'accumulate',
-           'finish_gradient', 'written', 'report']
+           'written', 'report']
 
-# %% ../nbs/17_step.ipynb #b7d493c8
+# %% ../nbs/17_step.ipynb #5017d5cd
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from .health import habit_sums, habits
 from .mishaps import during
 from .models import load_model, load_tokenizer
 from .objectives import why_text
+from .processes import backward, finish_gradient, in_step, watched
 from .rollout import rollout
 from .score import closing_id, context_length, head_width, response_logits, retokenise, token_logp
 
@@ -174,7 +175,7 @@ class Tally(dict):
     def losses(self): return {f"loss_{k}": self[f"loss {k}"] / self[f"weight {k}"] for k in KINDS if self.get(f"weight {k}", 0) > 0}
     def reasons(self): return "; ".join(f"{int(n)} tokens: {why_text(int(k[4:])) or 'with weight 0'}" for k, n in sorted(self.items(), key=lambda x: -x[1]) if k.startswith("why "))
 
-# %% ../nbs/17_step.ipynb #5c11ab47
+# %% ../nbs/17_step.ipynb #a5b04127
 def micro_batches(samples, size, together=1):
     "Samples of similar length together, `size` at a time; `together` that stand side by side are not parted (the answers of a preference)"
     units = sorted((samples[i:i + together] for i in range(0, len(samples), together)), key=lambda u: max(map(len, u)))
@@ -184,20 +185,14 @@ def micro_batches(samples, size, together=1):
 def accumulate(samples, pair, student, teacher, objective, config, autocast, others=None, writer="student"):
     "Backward of the objective's sum over all micro-batches; returns the tally and, of the first, batch and output"
     tally, first = Tally(samples=len(samples), count=0, loss=0, tokens=0, with_signal=0), None
-    for part in micro_batches(samples, config.micro_batch, 2 if "preferences" in objective.needs else 1):
-        with autocast(): batch, counts = make_batch(part, pair, student, teacher, objective.needs, config, others, writer)
-        with during("objective", config): out = objective(batch)
-        with during("backward", config): out.sum.requires_grad and out.sum.backward()
+    for part in in_step(micro_batches(samples, config.micro_batch, 2 if "preferences" in objective.needs else 1), student.model, teacher.model):
+        with autocast(), watched(student.model) as seen: batch, counts = make_batch(part or [Sample({}, [0], [0], [], [])], pair, student, teacher, objective.needs, config, others, writer)
+        with during("objective", config): out = objective(batch) if part else None
+        with during("backward", config): backward(out.sum if part else None, seen)
+        if not part: continue     # the pass was made for other processes only
         tally.add(**counts, entropy=entropy(batch.student)); tally.output(out)
         first = first or (part[0], out)
     return tally, first
-
-def finish_gradient(params, count, accelerator):
-    "Sum the gradients over processes and divide by the count over all of them"
-    for p in params:
-        if p.grad is None: p.grad = torch.zeros_like(p)
-        if accelerator.num_processes > 1: p.grad = accelerator.reduce(p.grad, "sum")
-        p.grad /= count
 
 # %% ../nbs/17_step.ipynb #0870ffbc
 def written(samples, pair, writer):
