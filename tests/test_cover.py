@@ -4,6 +4,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from worlds import World, bpe, digit_groups, make_pair, markov, random_bpe, random_texts
 from xtokd.batch import PairBatch
@@ -255,3 +257,87 @@ def test_doubt_is_a_bound():
             gap = (p[seen, :-1] / p[seen].sum(1, keepdim=True) - m[seen] / m[seen].sum(1, keepdim=True)).abs()
             if gap.numel(): worst, counted = max(worst, (gap.max(1).values - torch.as_tensor(gone[seen])).max().item()), max(counted, gone[seen].max())
     assert worst < 2e-5 and counted > .01
+
+
+LONG = ("Certainly: 12 + 894772 altogether.\n    The number is 9632.", "7", "No: 12.")
+
+
+def random_logits(b_ids, width, seed): return [3 * torch.randn(len(x), width, generator=torch.Generator().manual_seed(seed + k)) for k, x in enumerate(b_ids)]
+
+
+def in_pieces(pair, ids_s, ids_t, sizes, seed=0, **knobs):
+    "Losses and gradients of cover with pieces of each size."
+    for size in sizes:
+        leaves = [x.requires_grad_() for x in random_logits(ids_s, len(pair.student), seed)]
+        obj = objective("cover", **knobs)
+        obj.rows_at_once = size
+        out = obj(PairBatch.from_logits(pair, ids_s, ids_t, leaves, random_logits(ids_t, len(pair.teacher), seed + 100)))
+        (out.sum * .7).backward()
+        yield out, torch.cat([x.grad for x in leaves])
+
+
+def same_in_pieces(found):
+    (whole, grad), *others = found
+    for out, g in others:
+        assert torch.allclose(whole.token_loss, out.token_loss, rtol=1e-4, atol=1e-5) and torch.allclose(grad, g, rtol=1e-4, atol=1e-6)
+        assert np.allclose(whole.ledger["unknown"], out.ledger["unknown"], atol=1e-5) and (whole.ledger["why"] == out.ledger["why"]).all()
+
+
+@pytest.mark.parametrize("how", [{}, {"divergence": "rkl"}, {"divergence": "jsd"}, {"top_k": 5}, {"doubt": 0., "min_mass": 0.}], ids=str)
+def test_pieces_of_a_long_sample_are_the_whole(either, how):
+    "The tiny pair, as a small and as a large vocabulary: cut at any chunk, nothing changes."
+    from xtokd.pair import Pair
+    pair = Pair("tiny")
+    ids = [[[*bv.encode(x), bv.stop_ids[0]] for x in LONG] for bv in (pair.student, pair.teacher)]
+    same_in_pieces(in_pieces(pair, *ids, (10_000, 1, 7, 23), **how))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.booleans())
+def test_pieces_of_random_merge_lists_are_the_whole(seed, size, wide):
+    "Random merge lists over two or three symbols, texts long beside their tokens, pieces of any size."
+    from xtokd.objectives.cells import CellGraph
+    rng = np.random.default_rng(seed)
+    symbols = "ab" if seed % 2 else "abc"
+    S, T = (random_bpe(rng, symbols, int(rng.integers(1, 7))) for _ in range(2))
+    texts = ["".join(rng.choice(list(symbols), int(rng.integers(0, 25)))) for _ in range(3)]
+    small, CellGraph.small = CellGraph.small, 0 if wide else CellGraph.small
+    cell_graph.cache_clear()
+    try: same_in_pieces(in_pieces(make_pair(S, T), *([[*bv.encode(x), bv.stop_ids[0]] for x in texts] for bv in (S, T)), (10_000, size), seed))
+    finally:
+        CellGraph.small = small
+        cell_graph.cache_clear()
+
+
+def test_a_piece_ends_with_a_sample_or_a_chunk():
+    from xtokd.objectives.looks import row_pieces
+    pair = make_pair(digit_groups(2), digit_groups(3))
+    texts = ["1234567890123", "", "12", "9876543"]
+    rows = [[torch.zeros(len(bv.encode(x)), len(bv)) for x in texts] for bv in (pair.student, pair.teacher)]
+    a = PairBatch.from_logits(pair, *([bv.encode(x) for x in texts] for bv in (pair.student, pair.teacher)), *rows).alignment
+    for size in range(1, 14):
+        found = list(row_pieces(a, size))
+        assert [x for x, _ in found] + [len(a.student_ids)] == [0] + [x for _, x in found]
+        for lo, hi in found[:-1]: assert hi in a.student_offsets or a.student_chunk[hi - 1] != a.student_chunk[hi]
+        assert all(hi - lo <= max(size, 3) for lo, hi in found)
+
+
+@pytest.mark.parametrize("small", [4096, 0], ids=["small", "wide"])
+def test_a_piece_reads_few_teacher_rows(small, monkeypatch):
+    "A sample of 600 digits in pieces of 16 asks for each teacher row once, and for a few before each piece again."
+    from xtokd.batch import Rows
+    from xtokd.objectives.cells import CellGraph
+    monkeypatch.setattr(CellGraph, "small", small)
+    pair, asked = make_pair(digit_groups(2), digit_groups(3)), []
+    ids = [bv.encode("1234567890" * 60) for bv in (pair.student, pair.teacher)]
+    b = PairBatch.from_logits(pair, *([x] for x in ids), *([torch.randn(len(x), len(bv))] for x, bv in zip(ids, (pair.student, pair.teacher))))
+    class Seen(Rows):
+        def raw(self, index): asked.append(len(index)); return super().raw(index)
+    b.teacher.__class__ = Seen
+    obj = objective("cover")
+    obj.rows_at_once = 16
+    cell_graph.cache_clear()
+    obj(b)
+    cell_graph.cache_clear()
+    again = sum(asked) - len(ids[1])
+    assert max(asked) <= 16 and 0 <= again <= len(asked) * (4 if small else 1)

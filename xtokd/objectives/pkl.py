@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'CANDIDATES', 'FORMS', 'bucket_loss', 'Scores', 'scores_of', 'alone', 'events_written', 'cover_scores',
            'PKL']
 
-# %% ../../nbs/58_pkl.ipynb #f802f368
+# %% ../../nbs/58_pkl.ipynb #0d44ff76
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 
 from . import Objective, finish
 from .cells import cell_graph
-from .cover import CoverRows
+from .cover import CoverRows, rows_in_piece
+from .looks import row_pieces
 from ..rowwise import handful, row_losses
 
 # %% ../../nbs/58_pkl.ipynb #eb7a6b17
@@ -66,20 +67,20 @@ def alone(part, at, width, stop_ids):
     size, name = (part.student(x.expand(r, -1), at)[:, : part.m.shape[1]] for x in (one, name))
     return size == 1, name.long()
 
-# %% ../../nbs/58_pkl.ipynb #bba47e6e
+# %% ../../nbs/58_pkl.ipynb #656adf13
 def events_written(batch):
     "Written ids [n]; any stop id as the first one."
     ids, stops = batch.student.ids, batch.pair.student.stop_ids
     return np.where(np.isin(ids, stops), stops[0], ids) if len(stops) else ids
 
 
-def cover_scores(batch, top_k=5, written=False, min_mass=1e-6, doubt=1e-3, rows_at_once=512):
+def cover_scores(batch, top_k=5, written=False, min_mass=1e-6, doubt=1e-3, rows_at_once=None):
     "`Scores` of a batch from its teacher rows: the `top_k` (None: all) most likely tokens that are alone in their cell, or the written token only; and the unknown share [n] of each row (1: no row)."
     n, width, stops, dev = len(batch.student), batch.student.width, [i for i in batch.pair.student.stop_ids if i < batch.student.width], batch.student.device
     unknown, rows, graph, asked = np.ones(n, np.float32), [], cell_graph(batch.pair.student, batch.pair.teacher), handful(batch.student)
     label = torch.as_tensor(events_written(batch), device=dev)
-    for first, last in batch.pieces(rows_at_once):
-        for part in CoverRows(batch, graph, first, last, min_mass, doubt).found:
+    for lo, hi in row_pieces(batch.alignment, rows_at_once or rows_in_piece(batch.teacher)):
+        for part in CoverRows(batch, graph, lo, hi, min_mass, doubt).found:
             unknown[part.rows] = part.unknown
             for a in range(0, len(part.rows), asked):
                 at = slice(a, min(a + asked, len(part.rows)))
