@@ -14,8 +14,9 @@ from xtokd.thinrows import ThinRows, WholeRowsNeeded, joined, thin
 PAIR = Pair("tiny", "tiny")
 SAME = Pair(PAIR.teacher, PAIR.teacher)
 THIN = [("sampled", {}), ("sampled", {"surrogate": True}), ("opd", {}), ("opd", {"discount": .9}), ("minillm", {}), ("dpca", {}), ("dpca", {"stop": "id"}), ("compass", {}), ("ctpd", {}), ("ctpd", {"reference": "student"}),
+        ("strict", {"top_k": 12, "support": "teacher"}), ("strict", {"top_k": 5, "support": "teacher", "divergence": "jsd", "span": .5}),
         ("alm", {"debias": "none", "gamma": None}), ("alm", {"debias": "none", "gamma": None, "ce": .5}), ("uld", {"top_k": 12}), ("uld", {"top_k": 12, "pairing": "index"})]
-EQUAL = [("gkd", {"top_k": 12, "support": "teacher"}), ("gkd", {"top_k": 12, "support": "teacher", "tail": "bucket"}), ("minillm", {"single_step": 0})]
+EQUAL = [("strict", {"top_k": 12, "support": "teacher"}), ("gkd", {"top_k": 12, "support": "teacher"}), ("gkd", {"top_k": 12, "support": "teacher", "tail": "bucket"}), ("minillm", {"single_step": 0})]
 
 
 class Stops:
