@@ -6,7 +6,7 @@
 __all__ = ['sync', 'put_back', 'mend', 'whole_folder', 'quiet', 'save_student', 'rng_state', 'set_rng_state', 'save_checkpoint',
            'checkpoints', 'refuse_other', 'load_checkpoint']
 
-# %% ../nbs/15_checkpoint.ipynb #2c74ae10
+# %% ../nbs/15_checkpoint.ipynb #758253e3
 import os, random, shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .big import is_lora, load_adapter
 from .processes import own_class, put
 
 # %% ../nbs/15_checkpoint.ipynb #29c605cd
@@ -119,12 +120,14 @@ def refuse_other(path, saved, model):
     if other := [f"{k} {a} there, {b} here" for k, (a, b) in sizes.items() if a != b]:
         raise ValueError(f"{path} is a checkpoint of another student ({', '.join(other)}): go on with the student that the run was begun with, or give another `out`")
 
-# %% ../nbs/15_checkpoint.ipynb #a39b91de
+# %% ../nbs/15_checkpoint.ipynb #b8d07433
 def load_checkpoint(path, model):
     "Put the weights and random states of a checkpoint in place, and return the rest of its state"
     state = torch.load(Path(path)/"state.pt", map_location="cpu", weights_only=True)
-    with quiet(): saved = own_class(model).from_pretrained(path, dtype=next(model.parameters()).dtype)
-    refuse_other(path, saved, model)
-    put(saved.state_dict(), model)
+    if is_lora(model): load_adapter(path, model)
+    else:
+        with quiet(): saved = own_class(model).from_pretrained(path, dtype=next(model.parameters()).dtype)
+        refuse_other(path, saved, model)
+        put(saved.state_dict(), model)
     set_rng_state(state["rng"])
     return state

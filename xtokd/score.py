@@ -7,10 +7,11 @@ __all__ = ['left_pad', 'accepts', 'last_rows', 'caught', 'states_width', 'head_w
            'response_states', 'one_by_one', 'token_logp', 'sequence_logp', 'closing_id', 'same_ids', 'retokenise',
            'teacher_ids']
 
-# %% ../nbs/11_score.ipynb #4f9bda5f
+# %% ../nbs/11_score.ipynb #2b98d307
 import inspect
 import torch
 
+from .big import device_of
 from .processes import is_sharded
 
 # %% ../nbs/11_score.ipynb #9ff73d5c
@@ -23,14 +24,14 @@ def left_pad(sequences, # lists of ids
     mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
     return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
 
-# %% ../nbs/11_score.ipynb #99c1af3a
+# %% ../nbs/11_score.ipynb #aa11cb9b
 def accepts(model, name):
     "Does the model's forward take the argument `name`?"
-    return name in inspect.signature(model.forward).parameters
+    return name in inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters   # peft's own wrapper hides them
 
 def last_rows(model, sequences, n, hidden=False):
     "Logits [B, n, V] of the last `n` positions of left-padded `sequences`; with `hidden`, the last hidden states [B, n, D] too"
-    ids, mask, positions = left_pad(sequences, device=next(model.parameters()).device)
+    ids, mask, positions = left_pad(sequences, device=device_of(model))
     extra = {"position_ids": positions} if accepts(model, "position_ids") else {}
     if accepts(model, "logits_to_keep"): extra["logits_to_keep"] = n
     if accepts(model, "use_cache"): extra["use_cache"] = False
@@ -74,7 +75,7 @@ def _fit(i, prompt, response, max_length, context):
         raise ValueError(f"sample {i} has {len(prompt)} prompt and {len(response)} response tokens, the model holds {context}: shorten the prompt or set max_length={context}, which masks what does not fit")
     return kept
 
-# %% ../nbs/11_score.ipynb #57806a13
+# %% ../nbs/11_score.ipynb #949464c2
 def response_logits(model,
                     prompt_ids,       # B lists of ids, each with at least one
                     response_ids,     # B lists of ids
@@ -97,8 +98,8 @@ def _rows_of(model, prompt_ids, response_ids, micro_batch, grad, max_length, rea
     "Per sample rows [n_i, width], for each tensor that `read(sequences, n)` gives"
     context = context_length(model)
     kept = [_fit(i, p, r, max_length, context) for i, (p, r) in enumerate(zip(prompt_ids, response_ids, strict=True))]
-    weight = next(model.parameters())
-    found = [[torch.zeros(0, width, dtype=weight.dtype, device=weight.device) for _ in kept] for width in widths]
+    weight, device = next(model.parameters()), device_of(model)
+    found = [[torch.zeros(0, width, dtype=weight.dtype, device=device) for _ in kept] for width in widths]
     order = sorted((i for i in range(len(kept)) if kept[i]), key=lambda i: len(prompt_ids[i]) + len(kept[i])) or [0] * (is_sharded(model) and len(kept) > 0)   # its processes make equally many passes
     with torch.set_grad_enabled(grad):
         for start in range(0, len(order), micro_batch or len(order) or 1):
