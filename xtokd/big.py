@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['need', 'placement', 'few_bits', 'is_placed', 'move', 'device_of', 'is_lora', 'adapters', 'add_lora', 'Bare',
-           'load_adapter', 'ready_student', 'teacher_place']
+           'load_adapter', 'ready_student', 'held_teacher']
 
 # %% ../nbs/061_big.ipynb #4a467acc
 import json
@@ -105,7 +105,7 @@ def load_adapter(folder, model):
     if set(found) != set(mine): raise ValueError(f"{folder} holds another adapter than the student's: {len(found)} weights, expected {len(mine)} (such as {sorted(set(found) ^ set(mine))[0]})")
     for n, p in mine.items(): p.data.copy_(found[n])
 
-# %% ../nbs/061_big.ipynb #c576ae39
+# %% ../nbs/061_big.ipynb #5ef7c700
 def ready_student(model, config):
     "The student as the run's settings want it trained: with an adapter, with gradient checkpointing"
     if config.lora: add_lora(model, config.lora, config.lora_alpha, config.seed)
@@ -114,9 +114,9 @@ def ready_student(model, config):
     return model
 
 
-def teacher_place(teacher, config, device):
-    "Arguments of `load_model` for the run's teacher; none where it is an ordinary one"
-    asked = {"bits": config.teacher_bits, "device_map": config.teacher_device_map, "offload_folder": config.offload_folder}
-    if not (config.teacher_bits or config.teacher_device_map): return {}
+def held_teacher(teacher, config, device, dtype=None):
+    "`teacher` as it was given, or loaded in few bits or several places as the run's settings want it: (model, tokenizer)"
+    if not (config.teacher_bits or config.teacher_device_map): return teacher
     if not isinstance(teacher, (str, Path)): raise ValueError("teacher_bits and teacher_device_map say how to load a teacher, this one is in memory: give its name or folder")
-    return {k: v for k, v in asked.items() if v} | {"device": device}
+    from xtokd.models import load_model, load_tokenizer
+    return load_model(teacher, "teacher", dtype, device, config.teacher_bits, config.teacher_device_map, config.offload_folder), load_tokenizer(teacher, "teacher")
