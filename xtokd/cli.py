@@ -159,7 +159,7 @@ def settings(a, allowed) -> dict:
     if a.knob: res["knobs"] = read_knobs(a.knob)
     return res | {k.removeprefix("config_"): v for k, v in vars(a).items() if k.startswith("config_") and v is not None}
 
-# %% ../nbs/90_cli.ipynb #4911a536
+# %% ../nbs/90_cli.ipynb #5c777e92
 def check_pair(student: str, teacher: str, force: bool) -> None:
     "Refuse an unfit pair."
     report = diagnose([student, teacher])
@@ -185,6 +185,7 @@ def distill(a) -> int:
     "Train, and print how good the student was before and after."
     trainer, s = planned(a)
     run = trainer.fit(resume=bool(a.resume))
+    if not trainer.accelerator.is_main_process: return 0     # one process speaks for all
     show(before_after(run), f"{run.name}: {s['objective']}, {len(run.steps)} steps")
     print(f"run log {run.path}\ncompare it:  xtokd compare {run.path.parent}")
     return 130 if any(e.get("reason") == "stopped" for e in run.of("end")) else 0
@@ -370,3 +371,6 @@ def main(argv: list[str] | None = None) -> int:
         if a.debug: raise
         print(f"xtokd {a.command}: {message(e)}", file=sys.stderr)
         return 1
+
+# %% ../nbs/90_cli.ipynb #ba35cab3
+if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())
