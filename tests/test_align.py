@@ -1,10 +1,12 @@
 """Alignment: brute force, oracles, and the bugs of other aligners (named D1 to D25) that must not come back."""
-import shutil, unicodedata
+import copy, pickle, shutil, sys, unicodedata
+from array import array
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from unittest.mock import patch
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer
 from xtokd.align import BEYOND, DIFFERS, EMPTY, INSIDE, INVALID, KINDS, LONE_STOP, SPECIAL, WHY, align, align_batch
 from xtokd.bytevocab import ByteVocab
 from xtokd.repair import invalid_mask, stretches
+from xtokd.sides import build_pool, flatten, gather, read_side, sound
 
 FIELDS = "chunks kind student_chunk teacher_chunk student_why teacher_why student_starts teacher_starts student_ids teacher_ids text".split()
 
@@ -134,6 +137,80 @@ def test_normalised_teacher_never_mispairs(text, form):
     al = lined(list(text), list(other))
     for s0, s1, t0, t1 in chunks(al): assert text[s0:s1] == other[t0:t1]
     if other == text: assert al.ok
+
+
+# ---------------------------------------------------------------- the straight way
+
+def two_pointers(a, b):
+    "The plain loop over tokens that have bytes, for equal texts."
+    i = j = x = y = i0 = j0 = 0
+    out = []
+    while i < len(a) or j < len(b):
+        if x <= y: x += len(a[i]); i += 1
+        else: y += len(b[j]); j += 1
+        if x == y: out.append((i0, i, j0, j)); i0, j0 = i, j
+    return out
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(cuts(), st.integers(0, 3), st.sampled_from([b"", b"", b"", b"\xe4", b"\xbd"])), max_size=4), st.booleans(), st.booleans())
+def test_the_straight_way_finds_what_the_long_way_finds(rows, char, mask):
+    "Random vocabularies, batches, stops, damage: every field of both ways; and where the text is sound and the stops agree, the straight way is open."
+    names, S, T, plain = ["<stop>"], [], [], True
+    def ids(tokens): names.extend(tokens); return list(range(len(names) - len(tokens), len(names)))
+    for (a, b), stops, junk in rows:
+        a, b = a + [junk] * (junk != b""), b + [junk] * (junk != b"")
+        S.append(ids(a) + [0] * (stops & 1)); T.append(ids(b) + [0] * (stops >> 1))
+        plain &= stops in (0, 3) and junk == b""
+    bv, module = vocab(*names, stop=["<stop>"]), sys.modules["xtokd.align"]
+    kw = dict(granularity="char" if char else "byte", mask_invalid=mask)
+    with patch.object(module, "_straight", wraps=module._straight) as way:
+        fast = align_batch(S, T, bv, bv, **kw)
+        assert way.call_count == 1
+    assert (module._straight(read_side(S, bv, "s"), read_side(T, bv, "t"), char) is not None) >= plain
+    with patch.object(module, "_straight", lambda *a: None): slow = align_batch(S, T, bv, bv, **kw)
+    for f in [*FIELDS, "teacher_text", "student_offsets", "teacher_offsets", "chunk_sample"]:
+        x, y = getattr(fast, f), getattr(slow, f)
+        assert np.array_equal(x, y) and getattr(x, "dtype", None) == getattr(y, "dtype", None), f
+
+
+@settings(max_examples=100, deadline=None)
+@given(cuts(size=40))
+def test_two_pointers(pair): assert chunks(lined(*pair)) == two_pointers(*pair)
+
+
+def test_equal_lengths_are_not_equal_bytes():
+    "The same rulers, other bytes: nothing is paired that differs, at any length of a piece."
+    for a, b in ((["ab", "cd"], ["ab", "cx"]), (["a" * 9, "b"], ["a" * 8 + "x", "b"]), (["aa", "b"], ["a", "x", "b"])):
+        al = lined(a, b)
+        assert not al.ok and all(b"".join(x.encode() for x in a)[al.student_starts[c[0]]:al.student_starts[c[1]]] in b"".join(x.encode() for x in b) for c in chunks(al))
+
+
+def test_late_fields():
+    "What nobody asked for is computed when it is read, survives copies, and an unknown name is an error."
+    bv = vocab("a", "b", "ab")
+    al = align([0, 1], [2], bv, bv)
+    assert "text" not in vars(al) and al.text == b"ab" and "text" in vars(al)
+    ba = align_batch([[0, 1], [2]], [[2], [0, 1]], bv, bv)
+    for other in (copy.copy(ba), copy.deepcopy(ba), pickle.loads(pickle.dumps(ba)), ba.swap().swap()):
+        for f in [*FIELDS, "chunk_sample"]: assert np.array_equal(getattr(other, f), getattr(ba, f)), f
+    with pytest.raises(AttributeError, match="Alignment.*no attribute 'txt'"): al.txt
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.binary(max_size=5), min_size=1, max_size=8), st.data())
+def test_sides(pieces, data):
+    "A text is the pieces of its ids, also where it is put together in parts; ids of any kind are the same row."
+    ids = data.draw(st.lists(st.integers(0, len(pieces) - 1), max_size=20))
+    pool, width = build_pool(pieces), np.array([len(pieces[i]) for i in ids], np.int64)
+    starts, row = np.concatenate([[0], width.cumsum()]).astype(np.int64), np.array(ids, np.int64)
+    for piece in (1, 3, 100): assert gather(pool, row, width, starts, piece).tobytes() == b"".join(pieces[i] for i in ids)
+    for kind in (list, tuple, np.array, lambda x: array("i", x), lambda x: [np.int32(i) for i in x]): assert flatten([kind(ids), ids], "student")[0].tolist() == ids + ids
+
+
+def test_a_character_over_two_samples_is_not_sound():
+    bv = vocab(b"\xc3", b"\xa9", "x")
+    assert [sound(read_side(s, bv, "s")) for s in ([[0, 1]], [[0], [1]], [[2], [0, 1]], [[], [2]])] == [True, False, True, True]
 
 
 # ---------------------------------------------------------------- oracles

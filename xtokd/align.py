@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['KINDS', 'SPECIAL', 'EMPTY', 'LONE_STOP', 'INSIDE', 'WHY', 'Alignment', 'BatchAlignment', 'align_batch', 'align']
 
-# %% ../nbs/01_align.ipynb #5f4be3d8
-from collections import OrderedDict
+# %% ../nbs/01_align.ipynb #f08d098f
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
-from itertools import chain
+from types import FunctionType
 import numpy as np
 from .repair import BEYOND, DIFFERS, INVALID, Match, match_texts
+from .sides import Side, read_side, sound
 
 # %% ../nbs/01_align.ipynb #fcaa7aa3
 KINDS = ("1-1", "1-n", "n-1", "n-m")             # student tokens - teacher tokens of a chunk
@@ -26,78 +25,35 @@ WHY = {0: "in a chunk",
        BEYOND: "beyond the end of the other side's text (truncated)",
        INVALID: "invalid UTF-8: these bytes are no text"}
 
-# %% ../nbs/01_align.ipynb #83b50a2e
-def _flatten(samples, role):
-    "Ragged ids -> flat int64 ids (always a copy) and the offsets int64[B+1] of the samples."
-    samples = list(samples)
-    if any(isinstance(x, (str, bytes)) for x in samples): raise TypeError(f"{role} ids are text; encode it first: ByteVocab.encode(text)")
-    try: size = np.fromiter(map(len, samples), np.int64, len(samples))
-    except TypeError: raise TypeError(f"{role} ids: a batch is a list of id lists; for one sample call align") from None
-    if all(isinstance(x, (list, tuple)) for x in samples): flat = np.array(list(chain.from_iterable(samples)))
-    else: flat = np.concatenate([np.asarray(x) for x in samples if len(x)] or [[]])
-    if flat.size and (flat.dtype.kind not in "iu" or flat.ndim != 1):
-        raise TypeError(f"{role} ids must be one row of integers per sample, got {flat.ndim}-d {flat.dtype}; for a batch call align_batch")
-    return flat.astype(np.int64), np.concatenate([[0], size.cumsum()]).astype(np.int64)
+# %% ../nbs/01_align.ipynb #d2b26f7d
+def _tiles(s: Side, t: Side, char: bool):
+    "Chunks int32[K,4] of two sides that end together everywhere, one after the other without a gap."
+    both, other = np.zeros((2, s.starts[-1] + 1), bool)
+    both[s.starts[1:]], other[t.starts[1:]] = True, True
+    both &= other
+    if char: both[:-1] &= (s.raw & 0xC0) != 0x80            # what begins inside a character is no cut
+    chunks = np.zeros((4, np.count_nonzero(both[s.starts[1:]])), np.int32)            # by columns, which is how they are made and read
+    for row, side in ((1, s), (3, t)): np.add(both[side.starts[1:]].nonzero()[0], 1, out=chunks[row], casting="same_kind")    # a common end ends a chunk
+    chunks[::2, 1:] = chunks[1::2, :-1]
+    return chunks.T
 
-# %% ../nbs/01_align.ipynb #163f70c1
-def _check_range(ids, offsets, bv, role):
-    "Raise ValueError for the first id outside the vocabulary, naming where it is and the likely cause."
-    bad = np.flatnonzero((ids < 0) | (ids >= len(bv.lengths)))
-    if not len(bad): return
-    b = int(np.searchsorted(offsets, bad[0], "right")) - 1
-    cause = ("-100 masks a label and is no id: cut it off" if ids[bad[0]] == -100 else
-             "are these ids of the other tokenizer, or are student and teacher swapped?")
-    raise ValueError(f"{role} id {ids[bad[0]]} (sample {b}, position {bad[0] - offsets[b]}) is not in the vocabulary of "
-                     f"{getattr(bv, 'name', None) or 'the ' + role}, whose ids are 0 to {len(bv.lengths) - 1}: {cause}")
+# %% ../nbs/01_align.ipynb #399d85ae
+def _kinds(chunks):
+    "Index into KINDS int8[K] of each chunk."
+    s0, s1, t0, t1 = chunks.T
+    return 2 * (s1 - s0 > 1).view(np.int8) + (t1 - t0 > 1).view(np.int8)
 
-# %% ../nbs/01_align.ipynb #1d498bda
-_BLOBS = OrderedDict()
+# %% ../nbs/01_align.ipynb #e0d117a4
+def _straight(s: Side, t: Side, char: bool):
+    "Chunks and their kinds where both sides are one sound text, else None."
+    if not (np.array_equal(s.bounds, t.bounds) and np.array_equal(s.stopped, t.stopped)): return None
+    if any(np.count_nonzero(x.width) + np.count_nonzero(x.stopped) < len(x.ids) for x in (s, t)): return None
+    if not (np.array_equal(s.raw, t.raw) and sound(s)): return None
+    chunks = _tiles(s, t, char)
+    return chunks, _kinds(chunks)
 
-def _blob(pieces):
-    "All byte strings of a vocabulary, one after the other, and where each begins; kept for the last few vocabularies."
-    if id(pieces) not in _BLOBS:
-        size = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        _BLOBS[id(pieces)] = pieces, np.frombuffer(b"".join(pieces), np.uint8), size.cumsum() - size
-        if len(_BLOBS) > 8: _BLOBS.popitem(last=False)
-    return _BLOBS[id(pieces)][1:]
-
-# %% ../nbs/01_align.ipynb #7a8950ef
-@dataclass
-class _Side:
-    "One side of a batch, flat: N tokens of B samples over one row of bytes."
-    ids: np.ndarray       # int64[N]
-    offsets: np.ndarray   # int64[B+1]: tokens of sample b are offsets[b] to offsets[b+1]
-    starts: np.ndarray    # int64[N+1]: byte offset of every token
-    raw: np.ndarray       # uint8: the text of all samples, one after the other
-    wide: np.ndarray      # int64[W]: the tokens that have bytes
-    stopped: np.ndarray   # bool[B]
-    special: np.ndarray   # bool[N]
-
-    @cached_property
-    def text(self): return self.raw.tobytes()
-    @cached_property
-    def bounds(self): return self.starts[self.offsets]     # int64[B+1]: byte offsets of the samples
-    @cached_property
-    def sample(self): return np.repeat(np.arange(len(self.stopped)), np.diff(self.offsets))   # int64[N]
-
-# %% ../nbs/01_align.ipynb #e1aef338
-def _side(samples, bv, role):
-    "Read a ragged batch of ids with its vocabulary."
-    ids, offsets = _flatten(samples, role)
-    _check_range(ids, offsets, bv, role)
-    width = np.asarray(bv.lengths)[ids].astype(np.int64)
-    last, full = offsets[1:] - 1, np.diff(offsets) > 0
-    stopped = full.copy()
-    stopped[full] = np.isin(ids[last[full]], list(bv.stop_ids))
-    width[last[stopped]] = 0
-    starts = np.concatenate([[0], width.cumsum()])
-    flat, begin = _blob(bv.bytes)
-    at = np.repeat(begin[ids] - starts[:-1], width)     # where each byte of the text is among the bytes of the vocabulary
-    at += np.arange(len(at))
-    return _Side(ids, offsets, starts, flat[at], np.flatnonzero(width), stopped, np.asarray(bv.special)[ids])
-
-# %% ../nbs/01_align.ipynb #0a264b20
-def _match(s: _Side, t: _Side) -> Match: return match_texts(s.text, s.bounds, t.text, t.bounds)
+# %% ../nbs/01_align.ipynb #7a107178
+def _match(s: Side, t: Side) -> Match: return match_texts(s.text, s.bounds, t.text, t.bounds)
 
 # %% ../nbs/01_align.ipynb #09f965bb
 def _ranges(start, stop):
@@ -106,8 +62,8 @@ def _ranges(start, stop):
     owner = np.repeat(np.arange(len(size)), size)
     return np.arange(len(owner)) + (start - size.cumsum() + size)[owner], owner
 
-# %% ../nbs/01_align.ipynb #09ab3ce6
-def _marks(side: _Side, code, char: bool):
+# %% ../nbs/01_align.ipynb #9806704f
+def _marks(side: Side, code, char: bool):
     "The marks of one side, int64[W+B]; the sample of each; and which are inside a character (all False at granularity byte)."
     first, B = side.starts[side.wide], len(side.stopped)
     count = np.searchsorted(side.wide, side.offsets)
@@ -130,8 +86,8 @@ def _keys(marks, owner, at, m: Match, base):
     mark, stretch = _ranges(np.searchsorted(marks, at), np.searchsorted(marks, at + m.size, "right"))
     return stretch, mark, marks[mark] + (base - at)[stretch]
 
-# %% ../nbs/01_align.ipynb #bc02fce9
-def _common(s: _Side, t: _Side, m: Match, char: bool):
+# %% ../nbs/01_align.ipynb #ad403e9a
+def _common(s: Side, t: Side, m: Match, char: bool):
     "Common cuts in order: stretch of each, and its number among the marks of either side."
     base = (m.size + 1).cumsum() - m.size - 1
     marks_s, owner_s, inside_s = _marks(s, m.code_s, char)
@@ -146,15 +102,15 @@ def _common(s: _Side, t: _Side, m: Match, char: bool):
     ok = ~(inside_s[i] | inside_t[j])
     return stretch[ok], i[ok], j[ok]
 
-# %% ../nbs/01_align.ipynb #90f22e2e
-def _tokens(side: _Side, lo, hi):
+# %% ../nbs/01_align.ipynb #e4dac40b
+def _tokens(side: Side, lo, hi):
     "First and end token of chunks whose wide tokens are lo to hi, and whether a zero-width token stands inside."
     if len(side.wide) == len(side.ids): return lo, hi, np.zeros(len(lo), bool)
     first, end = side.wide[lo], side.wide[hi - 1] + 1
     return first, end, end - first != hi - lo
 
-# %% ../nbs/01_align.ipynb #b8266903
-def _chunks(s: _Side, t: _Side, m: Match, char: bool, mask_invalid: bool):
+# %% ../nbs/01_align.ipynb #4c971ec1
+def _chunks(s: Side, t: Side, m: Match, char: bool, mask_invalid: bool):
     "Chunks int64[K,4] of tokens that have bytes, the sample of each, and a reason where one may not be used (0 = may)."
     stretch, i, j = _common(s, t, m, char)
     a = np.flatnonzero(stretch[1:] == stretch[:-1])
@@ -168,10 +124,10 @@ def _chunks(s: _Side, t: _Side, m: Match, char: bool, mask_invalid: bool):
         reason[damage[end] > damage[first]] = INVALID
     return np.stack([s0, s1, t0, t1], 1), sample, reason
 
-# %% ../nbs/01_align.ipynb #281005cd
-def _own_reasons(side: _Side, chunk, code, dropped, reason):
+# %% ../nbs/01_align.ipynb #8a973307
+def _own_reasons(side: Side, chunk, code, dropped, reason):
     "Reason int8[N] of each token from itself alone: its role, the code of its bytes, or the reason its chunk was dropped for."
-    why = np.where(side.special, SPECIAL, EMPTY).astype(np.int8)
+    why = np.where(side.special[side.ids], SPECIAL, EMPTY).astype(np.int8)
     why[side.offsets[1:][side.stopped] - 1] = LONE_STOP
     why[side.wide] = np.maximum.reduceat(code, side.starts[side.wide]) if len(side.wide) else 0
     token, owner = _ranges(dropped[:, 0], dropped[:, 1])
@@ -180,8 +136,8 @@ def _own_reasons(side: _Side, chunk, code, dropped, reason):
     why[chunk >= 0] = 0
     return why
 
-# %% ../nbs/01_align.ipynb #05f45b92
-def _reasons(s: _Side, t: _Side, m: Match, member, chunks, dropped, reason):
+# %% ../nbs/01_align.ipynb #7f584a51
+def _reasons(s: Side, t: Side, m: Match, member, chunks, dropped, reason):
     "Reasons int8 of all tokens of both sides; a token in a gap that has none of its own takes the strongest of its gap."
     if all((chunk >= 0).all() for chunk in member): return [np.zeros(len(chunk), np.int8) for chunk in member]
     whys, gaps, worst = [], [], np.zeros(len(chunks) + len(s.stopped), np.int8)
@@ -196,14 +152,29 @@ def _reasons(s: _Side, t: _Side, m: Match, member, chunks, dropped, reason):
         why[out[weak]] = worst[gap[weak]]
     return whys
 
-# %% ../nbs/01_align.ipynb #813f93b3
-def _add_stops(s: _Side, t: _Side, m: Match, chunks, sample):
+# %% ../nbs/01_align.ipynb #e3ef6357
+def _add_stops(s: Side, t: Side, m: Match, chunks, sample):
     "Chunks and their samples with the stop pairs put in."
     both = np.flatnonzero(s.stopped & t.stopped & m.together)
     if not len(both): return chunks, sample
     x, y = s.offsets[both + 1], t.offsets[both + 1]
     at = np.searchsorted(sample, both, "right")
     return np.insert(chunks, at, np.stack([x - 1, x, y - 1, y], 1), axis=0), np.insert(sample, at, both)
+
+# %% ../nbs/01_align.ipynb #52f31984
+class _Late:
+    "A record whose fields may be functions of nothing, each called when its field is first read."
+    def __post_init__(self):
+        self._late = {k: v for k, v in self.__dict__.items() if type(v) is FunctionType}
+        for k in self._late: del self.__dict__[k]
+
+    def __getattr__(self, name):        # asked only where there is no such attribute
+        if name not in self.__dict__.get("_late", ()): raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        value = self._late[name]()
+        setattr(self, name, value)
+        return value
+
+    def __getstate__(self): return {f.name: getattr(self, f.name) for f in fields(self)}
 
 # %% ../nbs/01_align.ipynb #5b20c486
 def _line(al) -> str:
@@ -225,9 +196,9 @@ def _stats(al) -> dict:
             "chunks": dict(zip(KINDS, np.bincount(al.kind, minlength=len(KINDS)).tolist())),
             "why": {"student": reasons(al.student_why), "teacher": reasons(al.teacher_why)}}
 
-# %% ../nbs/01_align.ipynb #5a365b6b
+# %% ../nbs/01_align.ipynb #0b6e53d0
 @dataclass(eq=False, repr=False)
-class Alignment:
+class Alignment(_Late):
     "Which tokens of student and teacher say the same bytes."
     student_ids: np.ndarray      # int64[n]
     teacher_ids: np.ndarray      # int64[m]
@@ -289,7 +260,7 @@ class BatchAlignment(Alignment):
     def __getitem__(self, i: int) -> Alignment: return _sample(self, range(len(self))[i])
     def _repr_mimebundle_(self, include=None, exclude=None): return {"text/plain": repr(self)}
 
-# %% ../nbs/01_align.ipynb #17b9c864
+# %% ../nbs/01_align.ipynb #0a1b80cd
 def _sample(ba: BatchAlignment, i: int) -> Alignment:
     "Sample `i` of a batch, counted from its own first token and byte."
     (s0, s1), (t0, t1) = ba.student_offsets[i:i + 2], ba.teacher_offsets[i:i + 2]
@@ -298,18 +269,46 @@ def _sample(ba: BatchAlignment, i: int) -> Alignment:
     x, y = ba.student_starts[s0:s1 + 1], ba.teacher_starts[t0:t1 + 1]
     return Alignment(ba.student_ids[s0:s1], ba.teacher_ids[t0:t1], ba.student, ba.teacher,
                      ba.chunks[k0:k1] - np.array([s0, s0, t0, t0], np.int32), ba.kind[k0:k1],
-                     own(ba.student_chunk[s0:s1]), own(ba.teacher_chunk[t0:t1]), ba.student_why[s0:s1], ba.teacher_why[t0:t1],
-                     x - x[0], y - y[0], ba.text[x[0]:x[-1]], ba.teacher_text[y[0]:y[-1]])
+                     lambda: own(ba.student_chunk[s0:s1]), lambda: own(ba.teacher_chunk[t0:t1]), ba.student_why[s0:s1], ba.teacher_why[t0:t1],
+                     x - x[0], y - y[0], lambda: ba.text[x[0]:x[-1]], lambda: ba.teacher_text[y[0]:y[-1]])
 
-# %% ../nbs/01_align.ipynb #2fbfe14b
+# %% ../nbs/01_align.ipynb #fb9bb9d9
 def _membership(chunks, n):
     "Chunk int32[n] of each of n tokens from half-open ranges, -1 = none."
+    size = chunks[:, 1] - chunks[:, 0]
+    if size.sum() == n: return np.repeat(np.arange(len(size), dtype=np.int32), size)        # no gaps
     out = np.full(n, -1, np.int32)
     token, owner = _ranges(chunks[:, 0], chunks[:, 1])
     out[token] = owner
     return out
 
-# %% ../nbs/01_align.ipynb #5ae0ad75
+# %% ../nbs/01_align.ipynb #c79cf633
+def _long_way(s: Side, t: Side, char: bool, mask_invalid: bool):
+    "Chunks, kinds, sample of each chunk, then chunk and reason of each token of both sides: whatever the two texts are."
+    m = _match(s, t)
+    found, sample, reason = _chunks(s, t, m, char, mask_invalid)
+    use = reason == 0
+    chunks, sample = _add_stops(s, t, m, *((found, sample) if use.all() else (found[use], sample[use])))
+    member = _membership(chunks[:, :2], len(s.ids)), _membership(chunks[:, 2:], len(t.ids))
+    why = _reasons(s, t, m, member, chunks, found[~use], reason[~use])
+    return chunks.astype(np.int32), _kinds(chunks), sample.astype(np.int32), member, why
+
+# %% ../nbs/01_align.ipynb #5af068b5
+def _aligned(student_ids, teacher_ids, student, teacher, granularity, mask_invalid):
+    "The fields of an Alignment, and those of a BatchAlignment that follow them."
+    if granularity not in ("byte", "char"): raise ValueError(f'granularity must be "byte" or "char", got {granularity!r}')
+    s, t, char = read_side(student_ids, student, "student"), read_side(teacher_ids, teacher, "teacher"), granularity == "char"
+    if len(s.stopped) != len(t.stopped):
+        raise ValueError(f"{len(s.stopped)} student samples but {len(t.stopped)} teacher samples: both batches must hold the same texts")
+    if straight := _straight(s, t, char):
+        chunks, kind = straight
+        member = (lambda: _membership(chunks[:, :2], len(s.ids))), (lambda: _membership(chunks[:, 2:], len(t.ids)))
+        why, same = (np.zeros(len(x.ids), np.int8) for x in (s, t)), s
+        sample = lambda: np.repeat(np.arange(len(s.stopped), dtype=np.int32), np.diff(np.searchsorted(chunks[:, 0], s.offsets)))
+    else: (chunks, kind, sample, member, why), same = _long_way(s, t, char, mask_invalid), t
+    return (s.ids, t.ids, student, teacher, chunks, kind, *member, *why, s.starts, t.starts, lambda: s.text, lambda: same.text), (s.offsets, t.offsets, sample)
+
+# %% ../nbs/01_align.ipynb #60effd52
 def align_batch(student_ids: Sequence,        # B id lists or integer arrays, without padding; the final stop id included where there was one
                 teacher_ids: Sequence,        # B id lists or integer arrays: the same texts in the teacher's tokens
                 student, teacher,             # ByteVocab of either side
@@ -317,22 +316,10 @@ def align_batch(student_ids: Sequence,        # B id lists or integer arrays, wi
                 mask_invalid: bool = True,    # False keeps chunks of bytes that are no UTF-8, where both sides have the same
                ) -> BatchAlignment:
     "Pair the tokens of two tokenizations of each text, for a whole batch, from ids alone."
-    if granularity not in ("byte", "char"): raise ValueError(f'granularity must be "byte" or "char", got {granularity!r}')
-    s, t = _side(student_ids, student, "student"), _side(teacher_ids, teacher, "teacher")
-    if len(s.stopped) != len(t.stopped):
-        raise ValueError(f"{len(s.stopped)} student samples but {len(t.stopped)} teacher samples: both batches must hold the same texts")
-    m = _match(s, t)
-    found, sample, reason = _chunks(s, t, m, granularity == "char", mask_invalid)
-    use = reason == 0
-    chunks, sample = _add_stops(s, t, m, *((found, sample) if use.all() else (found[use], sample[use])))
-    member = _membership(chunks[:, :2], len(s.ids)), _membership(chunks[:, 2:], len(t.ids))
-    why = _reasons(s, t, m, member, chunks, found[~use], reason[~use])
-    s0, s1, t0, t1 = chunks.T
-    kind = (2 * (s1 - s0 > 1) + (t1 - t0 > 1)).astype(np.int8)
-    return BatchAlignment(s.ids, t.ids, student, teacher, chunks.astype(np.int32), kind,
-                          *member, *why, s.starts, t.starts, s.text, t.text, s.offsets, t.offsets, sample.astype(np.int32))
+    one, more = _aligned(student_ids, teacher_ids, student, teacher, granularity, mask_invalid)
+    return BatchAlignment(*one, *more)
 
-# %% ../nbs/01_align.ipynb #225f32c3
+# %% ../nbs/01_align.ipynb #d01f7d5e
 def align(student_ids: Sequence,        # ids as a list or an integer array; the final stop id included where there was one
           teacher_ids: Sequence,        # ids of the same text in the teacher's tokens
           student, teacher,             # ByteVocab of either side
@@ -340,4 +327,4 @@ def align(student_ids: Sequence,        # ids as a list or an integer array; the
           mask_invalid: bool = True,    # False keeps chunks of bytes that are no UTF-8, where both sides have the same
          ) -> Alignment:
     "Pair the tokens of two tokenizations of one text, from ids alone."
-    return align_batch([student_ids], [teacher_ids], student, teacher, granularity, mask_invalid)[0]
+    return Alignment(*_aligned([student_ids], [teacher_ids], student, teacher, granularity, mask_invalid)[0])
