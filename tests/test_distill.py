@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from faults import fault
 from xtokd.config import check_config, lr_factor, pick
 from xtokd.distill import Callback, Distiller, DistillConfig, Run
 from xtokd.models import load_model, load_tokenizer
@@ -95,6 +96,7 @@ def child(out, **kw):
     return subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=out.parent, capture_output=True, text=True)
 
 
+@fault("kill in the middle of a step", how="SIGKILL between rollout and gradient of step 4", outcome="--resume goes on from the newest checkpoint to the same weights, bit by bit; every step is once in the log")
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     whole = distiller(tmp_path/"whole", Wrapped(lambda n, out: out), steps=5, batch_size=3); whole.fit()
     done = child(tmp_path/"killed")
@@ -110,6 +112,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     assert same([p for p in kept.parameters()], weights(whole))
 
 
+@fault("Ctrl-C once", how="SIGINT in the middle of a step", outcome="the step is finished and saved, and the command that goes on is printed")
 def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path):
     done = child(tmp_path/"run", signal="SIGINT", after="")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -118,6 +121,7 @@ def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path):
     assert (tmp_path/"run/checkpoints/step-000004/state.pt").exists()
 
 
+@fault("a resume with another tokenizer or other settings", how="a student with the teacher's tokenizer; another lr; a folder that holds a run", outcome="other tokenizers are refused by fingerprint, other settings are named in a warning, a run is not written over")
 def test_resume_refuses_other_tokenizers_and_warns_of_other_settings(tmp_path):
     distiller(tmp_path/"a").fit()
     assert any("lr 0.0001 -> 0.01" in w["message"] for w in distiller(tmp_path/"a", lr=.01, steps=3).fit(resume=True).warnings)
@@ -134,6 +138,7 @@ def test_a_run_folder_knows_how_it_was_begun(tmp_path):
 
 
 # ---- the log ----------------------------------------------------------------------------------------------------------------
+@fault("a run that nobody can repeat", how="a run with evaluations", outcome="its log carries config, versions, seed, fingerprints of both tokenizers, and the command")
 def test_the_log_of_a_run(tmp_path):
     run = distiller(tmp_path/"a", steps=4, eval_prompts=8, eval_every=2).fit()
     start = run.start
@@ -187,6 +192,7 @@ def silent(out):
     return out
 
 
+@fault("a step without any signal", how="an objective that is silent on every sample, or on every second batch", outcome="no signal at all is an error with the reasons; a silent sample counts zero and is logged")
 def test_no_signal_is_an_error_and_some_signal_is_not(tmp_path):
     "D25"
     with pytest.raises(RuntimeError, match="no student token of this step has a signal"): distiller(tmp_path/"a", Wrapped(lambda n, out: silent(out))).fit()
@@ -213,6 +219,7 @@ class Broken(torch.nn.Module):
         return out
 
 
+@fault("teacher rows that are not finite", how="NaN in every second row", outcome="counted, the tokens after them left without a signal; above 1 % the run ends and says what to load")
 def test_teacher_rows_that_are_not_finite(tmp_path):
     "D14: counted and neutralised; more than 1 % end the run."
     t = load_side("tiny", "teacher"); s = load_side("tiny", "student")
@@ -225,6 +232,7 @@ def test_teacher_rows_that_are_not_finite(tmp_path):
     assert finite_rows(torch.tensor([[0., -torch.inf]]), 2) == 1 and finite_rows(torch.tensor([[-torch.inf] * 2]), 2) == 0
 
 
+@fault("a student loss or gradient that is not finite", how="an objective times NaN in one step", outcome="the step is left out with a warning, the weights stay finite, the run goes on")
 def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(tmp_path):
     def nan(n, out):
         if n == 1: out.sum = out.sum * float("nan")
@@ -233,6 +241,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(tmp_path):
     assert run.finished and "not finite" in run.warnings[0]["message"] and all(torch.isfinite(p).all() for p in weights(d)) and np.isnan(run.column("loss")[0])
 
 
+@fault("a teacher context that is too short", how="max_length four tokens above the longest prompt", outcome="the rows that do not fit are masked and counted, the run goes on")
 def test_a_teacher_without_room_masks_and_counts(tmp_path):
     "D23"
     d = distiller(tmp_path/"a")
@@ -242,6 +251,7 @@ def test_a_teacher_without_room_masks_and_counts(tmp_path):
     assert run.finished and run.column("teacher_tokens_masked").sum() > 0
 
 
+@fault("a prompt that fills the context", how="five thousand words", outcome="refused before writing, with the length and what the model holds")
 def test_a_prompt_without_room_is_named(tmp_path):
     with pytest.raises(ValueError, match="no room to write"): distiller(tmp_path/"a", prompts=["word " * 5000] * 4).fit()
 

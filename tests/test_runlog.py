@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from faults import fault
 from xtokd.runlog import Control, Costs, Run, RunLog, Table, live, plain, spark, to_line, wilson
 
 
@@ -110,6 +111,7 @@ def test_wilson(p, n):
     assert 0 <= low <= high <= 1 and (n == 0 or low - 1e-9 <= p <= high + 1e-9)
 
 
+@fault("kill after a line of the log", how="SIGKILL after fifty events", outcome="fifty events are read")
 def test_a_killed_writer_loses_nothing_that_it_wrote(tmp_path):
     code = f"from xtokd.runlog import RunLog; import os, signal\nlog = RunLog({str(tmp_path)!r})\nfor i in range(50): log.write('step', i)\nos.kill(os.getpid(), signal.SIGKILL)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})

@@ -6,7 +6,7 @@
 __all__ = ['GIB', 'Held', 'Measured', 'lengths', 'dry_run', 'weight_bytes', 'cache_bytes', 'full_length', 'memory', 'room',
            'seconds', 'trouble', 'Forecast', 'forecast']
 
-# %% ../nbs/193_forecast.ipynb #211ac868
+# %% ../nbs/193_forecast.ipynb #6b3d383d
 import os, time
 from dataclasses import asdict, dataclass, field, replace
 
@@ -19,7 +19,7 @@ from .runlog import Table
 from .score import context_length, head_width
 from .step import accumulate, finish_gradient, report, written
 
-# %% ../nbs/193_forecast.ipynb #063d7414
+# %% ../nbs/193_forecast.ipynb #a8a7115b
 class Held:
     "Bytes that autograd keeps inside the block, beyond those of `params`; the most at any one time is `most`"
     def __init__(self, params): self.own, self.seen, self.most = {p.untyped_storage().data_ptr() for p in params}, {}, 0
@@ -30,7 +30,7 @@ class Held:
     def __enter__(self): self.hooks = saved_tensors_hooks(self.pack, lambda x: x); self.hooks.__enter__(); return self
     def __exit__(self, *e): self.hooks.__exit__(*e); self.most = sum(self.seen.values())
 
-# %% ../nbs/193_forecast.ipynb #9557aa75
+# %% ../nbs/193_forecast.ipynb #bc73b004
 @dataclass
 class Measured:
     "What ten responses and a step showed"
@@ -73,7 +73,7 @@ def dry_run(d,         # a Distiller that has not begun
     full = sum(len(s.student) >= c.max_new_tokens and s.student[-1] not in d.pair.student.stop_ids for s in samples) / len(samples)
     return Measured(len(samples), wrote, learned, held.most, len(longest), lengths(samples), report(tally, wrote + learned), tally.reasons(), full, peak_memory(d.device))
 
-# %% ../nbs/193_forecast.ipynb #1e3e6105
+# %% ../nbs/193_forecast.ipynb #fc749527
 GIB = 2 ** 30
 
 def weight_bytes(model): return sum(p.numel() * p.element_size() for p in model.parameters())
@@ -102,6 +102,7 @@ def memory(d, m):
     parts["most at once"] = parts["weights"] + parts["optimiser"] + max(learn, parts["cache while writing"])
     if d.device.type == "cuda": parts["most at once"] = max(parts["most at once"], (m.peak_gib or 0) * GIB)
     else: parts["most at once"] += max((m.peak_gib or 0) * GIB - parts["weights"], 0)     # the process: libraries, code, what was read
+    parts["most at once"] *= 1.1     # what an allocator holds and does not use
     return {k: v / GIB for k, v in parts.items()}
 
 def room(device):
@@ -110,7 +111,7 @@ def room(device):
     try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (AttributeError, ValueError, OSError): return None
 
-# %% ../nbs/193_forecast.ipynb #e470e776
+# %% ../nbs/193_forecast.ipynb #7e8b51a2
 def seconds(d, m):
     "Least and most seconds of a step and of the whole run, evaluations included"
     c = d.config
@@ -120,7 +121,7 @@ def seconds(d, m):
     one = len(d.heldout) / m.samples * (2 * m.seconds_writing + .5 * m.seconds_learning)
     return {"step": step, "run": [c.steps * step[0] + evals * one * .2, c.steps * step[1] + evals * one * 1.5]}
 
-# %% ../nbs/193_forecast.ipynb #fe286c86
+# %% ../nbs/193_forecast.ipynb #de596d41
 def trouble(d, m, held, there):
     "Warnings, each with its cure"
     c, f = d.config, m.figures
@@ -136,7 +137,7 @@ def trouble(d, m, held, there):
     if f["teacher_tokens_masked"] or f["student_tokens_masked"]: yield f"{f['student_tokens_masked']} student and {f['teacher_tokens_masked']} teacher tokens did not fit and were masked"
     if there and held["most at once"] > there: yield f"up to {held['most at once']:.1f} GiB are needed and {there:.1f} are there: lower micro_batch (it is {c.micro_batch}), max_new_tokens (it is {c.max_new_tokens}) or batch_size, or take a teacher in fewer bits"
 
-# %% ../nbs/193_forecast.ipynb #7da8fbf0
+# %% ../nbs/193_forecast.ipynb #d738eda4
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take"

@@ -70,14 +70,14 @@ class Sign:
     cure: str
     def __str__(self): return f"{self.what}: {self.cure}"
 
-# %% ../nbs/192_health.ipynb #c526f568
+# %% ../nbs/192_health.ipynb #18f87642
 def ends(steps, name, signs=Signs()):
     "Means of a column over the first and the last window, and the standard error of their difference; NaN where there are not two windows"
     w = signs.window
     if len(steps) < 2 * w: return math.nan, math.nan, math.nan
     a, b = (np.array([v for v in map(number, (e.get(name) for e in part)) if math.isfinite(v)]) for part in (steps[:w], steps[-w:]))
     if min(len(a), len(b)) * 2 < w: return math.nan, math.nan, math.nan
-    return float(a.mean()), float(b.mean()), float(np.sqrt(a.var() / len(a) + b.var() / len(b)))
+    return float(a.mean()), float(b.mean()), float(np.sqrt(sum(v.var(ddof=1) / len(v) for v in (a, b) if len(v) > 1)))
 
 # %% ../nbs/192_health.ipynb #0aa20d4f
 def writing_signs(steps, limit, s):
