@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge',
            'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #bde4787f
+# %% ../nbs/14_distill.ipynb #b61b3b0f
 import signal, sys, threading, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -22,9 +22,9 @@ from .evaluate import evaluate, response_text
 from .health import Coverage, Health
 from .kept import keep
 from .mishaps import disk, during
-from .objectives import objective as make_objective
+from .objectives import objective as make_objective, refuse_thin
 from .pair import Pair
-from .processes import agree, begin, clip_gradient, cut_optimizer, finish_gradient, gathered, is_sharded, put_together, shard, shared, whole_weights
+from .processes import agree, begin, clip_gradient, cut_optimizer, finish_gradient, gathered, is_sharded, let_go, put_together, shard, shared, whole_weights
 from .prompts import load_prompts, own_check
 from .runlog import Control, Costs, Run, RunLog, log_file
 from .others import plug_in, third_models
@@ -107,7 +107,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #99847126
+# %% ../nbs/14_distill.ipynb #911efac2
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -134,6 +134,7 @@ class Setup(Parts):
         for role in {"student", "teacher"} - {*shards}: getattr(self, role).model.to(self.device)
         self.teacher.model.eval().requires_grad_(False)
         self.pair = Pair(self.student.bv, self.teacher.bv)
+        refuse_thin(self.objective, self.teacher, self.pair)
         self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
         for role in shards: shard(getattr(self, role).model, self.device, self.accelerator.num_processes)
@@ -147,7 +148,7 @@ class Setup(Parts):
         self.coverage = Coverage(c.min_signal)
         self.step, self.costs, self.out = 0, Costs(), Path(c.out or agree(f"runs/{getattr(self.objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
-# %% ../nbs/14_distill.ipynb #2b23f431
+# %% ../nbs/14_distill.ipynb #f06fa7d5
 class Watch(Setup):
     "Log, count, refuse"
     def emit(self, event, step, **fields):
@@ -157,7 +158,7 @@ class Watch(Setup):
     def refuse_emptiness(self, t):
         rows = t.get("teacher_tokens_scored", 0)
         if t.get("teacher_rows_not_finite", 0) > .01 * rows:
-            raise FloatingPointError(f"{int(t['teacher_rows_not_finite'])} of the teacher's {int(rows)} rows are not finite, more than 1 %: load the teacher in float32 or bfloat16 (not float16), and check its weights")
+            raise FloatingPointError(f"{int(t['teacher_rows_not_finite'])} of the teacher's {int(rows)} rows are not finite, more than 1 %: {getattr(self.teacher, 'cure', 'load the teacher in float32 or bfloat16 (not float16), and check its weights')}")
         if not t["count"] > 0:
             raise RuntimeError(f"no student token of this step has a signal ({t.reasons() or 'every response is empty'}). See xtokd doctor for this pair, and look at what the student writes")
         self.coverage.add(t.stats().get("signal_share"), t.reasons())
@@ -180,6 +181,7 @@ class Judge(Watch):
         with self.autocast(), during("evaluation", c), gathered(self.student.model):
             if not (self.accelerator.is_main_process or is_sharded(self.teacher.model)): return     # a sharded teacher reads only where all processes ask it
             found, samples = evaluate(self.student.model, self.teacher.model, self.pair, self.heldout, self.check, c.max_new_tokens, micro_batch=c.micro_batch, max_length=c.max_length, seed=c.seed)
+        let_go(self.teacher.model)
         self.emit("eval", self.step, **found, seconds=time.perf_counter() - began)
         for s in samples[:c.eval_samples]: self.emit("sample", self.step, source="heldout", **s)
     def show_sample(self, sample, out):
@@ -228,6 +230,7 @@ class Step(Keep):
         self.student.model.train()
         self.optimizer.zero_grad()
         tally, first = accumulate(samples, self.pair, self.student, self.teacher, self.objective, c, self.autocast, self.others, writer)
+        let_go(self.teacher.model)
         tally = self.over_processes(tally.add(**written(samples, self.pair, writer)))
         self.refuse_emptiness(tally)
         finish_gradient(self.params, tally["count"], acc)
@@ -313,7 +316,7 @@ class Described(Opening):
         given = {k: v if v is None or isinstance(v, (str, Path)) or k == "objective" and isinstance(v, (tuple, list)) else repr(v)[:200] if k == "objective" else "in memory" for k, v in self.given.items()}
         return {"config": asdict(self.config) | {"out": str(self.out)}, "given": given, "objective": getattr(self.objective, "name", repr(self.objective)), "needs": sorted(self.objective.needs),
                 "student": repr(self.student), "teacher": repr(self.teacher), "fingerprints": {"student": self.student.bv.fingerprint, "teacher": self.teacher.bv.fingerprint},
-                "prompts": len(self.items), "heldout": len(self.heldout), "seed": self.config.seed, "versions": versions(), "device": str(self.device), "machine": machine(self.device), "processes": self.accelerator.num_processes, "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+                "prompts": len(self.items), "heldout": len(self.heldout), "seed": self.config.seed, "versions": versions(), "device": str(self.device), "machine": machine(self.device), "processes": self.accelerator.num_processes, "sharded": [r for r in ("student", "teacher") if is_sharded(getattr(self, r).model)], "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
     @classmethod
     def from_run(cls, out, **changes):
         "The Distiller of a run folder, to go on with: what was given by name then is given again; `changes` replaces arguments"

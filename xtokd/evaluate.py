@@ -27,10 +27,11 @@ def ratio(totals, sizes):
     r = totals.sum() / sizes.sum()
     return float(r), float((totals - r*sizes).std() / sizes.mean() / len(sizes)**.5) if len(sizes) > 1 else math.nan
 
-# %% ../nbs/16_evaluate.ipynb #070216be
+# %% ../nbs/16_evaluate.ipynb #aba464b9
 @torch.no_grad()
 def text_logp(model, bv, prompts, ids, micro_batch=8, max_length=None):
     "Log-probability of each response under its own model; None where it does not fit into `max_length`"
+    if getattr(model, "remote", False): return model.text_logps(prompts, ids, max_length)
     found = []
     for i in range(0, len(ids), micro_batch):
         part = slice(i, i + micro_batch)

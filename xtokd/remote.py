@@ -35,10 +35,11 @@ def same_pieces(bv, sent, found):
     known = [(a.strip(), b.strip()) for a, b in zip(said, ours) if a and b.strip() and "\ufffd" not in a + b]
     return all(a == b for a, b in known) if known else None
 
-# %% ../nbs/172_remote.ipynb #18fcfc66
+# %% ../nbs/172_remote.ipynb #7b098e30
 class RemoteTeacher:
     "A served model as a teacher: `RemoteTeacher(url, tokenizer)`, or `url#TOKENIZER` wherever a teacher is named; its key is read from XTOKD_TEACHER_KEY."
-    remote = True
+    remote = thin = True
+    cure = "look at the engine that serves it: prefix caching and speculative decoding off, log-probs raw"
     def __init__(self,
                  url,                # http://HOST:PORT/v1
                  tokenizer=None,     # ByteVocab, tokenizer, name or folder; None: the served model's name

@@ -1,0 +1,321 @@
+"""A served teacher against a real HTTP server: the same signal as the local one, and every fault of the wire found."""
+import json, socket, threading, time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from xtokd import wire as wires
+from xtokd.batch import PairBatch, Rows
+from xtokd.bytevocab import ByteVocab
+from xtokd.distill import DistillConfig, Distiller
+from xtokd.models import load_model, load_tokenizer
+from xtokd.objectives import objective
+from xtokd.pair import Pair
+from xtokd.prompts import load_prompts
+from xtokd.remote import RemoteTeacher
+from xtokd.score import response_logits
+from xtokd.serve import Handler, Server
+from xtokd.step import load_side, write
+from xtokd.thinrows import thin
+from xtokd.wire import RemoteError, Wire
+
+TEACHER, TOKENIZER = load_model("tiny", "teacher", device="cpu"), load_tokenizer("tiny", "teacher")
+BV = ByteVocab(TOKENIZER)
+BOS = 1616
+PROMPTS = [[BOS, *BV.encode(t)] for t in ("How many?", "Say it.", "Count the sheep, please.")]
+RESPONSES = [BV.encode("There are 9632."), [*BV.encode("7 altogether."), 1618], BV.encode("12")]
+
+
+class Faulty(Handler):
+    "The server of xtokd, with faults: `server.faults` holds functions (handler, path, body, answer) -> True where they sent something themselves; each is used `server.times` times."
+    def send(self, status, found, headers=()):
+        if self.path == "/v1/completions" and status == 200:
+            self.server.seen.append(self.body)
+            for fault in self.server.faults:
+                if self.server.left.get(fault, self.server.times) > 0:
+                    self.server.left[fault] = self.server.left.get(fault, self.server.times) - 1
+                    if fault(self, found): return
+        super().send(status, found, headers)
+    def respond(self, body):
+        self.body = body
+        if self.server.bos and self.path == "/v1/completions" and isinstance(body.get("prompt"), list): body = body | {"prompt": [self.server.bos, *body["prompt"]]}
+        self.found = None
+        super().respond(body)
+
+
+def serve(*faults, times=10 ** 9, bos=None, model=TEACHER, tokenizer=TOKENIZER, **kw):
+    s = Server(model, tokenizer, "tiny", handler=Faulty, **kw)
+    s.faults, s.times, s.left, s.seen, s.bos = faults, times, {}, [], bos
+    return s
+
+
+def remote(server, tokenizer=BV, **kw):
+    t = RemoteTeacher(server.url, tokenizer, **{"timeout": 10, "retries": 3} | kw)
+    t.wire.waits = []
+    t.wire.sleep = t.wire.waits.append
+    return t
+
+
+def entries(h, found): return found["choices"][0]["prompt_logprobs"]
+def put(h, status, text, headers=()): Handler.send(h, status, text, headers); return True
+
+
+# faults that pass: each is injected once for every one of them, and the numbers come all the same
+def busy(h, found): return put(h, 429, {"error": "busy"}, [("Retry-After", "7")])
+def starting(h, found): return put(h, 503, {"error": "starting"})
+def broken(h, found): return put(h, 500, {"error": "boom"})
+def half(h, found):
+    data = json.dumps(found).encode()[:-40]
+    h.send_response(200); h.send_header("Content-Length", str(len(data))); h.end_headers(); h.wfile.write(data)
+    return True
+def short(h, found):
+    data = json.dumps(found).encode()
+    h.send_response(200); h.send_header("Content-Length", str(len(data))); h.end_headers(); h.wfile.write(data[:50]); h.close_connection = True
+    return True
+def hang_up(h, found): h.close_connection = True; h.connection.shutdown(socket.SHUT_RDWR); return True
+def hollow(h, found): found["choices"] = []
+def said_error(h, found): return put(h, 200, {"error": {"message": "engine died"}})
+def null_row(h, found): entries(h, found)[-1] = None
+def left_out(h, found): e = entries(h, found); e[-1].pop(str(found["choices"][0]["prompt_token_ids"][-1]))
+def impossible(h, found): entries(h, found)[-1] |= {"3": {"logprob": 0.}, "4": {"logprob": 0.}}
+def zeros(h, found):
+    for e in entries(h, found)[1:]:
+        for x in e.values(): x["logprob"] = 0.
+PASSING = [busy, starting, broken, half, short, hang_up, hollow, said_error, null_row, left_out, impossible, zeros]
+
+# changes that are no faults: other servers are like this
+def ragged(h, found):
+    for n, e in enumerate(entries(h, found)[1:]):
+        own = str(found["choices"][0]["prompt_token_ids"][n + 1])
+        for i in [i for i in list(e)[1 + n % 4:] if i != own]: del e[i]
+def silent_about_ids(h, found): del found["choices"][0]["prompt_token_ids"]
+def plain_numbers(h, found): found["choices"][0]["prompt_logprobs"] = [e and {i: x["logprob"] for i, x in e.items()} for e in entries(h, found)]
+HARMLESS = [ragged, silent_about_ids, plain_numbers]
+
+
+def local(k=0): return thin(Rows(response_logits(TEACHER, PROMPTS, RESPONSES), RESPONSES, BV), k)
+def same(far, near): return far.offsets.tolist() == near.offsets.tolist() and torch.allclose(far.realised(), near.realised(), atol=1e-4) and torch.allclose(far.with_stops(), near.with_stops(), atol=1e-4)
+
+
+def test_a_served_teacher_says_what_a_local_one_says():
+    with serve() as s:
+        far, bad = remote(s).rows(PROMPTS, RESPONSES, 6)
+        assert all(isinstance(x, int) for b in s.seen for x in b["prompt"]) and all(b["temperature"] == 1 and b["max_tokens"] == 1 for b in s.seen)
+    near = local(6)
+    assert bad == 0 and same(far, near) and torch.equal(far.topk(6).indices, near.topk(6).indices) and torch.allclose(far.topk(6).values, near.topk(6).values, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["vllm", "echo"])
+def test_both_forms(form):
+    with serve() as s: far, bad = remote(s, form=form).rows(PROMPTS, RESPONSES, 4)
+    assert bad == 0 and same(far, local()) and torch.equal(far.topk(4).indices, local(4).topk(4).indices)
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda f: f.__name__)
+def test_a_fault_that_passes_is_tried_again(fault):
+    with serve(fault, times=1) as s:
+        t = remote(s, concurrency=1)
+        far, bad = t.rows(PROMPTS, RESPONSES, 2)
+        assert len(s.seen) > len(PROMPTS) and bad == 0
+    assert same(far, local())
+    if fault is busy: assert 7. in t.wire.waits
+
+
+@pytest.mark.parametrize("change", HARMLESS, ids=lambda f: f.__name__)
+def test_other_servers(change):
+    with serve(change) as s: far, bad = remote(s).rows(PROMPTS, RESPONSES, 6)
+    assert bad == 0 and same(far, local())
+    if change is ragged: assert (far.topk(6).indices == -1).any() and torch.equal(far.topk(1).indices, local(1).topk(1).indices)
+
+
+def test_all_faults_at_once():
+    with serve(*PASSING, *HARMLESS, times=1) as s: far, bad = remote(s, concurrency=3, retries=20).rows(PROMPTS * 3, RESPONSES * 3, 6)
+    assert bad == 0 and torch.allclose(far.realised(), local().realised().repeat(3), atol=1e-4)
+
+
+@pytest.mark.parametrize("fault, says", [(busy, "429.*concurrency=2"), (starting, "503.*starting"), (broken, "500.*log"), (half, "no whole JSON"), (hang_up, "is the server up"), (zeros, "placeholders.*prefix caching"), (hollow, "no choices")], ids=lambda x: getattr(x, "__name__", ""))
+def test_a_fault_that_stays_ends_with_url_cause_and_cure(fault, says):
+    with serve(fault) as s, pytest.raises(RemoteError, match=f"(?s)127.0.0.1.*{says}"): remote(s, retries=2).rows(PROMPTS, RESPONSES, 2)
+
+
+@pytest.mark.parametrize("fault", [null_row, left_out, impossible], ids=lambda f: f.__name__)
+def test_rows_that_stay_unsound_are_not_numbers_and_counted(fault):
+    with serve(fault) as s: far, bad = remote(s).rows(PROMPTS, RESPONSES, 2)
+    last = far.offsets[1:] - 1
+    keep = np.setdiff1d(np.arange(len(far)), last)
+    assert bad == 3 and far.realised()[last].isnan().all() and torch.allclose(far.realised()[keep], local().realised()[keep], atol=1e-4)
+
+
+def test_a_bad_request_is_not_tried_again_and_its_words_are_told():
+    with serve(most=3) as s:
+        t = remote(s)
+        before = t.wire.tries
+        with pytest.raises(RemoteError, match="at most 3.*--max-logprobs"): t.score([*PROMPTS[0], *RESPONSES[0]], 50)
+        assert t.wire.tries == before + 1 and not t.wire.waits
+
+
+def test_a_bos_that_the_server_adds_is_repaired_where_it_was_there_already():
+    for faults in ((), (silent_about_ids,)):
+        with serve(*faults, bos=BOS) as s:
+            t = remote(s, concurrency=1)
+            far, bad = t.rows(PROMPTS, RESPONSES, 3)
+            assert t.skip_bos and s.seen[-1]["prompt"][0] != BOS and bad == 0 and same(far, local())
+
+
+def test_a_bos_that_was_not_there_is_refused():
+    with serve(bos=1617) as s, pytest.raises(RemoteError, match="puts id 1617 before"): remote(s).rows(PROMPTS, RESPONSES, 3)
+
+
+def cut_end(h, found):
+    c = found["choices"][0]
+    c["prompt_token_ids"], c["prompt_logprobs"] = c["prompt_token_ids"][:-2], c["prompt_logprobs"][:-2]
+def cut_beginning(h, found):
+    c = found["choices"][0]
+    c["prompt_token_ids"], c["prompt_logprobs"] = c["prompt_token_ids"][2:], [None, *c["prompt_logprobs"][3:]]
+def other_ids(h, found): found["choices"][0]["prompt_token_ids"] = [x + 1 for x in found["choices"][0]["prompt_token_ids"]]
+def no_scores(h, found): found["choices"][0]["prompt_logprobs"] = None
+
+
+def test_a_server_that_cuts_the_end_leaves_fewer_rows():
+    with serve(cut_end) as s: far, bad = remote(s).rows(PROMPTS, RESPONSES, 0)
+    near = local()
+    at = np.concatenate([np.arange(a, max(a, b - 2)) for a, b in zip(near.offsets, near.offsets[1:])])
+    assert bad == 0 and np.diff(far.offsets).tolist() == [max(0, len(r) - 2) for r in RESPONSES] and torch.allclose(far.realised(), near.realised()[at], atol=1e-4)
+
+
+@pytest.mark.parametrize("fault, says", [(cut_beginning, "cut the beginning"), (other_ids, "other ids than were sent"), (no_scores, "cannot be a teacher")], ids=lambda x: getattr(x, "__name__", ""))
+def test_answers_about_another_text_are_refused(fault, says):
+    with serve(fault) as s, pytest.raises(RemoteError, match=says): remote(s).rows(PROMPTS, RESPONSES, 2)
+
+
+def test_the_context_masks_and_counts():
+    with serve() as s:
+        t = remote(s)
+        t.config.max_position_embeddings = 12
+        samples = [SimpleNamespace(teacher_prompt=p, teacher=r) for p, r in zip(PROMPTS, RESPONSES)]
+        rows, counts = t.thin_rows(samples)
+    sizes = [max(0, min(len(r), 11 - len(p))) for p, r in zip(PROMPTS, RESPONSES)]
+    assert np.diff(rows.offsets).tolist() == sizes and counts["teacher_tokens_masked"] == sum(map(len, RESPONSES)) - sum(sizes) > 0
+
+
+def test_another_tokenizer_is_refused_before_anything_is_learned():
+    with serve() as s:
+        with pytest.raises(RemoteError, match="tokenizer is not.*--teacher-tokenizer"): RemoteTeacher(s.url, load_tokenizer("tiny", "student"))
+        with pytest.raises(RemoteError, match="serves tiny, not 'gpt'"): RemoteTeacher(s.url, TOKENIZER, model="gpt")
+        with pytest.raises(ValueError, match="temperature=0.7"): RemoteTeacher(s.url, TOKENIZER, temperature=.7)
+
+
+class Deaf(Faulty):
+    "A server without /tokenize."
+    def respond(self, body):
+        if self.path == "/tokenize": return Handler.send(self, 404, {"error": "no"})
+        super().respond(body)
+
+
+def test_without_tokenize_the_pieces_are_compared():
+    s = serve(); s.RequestHandlerClass = Deaf
+    with s:
+        remote(s)
+        with pytest.raises(RemoteError, match="tokenizer is not"): remote(s, load_tokenizer("tiny", "student"))
+    def no_words(h, found):
+        for e in entries(h, found)[1:]:
+            for x in e.values(): x.pop("decoded_token")
+    s = serve(no_words); s.RequestHandlerClass = Deaf
+    with s, pytest.raises(RemoteError, match="verify=False"): remote(s)
+
+
+def test_a_server_that_is_slow_is_left_after_the_time_out():
+    def slow(h, found): time.sleep(1.5)
+    with serve(slow) as s, pytest.raises(RemoteError, match="no answer within 0.3 s.*2 tries"): remote(s, timeout=.3, retries=1, verify=False).score(PROMPTS[0], 0)
+
+
+def test_a_key_is_sent_and_a_redirect_is_not_followed(monkeypatch):
+    with serve(key="abc") as s:
+        with pytest.raises(RemoteError, match="401.*XTOKD_TEACHER_KEY"): remote(s)
+        monkeypatch.setenv("XTOKD_TEACHER_KEY", "abc")
+        assert "abc" not in repr(remote(s))
+    def away(h, found): return put(h, 307, {}, [("Location", "http://elsewhere/v1")])
+    with serve(away) as s, pytest.raises(RemoteError, match="redirects to http://elsewhere"): remote(s).score(PROMPTS[0], 0)
+
+
+def test_requests_go_out_together_but_no_faster_than_the_rate():
+    together, most = [0], [0]
+    lock = threading.Lock()
+    class Counting(Faulty):
+        def respond(self, body):
+            with lock: together[0] += 1; most[0] = max(most[0], together[0])
+            time.sleep(.05)
+            with lock: together[0] -= 1
+            super().respond(body)
+    s = serve(); s.RequestHandlerClass = Counting
+    with s:
+        remote(s, concurrency=4, verify=False).rows(PROMPTS * 3, RESPONSES * 3, 0)
+        assert 2 <= most[0] <= 4
+        t = RemoteTeacher(s.url, BV, rate=20, verify=False)
+        began = time.monotonic(); t.rows(PROMPTS * 2, RESPONSES * 2, 0)
+        assert time.monotonic() - began > 4 / 20
+
+
+PAIR = Pair(load_tokenizer("tiny"), TOKENIZER)
+LOCAL = [("sampled", {}), ("opd", {}), ("minillm", {}), ("dpca", {}), ("alm", {"debias": "none", "gamma": None}), ("uld", {"top_k": 12}), ("ctpd", {"weights": "none"}), ("compass", {}), ("strict", {"top_k": 12, "support": "teacher"})]
+
+
+@pytest.fixture(scope="module")
+def samples():
+    s, t = load_side("tiny", "student"), load_side((TEACHER, TOKENIZER), "teacher")
+    return write(load_prompts("tiny", 4), s, t, DistillConfig(max_new_tokens=24, progress=False), seed=0)
+
+
+@pytest.mark.parametrize("name, knobs", LOCAL, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_objective_that_can_hears_the_same_over_the_wire(samples, name, knobs):
+    obj = objective(name, **knobs)
+    assert obj.reads(PAIR) in ("realised", "top")
+    prompts, ids = [s.teacher_prompt for s in samples], [s.teacher for s in samples]
+    student = response_logits(load_model("tiny", device="cpu"), [s.student_prompt for s in samples], [s.student for s in samples])
+    extra = {k: [torch.full((len(x),), -1.) for x in (ids if k == "weak_logp" else [s.student for s in samples])] for k in ("weak_logp", "reference_logp")}
+    b = PairBatch.from_logits(PAIR, [s.student for s in samples], ids, [l.clone().requires_grad_() for l in student], response_logits(TEACHER, prompts, ids), preferences=[1, -1, 1, -1], writer="reference" if name == "ctpd" else "student", **extra)
+    with serve(*PASSING, times=1) as s: far, bad = remote(s, retries=20).rows(prompts, ids, obj.teacher_top)
+    here, there = obj(b), obj(replace(b, teacher=far))
+    assert bad == 0 and here.count == there.count > 0 and torch.allclose(here.token_loss, there.token_loss, atol=1e-4) and abs(float((here.loss - there.loss).detach())) < 1e-4
+
+
+SMALL = dict(steps=2, batch_size=4, max_new_tokens=24, eval_prompts=4, eval_samples=1, progress=False, micro_batch=2)
+
+
+def test_a_run_with_a_served_teacher_is_the_run_with_the_local_one(tmp_path):
+    config = lambda name: DistillConfig(**SMALL, out=str(tmp_path/name))
+    near = Distiller("tiny", "tiny", "tiny", "sampled", config("near")).fit()
+    with serve(*PASSING, times=1) as s:
+        t = remote(s, retries=20)
+        far = Distiller("tiny", t, "tiny", "sampled", config("far")).fit()
+    for a, b in zip(near.steps, far.steps): assert abs(a["loss"] - b["loss"]) < 1e-4 and a["signal_share"] == b["signal_share"] and abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"]
+    assert len(far.steps) == 2 and abs(near.evals[-1]["rkl_per_byte"] - far.evals[-1]["rkl_per_byte"]) < 1e-3
+    assert s.seen
+
+
+def test_objectives_that_read_whole_rows_are_refused_before_training(tmp_path):
+    with serve() as s, pytest.raises(ValueError, match="'cover' reads whole rows.*sampled"): Distiller("tiny", remote(s), "tiny", "cover", DistillConfig(**SMALL, out=str(tmp_path/"a")))
+    assert not (tmp_path/"a").exists()
+
+
+def test_a_served_teacher_is_named_by_its_url_and_a_run_goes_on(tmp_path):
+    with serve() as s:
+        config = DistillConfig(**SMALL | {"steps": 1, "out": str(tmp_path/"a")})
+        Distiller("tiny", f"{s.url}#{TOKENIZER.name_or_path}", "tiny", "sampled", config).fit()
+        run = Distiller.from_run(tmp_path/"a", config=replace(config, steps=2)).fit(resume=True)
+    assert [x["step"] for x in run.steps] == [1, 2]
+
+
+def test_the_served_teacher_writes(tmp_path):
+    with serve() as s:
+        t = remote(s)
+        assert t.write(PROMPTS, 6, 0.) == [x for x in __import__("xtokd.rollout", fromlist=["rollout"]).rollout(TEACHER, BV, PROMPTS, 6, 0.)]
+        run = Distiller("tiny", t, "tiny", "sft", DistillConfig(**SMALL, out=str(tmp_path/"a"))).fit()
+    assert len(run.steps) == 2 and run.steps[-1]["costs"]["teacher_tokens_written"] > 0
+
+
+def test_a_number_that_is_not_known_counts_against_the_run(tmp_path):
+    with serve(left_out) as s, pytest.raises(FloatingPointError, match="more than 1 %.*engine"): Distiller("tiny", remote(s), "tiny", "sampled", DistillConfig(**SMALL | {"eval_prompts": 0}, out=str(tmp_path/"a"))).fit()
