@@ -181,7 +181,7 @@ def entropy(rows, at_once=64):
     "Sum over a batch's student rows of their entropy, in nats, `at_once` rows at a time"
     return sum(float(torch.special.entr(rows.logp(a, min(a + at_once, len(rows))).exp()).sum()) for a in range(0, len(rows), at_once))
 
-# %% ../nbs/17_step.ipynb #567f8a17
+# %% ../nbs/17_step.ipynb #0220e31c
 class Tally(dict):
     "Sums over micro-batches and processes"
     def add(self, **numbers):
@@ -197,7 +197,7 @@ class Tally(dict):
 
     def stats(self): return {k[5:]: v / max(self["tokens"], 1) for k, v in self.items() if k.startswith("stat ")}
     def losses(self): return {f"loss_{k}": self[f"loss {k}"] / self[f"weight {k}"] for k in KINDS if self.get(f"weight {k}", 0) > 0}
-    def reasons(self): return "; ".join(f"{int(n)} tokens: {why_text(int(k[4:])) or 'with weight 0'}" for k, n in sorted(self.items(), key=lambda x: -x[1]) if k.startswith("why "))
+    def reasons(self): return "; ".join(f"{int(n)} tokens: {why_text(int(k[4:])) or 'with weight 0'}" for k, n in sorted(self.items(), key=lambda x: -x[1]) if k.startswith("why ") and (k != "why 0" or not self["count"] > 0))   # 0: a token with a signal, where there is any
 
 # %% ../nbs/17_step.ipynb #837c8068
 def micro_batches(samples, size, together=1):
