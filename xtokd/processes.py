@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['buckets', 'add_up', 'is_share', 'finish_gradient', 'clip_gradient', 'blocks', 'is_sharded', 'share', 'check_share',
-           'shard', 'in_step', 'tensors', 'watched', 'backward', 'gathered', 'put_together', 'whole_weights', 'cut',
-           'put', 'cut_optimizer', 'own_class', 'begin', 'agree', 'shared']
+           'shard', 'in_step', 'tensors', 'watched', 'backward', 'gathered', 'let_go', 'put_together', 'whole_weights',
+           'cut', 'put', 'cut_optimizer', 'own_class', 'begin', 'agree', 'shared']
 
 # %% ../nbs/174_processes.ipynb #bfbb2821
 import os
@@ -121,6 +121,11 @@ def gathered(*models):
     try: yield
     finally:
         for m, root in pieces: m.set_reshard_after_forward(not root, recurse=False); m.reshard()
+
+# %% ../nbs/174_processes.ipynb #a0de63fa
+def let_go(model):
+    "Drop what a sharded model still holds of other processes' shares"
+    if is_sharded(model): model.reshard()
 
 # %% ../nbs/174_processes.ipynb #9ae9c095
 def put_together(x, keep=True):
