@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge',
            'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #b61b3b0f
+# %% ../nbs/14_distill.ipynb #5a259aa5
 import signal, sys, threading, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -171,7 +171,7 @@ class Watch(Setup):
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
-# %% ../nbs/14_distill.ipynb #6099068b
+# %% ../nbs/14_distill.ipynb #e27b0b63
 class Judge(Watch):
     "Evaluate, and log samples"
     def evaluate(self):
@@ -217,7 +217,7 @@ class Keep(Judge):
         if self.accelerator.is_main_process:
             with disk("the student", self.out, self.out), whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer, weights)
 
-# %% ../nbs/14_distill.ipynb #5e83fc70
+# %% ../nbs/14_distill.ipynb #666b9192
 class Step(Keep):
     "One step"
     def train_step(self, step):
@@ -308,7 +308,7 @@ class Opening(Loop):
         other = [f"{k} {then[k]!r} -> {v!r}" for k, v in now.items() if k in then and k not in free and then[k] != v]
         if other: self.emit("warn", self.step, message=f"this run goes on with other settings: {', '.join(other)}")
 
-# %% ../nbs/14_distill.ipynb #f595962a
+# %% ../nbs/14_distill.ipynb #d679c7b1
 class Described(Opening):
     "What a run was given, and a run again from that"
     def describe(self):
