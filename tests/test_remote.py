@@ -319,3 +319,10 @@ def test_the_served_teacher_writes(tmp_path):
 
 def test_a_number_that_is_not_known_counts_against_the_run(tmp_path):
     with serve(left_out) as s, pytest.raises(FloatingPointError, match="more than 1 %.*engine"): Distiller("tiny", remote(s), "tiny", "sampled", DistillConfig(**SMALL | {"eval_prompts": 0}, out=str(tmp_path/"a"))).fit()
+
+
+def test_the_command_line_learns_from_a_served_teacher(tmp_path):
+    from xtokd.cli import main
+    with serve() as s:
+        args = ["distill", "--teacher", s.url, "--objective", "sampled", "--steps", "1", "--batch-size", "4", "--eval-prompts", "0", "--no-progress", "--out", str(tmp_path/"a")]
+        assert main(args) == 1 and main([*args, "--teacher-tokenizer", TOKENIZER.name_or_path]) == 0

