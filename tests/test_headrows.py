@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from batches import TEXTS, parts
 from xtokd.batch import Hidden, PairBatch, Rows
-from xtokd.headrows import Head, HeadRows, caught, head_of
+from xtokd.headrows import Head, HeadRows, head_of
 from xtokd.models import load_model
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.pair import Pair
 from xtokd.rowwise import row_losses
-from xtokd.score import response_logits, response_states
+from xtokd.score import caught, response_logits, response_states
 
 text = st.text(alphabet="ab1 7.é中\n", min_size=0, max_size=10)
 
