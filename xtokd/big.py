@@ -105,7 +105,7 @@ def load_adapter(folder, model):
     if set(found) != set(mine): raise ValueError(f"{folder} holds another adapter than the student's: {len(found)} weights, expected {len(mine)} (such as {sorted(set(found) ^ set(mine))[0]})")
     for n, p in mine.items(): p.data.copy_(found[n])
 
-# %% ../nbs/061_big.ipynb #5ef7c700
+# %% ../nbs/061_big.ipynb #bbaca623
 def ready_student(model, config):
     "The student as the run's settings want it trained: with an adapter, with gradient checkpointing"
     if config.lora: add_lora(model, config.lora, config.lora_alpha, config.seed)
@@ -114,9 +114,10 @@ def ready_student(model, config):
     return model
 
 
-def held_teacher(teacher, config, device, dtype=None):
+def held_teacher(teacher, config, device, shards=(), dtype=None):
     "`teacher` as it was given, or loaded in few bits or several places as the run's settings want it: (model, tokenizer)"
     if not (config.teacher_bits or config.teacher_device_map): return teacher
     if not isinstance(teacher, (str, Path)): raise ValueError("teacher_bits and teacher_device_map say how to load a teacher, this one is in memory: give its name or folder")
+    if "teacher" in shards: raise ValueError("a teacher in few bits or in several places cannot be sharded over processes too: set shard='student' or shard='no'")
     from xtokd.models import load_model, load_tokenizer
     return load_model(teacher, "teacher", dtype, device, config.teacher_bits, config.teacher_device_map, config.offload_folder), load_tokenizer(teacher, "teacher")

@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'ProgressBar', 'interruptible', 'read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge',
            'Keep', 'Step', 'due', 'Loop', 'Opening', 'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #23dd5541
+# %% ../nbs/14_distill.ipynb #1fd3d24f
 import signal, sys, threading, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from .big import held_teacher, is_placed, move, ready_student
+from .big import held_teacher, move, ready_student
 from .checkpoint import checkpoints, load_checkpoint, rng_state, save_checkpoint, save_student, set_rng_state, whole_folder
 from .config import DistillConfig, lr_factor, machine, mix, peak_memory, pick, versions, writer_of
 from .evaluate import evaluate, response_text
@@ -108,7 +108,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #8ccd4f5a
+# %% ../nbs/14_distill.ipynb #7c426bff
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -131,15 +131,13 @@ class Setup(Parts):
         self.objective, (self.items, self.heldout) = read_objective(objective), split_prompts(prompts, heldout, c)
         if c.on_policy < 1 and c.off_policy not in getattr(self.objective, "writers", (c.off_policy,)):
             raise ValueError(f"objective {self.objective.name!r} makes no sense on text of the {c.off_policy}: on_policy must be 1 (it is {c.on_policy}), or off_policy another of {', '.join(self.objective.writers)}")
-        self.student, self.teacher = load_side(student, "student", "cpu", getattr(torch, c.student_dtype)), load_side(held_teacher(teacher, c, self.device), "teacher", "cpu", None if self.device.type == "cpu" else torch.bfloat16)
-        ready_student(self.student.model, c)
+        self.student, self.teacher = load_side(student, "student", "cpu", getattr(torch, c.student_dtype)), load_side(held_teacher(teacher, c, self.device, shards), "teacher", "cpu", None if self.device.type == "cpu" else torch.bfloat16)
         for role in {"student", "teacher"} - {*shards}: move(getattr(self, role).model, self.device)
-        self.teacher.model.eval().requires_grad_(False)
+        ready_student(self.student.model, c); self.teacher.model.eval().requires_grad_(False)
         self.pair = Pair(self.student.bv, self.teacher.bv)
         refuse_thin(self.objective, self.teacher, self.pair)
         self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
-        if "teacher" in shards and is_placed(self.teacher.model): raise ValueError("a teacher in few bits or in several places cannot be sharded too: set shard='student' or shard='no'")
         for role in shards: shard(getattr(self, role).model, self.device, self.accelerator.num_processes)
         check = check or own_check(prompts)
         self.window, self.context = window, context
