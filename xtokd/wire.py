@@ -34,7 +34,7 @@ def retry_after(headers):
     try: return max(0., parsedate_to_datetime(said).timestamp() - time.time())
     except (TypeError, ValueError): return None
 
-# %% ../nbs/1720_wire.ipynb #e73c546e
+# %% ../nbs/1720_wire.ipynb #81314482
 class _Stay(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *args): return None
 
@@ -78,13 +78,17 @@ class Wire:
         if not isinstance(found, dict) or "error" in found: raise Passing(f"the answer is {str(found)[:200]}", "look at the server's log")
         return found
 
-    def ask(self, path, body=None, read=lambda found: found):
-        "What `read` makes of the answer; a Passing failure, of the server or of `read`, is tried again."
-        for k in range(self.retries + 1):
-            try: return read(self.once(path, body))
-            except Passing as e: last = e
-            if k < self.retries: self.sleep(min(last.wait if last.wait is not None else .5 * 2 ** k * random.uniform(.75, 1.5), 60.))
-        raise RemoteError(f"{self.root}{path}: {last}, in {self.retries + 1} tries. Cure: {last.cure}.") from None
+# %% ../nbs/1720_wire.ipynb #f8b0e592
+def _ask(self, path, body=None, read=lambda found: found):
+    "What `read` makes of the answer; a Passing failure, of the server or of `read`, is tried again."
+    for k in range(self.retries + 1):
+        try: return read(self.once(path, body))
+        except Passing as e: last = e
+        if k < self.retries: self.sleep(min(last.wait if last.wait is not None else .5 * 2 ** k * random.uniform(.75, 1.5), 60.))
+    raise RemoteError(f"{self.root}{path}: {last}, in {self.retries + 1} tries. Cure: {last.cure}.") from None
+
+
+Wire.ask = _ask
 
 # %% ../nbs/1720_wire.ipynb #da353d75
 def _number(x): return -math.inf if x is not None and x <= -9999 else math.nan if x is None else float(x)

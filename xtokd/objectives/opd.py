@@ -57,7 +57,7 @@ def returns(ratio, gamma, offsets, normalise=True, own_step=True):
     total = discounted(ratio, gamma, offsets) - own
     return total / (discounted(torch.ones_like(ratio), gamma, offsets) - size).clamp_min(1e-6) if normalise else total
 
-# %% ../../nbs/49_opd.ipynb #9378eded
+# %% ../../nbs/49_opd.ipynb #d9337df4
 class MiniLLM(Objective):
     "Reverse KL of whole texts by returns of chunk log-ratios, plus the exact reverse KL of each row (arXiv 2306.08543); loss unit: token."
     summary, source = "length-normalised returns, and the exact single step", "arXiv 2306.08543"
@@ -73,8 +73,7 @@ class MiniLLM(Objective):
 
     def reads(self, pair=None):
         "Whole rows where it takes its exact single step: asked for, or with equal vocabularies."
-        exact = pair is not None and pair.vocab.identical if isinstance(self.single_step, str) else bool(self.single_step)
-        return "all" if exact else self.teacher_reads
+        return "all" if (self.single_step and pair is not None and pair.vocab.identical if isinstance(self.single_step, str) else self.single_step) else self.teacher_reads
 
     def signal(self, batch):
         a, x = batch.alignment, ChunkScores(batch)
