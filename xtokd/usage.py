@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HELP']
 
-# %% ../nbs/900_usage.ipynb #20b47b77
+# %% ../nbs/900_usage.ipynb #7432e68d
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -24,8 +24,7 @@ Exit code 0: fit, or fit with care; 1: unfit.
   xtokd doctor gemma smollm2 --dry-run --prompts prompts.jsonl --batch-size 16    what the planned run will cover, hold and take
 
 --dry-run takes ten responses and one step, writes nothing, and knows every flag of xtokd distill.""",
-    serve="""Serve a model's log-probs over HTTP, for a student that learns on another machine: xtokd serve ORG/TEACHER --port 8000
-XTOKD_SERVE_KEY: what a client must send (as XTOKD_TEACHER_KEY there).""",
+    serve="""Serve a model's log-probs over HTTP, for a student that learns on another machine: xtokd serve ORG/TEACHER --port 8000. XTOKD_SERVE_KEY is what a client must send (as XTOKD_TEACHER_KEY there).""",
     align="""Show which tokens of student and teacher cover the same bytes. A chunk is the smallest piece that both cut out.
 
   xtokd align "Certainly: 894772."
