@@ -122,3 +122,16 @@ def test_the_hook_leaves_no_trace():
     before = model(input_ids=ids).logits
     with pytest.raises(RuntimeError), caught(model): raise RuntimeError
     assert torch.equal(before, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("name, student", (("cover", "tiny"), ("compass", "tiny"), ("strict", "tiny")))
+def test_a_run_from_states_is_the_run_from_logits(tmp_path, name, student):
+    from xtokd.distill import Distiller, DistillConfig
+    def weights(rows):
+        config = DistillConfig(steps=2, batch_size=4, micro_batch=2, max_new_tokens=8, eval_every=0, eval_prompts=0, save_every=0, lr=1e-3, warmup=0, progress=False, rows=rows, out=str(tmp_path / rows))
+        d = Distiller(student, "tiny", "tiny", name, config, **({"weak": "tiny"} if name == "compass" else {}))
+        run = d.fit()
+        return run, torch.cat([p.detach().flatten() for p in d.student.model.parameters()])
+    (a, x), (b, y) = weights("logits"), weights("states")
+    for key in ("loss", "entropy", "count", "signal_share"): assert np.allclose(a.steps[-1][key], b.steps[-1][key], rtol=1e-3, atol=1e-5)
+    assert float((x - y).abs().max()) < 2e-4 and float((x - torch.cat([p.detach().flatten() for p in load_model(student, "student").parameters()])).abs().max()) > 1e-3

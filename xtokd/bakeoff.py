@@ -44,8 +44,8 @@ def grouped(runs, key=method_of) -> dict:
     for run in runs: found[key(run)].append(run)
     return dict(found)
 
-# %% ../nbs/191_bakeoff.ipynb #c82272e8
-FREE = {"lr", "objective_lr", "on_policy", "off_policy", "out", "seed", "micro_batch", "progress", "save_every", "keep", "eval_before", "eval_samples", "health", "min_signal", "shard"}
+# %% ../nbs/191_bakeoff.ipynb #599ec260
+FREE = {"lr", "objective_lr", "on_policy", "off_policy", "out", "seed", "micro_batch", "progress", "save_every", "keep", "eval_before", "eval_samples", "health", "min_signal", "shard", "rows"}
 
 def protocol(run) -> dict:
     "Everything that has to be the same for a comparison."
