@@ -108,7 +108,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #7c426bff
+# %% ../nbs/14_distill.ipynb #1989141e
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -125,8 +125,7 @@ class Setup(Parts):
                  **others):          # models that some objectives ask for, each with the teacher's tokenizer: weak, plus, minus
         self.config = c = config or DistillConfig()
         self.given = {"student": student, "teacher": teacher, "prompts": prompts, "heldout": heldout, "objective": objective, **others}
-        self.accelerator = begin()
-        shards = shared(c.shard, self.accelerator)
+        self.accelerator = begin(); shards = shared(c.shard, self.accelerator)
         torch.manual_seed(c.seed)  # an objective with parameters starts alike in every process
         self.objective, (self.items, self.heldout) = read_objective(objective), split_prompts(prompts, heldout, c)
         if c.on_policy < 1 and c.off_policy not in getattr(self.objective, "writers", (c.off_policy,)):
@@ -172,7 +171,7 @@ class Watch(Setup):
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
-# %% ../nbs/14_distill.ipynb #e27b0b63
+# %% ../nbs/14_distill.ipynb #6099068b
 class Judge(Watch):
     "Evaluate, and log samples"
     def evaluate(self):
@@ -182,7 +181,6 @@ class Judge(Watch):
         with self.autocast(), during("evaluation", c), gathered(self.student.model):
             if not (self.accelerator.is_main_process or is_sharded(self.teacher.model)): return     # a sharded teacher reads only where all processes ask it
             found, samples = evaluate(self.student.model, self.teacher.model, self.pair, self.heldout, self.check, c.max_new_tokens, micro_batch=c.micro_batch, max_length=c.max_length, seed=c.seed)
-        let_go(self.teacher.model)
         self.emit("eval", self.step, **found, seconds=time.perf_counter() - began)
         for s in samples[:c.eval_samples]: self.emit("sample", self.step, source="heldout", **s)
     def show_sample(self, sample, out):
@@ -192,14 +190,13 @@ class Judge(Watch):
                   alignment=keep(self.pair.align(sample.student, sample.teacher)),
                   token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "why")})
 
-# %% ../nbs/14_distill.ipynb #e9d03370
+# %% ../nbs/14_distill.ipynb #d6fe2070
 class Keep(Judge):
     "Save and load"
     def save(self):
         "A checkpoint of this moment; processes wait for each other"
-        main = self.accelerator.is_main_process
-        weights, optimizer, rngs = whole_weights(self.student.model, main), put_together(self.optimizer.state_dict(), main), gather_object([rng_state()])
-        if self.accelerator.is_main_process:
+        weights, optimizer, rngs = whole_weights(self.student.model, main := self.accelerator.is_main_process), put_together(self.optimizer.state_dict(), main), gather_object([rng_state()])
+        if main:
             state = {"optimizer": optimizer, "scheduler": self.scheduler.state_dict(), "costs": dict(self.costs), "rngs": rngs}
             if self.objective_params(): state["objective"] = self.objective.state_dict()
             with disk("a checkpoint", self.out, self.out): save_checkpoint(self.out/"checkpoints", self.step, self.student.model, self.student.tokenizer, state, self.config.keep, weights)
@@ -218,7 +215,7 @@ class Keep(Judge):
         if self.accelerator.is_main_process:
             with disk("the student", self.out, self.out), whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer, weights)
 
-# %% ../nbs/14_distill.ipynb #666b9192
+# %% ../nbs/14_distill.ipynb #0789258b
 class Step(Keep):
     "One step"
     def train_step(self, step):
@@ -228,8 +225,7 @@ class Step(Keep):
         writer, items = writer_of(c, step, self.objective.writer), [self.items[i] for i in mine]
         with self.autocast(), gathered(*(s.model for s in (self.student, self.teacher) if s is getattr(self, writer, None))):
             samples = self.text(items, writer, mix(c.seed, step, acc.process_index)) if mine else []
-        self.student.model.train()
-        self.optimizer.zero_grad()
+        self.student.model.train(); self.optimizer.zero_grad()
         tally, first = accumulate(samples, self.pair, self.student, self.teacher, self.objective, c, self.autocast, self.others, writer)
         let_go(self.teacher.model)
         tally = self.over_processes(tally.add(**written(samples, self.pair, writer)))

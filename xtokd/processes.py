@@ -158,12 +158,16 @@ def own_class(model):
     "A model's class as it was before it was sharded"
     return next(c for c in type(model).__mro__ if not hasattr(c, "unshard"))
 
-# %% ../nbs/174_processes.ipynb #665f11d5
+# %% ../nbs/174_processes.ipynb #21a97409
 def begin():
     "The Accelerator of this process"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true": raise ValueError("this process was launched with DeepSpeed, which the Distiller does not drive: launch it without, and share out the models with shard='both' (see the notebook on many processes)")
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"     # else transformers loads no weights in any process but the first
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))])
+    many = int(os.environ.get("WORLD_SIZE", 1))
+    if many > 1 and not torch.accelerator.is_available(): os.environ["ACCELERATE_USE_CPU"] = "true"     # else each would believe to be alone
+    found = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))])
+    if found.num_processes != many: raise RuntimeError(f"{many} processes were launched, but accelerate sees {found.num_processes}: they would all train by themselves. Launch them with accelerate launch or torchrun, with --cpu where there is no GPU")
+    return found
 
 def agree(x): "What process 0 has"; return broadcast_object_list([x])[0]
 

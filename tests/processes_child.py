@@ -1,0 +1,116 @@
+"What the tests of many processes run: `alone` in the test itself, the rest in each of two processes."
+import json, sys
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from xtokd.distill import Callback, Distiller, DistillConfig
+from xtokd.models import load_model
+from xtokd.processes import put_together, share
+from xtokd.step import Side, load_side
+
+FSDP_CONFIG = """compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+num_machines: 1
+num_processes: 2
+machine_rank: 0
+mixed_precision: 'no'
+use_cpu: true
+fsdp_config:
+  fsdp_version: 2
+  fsdp_cpu_ram_efficient_loading: false
+"""
+BASE = dict(steps=3, batch_size=5, micro_batch=2, max_new_tokens=12, eval_prompts=2, eval_every=0, eval_before=False, progress=False, warmup=1, save_every=0)
+SAMPLED = dict(steps=4, batch_size=3, eval_prompts=0, save_every=2)
+
+
+class Some(Distiller):
+    "The responses to every second prompt of a step are empty: those of the second process."
+    empty = False
+    def text(self, items, writer, seed):
+        samples, n, first = super().text(items, writer, seed), self.accelerator.num_processes, self.accelerator.process_index
+        for i, s in enumerate(samples):
+            if self.empty and (first + i * n) % 2: s.student, s.teacher = [], []
+        self.heard = getattr(self, "heard", []) + [[(s.item["prompt"], s.student) for s in samples]]
+        return samples
+
+
+@cache
+def vocabulary(role): return load_side("tiny", role).bv
+
+
+def distiller(out, obj="strict", callbacks=(), **kw):
+    sides = [Side(role, load_model("tiny", role), vocabulary(role)) for role in ("student", "teacher")]
+    return Some(*sides, "tiny", obj, DistillConfig(**BASE | {"out": out} | kw), callbacks=callbacks)
+
+
+def plain(d):
+    "SGD, because Adam magnifies rounding where a gradient is near zero."
+    d.optimizer = torch.optim.SGD(d.params, lr=.1)
+    d.scheduler = torch.optim.lr_scheduler.LambdaLR(d.optimizer, lambda s: 1.)
+    return d
+
+
+def keep(d, file):
+    weights = {k: v.detach().clone() for k, v in put_together(d.student.model.state_dict()).items()}
+    if d.accelerator.is_main_process: torch.save(weights, file)
+
+
+CASES = {"texts": dict(max_grad_norm=.05), "silent": dict(eval_prompts=0), "few": dict(eval_prompts=0, batch_size=1), "hidden": dict(eval_prompts=0, max_grad_norm=.05)}
+
+
+def steps(out, name, case, **kw):
+    "Three steps of one case, with greedy texts."
+    d = plain(distiller(out/f"{name}-{case}", "dskd" if case == "hidden" else "strict", temperature=0, **CASES[case] | kw))
+    d.empty = case == "silent"
+    d.fit()
+    keep(d, out/f"{name}-{case}.pt")
+    return d
+
+
+def texts(out, name, **kw):
+    "What one step's processes write together, in the order of the prompts."
+    from accelerate.utils import gather_object
+    d = distiller(out/name, steps=1, eval_prompts=0, batch_size=4, **kw); d.fit()
+    every, n = gather_object([d.heard[0]]), d.accelerator.num_processes
+    mixed = [every[i % n][i // n] for i in range(4)]
+    if d.accelerator.is_main_process: (out/f"{name}-ids.json").write_text(json.dumps([[p for p, _ in mixed], [x for _, x in mixed]]))
+
+
+def alone(out):
+    for case in CASES: steps(out, "one", case)
+    texts(out, "one-greedy", temperature=0); texts(out, "one-sampled")
+
+
+class Stop(Callback):
+    def on_step(self, d, record): record["step"] == 2 and d.control.stop()
+
+
+def describe(d, file):
+    held = {}
+    for side in ("student", "teacher"):
+        model = getattr(d, side).model
+        held[side] = dict(zip(("held", "all"), share(model)), types=sorted({type(p.data).__name__ for p in model.parameters()}))
+    local = lambda t: t.to_local() if hasattr(t, "to_local") else t
+    file.write_text(json.dumps(held | {"moments": sum(local(s["exp_avg"]).numel() for s in d.optimizer.state.values())}))
+
+
+def both(out):
+    for how in ("no", "student", "both"):
+        for case in {"no": ("texts", "silent", "few"), "student": ("texts",), "both": CASES}[how]: steps(out, f"two-{how}", case, shard=how)
+        d = distiller(out/f"two-{how}-whole", shard=how, **SAMPLED | ({"steps": 1} if how == "student" else {})); d.fit()
+        keep(d, out/f"two-{how}-whole.pt"); describe(d, out/f"{how}-{d.accelerator.process_index}.json")
+        if how == "student": continue
+        distiller(out/f"two-{how}-stopped", shard=how, callbacks=[Stop()], **SAMPLED).fit()
+        d = distiller(out/f"two-{how}-stopped", shard=how, **SAMPLED); d.fit(resume=True)
+        keep(d, out/f"two-{how}-stopped.pt")
+    texts(out, "two-greedy", temperature=0); texts(out, "two-sampled"); texts(out, "two-again", shard="both")
+
+
+if __name__ == "__main__":
+    import faulthandler, os
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    faulthandler.dump_traceback_later(200, exit=True)      # a process that waits for the other says where
+    torch.set_num_threads(1)
+    both(Path(sys.argv[1]))
