@@ -12,7 +12,7 @@ The protocol, whole:
   mean of its sampled and its greedy accuracy at the end. All else is the same for all methods, the budget too: steps times prompts.
 * Then SEEDS runs at that rate, judged on the *held-out* prompts.
 * A method whose best rate ends below the start in the sweep is weak: it gets one seed, so that its end is seen but not paid for three times.
-* A method that ends below half its start in the sweep of the first task is not swept on the second: it runs there once, at its best rate of the first.
+* A method that is weak on the first task is not swept on the second: it runs there once, at its best rate of the first.
 * Costs are counted in student tokens, teacher tokens scored and written, FLOPs and seconds.
 
 Left out, with the reason: see LEFT_OUT. A run that is there is not made again; delete its file to make it anew. What goes to data/runs/bakeoff/
@@ -110,7 +110,7 @@ def keep_rate(task, key, found):
 
 def sweep_one(task, name, lr):
     key, began = f"{name} {lr:g}", time.perf_counter()
-    if "end" in rates(task).get(key, {}) or lost_first(task, name): return
+    if "end" in rates(task).get(key, {}) or weak_first(task, name): return
     with tempfile.TemporaryDirectory() as out:
         try:
             run = train(task, name, settings(task, name, SWEEP_SEED, lr, True), Path(out) / "run", f"{task}:validation")
@@ -130,15 +130,15 @@ def best_of(task, name):
     return max(((lr, f) for lr, f in found.items() if "end" in f), key=lambda x: x[1]["end"])
 
 
-def lost_first(task, name):
-    "The method's rate of the first task, where it ended there below half its start; else None."
+def weak_first(task, name):
+    "The method's rate of the first task, where it was weak there; else None."
     lr, found = best_of(FIRST.get(task, ""), name)
-    return lr if lr and found["end"] < found["start"] / 2 else None
+    return lr if lr and found["end"] < found["start"] else None
 
 
 def chosen(task, name):
     "The method's rate and its seeds; (None, ()) where the sweep is not done or every rate failed."
-    if lr := lost_first(task, name): return lr, SEEDS[:1]
+    if lr := weak_first(task, name): return lr, SEEDS[:1]
     lr, found = best_of(task, name)
     return (None, ()) if lr is None else (lr, SEEDS[:1] if found["end"] < found["start"] else SEEDS)
 
@@ -181,7 +181,7 @@ def plan(tasks, names, seeds):
             if step is None: print(f"{key}: cannot train: {judge}", flush=True); continue
             cost = lambda c: c["steps"] * step + (2 + (c["eval_every"] and (c["steps"] - 1) // c["eval_every"])) * judge * c["eval_prompts"] / 32
             lr, mine = chosen(task, name)
-            to_sweep = [] if lost_first(task, name) else [x for x in RATES if "end" not in rates(task).get(f"{name} {x:g}", {})]
+            to_sweep = [] if weak_first(task, name) else [x for x in RATES if "end" not in rates(task).get(f"{name} {x:g}", {})]
             to_run = [s for s in seeds if s in (mine if lr else seeds) and not (KEPT / f"{label(task, name, s)}.jsonl").exists()]
             a, b = len(to_sweep) * cost(settings(task, name, 0, sweep=True)), len(to_run) * cost(settings(task, name, 0))
             total += a + b
