@@ -35,7 +35,7 @@ class Head:
         if self.cap is not None: grad = grad * (1 - (logits / self.cap) ** 2)
         return grad * self.scale if self.scale != 1 else grad
 
-# %% ../nbs/102_headrows.ipynb #45766746
+# %% ../nbs/102_headrows.ipynb #d7ce8452
 class HeadGradients(LogitGradients):
     "Holds the gradients of hidden states, one tensor a sample, and of a head, added up in float32."
     def __init__(self, rows, needs):
@@ -68,7 +68,7 @@ class HeadGradients(LogitGradients):
 
     def tensors(self): return [*self.states, *(x if x is None else x.to(leaf.dtype) for x, leaf in zip(self.head, self.rows.leaves()[len(self.states):]))]
 
-
+# %% ../nbs/102_headrows.ipynb #7ecb8c12
 class HeadRows(Rows):
     "Next-token rows of a whole batch from hidden states: row r predicts token r; nothing as wide as the vocabulary is kept."
     Gradients, together = HeadGradients, 4
