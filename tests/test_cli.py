@@ -10,7 +10,7 @@ from xtokd import cli
 from xtokd.runlog import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("doctor", "align", "distill", "compare", "models")
+COMMANDS = ("doctor", "align", "distill", "generate", "compare", "models")
 
 
 @pytest.fixture

