@@ -6,7 +6,7 @@
 __all__ = ['read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening',
            'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #1fd3d24f
+# %% ../nbs/14_distill.ipynb #6d651499
 import sys, threading, time
 from contextlib import suppress
 from dataclasses import asdict
