@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HELP']
 
-# %% ../nbs/900_usage.ipynb #48ac9f39
+# %% ../nbs/900_usage.ipynb #41ae4616
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -43,7 +43,10 @@ stopped or killed goes on with --resume.
   xtokd distill --config run.toml
   xtokd distill --resume runs/strict-1
 
-Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a line, or a `datasets` name.""",
+Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a line, or a `datasets` name.""")
+
+# %% ../nbs/900_usage.ipynb #6ac09ff1
+HELP |= dict(
     generate="""Try a result: what a model writes to one prompt, as it comes, or beside what others write.
 
   xtokd generate tiny "What is 12 + 30?"
