@@ -7,7 +7,7 @@ __all__ = ['WIDE', 'THIRD', 'Side', 'check_fit', 'load_side', 'Sample', 'write',
            'teacher_rows', 'thin_top', 'thin_rows', 'third_logp', 'states_of', 'make_batch', 'by_kind', 'entropy',
            'Tally', 'micro_batches', 'accumulate', 'written', 'report']
 
-# %% ../nbs/17_step.ipynb #9f446945
+# %% ../nbs/17_step.ipynb #a1da1a3d
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from .health import habit_sums, habits
 from .mishaps import during
 from .models import load_model, load_tokenizer
 from .objectives import why_text
-from .processes import backward, finish_gradient, in_step, watched
+from .processes import backward, finish_gradient, in_step, is_sharded, watched
 from .remote import RemoteTeacher
 from .rollout import rollout
 from .score import closing_id, context_length, head_width, response_logits, response_states, retokenise
@@ -101,13 +101,13 @@ def references(items, student, teacher, keys=("reference",)):
         samples += [Sample(item, *prompts, closed(student.bv, item[k]), closed(teacher.bv, item[k])) for k in keys]
     return samples
 
-# %% ../nbs/17_step.ipynb #664999cd
+# %% ../nbs/17_step.ipynb #cfe96c5d
 WIDE = 1 << 26     # logits of a micro-batch above so many numbers (256 MB in float32) are not kept
 
 def narrow(side, samples, whose, config):
     "The Head that makes a side's rows from its states; None where logits are kept: they are few, the head is not a plain one, or `config.rows` says so"
     choice = getattr(config, "rows", "auto")
-    if side is None or choice == "logits" or getattr(side, "remote", False): return None
+    if side is None or choice == "logits" or getattr(side, "remote", False) or is_sharded(side.model): return None
     if choice == "auto" and len(side.bv) * sum(len(getattr(s, whose)) for s in samples) <= WIDE or side.head is None: return None
     kind = side.head.weight.device.type
     return side.head.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else side.head.weight.dtype)
