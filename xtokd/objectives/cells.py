@@ -6,11 +6,12 @@
 __all__ = ['IMPOSSIBLE', 'UNKNOWN', 'LONE', 'DEAD', 'as_text', 'texts_of', 'first_tokens', 'components', 'Follows', 'CellGraph',
            'cell_graph', 'crossing', 'row_links', 'RowCells', 'row_cells']
 
-# %% ../../nbs/43_cells.ipynb #44f70b3c
+# %% ../../nbs/43_cells.ipynb #23d067ab
 from functools import lru_cache
 
 import numpy as np
 
+from ..stored import bridge
 from ..trie import ByteTrie
 
 # %% ../../nbs/43_cells.ipynb #88622352
@@ -140,19 +141,22 @@ def _single_pairs(follows, prev, nxt):
     out[ask] = np.array([memo[k] for k in asked.tolist()], bool)[back]
     return out
 
-# %% ../../nbs/43_cells.ipynb #dfd50e90
+# %% ../../nbs/43_cells.ipynb #f5e5ef09
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
     small = 4096   # up to this many tokens a side every row is taken apart exactly (notebook on joint futures); beyond, by the tokens that the teacher can mean
 
     def __init__(self, student, teacher):
         self.s, self.t = student, teacher
-        self.s_trie, self.t_trie = ByteTrie(student.bytes), ByteTrie(teacher.bytes)
-        self.first_s = self._first(student, self.s_trie, teacher)   # teacher id -> student's first token
-        self.first_t = self._first(teacher, self.t_trie, student)   # student id -> teacher's first token
+        self.s_trie, self.t_trie, self.first_s, self.first_t = bridge(student, teacher, lambda: self._bridge(student, teacher))
         self._join()
         self.follows = Follows(student, self.s_trie, dense=len(student) <= self.small)
         self._target_at, self._beyond = {}, {}
+
+    @classmethod
+    def _bridge(cls, student, teacher):                # seconds for a large pair, which keeps it on disk
+        s, t = ByteTrie(student.bytes), ByteTrie(teacher.bytes)
+        return s, t, cls._first(student, s, teacher), cls._first(teacher, t, student)      # teacher id -> student's first token; student id -> teacher's
 
     @staticmethod
     def _first(writer, trie, of):
