@@ -6,12 +6,14 @@
 __all__ = ['named', 'ModelSettings', 'DistillConfig', 'check_config', 'lr_factor', 'pick', 'mix', 'writer_of', 'versions',
            'machine', 'peak_memory']
 
-# %% ../nbs/18_config.ipynb #1561a217
+# %% ../nbs/18_config.ipynb #4cc8d903
 import difflib, sys
 from dataclasses import dataclass, fields
 from functools import wraps
 
 import numpy as np
+
+from .chat import read_args
 
 # %% ../nbs/18_config.ipynb #4e8667ed
 def named(cls):
@@ -38,7 +40,7 @@ class ModelSettings:
     teacher_device_map: str | None = None # spread the teacher over devices, memory and disk: "auto", "cpu", "disk", or a JSON dict
     offload_folder: str | None = None # for teacher weights on the disk that are no safetensors
 
-# %% ../nbs/18_config.ipynb #b543429c
+# %% ../nbs/18_config.ipynb #9b7f0d00
 @named
 @dataclass
 class DistillConfig(ModelSettings):
@@ -57,6 +59,8 @@ class DistillConfig(ModelSettings):
     off_policy: str = "teacher"   # who writes then: "teacher", or "reference" (the prompts' own references)
     max_new_tokens: int = 64      # a response has at most so many
     max_length: int | None = None # prompt and response tokens of either side; rows beyond are masked and counted
+    template_args: dict | None = None # for the chat templates, such as {"enable_thinking": false}: one dict for both sides, or {"student": {...}, "teacher": {...}}
+    learn_from: str = "all"       # "all" of a response, or its "answer": thoughts (<think>) teach nothing
     eval_every: int = 50          # 0: only before and after
     eval_prompts: int = 64        # held out from the prompts where no other held-out prompts are given; 0: no evaluation
     eval_before: bool = True      # evaluate before the first step too
@@ -74,9 +78,9 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/18_config.ipynb #d0c46a75
+# %% ../nbs/18_config.ipynb #20e190fb
 _AT_LEAST = dict(steps=1, batch_size=1, micro_batch=1, weight_decay=0, warmup=0, temperature=0, on_policy=0, max_new_tokens=1, max_length=2, min_signal=0, eval_every=0, eval_prompts=0, eval_samples=0, save_every=0, keep=1, seed=0, lora=1)
-_ABOVE, _ONE_OF = ("lr", "max_grad_norm"), dict(off_policy=("teacher", "reference"), schedule=("constant", "cosine", "linear"), mixed_precision=("auto", "no", "bf16"), rows=("auto", "logits", "states"), student_dtype=("float32", "bfloat16"), teacher_bits=(4, 8), shard=("auto", "no", "student", "teacher", "both"))
+_ABOVE, _ONE_OF = ("lr", "max_grad_norm"), dict(off_policy=("teacher", "reference"), schedule=("constant", "cosine", "linear"), mixed_precision=("auto", "no", "bf16"), rows=("auto", "logits", "states"), learn_from=("all", "answer"), student_dtype=("float32", "bfloat16"), teacher_bits=(4, 8), shard=("auto", "no", "student", "teacher", "both"))
 
 def check_config(c):
     "Raise a ValueError that names the setting, its value and what it may be"
@@ -91,6 +95,7 @@ def check_config(c):
         if f.name in ("on_policy", "min_signal") and v > 1: raise ValueError(f"{f.name} is {v!r}: it is a share, at most 1")
         if f.name in _ONE_OF and v not in _ONE_OF[f.name]: raise ValueError(f"{f.name} is {v!r}: it is one of {', '.join(map(str, _ONE_OF[f.name]))}")
     if c.student_dtype == "bfloat16" and not c.lora: raise ValueError("student_dtype is 'bfloat16' without lora: small steps of whole weights are lost in it. Give lora=16, or leave student_dtype at float32 (mixed_precision='bf16' computes in bfloat16 all the same)")
+    c.template_args = read_args(c.template_args)
     if c.out is not None: c.out = str(c.out)
 
 # %% ../nbs/18_config.ipynb #7bf635a6

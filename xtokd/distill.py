@@ -6,7 +6,7 @@
 __all__ = ['read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening',
            'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #6d651499
+# %% ../nbs/14_distill.ipynb #ae12f7ad
 import sys, threading, time
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 
 from .callbacks import Callback, ProgressBar, interruptible
 from .big import held_teacher, move, ready_student
+from .chat import args_of, template_args, told, unused_args
 from .checkpoint import checkpoints, load_checkpoint, rng_state, save_checkpoint, save_student, set_rng_state, whole_folder
 from .config import DistillConfig, lr_factor, machine, mix, peak_memory, pick, versions, writer_of
 from .evaluate import evaluate, response_text
@@ -28,6 +29,7 @@ from .objectives import objective as make_objective, refuse_thin
 from .pair import Pair
 from .processes import agree, begin, clip_gradient, cut_optimizer, finish_gradient, gathered, is_sharded, let_go, put_together, shard, shared, whole_weights
 from .prompts import load_prompts, own_check
+from .regions import answers_only
 from .runlog import Control, Costs, Run, RunLog, log_file
 from .others import plug_in, third_models
 from .step import Tally, accumulate, load_side, references, report, write, written
@@ -65,7 +67,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #1989141e
+# %% ../nbs/14_distill.ipynb #b73d1f22
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -90,6 +92,7 @@ class Setup(Parts):
         self.student, self.teacher = load_side(student, "student", "cpu", getattr(torch, c.student_dtype)), load_side(held_teacher(teacher, c, self.device, shards), "teacher", "cpu", None if self.device.type == "cpu" else torch.bfloat16)
         for role in {"student", "teacher"} - {*shards}: move(getattr(self, role).model, self.device)
         ready_student(self.student.model, c); self.teacher.model.eval().requires_grad_(False)
+        self.student, self.teacher = (told(getattr(self, r), args_of(c.template_args, r)) for r in ("student", "teacher"))
         self.pair = Pair(self.student.bv, self.teacher.bv)
         refuse_thin(self.objective, self.teacher, self.pair)
         self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
@@ -128,7 +131,7 @@ class Watch(Setup):
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
-# %% ../nbs/14_distill.ipynb #6099068b
+# %% ../nbs/14_distill.ipynb #13a00904
 class Judge(Watch):
     "Evaluate, and log samples"
     def evaluate(self):
@@ -145,7 +148,7 @@ class Judge(Watch):
         mine = out.ledger["sample"] == 0
         self.emit("sample", self.step, source="train", item=sample.item, text=response_text(self.student.bv, sample.student), student_ids=sample.student, teacher_ids=sample.teacher,
                   alignment=keep(self.pair.align(sample.student, sample.teacher)),
-                  token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "why")})
+                  token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "why", *(["region"] if out.ledger["region"][mine].any() else []))})
 
 # %% ../nbs/14_distill.ipynb #d6fe2070
 class Keep(Judge):
@@ -172,7 +175,7 @@ class Keep(Judge):
         if self.accelerator.is_main_process:
             with disk("the student", self.out, self.out), whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer, weights)
 
-# %% ../nbs/14_distill.ipynb #0789258b
+# %% ../nbs/14_distill.ipynb #24727f80
 class Step(Keep):
     "One step"
     def train_step(self, step):
@@ -195,9 +198,9 @@ class Step(Keep):
 
     def text(self, items, writer, seed):
         "Samples of one step; two for each item where preferences are asked for"
-        if "preferences" in self.objective.needs: return references(items, self.student, self.teacher, ("chosen", "rejected"))
-        samples = write(items, self.student, self.teacher, self.config, writer, seed=seed)
-        return plug_in(samples, self.student.bv, self.teacher.bv, self.window, self.context)
+        if "preferences" in self.objective.needs: samples = references(items, self.student, self.teacher, ("chosen", "rejected"))
+        else: samples = plug_in(write(items, self.student, self.teacher, self.config, writer, seed=seed), self.student.bv, self.teacher.bv, self.window, self.context)
+        return answers_only(samples, self.student.bv) if self.config.learn_from == "answer" else samples
 
     def learn(self, step, norm):
         "The optimiser's step; a gradient that is not finite is left out, and five in a row end the run"
@@ -235,7 +238,7 @@ class Loop(Step):
         "Was a stop asked for, in any process?"
         return any(gather_object([control.hold()]))
 
-# %% ../nbs/14_distill.ipynb #bcef5e18
+# %% ../nbs/14_distill.ipynb #8e3a534c
 class Opening(Loop):
     "Begin a log, or go on with one"
     def open(self, resume):
@@ -251,6 +254,8 @@ class Opening(Loop):
         if self.accelerator.is_main_process: self.log = RunLog(self.out)
         self.emit("resume" if had else "start", self.step, **self.describe())
         self.warn_of_changes(before)
+        for role, bv in ("student", self.student.bv), ("teacher", self.teacher.bv):
+            if lost := unused_args(bv, template_args(bv)): self.emit("warn", self.step, message=f"the chat template of the {role} ({bv.name}) makes no use of {', '.join(lost)}: look for the name that it does use, or leave it out of template_args")
     def refuse_others(self, before):
         "A run goes on with the tokenizers that it was begun with"
         now = {side: getattr(self, side).bv.fingerprint for side in ("student", "teacher")}

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ByteStream', 'shown', 'Answer', 'answer', 'is_run', 'newest', 'load', 'put_on', 'compared', 'columns', 'tell']
 
-# %% ../nbs/196_generate.ipynb #442e1a18
+# %% ../nbs/196_generate.ipynb #38309b72
 import codecs, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
 from .big import is_lora, need
-from .chat import raw_ids, render
+from .chat import args_of, raw_ids, read_args, render, told, unused_args
 from .checkpoint import checkpoints
 from .evaluate import response_text
 from .mishaps import refuse_pickles
@@ -63,7 +63,7 @@ def answer(side,                # a Side: see `load_side`
     wrote = rollout(side.model, side.bv, [ids], min(max_new_tokens, room), temperature, seed=seed, streamer=say and ByteStream(side.bv, say))[0]
     return Answer(side.name, response_text(side.bv, wrote), wrote, bool(wrote) and wrote[-1] in side.bv.stop_ids, time.perf_counter() - began)
 
-# %% ../nbs/196_generate.ipynb #3ecbefdf
+# %% ../nbs/196_generate.ipynb #2d2a0233
 def is_run(word): "Is there a run log in this folder?"; return Path(word).is_dir() and log_file(word).exists()
 
 
@@ -77,9 +77,10 @@ def newest(folder):
 
 def load(word,            # run folder, folder, or name
          role="student",
-         adapter=None):   # folder (or run) of an adapter to put on it
+         adapter=None,    # folder (or run) of an adapter to put on it
+         template_args=None): # of its chat template
     "The Side of a word, by that name"
-    side = load_side(newest(word) if is_run(word) else word, role)
+    side = told(load_side(newest(word) if is_run(word) else word, role), template_args)
     side.name = str(word)
     if adapter is not None: put_on(side, newest(adapter) if is_run(adapter) else Path(adapter))
     return side
@@ -116,14 +117,17 @@ def columns(answers):
     table.add_row(*(Text(shown(a.text)) for a in answers))
     return table
 
-# %% ../nbs/196_generate.ipynb #8450cd37
-def tell(model, prompt, compare=(), adapter=None, **how):
+# %% ../nbs/196_generate.ipynb #c984dd32
+def tell(model, prompt, compare=(), adapter=None, template_args=None, **how):
     "Print what `model` writes as it comes; with others to `compare`, all side by side. Returns the Answers; `how` goes to `answer`"
     words = [(model, "student", adapter), *((*compared(w, model), None) for w in compare)]
     say = None if compare else lambda text: print(shown(text), end="", flush=True)
+    args = read_args(template_args)
+    if args is None and is_run(model): args = Run(model).config.get("template_args")
     names, answers = [model, *compare], []
-    for name, word in zip(names, words):
-        side = load(*word)
+    for name, (word, role, own) in zip(names, words):
+        side = load(word, role, own, args_of(args, role))
+        if lost := unused_args(side.bv, args_of(args, role)): print(f"the chat template of {word} makes no use of {', '.join(lost)}", file=sys.stderr)
         if compare and name in ("start", "teacher"): side.name = f"{name}: {side.name}"
         answers.append(answer(side, prompt, say=say, **how))
         del side

@@ -7,7 +7,7 @@ __all__ = ['WIDE', 'THIRD', 'Side', 'check_fit', 'load_side', 'Sample', 'write',
            'teacher_rows', 'thin_top', 'thin_rows', 'third_logp', 'states_of', 'make_batch', 'by_kind', 'entropy',
            'Tally', 'micro_batches', 'accumulate', 'written', 'report']
 
-# %% ../nbs/17_step.ipynb #a1da1a3d
+# %% ../nbs/17_step.ipynb #3ff2de59
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from .mishaps import during
 from .models import load_model, load_tokenizer
 from .objectives import why_text
 from .processes import backward, finish_gradient, in_step, is_sharded, watched
+from .regions import region_column, region_stats, region_sums
 from .remote import RemoteTeacher
 from .rollout import rollout
 from .score import closing_id, context_length, head_width, response_logits, response_states, retokenise
@@ -201,7 +202,7 @@ def entropy(rows, at_once=64):
     "Sum over a batch's student rows of their entropy, in nats, `at_once` rows at a time"
     return sum(float(torch.special.entr(rows.logp(a, min(a + at_once, len(rows))).exp()).sum()) for a in range(0, len(rows), at_once))
 
-# %% ../nbs/17_step.ipynb #0220e31c
+# %% ../nbs/17_step.ipynb #3f6fc3a3
 class Tally(dict):
     "Sums over micro-batches and processes"
     def add(self, **numbers):
@@ -213,13 +214,13 @@ class Tally(dict):
         n = len(out.ledger["why"])
         has = np.bincount(out.ledger["sample"], out.ledger["weight"] > 0) if n else np.zeros(0)
         self.add(loss=float(out.sum.detach()), count=out.count, tokens=n, with_signal=(has > 0).sum())
-        self.add(**{f"stat {k}": v * n for k, v in out.stats.items()}, **{f"why {c}": k for c, k in zip(*np.unique(out.ledger["why"], return_counts=True))}, **by_kind(out))
+        self.add(**{f"stat {k}": v * n for k, v in out.stats.items()}, **{f"why {c}": k for c, k in zip(*np.unique(out.ledger["why"], return_counts=True))}, **by_kind(out), **(region_sums(out) if "region" in out.ledger else {}))
 
     def stats(self): return {k[5:]: v / max(self["tokens"], 1) for k, v in self.items() if k.startswith("stat ")}
     def losses(self): return {f"loss_{k}": self[f"loss {k}"] / self[f"weight {k}"] for k in KINDS if self.get(f"weight {k}", 0) > 0}
     def reasons(self): return "; ".join(f"{int(n)} tokens: {why_text(int(k[4:])) or 'with weight 0'}" for k, n in sorted(self.items(), key=lambda x: -x[1]) if k.startswith("why ") and (k != "why 0" or not self["count"] > 0))   # 0: a token with a signal, where there is any
 
-# %% ../nbs/17_step.ipynb #837c8068
+# %% ../nbs/17_step.ipynb #460d805e
 def micro_batches(samples, size, together=1):
     "Samples of similar length together, `size` at a time; `together` that stand side by side are not parted (the answers of a preference)"
     units = sorted((samples[i:i + together] for i in range(0, len(samples), together)), key=lambda u: max(map(len, u)))
@@ -232,13 +233,14 @@ def accumulate(samples, pair, student, teacher, objective, config, autocast, oth
     for part in in_step(micro_batches(samples, config.micro_batch, 2 if "preferences" in objective.needs else 1), student.model, teacher.model):
         with autocast(), watched(student.model) as seen: batch, counts = make_batch(part or [Sample({}, [0], [0], [], [])], pair, student, teacher, objective.needs, config, others, writer, thin_top(objective, pair))
         with during("objective", config): out = objective(batch) if part else None
+        if part: out.ledger["region"] = region_column(out.ledger, part, pair.student)
         with during("backward", config): backward(out.sum if part else None, seen)
         if not part: continue     # the pass was made for other processes only
         tally.add(**counts, entropy=entropy(batch.student)); tally.output(out)
         first = first or (part[0], out)
     return tally, first
 
-# %% ../nbs/17_step.ipynb #0870ffbc
+# %% ../nbs/17_step.ipynb #f0f07343
 def written(samples, pair, writer):
     "Counts of what was written: tokens of both sides, stops, samples whose ids are not the tokenizer's own choice"
     ids = [s.student for s in samples]
@@ -252,6 +254,6 @@ def written(samples, pair, writer):
 def report(t, seconds):
     "The readable part of a tally"
     n = max(t["samples"], 1)
-    return t.losses() | t.stats() | habits(t) | {"entropy": t.get("entropy", 0) / max(t.get("tokens", 0), 1), "samples": int(t["samples"]), "samples_without_signal": int(t["samples"] - t["with_signal"]), "count": t["count"], "response_tokens": t["written_student"] / n,
+    return t.losses() | t.stats() | habits(t) | region_stats(t) | {"entropy": t.get("entropy", 0) / max(t.get("tokens", 0), 1), "samples": int(t["samples"]), "samples_without_signal": int(t["samples"] - t["with_signal"]), "count": t["count"], "response_tokens": t["written_student"] / n,
         "stop_share": t["stopped"] / n, "canonical_share": t["canonical"] / n, "inflation": t["written_teacher"] / max(t["written_student"], 1), "seconds": seconds,
         "tokens_per_second": t["written_student"] / seconds, **({"window_found": t["windows_found"] / t["windows"]} if t.get("windows") else {}), **{k: int(t.get(k, 0)) for k in ("teacher_tokens_masked", "student_tokens_masked", "teacher_rows_not_finite")}}
