@@ -50,6 +50,17 @@ def test_other_protocols_are_refused_and_named(tmp_path, capsys):
     assert main(["compare", "--force", str(tmp_path)]) == 0 and "learned" in capsys.readouterr().out
 
 
+def test_a_setting_that_a_log_is_too_old_for_had_its_default(tmp_path):
+    for name, more in (("old", {}), ("new", {"learn_from": "all", "track": "wandb"}), ("other", {"learn_from": "answer"})):
+        log(tmp_path, name, 0, .5)
+        path = tmp_path / f"tiny-{name}-0.jsonl"
+        first, *rest = path.read_text().splitlines()
+        start = json.loads(first)
+        path.write_text("\n".join([json.dumps(start | {"config": start["config"] | more}), *rest]) + "\n")
+    old, new, other = (find_runs([tmp_path / f"tiny-{n}-0.jsonl"])[0] for n in ("old", "new", "other"))
+    assert differences([old, new]) == {} and list(differences([old, new, other])) == ["learn_from"]
+
+
 def test_tasks_get_tables_of_their_own(tmp_path, capsys):
     log(tmp_path, "a", 0, .5); log(tmp_path, "a", 0, .5, task="tiny2", steps=80)
     assert main(["compare", str(tmp_path)]) == 0

@@ -130,3 +130,11 @@ def test_what_it_refuses(xtokd, tmp_path):
     for argv, words in ((("tiny/nothing/here", PROMPT), "no folder"), ((tmp_path, PROMPT, "--compare", "start"), "is no run folder"), (("tiny", PROMPT, "--adapter", tmp_path), "no adapter in")):
         code, out, err = xtokd(*argv)
         assert code == 1 and words in err and out == "" and len(err.strip().splitlines()) == 1
+
+
+def test_template_arguments_are_the_runs_own_or_those_given(tmp_path, xtokd):
+    d = Distiller("tiny", "tiny", "tiny", config=DistillConfig(steps=1, batch_size=2, max_new_tokens=4, eval_prompts=0, progress=False, template_args={"student": {"mood": 1}}, out=str(tmp_path/"run")))
+    d.fit()
+    say = lambda *argv: xtokd(tmp_path/"run", PROMPT, "--max-new-tokens", 4, *argv)[2]
+    assert "makes no use of mood" in say() and "makes no use of tone" in say("--template-args", '{"tone": 2}') and "makes no use" not in say("--template-args", "{}")
+    assert "not JSON" in say("--template-args", "{")

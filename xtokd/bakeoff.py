@@ -6,13 +6,15 @@
 __all__ = ['FREE', 'find_runs', 'method_of', 'task_of', 'grouped', 'protocol', 'differences', 'mixture', 'refuse_mixture',
            'share', 'at_ends', 'reasons', 'verdict', 'row', 'by_method', 'printed']
 
-# %% ../nbs/191_bakeoff.ipynb #3d7853ca
+# %% ../nbs/191_bakeoff.ipynb #c4f36367
 import json
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
+from .config import DistillConfig
 from .health import Signs
 from .runlog import Run, Table, log_file, number, wilson
 
@@ -44,13 +46,14 @@ def grouped(runs, key=method_of) -> dict:
     for run in runs: found[key(run)].append(run)
     return dict(found)
 
-# %% ../nbs/191_bakeoff.ipynb #599ec260
-FREE = {"lr", "objective_lr", "on_policy", "off_policy", "out", "seed", "micro_batch", "progress", "save_every", "keep", "eval_before", "eval_samples", "health", "min_signal", "shard", "rows"}
+# %% ../nbs/191_bakeoff.ipynb #fab041ca
+FREE = {"lr", "objective_lr", "on_policy", "off_policy", "out", "seed", "micro_batch", "progress", "save_every", "keep", "eval_before", "eval_samples", "health", "min_signal", "shard", "rows", "track"}
 
 def protocol(run) -> dict:
     "Everything that has to be the same for a comparison."
     start = run.start
-    return {k: v for k, v in start.get("config", {}).items() if k not in FREE} | {k: start.get("given", {}).get(k) for k in ("student", "teacher", "prompts", "heldout")} | {
+    config = {f.name: f.default for f in fields(DistillConfig)} | start.get("config", {})
+    return {k: v for k, v in config.items() if k not in FREE} | {k: start.get("given", {}).get(k) for k in ("student", "teacher", "prompts", "heldout")} | {
         "tokenizers": start.get("fingerprints"), "prompts in all": start.get("prompts"), "prompts held out": start.get("heldout")}
 
 def differences(runs) -> dict:

@@ -199,12 +199,12 @@ def methods(a) -> int:
     print("\n".join(f"{k:14} {v}" for k, v in rows.items()))
     return 0
 
-# %% ../nbs/90_cli.ipynb #02a977f7
+# %% ../nbs/90_cli.ipynb #4e1f9ca5
 def generate(a) -> int:
     "Print what a model writes to a prompt, or what several write."
     from xtokd.generate import tell
     quiet()
-    tell(a.model, read_text("-") if a.prompt == "-" else a.prompt, a.compare or (), a.adapter, raw=a.raw, max_new_tokens=a.max_new_tokens, temperature=a.temperature, seed=a.seed)
+    tell(a.model, read_text("-") if a.prompt == "-" else a.prompt, a.compare or (), a.adapter, a.template_args, raw=a.raw, max_new_tokens=a.max_new_tokens, temperature=a.temperature, seed=a.seed)
     return 0
 
 # %% ../nbs/90_cli.ipynb #ffde3b5d
@@ -269,7 +269,7 @@ def _looking(commands, full: bool) -> None:
     p.add_argument("--stop", action="append", metavar="TOKEN", help="a token that ends a response (convert; default: the file's own)")
     p.add_argument("--force", action="store_true", help="fetch again")
 
-# %% ../nbs/90_cli.ipynb #96b62233
+# %% ../nbs/90_cli.ipynb #24470b48
 def _trying(commands) -> None:
     "generate."
     p = _command(commands, "generate", generate, "let a model answer a prompt")
@@ -277,6 +277,7 @@ def _trying(commands) -> None:
     p.add_argument("prompt", metavar="PROMPT", help="a text; - is standard input")
     p.add_argument("--compare", action="append", metavar="OTHER", help="side by side with the run's start, its teacher, or any other model; may be repeated")
     p.add_argument("--adapter", metavar="FOLDER", help="put this adapter on the model")
+    p.add_argument("--template-args", metavar="JSON", help="for the chat template, such as '{\"enable_thinking\": false}' (default: the run's own)")
     p.add_argument("--raw", action="store_true", help="no chat template: the model goes on with the text")
     p.add_argument("--max-new-tokens", type=int, default=256, metavar="INT", help="an answer has at most so many (default: 256)")
     p.add_argument("--temperature", type=float, default=1.0, metavar="FLOAT", help="0: the likeliest token (default: 1, the model's own distribution)")
