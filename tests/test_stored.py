@@ -1,5 +1,5 @@
 """Tables on disk: the same objects with and without, and no damaged, stale or foreign file is ever read."""
-import json, multiprocessing, os, time
+import json, multiprocessing, os, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -226,6 +226,24 @@ def test_a_folder_that_cannot_be_written_is_said_and_does_no_harm(pair, home):
     make, asked = counted(pair)
     with pytest.warns(UserWarning, match="XTOKD_CACHE=0"): first = stored.bridge(*pair, make)
     same_bridge(first, CellGraph._bridge(*pair))
+
+
+def refuse(*a, **k): raise PermissionError("not yours")
+
+
+def test_a_folder_shared_for_reading_is_read(monkeypatch):
+    stored.write("toy", TOY)
+    monkeypatch.setattr(stored.os, "utime", refuse)
+    assert equal(stored.read("toy"), TOY)
+
+
+def test_files_that_cannot_be_deleted_do_not_stop_a_writer(monkeypatch):
+    stored.write("other", TOY)
+    (stored.folder() / "old.part").write_text("x"); os.utime(stored.folder() / "old.part", (0, 0))
+    monkeypatch.setattr(stored.Path, "unlink", refuse); monkeypatch.setattr(stored, "LIMIT", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert stored.write("toy", TOY) and stored.read("toy") and stored.tidy() == 0
 
 
 def test_a_writer_that_fails_leaves_nothing(monkeypatch):

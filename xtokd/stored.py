@@ -6,8 +6,9 @@
 __all__ = ['FORMAT', 'LIMIT', 'SMALL', 'folder', 'switched_on', 'identity', 'key_of', 'tidy', 'write', 'read', 'trie_arrays',
            'trie_from', 'bridge']
 
-# %% ../nbs/030_stored.ipynb #a0b6fd92
+# %% ../nbs/030_stored.ipynb #61abb76e
 import hashlib, io, json, os, tempfile, time, warnings
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -46,19 +47,19 @@ def key_of(kind: str, *sides) -> str:
     "The name of a table of some ByteVocabs."
     return f"{kind}-" + _hash(json.dumps([FORMAT, kind, _version("xtokd"), _version("tokenizers")]).encode(), *(identity(bv).encode() for bv in sides))
 
-# %% ../nbs/030_stored.ipynb #2231c728
+# %% ../nbs/030_stored.ipynb #0b726c41
 def tidy(limit: int | None = None) -> int:
     "Delete the tables that were not used for the longest time until `limit` bytes (`LIMIT`) are left; how many went."
     found, gone = [], 0
     for f in folder().iterdir() if folder().is_dir() else ():
-        try: s = f.stat()
-        except OSError: continue                          # another process deleted it
-        if f.suffix == ".npz": found.append((s.st_mtime, s.st_size, f))
-        elif f.suffix == ".part" and time.time() - s.st_mtime > 86_400: f.unlink(missing_ok=True)
+        with suppress(OSError):                           # another process deleted it
+            s = f.stat()
+            if f.suffix == ".npz": found.append((s.st_mtime, s.st_size, f))
+            elif f.suffix == ".part" and time.time() - s.st_mtime > 86_400: f.unlink()
     left = sum(size for _, size, _ in found)
     for _, size, f in sorted(found):
         if left <= (LIMIT if limit is None else limit): break
-        f.unlink(missing_ok=True); left -= size; gone += 1
+        with suppress(OSError): f.unlink(missing_ok=True); left -= size; gone += 1      # or it is somebody else's
     return gone
 
 # %% ../nbs/030_stored.ipynb #398f52c8
@@ -82,7 +83,7 @@ def write(key: str, arrays: dict) -> Path | None:
         return path
     except OSError as e: warnings.warn(f"xtokd could not keep a table in {path.parent} ({e}); it will be worked out again next time. Set XTOKD_HOME to a folder that can be written, or XTOKD_CACHE=0")
 
-# %% ../nbs/030_stored.ipynb #3426e8cd
+# %% ../nbs/030_stored.ipynb #9e2fa0b4
 def read(key: str) -> dict | None:
     "A stored table; None where there is none, or where the file is damaged, of another format or of something else."
     path = folder() / f"{key}.npz"
@@ -90,9 +91,8 @@ def read(key: str) -> dict | None:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as f: arrays = {k: f[k] for k in f.files}
         claim = arrays.pop("claim")
         if claim.tobytes() != _claim(key, arrays).tobytes(): return None
-        os.utime(path)                                    # used just now
-    except FileNotFoundError: return None
     except Exception: return None                         # numpy, zip and zlib have many names for a damaged file
+    with suppress(OSError): os.utime(path)                # used just now; a folder shared for reading keeps its times
     return arrays
 
 # %% ../nbs/030_stored.ipynb #f3b14c52
