@@ -40,7 +40,7 @@ class ModelSettings:
     teacher_device_map: str | None = None # spread the teacher over devices, memory and disk: "auto", "cpu", "disk", or a JSON dict
     offload_folder: str | None = None # for teacher weights on the disk that are no safetensors
 
-# %% ../nbs/18_config.ipynb #9b7f0d00
+# %% ../nbs/18_config.ipynb #0188025e
 @named
 @dataclass
 class DistillConfig(ModelSettings):
@@ -74,13 +74,14 @@ class DistillConfig(ModelSettings):
     rows: str = "auto"            # next-token rows from kept "logits", or made of hidden "states" when asked for; "auto": states where a micro-batch's logits would be large. Changes memory, not the result
     mixed_precision: str = "auto" # "no", "bf16", or "auto": bf16 on a GPU
     shard: str = "auto"           # over processes: "no", "student", "teacher", "both"; "auto": both where accelerate was launched with FSDP
+    track: str | None = None      # the numbers of the run in "tensorboard" or "wandb" too (needs that package)
     progress: bool = True         # show a progress bar
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/18_config.ipynb #20e190fb
+# %% ../nbs/18_config.ipynb #d1fcf985
 _AT_LEAST = dict(steps=1, batch_size=1, micro_batch=1, weight_decay=0, warmup=0, temperature=0, on_policy=0, max_new_tokens=1, max_length=2, min_signal=0, eval_every=0, eval_prompts=0, eval_samples=0, save_every=0, keep=1, seed=0, lora=1)
-_ABOVE, _ONE_OF = ("lr", "max_grad_norm"), dict(off_policy=("teacher", "reference"), schedule=("constant", "cosine", "linear"), mixed_precision=("auto", "no", "bf16"), rows=("auto", "logits", "states"), learn_from=("all", "answer"), student_dtype=("float32", "bfloat16"), teacher_bits=(4, 8), shard=("auto", "no", "student", "teacher", "both"))
+_ABOVE, _ONE_OF = ("lr", "max_grad_norm"), dict(off_policy=("teacher", "reference"), schedule=("constant", "cosine", "linear"), mixed_precision=("auto", "no", "bf16"), rows=("auto", "logits", "states"), learn_from=("all", "answer"), track=("tensorboard", "wandb"), student_dtype=("float32", "bfloat16"), teacher_bits=(4, 8), shard=("auto", "no", "student", "teacher", "both"))
 
 def check_config(c):
     "Raise a ValueError that names the setting, its value and what it may be"

@@ -6,7 +6,7 @@
 __all__ = ['read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening',
            'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #ae12f7ad
+# %% ../nbs/14_distill.ipynb #f4f261d3
 import sys, threading, time
 from contextlib import suppress
 from dataclasses import asdict
@@ -32,6 +32,7 @@ from .prompts import load_prompts, own_check
 from .regions import answers_only
 from .runlog import Control, Costs, Run, RunLog, log_file
 from .others import plug_in, third_models
+from .trackers import Tracker
 from .step import Tally, accumulate, load_side, references, report, write, written
 
 # %% ../nbs/14_distill.ipynb #acc484af
@@ -67,7 +68,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #b73d1f22
+# %% ../nbs/14_distill.ipynb #16a17a5c
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -82,7 +83,7 @@ class Setup(Parts):
                  window=None,        # window(item, text) -> SupervisionWindow, or None for all of the text (see the notebook on ROSD)
                  context=None,       # context(item, text) -> messages that the teacher reads instead of the prompt
                  **others):          # models that some objectives ask for, each with the teacher's tokenizer: weak, plus, minus
-        self.config = c = config or DistillConfig()
+        self.config = c = config or DistillConfig(); tracked = [Tracker(c.track)] if c.track else []
         self.given = {"student": student, "teacher": teacher, "prompts": prompts, "heldout": heldout, "objective": objective, **others}
         self.accelerator = begin(); shards = shared(c.shard, self.accelerator)
         torch.manual_seed(c.seed)  # an objective with parameters starts alike in every process
@@ -100,7 +101,7 @@ class Setup(Parts):
         for role in shards: shard(getattr(self, role).model, self.device, self.accelerator.num_processes)
         check = check or own_check(prompts)
         self.window, self.context = window, context
-        self.check, self.callbacks = check, [*callbacks] + [Health()] * c.health + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
+        self.check, self.callbacks = check, [*callbacks] + [Health()] * c.health + tracked + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
         own, extra = [p for p in self.student.model.parameters() if p.requires_grad], self.objective_params()
         self.params, groups = own + extra, [{"params": own}] + [{"params": extra, "lr": c.objective_lr or c.lr}] * bool(extra)
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay)
@@ -238,7 +239,7 @@ class Loop(Step):
         "Was a stop asked for, in any process?"
         return any(gather_object([control.hold()]))
 
-# %% ../nbs/14_distill.ipynb #8e3a534c
+# %% ../nbs/14_distill.ipynb #23eb5609
 class Opening(Loop):
     "Begin a log, or go on with one"
     def open(self, resume):
@@ -262,7 +263,7 @@ class Opening(Loop):
         if before.get("fingerprints", now) != now: raise ValueError(f"{self.out} was begun with other tokenizers ({before['student']}, {before['teacher']}): give the same student and teacher, or another `out`")
     def warn_of_changes(self, before):
         "Name the settings that change the result and are not those that the run was begun with"
-        free = {"out", "micro_batch", "gradient_checkpointing", "teacher_device_map", "offload_folder", "shard", "progress", "health", "eval_every", "save_every", "keep", "steps" if self.config.schedule == "constant" else ""}
+        free = {"out", "micro_batch", "gradient_checkpointing", "teacher_device_map", "offload_folder", "shard", "progress", "track", "health", "eval_every", "save_every", "keep", "steps" if self.config.schedule == "constant" else ""}
         then, now = before.get("config", {}), asdict(self.config)
         other = [f"{k} {then[k]!r} -> {v!r}" for k, v in now.items() if k in then and k not in free and then[k] != v]
         if other: self.emit("warn", self.step, message=f"this run goes on with other settings: {', '.join(other)}")

@@ -1,0 +1,64 @@
+"What a tracker is handed, read back from its files."
+import math, shutil
+from importlib.util import find_spec
+
+import pytest
+from hypothesis import given, strategies as st
+
+from xtokd import big
+from xtokd.checkpoint import checkpoints
+from xtokd.distill import DistillConfig, Distiller
+from xtokd.runlog import plain
+from xtokd.trackers import scalars
+
+board = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+
+
+def distiller(out, **how): return Distiller("tiny", "tiny", "tiny", config=DistillConfig(**dict(steps=2, batch_size=2, max_new_tokens=8, eval_prompts=2, save_every=1, progress=False, track="tensorboard", out=str(out)) | how))
+
+
+def read_back(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return {k: {e.step: e.value for e in found.Scalars(k)} for k in found.Tags()["scalars"]}
+
+
+values = st.recursive(st.one_of(st.floats(), st.integers(-9, 9), st.booleans(), st.text(max_size=3), st.none()), lambda x: st.dictionaries(st.sampled_from(["a", "b", "step", "time"]), x, max_size=3), max_leaves=8)
+
+@given(st.dictionaries(st.sampled_from(["loss", "costs", "step", "time"]), values))
+def test_only_finite_numbers_go_on(record):
+    for r in (record, plain(record)):
+        found = scalars(r, "train")
+        assert all(math.isfinite(v) and not isinstance(v, bool) for v in found.values())
+        for k, v in r.items():
+            if isinstance(v, (int, float)): assert (f"train/{k}" in found) == (math.isfinite(v) and not isinstance(v, bool) and k not in ("step", "time"))
+
+
+@board
+def test_tensorboard_has_the_numbers_of_the_run_log(tmp_path):
+    run = distiller(tmp_path).fit()
+    found = read_back(tmp_path/"tensorboard")
+    for name, at, events in (("train/loss", "loss", run.steps), ("train/costs/flops", None, run.steps), ("eval/rkl_per_byte", "rkl_per_byte", run.evals)):
+        assert found[name] == pytest.approx({e["step"]: e[at] if at else e["costs"]["flops"] for e in events})
+    assert len(run.evals) == len(found["eval/rkl_per_byte"]) == 2
+
+
+@board
+def test_a_run_goes_on_in_its_tracker_without_what_was_undone(tmp_path):
+    distiller(tmp_path/"b", steps=3).fit()
+    shutil.rmtree(checkpoints(tmp_path/"b"/"checkpoints")[-1])      # back to step 2
+    run = distiller(tmp_path/"b", steps=4).fit(resume=True)
+    found = read_back(tmp_path/"b"/"tensorboard")
+    assert [e["step"] for e in run.steps] == [1, 2, 3, 4] == sorted(found["train/loss"]) and found["train/loss"] == pytest.approx({e["step"]: e["loss"] for e in run.steps})
+
+
+def test_what_is_not_there_is_said_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(big, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="track='wandb' needs the package wandb, which is not installed: pip install wandb"): Distiller("no/such", "tiny", "tiny", config=DistillConfig(track="wandb"))
+    with pytest.raises(ValueError, match="track is 'board': it is one of tensorboard, wandb"): DistillConfig(track="board")
+
+
+def test_no_tracker_where_none_is_asked_for(tmp_path):
+    distiller(tmp_path, track=None, steps=1).fit()
+    assert not (tmp_path/"tensorboard").exists()
