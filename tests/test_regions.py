@@ -169,3 +169,12 @@ def test_an_open_thought_teaches_nothing_and_says_so(tmp_path):
     d = distiller(tmp_path, ITEMS[1:] * 2, on_policy=0., off_policy="reference", learn_from="answer", template_args={"student": {"think_first": True}})
     d.student.bv.hf.chat_template = d.student.bv.hf.chat_template.replace(": ", "\n")
     with pytest.raises(RuntimeError, match="outside the supervision window"): d.fit()
+
+
+def test_preferences_by_name_and_thoughts_outside(tmp_path):
+    items = [{"prompt": "a number", "chosen": THOUGHT, "rejected": "It is 9."}] * 2
+    d = Distiller("tiny", "tiny", items, objective="ctpd", plus="tiny", minus="tiny", config=DistillConfig(steps=1, batch_size=2, eval_prompts=0, learn_from="answer", progress=False, out=str(tmp_path)))
+    assert [s.window is not None for s in d.text(d.items, "reference", 0)] == [True, False] * 2
+    assert {n: s.params for n, s in d.others.items() if n != "reference"} == {n: d.teacher.params for n in ("plus", "minus")}
+    step = d.fit().steps[0]
+    assert np.isfinite(step["loss"]) and step["share_think"] > 0

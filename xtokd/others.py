@@ -5,25 +5,28 @@
 # %% auto #0
 __all__ = ['third_models', 'plug_in']
 
-# %% ../nbs/171_others.ipynb #0934bf9e
+# %% ../nbs/171_others.ipynb #28604b8f
 import copy
+from pathlib import Path
 
 import torch
 
 from .big import Bare, is_lora, move
 from .chat import render
 from .evaluate import response_text
+from .models import ROLES
 from .score import same_ids
 from .step import THIRD, Side, load_side
 
-# %% ../nbs/171_others.ipynb #fb1808cb
+# %% ../nbs/171_others.ipynb #81daadaa
 def third_models(others, objective, student, teacher, device):
     "Frozen Sides beside student and teacher, by name, from names, folders or (model, tokenizer)"
     wanted = {name: (student if whose == "student" else teacher) for need, (name, whose) in THIRD.items() if need in objective.needs}
     if lost := sorted(set(wanted) - set(others) - {"reference"}):
         raise ValueError(f"objective {getattr(objective, 'name', '')!r} asks for another model: give {', '.join(f'{n}=...' for n in lost)} (a name, a folder, or (model, tokenizer); with the teacher's tokenizer)")
     if extra := sorted(set(others) - set(wanted)): raise TypeError(f"{', '.join(extra)}: Distiller has no such argument, or this objective makes no use of it")
-    sides = {n: load_side(x, n, "cpu", None if device.type == "cpu" else torch.bfloat16) for n, x in others.items()}
+    role = lambda n, x: n if n in ROLES or not isinstance(x, (str, Path)) else "student" if n == "reference" else "teacher"     # whose model a name stands for
+    sides = {n: load_side(x, role(n, x), "cpu", None if device.type == "cpu" else torch.bfloat16) for n, x in others.items()}
     if "reference" in wanted and "reference" not in sides: sides["reference"] = Side("reference", Bare(student.model) if is_lora(student.model) else copy.deepcopy(student.model), student.bv)
     for n, side in sides.items():
         if not same_ids(side.bv, wanted[n].bv): raise ValueError(f"{n} ({side.name}) has another tokenizer than {wanted[n].name}: their numbers cannot be compared token by token")
