@@ -24,7 +24,7 @@ def check_rows(logits, ids, side):
             raise ValueError(f"{side} sample {k}: {len(i)} ids need logits of shape [{len(i)}, vocabulary], got {tuple(l.shape)}. "
                              "Row r must be the prediction of id r: cut the response rows with xtokd.score.response_logits.")
 
-# %% ../nbs/10_batch.ipynb #6768a2d8
+# %% ../nbs/10_batch.ipynb #9a204c88
 class Rows:
     "Next-token rows of a whole batch, flat over its samples: row r predicts token r."
     def __init__(self,
@@ -38,6 +38,7 @@ class Rows:
     def describe(self, ids, bv, width, temperature, device):
         "Set what all row sources have: the flat realised `ids` [n], their samples' `offsets`, `width`, `bv`, `temperature`, `device`."
         self.bv, self.temperature, self.device, self.width = bv, temperature, device, min(width, len(bv))
+        self.widest = self.width
         self.offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
         self.ids = np.concatenate([np.asarray(i, np.int64) for i in ids]) if ids else np.zeros(0, np.int64)
         if len(self.ids) and self.ids.max() >= self.width:
@@ -156,7 +157,7 @@ class Hidden:
 
     def __repr__(self): return f"Hidden(student {tuple(self.student.shape)}, teacher {tuple(self.teacher.shape)})"
 
-# %% ../nbs/10_batch.ipynb #eb78aa27
+# %% ../nbs/10_batch.ipynb #3a14cfbf
 def _flat(values, n, name, device, side="student"):
     "Per-sample vectors joined to one float32 vector of n values without gradient; None stays None."
     if values is None: return None
@@ -178,6 +179,7 @@ def _assemble(cls, make, pair, student_ids, teacher_ids, student, teacher=None, 
             extra |= {k: [v[: len(l)] for v, l in zip(extra[k], teacher)] for k in TEACHER_VALUES if k in extra}
         check_rows(teacher, teacher_ids, "teacher")
         teacher = make("teacher", [l.detach() for l in teacher], teacher_ids)
+        student.widest = teacher.widest = max(student.width, teacher.width)     # a loss holds rows of both sides at once
     alignment = align_batch(student_ids, teacher_ids, student=pair.student, teacher=pair.teacher, granularity=granularity)
     n, dev, m = len(student), student.device, len(alignment.teacher_ids)
     extra |= {k: _flat(extra[k], m, k, dev, "teacher") for k in TEACHER_VALUES if k in extra}

@@ -9,10 +9,12 @@ __all__ = ['handful', 'row_losses', 'LogitGradients', 'realised_logp']
 import numpy as np
 import torch
 
-# %% ../nbs/101_rowwise.ipynb #04fbc667
+# %% ../nbs/101_rowwise.ipynb #2ee9f8e2
 def handful(rows):
-    "How many rows to hold at once: 8 MB, which a processor's cache keeps (`together` times as many where a row costs a matrix product); 256 MB on a GPU, which wants large pieces."
-    return max(1, int((1 << 21) * getattr(rows, "together", 1) if rows.device.type == "cpu" else 1 << 26) // rows.width)
+    """How many rows of the wider side to hold at once: 8 MB, which a processor's cache keeps (`together` times as many where a row costs a matrix product, which wants company);
+    256 MB on a GPU, which wants large pieces."""
+    size = (1 << 21) * getattr(rows, "together", 1) if rows.device.type == "cpu" else 1 << 26
+    return max(1, int(size) // getattr(rows, "widest", rows.width))
 
 
 def row_losses(rows, index, loss, at_once=None):
