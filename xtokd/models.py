@@ -7,7 +7,7 @@ __all__ = ['CATALOGUE', 'OURS', 'ROLES', 'home', 'data_dir', 'Packed', 'ModelNot
            'load_tokenizer', 'load_model', 'unpermute', 'hub_name', 'to_hub', 'hub_config', 'byte_level',
            'scored_merges', 'sentencepiece_bpe', 'hub_tokenizer', 'unpack', 'convert', 'get']
 
-# %% ../nbs/06_models.ipynb #50d9f2ef
+# %% ../nbs/06_models.ipynb #eee5900c
 import hashlib, importlib.util, json, os, shutil, subprocess, sys, tempfile, zipfile
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -93,7 +93,7 @@ def resolve(name,            # "tiny", "tiny2", a name in CATALOGUE, a folder, o
         raise ModelNotFound(f"no folder {str(name)!r}: give an existing folder, a hub name, or one of {', '.join([*OURS, *CATALOGUE])}")
     return str(name)
 
-# %% ../nbs/06_models.ipynb #6177b36d
+# %% ../nbs/06_models.ipynb #5ba5e970
 _TRUST = ContextVar("trust_remote_code", default=False)
 
 @contextmanager
@@ -122,7 +122,7 @@ def load_tokenizer(name, role="student", **kwargs):
     from transformers import AutoTokenizer
     return _read(AutoTokenizer.from_pretrained, "tokenizer", name, role, **kwargs)
 
-# %% ../nbs/06_models.ipynb #a6838b54
+# %% ../nbs/06_models.ipynb #8dc6b61b
 def load_model(name, role="student",
                dtype=None,   # a torch dtype or its name; None: float32 on a CPU, bfloat16 on a GPU
                device=None,  # None: a GPU where there is one
