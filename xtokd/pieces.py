@@ -71,7 +71,7 @@ def is_marker(step: dict) -> bool:
     "Does this normalizer step write spaces as another character?"
     return step["type"] == "Replace" and " " in step["pattern"].values() and step["content"] not in ("", " ")
 
-# %% ../nbs/000_pieces.ipynb #2f0709ce
+# %% ../nbs/000_pieces.ipynb #8aa17a07
 @dataclass(frozen=True)
 class Recipe:
     "How a tokenizer writes text in its pieces."
@@ -83,8 +83,6 @@ class Recipe:
     unk: str | None = None        # piece that stands for what cannot be written
     changing: tuple = ()          # normalizer steps that change text
 
-    @property
-    def complete(self) -> bool: "Can every text be written, or are there characters without a token?"; return self._table.complete and not self._table.missing
     @property
     def kind(self) -> str:
         "The tokenizer's class, in words."
