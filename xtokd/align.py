@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['KINDS', 'SPECIAL', 'EMPTY', 'LONE_STOP', 'INSIDE', 'WHY', 'Alignment', 'BatchAlignment', 'align_batch', 'align']
 
-# %% ../nbs/01_align.ipynb #f08d098f
+# %% ../nbs/01_align.ipynb #30010ea2
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from types import FunctionType
 import numpy as np
 from .repair import BEYOND, DIFFERS, INVALID, Match, match_texts
-from .sides import Side, read_side, sound
+from .sides import WHOLE, Side, gather, read_side, sound
 
 # %% ../nbs/01_align.ipynb #fcaa7aa3
 KINDS = ("1-1", "1-n", "n-1", "n-m")             # student tokens - teacher tokens of a chunk
@@ -25,13 +25,15 @@ WHY = {0: "in a chunk",
        BEYOND: "beyond the end of the other side's text (truncated)",
        INVALID: "invalid UTF-8: these bytes are no text"}
 
-# %% ../nbs/01_align.ipynb #d2b26f7d
+# %% ../nbs/01_align.ipynb #ad77e3ea
+def _whole(side: Side) -> bool: return bool((side.facts & WHOLE).all())       # is every token text by itself?
+
 def _tiles(s: Side, t: Side, char: bool):
     "Chunks int32[K,4] of two sides that end together everywhere, one after the other without a gap."
     both, other = np.zeros((2, s.starts[-1] + 1), bool)
     both[s.starts[1:]], other[t.starts[1:]] = True, True
     both &= other
-    if char: both[:-1] &= (s.raw & 0xC0) != 0x80            # what begins inside a character is no cut
+    if char and not (_whole(s) or _whole(t)): both[:-1] &= (s.raw & 0xC0) != 0x80     # what begins inside a character is no cut
     chunks = np.zeros((4, np.count_nonzero(both[s.starts[1:]])), np.int32)            # by columns, which is how they are made and read
     for row, side in ((1, s), (3, t)): np.add(both[side.starts[1:]].nonzero()[0], 1, out=chunks[row], casting="same_kind")    # a common end ends a chunk
     chunks[::2, 1:] = chunks[1::2, :-1]
@@ -43,24 +45,38 @@ def _kinds(chunks):
     s0, s1, t0, t1 = chunks.T
     return 2 * (s1 - s0 > 1).view(np.int8) + (t1 - t0 > 1).view(np.int8)
 
-# %% ../nbs/01_align.ipynb #e0d117a4
-def _straight(s: Side, t: Side, char: bool):
-    "Chunks and their kinds where both sides are one sound text, else None."
-    if not (np.array_equal(s.bounds, t.bounds) and np.array_equal(s.stopped, t.stopped)): return None
-    if any(np.count_nonzero(x.width) + np.count_nonzero(x.stopped) < len(x.ids) for x in (s, t)): return None
-    if not (np.array_equal(s.raw, t.raw) and sound(s)): return None
-    chunks = _tiles(s, t, char)
-    return chunks, _kinds(chunks)
-
-# %% ../nbs/01_align.ipynb #7a107178
-def _match(s: Side, t: Side) -> Match: return match_texts(s.text, s.bounds, t.text, t.bounds)
-
 # %% ../nbs/01_align.ipynb #09f965bb
 def _ranges(start, stop):
     "The integers of all half-open ranges, one after the other, and the number of the range each comes from."
     size = stop - start
     owner = np.repeat(np.arange(len(size)), size)
     return np.arange(len(owner)) + (start - size.cumsum() + size)[owner], owner
+
+# %% ../nbs/01_align.ipynb #2740ad4a
+def _same_bytes(s: Side, t: Side, chunks, kind) -> bool:
+    "Do both sides of every chunk have the same bytes?"
+    odd = np.flatnonzero(s.facts[chunks[:, 0]] != t.facts[chunks[:, 2]])                      # first tokens of other bytes
+    if s.width[chunks[odd[kind[odd] == 0], 0]].any(): return False                            # two stops face each other without bytes
+    sides = []
+    for side, start, stop in ((s, *chunks[odd, :2].T), (t, *chunks[odd, 2:].T)):
+        at = _ranges(start, stop)[0]
+        sides.append(gather(side.pool, side.ids[at], side.width[at], np.concatenate([[0], side.width[at].cumsum()])))
+    return np.array_equal(*sides)
+
+# %% ../nbs/01_align.ipynb #7f08de04
+def _straight(s: Side, t: Side, char: bool):
+    "Chunks and their kinds where both sides are one sound text, else None."
+    if not (np.array_equal(s.bounds, t.bounds) and np.array_equal(s.stopped, t.stopped)): return None
+    if any(np.count_nonzero(x.width) + np.count_nonzero(x.stopped) < len(x.ids) for x in (s, t)): return None
+    bytewise = _tiles(s, t, False)
+    kind = _kinds(bytewise)
+    if not (_same_bytes(s, t, bytewise, kind) and (_whole(s) or _whole(t) or sound(s))): return None
+    if not char: return bytewise, kind
+    chunks = _tiles(s, t, True)
+    return chunks, _kinds(chunks)
+
+# %% ../nbs/01_align.ipynb #7a107178
+def _match(s: Side, t: Side) -> Match: return match_texts(s.text, s.bounds, t.text, t.bounds)
 
 # %% ../nbs/01_align.ipynb #9806704f
 def _marks(side: Side, code, char: bool):
