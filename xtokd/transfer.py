@@ -246,9 +246,9 @@ class Ensemble(torch.nn.Module):
         "Log-probability rows [n_i, V] of each response; row r predicts token r."
         with torch.no_grad(): return response_logits(self, prompt_ids, response_ids, **how)
 
-# %% ../nbs/57_transfer.ipynb #9658807e
+# %% ../nbs/57_transfer.ipynb #9c4e5ef7
 @torch.no_grad()
-def _generate(self, input_ids, attention_mask=None, generation_config=None, synced_gpus=False):   # never several processes in step: each holds its models whole
+def _generate(self, input_ids, attention_mask=None, generation_config=None, synced_gpus=False, streamer=None):   # never several processes in step: each holds its models whole
     "Ids [B, L + new] that go on with left-padded `input_ids` [B, L], by the GenerationConfig's temperature, stops and limit."
     c = generation_config or self.generation_config
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -264,6 +264,7 @@ def _generate(self, input_ids, attention_mask=None, generation_config=None, sync
         new[done] = c.pad_token_id or 0
         ids, mask = torch.cat([ids, new], 1), torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         done |= torch.isin(new[:, 0], stops)
+        if streamer is not None: streamer.put(new.cpu())
         if done.all(): break
     return ids
 
