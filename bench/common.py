@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+PROMPTS = ("Tell me about the sea.", "What is 1234 plus 567? Explain.", "Write a Python function that adds two numbers.", "Who was Marie Curie?", "List three fruits and their colours.",
+           "Why is the sky blue?", "Translate 'good morning' into French and German.", "Describe a winter day in the mountains.")
 
 
 def alternate(runs, rounds=20, warm=2, clock=time.process_time, budget=None):

@@ -13,16 +13,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import load, spread, store, RESULTS
+from common import PROMPTS, RESULTS, load, spread, store
 
 from xtokd.batch import PairBatch
 from xtokd.config import DistillConfig
 from xtokd.objectives import objective
 from xtokd.pair import Pair
 from xtokd.step import load_side, make_batch, write
-
-PROMPTS = ("Tell me about the sea.", "What is 1234 plus 567? Explain.", "Write a Python function that adds two numbers.", "Who was Marie Curie?", "List three fruits and their colours.",
-           "Why is the sky blue?", "Translate 'good morning' into French and German.", "Describe a winter day in the mountains.")
 
 
 def clock(f):

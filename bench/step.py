@@ -18,10 +18,8 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1"); os.environ.setdefault("T
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import exponent, head, ratio, show, spread, store
+from common import PROMPTS, exponent, head, ratio, show, spread, store
 
-PROMPTS = ("Tell me about the sea.", "What is 1234 plus 567? Explain.", "Write a Python function that adds two numbers.", "Who was Marie Curie?", "List three fruits and their colours.",
-           "Why is the sky blue?", "Translate 'good morning' into French and German.", "Describe a winter day in the mountains.")
 ROLES = {"tiny": dict(new=16, batch=32)}
 
 

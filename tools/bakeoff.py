@@ -19,7 +19,7 @@ Left out, with the reason: see LEFT_OUT. A run that is there is not made again; 
 is each run's log without texts and with every twentieth step, and `rates-TASK.json`, the outcome of the sweep.
 One process makes one run at a time; on two cores, after the sweep of the first task, start one for each task (`--task tiny`, `--task tiny2`).
 """
-import argparse, json, re, shutil, sys, tempfile, time
+import argparse, json, shutil, sys, tempfile, time
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -74,8 +74,9 @@ STEP = ("loss", "entropy", "response_tokens", "stop_share", "canonical_share", "
 
 def lengths(samples, step):
     "Mean digits of the last number and characters of the likeliest answers of one evaluation, and what is right."
+    from xtokd.health import number_digits
     mine = [s for s in samples if s["step"] == step and s.get("source") == "heldout"]
-    digits = [len((re.findall("[0-9]+", s["text"]) or [""])[-1]) for s in mine]
+    digits = [number_digits(s["text"], s["item"]["answer"]) or 0 for s in mine]
     n = max(len(mine), 1)
     return {"number_length": sum(digits) / n, "answer_length": sum(len(s["text"]) for s in mine) / n, "number_length_right": sum(len(s["item"]["answer"]) for s in mine) / n}
 
