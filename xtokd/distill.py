@@ -189,7 +189,7 @@ class Step(Keep):
         self.student.model.train(); self.optimizer.zero_grad()
         tally, first = accumulate(samples, self.pair, self.student, self.teacher, self.objective, c, self.autocast, self.others, writer)
         let_go(self.teacher.model)
-        tally = self.over_processes(tally.add(**written(samples, self.pair, writer)))
+        tally = tally.add(**written(samples, self.pair, writer)).over_processes()
         self.refuse_emptiness(tally)
         finish_gradient(self.params, tally["count"], acc)
         norm = clip_gradient(self.params, c.max_grad_norm)
@@ -211,12 +211,6 @@ class Step(Keep):
         else: self.emit("warn", step, message=f"the gradient is not finite ({norm}): step left out")
         if self.bad_steps >= 5: raise FloatingPointError(f"five steps in a row with a gradient that is not finite (step {step}): lower lr (it is {self.config.lr}) or use mixed_precision='no'")
         self.scheduler.step()
-
-    def over_processes(self, tally):
-        "The sum of all processes' tallies"
-        total = Tally()
-        for t in gather_object([dict(tally)]): total.add(**t)
-        return total
 
 # %% ../nbs/14_distill.ipynb #762aace5
 def due(step, every): "Is it time at this step? Never where `every` is 0"; return bool(every) and step % every == 0

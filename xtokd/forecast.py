@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from .config import mix, peak_memory, pick, writer_of
 from .distill import DistillConfig, Distiller
 from .runlog import Table
-from .score import context_length, head_width
+from .score import context_length, head_width, shortest
 from .step import accumulate, finish_gradient, report, written
 
 # %% ../nbs/193_forecast.ipynb #a8a7115b
@@ -131,7 +131,7 @@ def trouble(d, m, held, there):
     if not f["count"] > 0: yield f"no token has a signal, so the first step would be an error ({m.reasons}): take an objective that covers more, or see xtokd doctor"
     elif share is not None and share < max(c.min_signal, .3): yield f"{share:.0%} of the student's tokens have a signal" + (f", less than min_signal={c.min_signal:g}: the run would end" if share < c.min_signal else "") + f" ({m.reasons}): take an objective that covers more (cover)"
     for who, side in (("student", d.student), ("teacher", d.teacher)):
-        limit, need = min((x for x in (c.max_length, context_length(side.model)) if x), default=None), m.tokens[who]["prompt"] + c.max_new_tokens * (f["inflation"] if who == "teacher" else 1)
+        limit, need = shortest(c.max_length, context_length(side.model)), m.tokens[who]["prompt"] + c.max_new_tokens * (f["inflation"] if who == "teacher" else 1)
         if limit and need > limit: yield f"the {who} has room for {limit} tokens and would need up to {need:.1f} (prompt {m.tokens[who]['prompt']}, {f['inflation']:.2f} teacher tokens for one of the student): what is beyond is masked; shorten prompts, or lower max_new_tokens"
     if f["teacher_rows_not_finite"]: yield f"{f['teacher_rows_not_finite']} teacher rows are not finite: load the teacher in float32 or bfloat16"
     if f["teacher_tokens_masked"] or f["student_tokens_masked"]: yield f"{f['student_tokens_masked']} student and {f['teacher_tokens_masked']} teacher tokens did not fit and were masked"

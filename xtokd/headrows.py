@@ -11,6 +11,7 @@ import torch
 
 from .batch import PairBatch, Rows, _assemble, pick_rows
 from .rowwise import LogitGradients, realised_logp
+from .score import caught
 
 # %% ../nbs/102_headrows.ipynb #d2b2dd27
 class Head:
@@ -118,11 +119,9 @@ def read_head(model):
 
 def head_of(model):
     "A model's `Head`, tried on a short text: None where its logits are not those of the model (or it has none that can be read)."
-    head, states = read_head(model), []
+    head = read_head(model)
     if head is None: return None
     ids = torch.arange(1, 6, device=head.weight.device)[None] % head.weight.shape[0]
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda layer, given: states.append(given[0]))
-    try:
-        with torch.no_grad(): truth = model(input_ids=ids).logits.float()
-    finally: hook.remove()
-    with torch.no_grad(): return head if states and torch.allclose(head(states[0]).float(), truth, rtol=2e-2, atol=2e-2 * float(truth.abs().max())) else None
+    with torch.no_grad():
+        with caught(model, run=True) as c: truth = model(input_ids=ids).logits.float()
+        return head if c.states and torch.allclose(head(c.states[0]).float(), truth, rtol=2e-2, atol=2e-2 * float(truth.abs().max())) else None

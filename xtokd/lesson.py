@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .cli import read_knobs
+from .flags import read_knobs
 from .config import DistillConfig
 from .config import machine, versions
 from .distill import Distiller, read_objective

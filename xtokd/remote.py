@@ -15,6 +15,7 @@ import torch
 
 from .bytevocab import ByteVocab
 from .models import load_tokenizer
+from .score import shortest
 from .thinrows import ThinRows
 from .wire import BosAdded, Passing, RemoteError, Wire, entries_of, fit, unsound
 
@@ -160,7 +161,7 @@ RemoteTeacher.rows = _rows_of
 # %% ../nbs/172_remote.ipynb #692564d5
 def _thin_rows(self, samples, max_length=None, k=0):
     "ThinRows of samples (`teacher_prompt`, `teacher`), and the counts of the pass."
-    limit = min((x for x in (max_length, self.config.max_position_embeddings and self.config.max_position_embeddings - 1) if x), default=1 << 40)
+    limit = shortest(max_length, self.config.max_position_embeddings and self.config.max_position_embeddings - 1, 1 << 40)
     asked = [list(s.teacher[:max(0, limit - len(s.teacher_prompt))]) for s in samples]
     rows, bad = self.rows([s.teacher_prompt for s in samples], asked, k)
     sizes = np.diff(rows.offsets).tolist()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 from .align import KINDS
 from .batch import Hidden, PairBatch
@@ -28,7 +29,7 @@ from .processes import backward, finish_gradient, in_step, is_sharded, watched
 from .regions import region_column, region_stats, region_sums
 from .remote import RemoteTeacher
 from .rollout import rollout
-from .score import closing_id, context_length, head_width, response_logits, response_states, retokenise
+from .score import closing_id, context_length, head_width, response_logits, response_states, retokenise, shortest
 from .thinrows import thin
 
 # %% ../nbs/17_step.ipynb #a36db8bd
@@ -83,7 +84,7 @@ def write(items, student, teacher, config, writer="student", seed=None):
     samples = [Sample(item, render(student.bv, item), render(teacher.bv, item)) for item in items]
     me, other = (student, teacher) if writer == "student" else (teacher, student)
     prompts = [getattr(s, f"{writer}_prompt") for s in samples]
-    room = min(x for x in (config.max_length, context_length(me.model), 1 << 40) if x) - max(map(len, prompts))
+    room = shortest(config.max_length, context_length(me.model), 1 << 40) - max(map(len, prompts))
     if room < 1: raise ValueError(f"a prompt has {max(map(len, prompts))} tokens, which leaves the {writer} no room to write: shorten it, or raise max_length (the model holds {context_length(me.model)})")
     with during("writing", config, writer):
         new = min(config.max_new_tokens, room)
@@ -124,7 +125,7 @@ def finite_rows(logits, size):
 def teacher_rows(samples, teacher, max_length=None, hidden=False, head=None):
     "The teacher's logits per sample (with a `head` what enters it; and its hidden states, or None), and counts: tokens scored, masked by length, not finite"
     context = context_length(teacher.model)
-    limit = min((x for x in (max_length, context) if x), default=None)
+    limit = shortest(max_length, context)
     texts = [s.teacher_prompt for s in samples], [s.teacher for s in samples]
     with torch.no_grad(): found = response_states(teacher.model, *texts, max_length=limit) if head else response_logits(teacher.model, *texts, max_length=limit, hidden=hidden)
     logits, states = found if hidden else (found, None)
@@ -168,7 +169,7 @@ def make_batch(samples, pair, student, teacher, needs, config, others=None, writ
     with during("teacher", config):
         if asked and slim is not None: t_thin, counts = thin_rows(samples, teacher, config.max_length, slim, t_head)
         elif asked: t_logits, t_states, counts = teacher_rows(samples, teacher, config.max_length, deep, t_head)
-    limit = min((x for x in (config.max_length, context_length(student.model)) if x), default=None)
+    limit = shortest(config.max_length, context_length(student.model))
     texts, how = ([s.student_prompt for s in samples], [s.student for s in samples]), dict(grad=True, max_length=limit)
     with during("student", config): found = response_states(student.model, *texts, **how) if s_head else response_logits(student.model, *texts, **how, hidden=deep)
     s_logits, s_states = found if deep else (found, None)
@@ -208,6 +209,12 @@ class Tally(dict):
     def add(self, **numbers):
         for k, v in numbers.items(): self[k] = self.get(k, 0) + float(v)
         return self
+
+    def over_processes(self):
+        "The sum of all processes' tallies"
+        total = Tally()
+        for t in gather_object([dict(self)]): total.add(**t)
+        return total
 
     def output(self, out):
         "Take in what an objective said about one micro-batch"

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
@@ -59,7 +58,7 @@ class Dividing(Writing):
     def training_step(self, *args, **kwargs):
         nothing = super().training_step(*args, **kwargs) * 0
         if not self.accelerator.sync_gradients: return nothing
-        self.tally = total = self.over_processes(self.tally)
+        self.tally = total = self.tally.over_processes()
         if not total["count"] > 0: raise RuntimeError(f"no student token of this step has a signal ({total.reasons() or 'every response is empty'}). See xtokd doctor for this pair, and look at what the student writes")
         finish_gradient([p for p in self.student.model.parameters() if p.requires_grad] + self.extra, total["count"], self.accelerator)
         self.said.append(report(total, max(time.perf_counter() - self.began, 1e-9)))
@@ -125,12 +124,6 @@ class Distilling(Telling):
         self.others = third_models(others, self.objective, self.student, self.teacher, device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
         if isinstance(self.objective, torch.nn.Module): self.extra = list(self.objective.to(device).parameters())
-
-    def over_processes(self, tally):
-        "The sum of all processes' tallies"
-        total = Tally()
-        for t in gather_object([dict(tally)]): total.add(**t)
-        return total
 
 
 class DistillTrainer(Distilling, Trainer):
