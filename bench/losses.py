@@ -1,13 +1,15 @@
 """Cross-vocabulary losses, forward and backward: ours from hidden states (`states`) and on ready logits (`logits`), and trl's hybrid loss on ready logits.
 
-    python bench/losses.py                                        49k by 152k, T = 1,024: gold, strict, cover against trl; then their memory at T = 512, 1,024, 4,096
+    python bench/losses.py                                        49k by 152k, T = 1,024: gold, strict, cover against trl
+    python bench/losses.py --memory                               their memory at T = 512, 1,024, 4,096
     python bench/losses.py --all                                  every objective that takes such a batch
     python bench/losses.py --pair qwen gemma --tokens 512 4096    other vocabularies and lengths
     python bench/losses.py --device cuda --dtype bfloat16         on a GPU
 
 Vocabularies are those of real tokenizers (smollm2 49k, qwen 152k, deepseek 129k, gemma 262k), texts are new in every round, rows are drawn: the realised token is the likeliest in most, and the rest falls
 like a power of its rank, as rows of real models do. Heads and their gradients belong to the models; all else that a loss needs counts as its memory, its inputs (logits or states) included. Memory is
-measured in a process of its own for each figure: the highest resident size after the inputs' beginning (on a GPU: the highest allocation) less the size before.
+measured in processes of its own for each figure: the highest resident size after the inputs' beginning (on a GPU: the highest allocation) less the size before. On a CPU there are two figures: with an
+allocator that hands freed blocks back at once (glibc's MALLOC_MMAP_THRESHOLD_, 1 MB: what is really alive), and with the allocator as it comes, which keeps holes.
 Times of one line are taken in turns in one process. `--trl-tokens` caps the length at which trl's loss is timed: it sorts whole rows.
 """
 import argparse, gc, json, os, re, subprocess, sys, time
@@ -134,10 +136,13 @@ def peak(case, kind, name, tokens):
     return status("VmHWM") - before
 
 
-def peak_elsewhere(a, kind, name, tokens):
+TIGHT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+
+
+def peak_elsewhere(a, kind, name, tokens, tight):
     "`peak` in a process of its own."
     words = [sys.executable, __file__, "--peak", kind, name, str(tokens), "--pair", *a.pair, "--device", a.device, "--dtype", a.dtype, "--threads", str(a.threads)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **(TIGHT if tight else {})})
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
@@ -168,7 +173,7 @@ def times(case, names, tokens, rounds, with_trl, kinds, warm):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--pair", nargs=2, default=["smollm2", "qwen"], metavar=("STUDENT", "TEACHER"))
-    p.add_argument("--tokens", type=int, nargs="+", default=[1024]); p.add_argument("--memory-tokens", type=int, nargs="*", default=[512, 1024, 4096])
+    p.add_argument("--tokens", type=int, nargs="+", default=[1024]); p.add_argument("--memory", action="store_true", help="memory instead of time"); p.add_argument("--memory-tokens", type=int, nargs="*", default=[512, 1024, 4096])
     p.add_argument("--only", nargs="+", default=["gold", "strict", "cover"]); p.add_argument("--all", action="store_true"); p.add_argument("--kinds", nargs="+", default=["states", "logits"], choices=("states", "logits"))
     p.add_argument("--rounds", type=int, default=5); p.add_argument("--warm", type=int, default=2); p.add_argument("--threads", type=int, default=2); p.add_argument("--trl-tokens", type=int, default=1024)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu"); p.add_argument("--dtype", default="float32"); p.add_argument("--name", default="losses")
@@ -179,25 +184,36 @@ def main():
     case = Case(Pair(*bvs), a.pair, a.device, getattr(torch, a.dtype), a.tokens[0])
     if a.peak: return print(json.dumps(peak(case, *a.peak[:2], int(a.peak[2]))))
     names = [n for n, e in OBJECTIVES.items() if not e.cls.equal_vocabularies and not e.needs & {"hidden", "preferences", "plus_logp", "gold", "scores"}] if a.all else a.only
-    has_trl = find_spec("trl") is not None
     print(f"{head()}\n{a.pair[0]} ({len(bvs[0]):,}) from {a.pair[1]} ({len(bvs[1]):,}), {a.device}, {a.dtype}\n")
+    rows = (memory_rows if a.memory else time_rows)(a, case, names)
+    print(store(f"{a.name}-memory" if a.memory else a.name, rows, pair=a.pair, vocabularies=[len(b) for b in bvs], widths=[WIDTHS.get(n) for n in a.pair], device=a.device, dtype=a.dtype))
+
+
+def time_rows(a, case, names):
     print("| tokens | loss | rows from | seconds | trl's hybrid loss, seconds | trl / ours |\n| ---: | --- | --- | ---: | ---: | ---: |")
     rows = []
     for n in a.tokens:
-        with_trl = has_trl and n <= a.trl_tokens
-        took = times(case, names, n, a.rounds, with_trl, a.kinds, a.warm)
+        took = times(case, names, n, a.rounds, has_trl(a, n), a.kinds, a.warm)
         theirs = took.pop(("trl", "logits"), None)
         for (name, kind), t in took.items():
             row = {"what": "time", "tokens": n, "loss": name, "rows": kind, "seconds": spread(t)} | ({"trl": spread(theirs), "ratio": ratio(theirs, t)} if theirs else {})
             rows.append(row)
             print(f"| {n:,} | {name} | {kind} | {show(row['seconds'])} | {show(row['trl']) if theirs else '-'} | {show(row['ratio'], digits=1) if theirs else '-'} |", flush=True)
-    print("\n| tokens | loss | rows from | MiB at most |\n| ---: | --- | --- | ---: |")
+    return rows
+
+
+def memory_rows(a, case, names):
+    print("| tokens | loss | rows from | MiB at most | allocator as it comes |\n| ---: | --- | --- | ---: | ---: |")
+    rows = []
     for n in a.memory_tokens:
-        for name, kind in [*((x, k) for x in names for k in a.kinds if k == "states" or n <= 1024), *([("trl", "trl")] if has_trl and n <= a.trl_tokens else [])]:
-            mib = peak_elsewhere(a, kind, name, n)
-            rows.append({"what": "memory", "tokens": n, "loss": name, "rows": "logits" if kind == "trl" else kind, "MiB": mib})
-            print(f"| {n:,} | {name} | {rows[-1]['rows']} | {'failed' if mib is None else f'{mib:,.0f}'} |", flush=True)
-    store(a.name, rows, pair=a.pair, vocabularies=[len(b) for b in bvs], widths=[WIDTHS.get(n) for n in a.pair], device=a.device, dtype=a.dtype)
+        for name, kind in [*((x, k) for x in names for k in a.kinds if k == "states" or n <= 1024), *([("trl", "trl")] if has_trl(a, n) else [])]:
+            mib = [peak_elsewhere(a, kind, name, n, tight) for tight in ((True, False) if a.device == "cpu" else (False,))]
+            rows.append({"what": "memory", "tokens": n, "loss": name, "rows": "logits" if kind == "trl" else kind, "MiB": mib[0], "MiB, allocator as it comes": mib[-1]})
+            print(f"| {n:,} | {name} | {rows[-1]['rows']} | " + " | ".join("failed" if x is None else f"{x:,.0f}" for x in mib) + " |", flush=True)
+    return rows
+
+
+def has_trl(a, n): return find_spec("trl") is not None and n <= a.trl_tokens
 
 
 if __name__ == "__main__": main()

@@ -180,13 +180,15 @@ def compare(a) -> int:
     if not tables and (other := mixture(runs)): print(f"these runs are of different protocols: {other}", file=sys.stderr)
     return 0
 
-# %% ../nbs/90_cli.ipynb #7d46cebe
+# %% ../nbs/90_cli.ipynb #db5cf884
 def serve(a) -> int:
     "Serve log-probs of a model until interrupted."
     from xtokd.models import load_model, load_tokenizer
     from xtokd.serve import Server
-    server = Server(load_model(a.model, "teacher"), load_tokenizer(a.model, "teacher"), a.model, a.host, a.port, key=os.environ.get("XTOKD_SERVE_KEY"))
-    print(f"{a.model} at {server.url}; a student learns from it with\n  xtokd distill --teacher {server.url} --teacher-tokenizer {a.model} --objective sampled", flush=True)
+    role = "student" if a.follow else "teacher"
+    server = Server(load_model(a.model, role), load_tokenizer(a.model, role), a.model, a.host, a.port, key=os.environ.get("XTOKD_SERVE_KEY"), follow=a.follow)
+    print(f"{a.model} at {server.url}; " + (f"it writes for a student that learns with\n  xtokd distill --student {a.model} --engine {server.url}" if a.follow else
+          f"a student learns from it with\n  xtokd distill --teacher {server.url} --teacher-tokenizer {a.model} --objective sampled"), flush=True)
     with server.socket: server.serve_forever()
     return 0
 
@@ -238,7 +240,7 @@ def _command(commands, name: str, run, help: str):
     p.set_defaults(run=run, command=name)
     return p
 
-# %% ../nbs/90_cli.ipynb #aac3448a
+# %% ../nbs/90_cli.ipynb #67016a61
 def _looking(commands, full: bool) -> None:
     "doctor, align, compare and models."
     p = _command(commands, "doctor", doctor, "is this pair fit to distil?")
@@ -261,6 +263,7 @@ def _looking(commands, full: bool) -> None:
     p.add_argument("model", metavar="MODEL", help="name or folder; tiny is the tiny teacher")
     p.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine (default: 127.0.0.1, this machine only)")
     p.add_argument("--port", type=int, default=8000)
+    p.add_argument("--follow", action="store_true", help="take new weights from a run on this machine (distill --engine); tiny is then the tiny student")
     p = _command(commands, "methods", methods, "every objective, and what it needs")
     p.add_argument("name", nargs="?", metavar="METHOD", help="one of them: its knobs too")
     p = _command(commands, "models", models, "real models from PyPI packages")

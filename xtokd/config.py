@@ -40,7 +40,7 @@ class ModelSettings:
     teacher_device_map: str | None = None # spread the teacher over devices, memory and disk: "auto", "cpu", "disk", or a JSON dict
     offload_folder: str | None = None # for teacher weights on the disk that are no safetensors
 
-# %% ../nbs/18_config.ipynb #0188025e
+# %% ../nbs/18_config.ipynb #857870ce
 @named
 @dataclass
 class DistillConfig(ModelSettings):
@@ -71,6 +71,7 @@ class DistillConfig(ModelSettings):
     health: bool = True           # warn of signs of a collapse
     out: str | None = None        # run folder; runs/<objective>-<time> where none is given
     seed: int = 0
+    engine: str | None = None     # URL of a served copy of the student that writes its texts and takes its new weights: vLLM, or `xtokd serve --follow`
     rows: str = "auto"            # next-token rows from kept "logits", or made of hidden "states" when asked for; "auto": states where a micro-batch's logits would be large. Changes memory, not the result
     mixed_precision: str = "auto" # "no", "bf16", or "auto": bf16 on a GPU
     shard: str = "auto"           # over processes: "no", "student", "teacher", "both"; "auto": both where accelerate was launched with FSDP
@@ -79,7 +80,7 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/18_config.ipynb #d1fcf985
+# %% ../nbs/18_config.ipynb #f21df03c
 _AT_LEAST = dict(steps=1, batch_size=1, micro_batch=1, weight_decay=0, warmup=0, temperature=0, on_policy=0, max_new_tokens=1, max_length=2, min_signal=0, eval_every=0, eval_prompts=0, eval_samples=0, save_every=0, keep=1, seed=0, lora=1)
 _ABOVE, _ONE_OF = ("lr", "max_grad_norm"), dict(off_policy=("teacher", "reference"), schedule=("constant", "cosine", "linear"), mixed_precision=("auto", "no", "bf16"), rows=("auto", "logits", "states"), learn_from=("all", "answer"), track=("tensorboard", "wandb"), student_dtype=("float32", "bfloat16"), teacher_bits=(4, 8), shard=("auto", "no", "student", "teacher", "both"))
 
@@ -96,6 +97,7 @@ def check_config(c):
         if f.name in ("on_policy", "min_signal") and v > 1: raise ValueError(f"{f.name} is {v!r}: it is a share, at most 1")
         if f.name in _ONE_OF and v not in _ONE_OF[f.name]: raise ValueError(f"{f.name} is {v!r}: it is one of {', '.join(map(str, _ONE_OF[f.name]))}")
     if c.student_dtype == "bfloat16" and not c.lora: raise ValueError("student_dtype is 'bfloat16' without lora: small steps of whole weights are lost in it. Give lora=16, or leave student_dtype at float32 (mixed_precision='bf16' computes in bfloat16 all the same)")
+    if c.engine and c.lora: raise ValueError("engine and lora together: an engine that writes needs whole weights. Leave one of them out")
     c.template_args = read_args(c.template_args)
     if c.out is not None: c.out = str(c.out)
 

@@ -6,7 +6,7 @@
 __all__ = ['read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening',
            'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #f4f261d3
+# %% ../nbs/14_distill.ipynb #968d396c
 import sys, threading, time
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,6 +21,7 @@ from .big import held_teacher, move, ready_student
 from .chat import args_of, template_args, told, unused_args
 from .checkpoint import checkpoints, load_checkpoint, rng_state, save_checkpoint, save_student, set_rng_state, whole_folder
 from .config import DistillConfig, lr_factor, machine, mix, peak_memory, pick, versions, writer_of
+from .engine import Engine, opinion
 from .evaluate import evaluate, response_text
 from .health import Coverage, Health
 from .kept import keep
@@ -68,7 +69,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #16a17a5c
+# %% ../nbs/14_distill.ipynb #3dffd785
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -94,7 +95,7 @@ class Setup(Parts):
         for role in {"student", "teacher"} - {*shards}: move(getattr(self, role).model, self.device)
         ready_student(self.student.model, c); self.teacher.model.eval().requires_grad_(False)
         self.student, self.teacher = (told(getattr(self, r), args_of(c.template_args, r)) for r in ("student", "teacher"))
-        self.pair = Pair(self.student.bv, self.teacher.bv)
+        self.pair, self.student.engine = Pair(self.student.bv, self.teacher.bv), Engine(c.engine, self.student.bv) if c.engine else None
         refuse_thin(self.objective, self.teacher, self.pair)
         self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
@@ -151,7 +152,7 @@ class Judge(Watch):
                   alignment=keep(self.pair.align(sample.student, sample.teacher)),
                   token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "why", *(["region"] if out.ledger["region"][mine].any() else []))})
 
-# %% ../nbs/14_distill.ipynb #d6fe2070
+# %% ../nbs/14_distill.ipynb #3bf4b765
 class Keep(Judge):
     "Save and load"
     def save(self):
@@ -170,13 +171,21 @@ class Keep(Judge):
         self.scheduler.load_state_dict(state["scheduler"])
         if self.objective_params(): self.objective.load_state_dict(state["objective"])
         self.step, self.costs = state["step"], Costs(state["costs"])
-    def keep_student(self):
+    def keep_student(self, name="student"):
         "The student as an ordinary model folder, `out/student`"
         weights = whole_weights(self.student.model, self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            with disk("the student", self.out, self.out), whole_folder(self.out/"student") as work: save_student(work, self.student.model, self.student.tokenizer, weights)
+            with disk("the student", self.out, self.out), whole_folder(self.out/name) as work: save_student(work, self.student.model, self.student.tokenizer, weights)
+        self.accelerator.wait_for_everyone()
+    def hand_over(self):
+        "The newest weights to the engine that writes, and how far it is from them, in nats a token"
+        self.keep_student("engine")
+        near = opinion(self.student.model, self.student.bv)
+        gap = None
+        if self.accelerator.is_main_process: self.student.engine.load(self.out/"engine"); gap = self.student.engine.gap(near)
+        return agree(gap)
 
-# %% ../nbs/14_distill.ipynb #24727f80
+# %% ../nbs/14_distill.ipynb #e8476c64
 class Step(Keep):
     "One step"
     def train_step(self, step):
@@ -184,6 +193,7 @@ class Step(Keep):
         began, c, acc = time.perf_counter(), self.config, self.accelerator
         mine = pick(len(self.items), step, c.batch_size, c.seed)[acc.process_index::acc.num_processes]
         writer, items = writer_of(c, step, self.objective.writer), [self.items[i] for i in mine]
+        gap = {"engine_gap": self.hand_over()} if writer == "student" and self.student.engine else {}
         with self.autocast(), gathered(*(s.model for s in (self.student, self.teacher) if s is getattr(self, writer, None))):
             samples = self.text(items, writer, mix(c.seed, step, acc.process_index)) if mine else []
         self.student.model.train(); self.optimizer.zero_grad()
@@ -195,7 +205,7 @@ class Step(Keep):
         norm = clip_gradient(self.params, c.max_grad_norm)
         self.learn(step, norm)
         self.spend(tally, time.perf_counter() - began)
-        return {"writer": writer, "loss": tally["loss"] / tally["count"], "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), "peak_memory_gib": peak_memory(self.device), "costs": self.costs}, first
+        return {"writer": writer, "loss": tally["loss"] / tally["count"], "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), **gap, "peak_memory_gib": peak_memory(self.device), "costs": self.costs}, first
 
     def text(self, items, writer, seed):
         "Samples of one step; two for each item where preferences are asked for"

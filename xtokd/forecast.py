@@ -6,7 +6,7 @@
 __all__ = ['GIB', 'Held', 'Measured', 'lengths', 'dry_run', 'weight_bytes', 'cache_bytes', 'full_length', 'memory', 'room',
            'seconds', 'trouble', 'Forecast', 'forecast']
 
-# %% ../nbs/193_forecast.ipynb #6b3d383d
+# %% ../nbs/193_forecast.ipynb #9d6cb9e3
 import os, time
 from dataclasses import asdict, dataclass, field, replace
 
@@ -121,7 +121,7 @@ def seconds(d, m):
     one = len(d.heldout) / m.samples * (2 * m.seconds_writing + .5 * m.seconds_learning)
     return {"step": step, "run": [c.steps * step[0] + evals * one * .2, c.steps * step[1] + evals * one * 1.5]}
 
-# %% ../nbs/193_forecast.ipynb #de596d41
+# %% ../nbs/193_forecast.ipynb #78748b15
 def trouble(d, m, held, there):
     "Warnings, each with its cure"
     c, f = d.config, m.figures

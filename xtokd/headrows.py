@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Head', 'HeadGradients', 'HeadRows', 'make_rows', 'read_head', 'head_of']
 
-# %% ../nbs/102_headrows.ipynb #12a56bdb
+# %% ../nbs/102_headrows.ipynb #e5b73e11
 import numpy as np
 import torch
 
@@ -107,7 +107,7 @@ def _from_hidden(cls, pair, student_ids, teacher_ids, student_hidden, teacher_hi
 
 PairBatch.from_hidden = classmethod(_from_hidden)
 
-# %% ../nbs/102_headrows.ipynb #585fed4a
+# %% ../nbs/102_headrows.ipynb #0789b6bc
 def read_head(model):
     "The `Head` that a transformers model's configuration describes, or None without an output matrix."
     out, c = model.get_output_embeddings(), model.config.get_text_config()

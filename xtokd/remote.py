@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROBES', 'cuts', 'same_pieces', 'RemoteTeacher']
 
-# %% ../nbs/172_remote.ipynb #f9765f14
+# %% ../nbs/172_remote.ipynb #ca525a0b
 import math, os
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -158,7 +158,7 @@ def _stop(entry, own, logp, stop_ids):
 
 RemoteTeacher.rows = _rows_of
 
-# %% ../nbs/172_remote.ipynb #692564d5
+# %% ../nbs/172_remote.ipynb #27a19325
 def _thin_rows(self, samples, max_length=None, k=0):
     "ThinRows of samples (`teacher_prompt`, `teacher`), and the counts of the pass."
     limit = shortest(max_length, self.config.max_position_embeddings and self.config.max_position_embeddings - 1, 1 << 40)
@@ -185,7 +185,7 @@ def _write(self, prompts, max_new_tokens, temperature=1., seed=None):
         ids = [int(i) for i in choice["token_ids"]]
         if max(ids, default=0) >= len(self.bv): raise RemoteError(f"{self.name}: it wrote id {max(ids)}, and {self.bv.name} ends at {len(self.bv) - 1}. Cure: name the served model's tokenizer")
         return ids
-    ask = lambda n, p: self.wire.ask("/v1/completions", {"model": self.served, "prompt": list(map(int, p)), "max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0, "add_special_tokens": False, "return_token_ids": True,
+    ask = lambda n, p: self.wire.ask("/v1/completions", {"model": self.served, "prompt": list(map(int, p)), "max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "add_special_tokens": False, "return_token_ids": True,    # an engine takes what is not said from generation_config.json
                                                         "stop_token_ids": list(map(int, self.bv.stop_ids))} | ({} if seed is None else {"seed": (seed + n) % (1 << 31)}), read)
     with ThreadPoolExecutor(self.concurrency) as pool: return list(pool.map(ask, range(len(prompts)), prompts))
 

@@ -7,7 +7,7 @@ __all__ = ['WIDE', 'THIRD', 'Side', 'check_fit', 'load_side', 'Sample', 'write',
            'teacher_rows', 'thin_top', 'thin_rows', 'third_logp', 'states_of', 'make_batch', 'by_kind', 'entropy',
            'Tally', 'micro_batches', 'accumulate', 'written', 'report']
 
-# %% ../nbs/17_step.ipynb #3ff2de59
+# %% ../nbs/17_step.ipynb #956cd763
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,13 +32,14 @@ from .rollout import rollout
 from .score import closing_id, context_length, head_width, response_logits, response_states, retokenise, shortest
 from .thinrows import thin
 
-# %% ../nbs/17_step.ipynb #a36db8bd
+# %% ../nbs/17_step.ipynb #9ded3f73
 @dataclass(repr=False)
 class Side:
     "A model and the ByteVocab of its tokenizer"
     name: str
     model: object
     bv: ByteVocab
+    engine: object = None     # an Engine that writes for it
     def __repr__(self): return f"Side({self.name}, {self.params:,} parameters, {len(self.bv):,} ids)"
     @cached_property
     def head(self): return head_of(self.model)   # None: its logits are not those of a plain head
@@ -65,7 +66,7 @@ def load_side(x, role, device=None, dtype=None):
     else: raise ValueError(f"{role} is a {type(x).__name__}: give a name, a folder, or (model, tokenizer)")
     return check_fit(Side(name, model, bv))
 
-# %% ../nbs/17_step.ipynb #c64905e4
+# %% ../nbs/17_step.ipynb #77c7dde8
 @dataclass
 class Sample:
     "One prompt and one response in the ids of both sides"
@@ -88,7 +89,8 @@ def write(items, student, teacher, config, writer="student", seed=None):
     if room < 1: raise ValueError(f"a prompt has {max(map(len, prompts))} tokens, which leaves the {writer} no room to write: shorten it, or raise max_length (the model holds {context_length(me.model)})")
     with during("writing", config, writer):
         new = min(config.max_new_tokens, room)
-        ids = me.write(prompts, new, config.temperature, seed) if getattr(me, "remote", False) else rollout(me.model, me.bv, prompts, new, config.temperature, seed=seed)
+        served = me if getattr(me, "remote", False) else me.engine
+        ids = served.write(prompts, new, config.temperature, seed) if served else rollout(me.model, me.bv, prompts, new, config.temperature, seed=seed)
     for s, x, y in zip(samples, ids, retokenise(me.bv, other.bv, ids)): s.student, s.teacher = (x, y) if writer == "student" else (y, x)
     return samples
 
@@ -121,7 +123,7 @@ def finite_rows(logits, size):
     bad = (~torch.isfinite(top)).nonzero()
     return int(bad[0, 0]) if len(bad) else len(logits)
 
-# %% ../nbs/17_step.ipynb #104580fd
+# %% ../nbs/17_step.ipynb #72833d0d
 def teacher_rows(samples, teacher, max_length=None, hidden=False, head=None):
     "The teacher's logits per sample (with a `head` what enters it; and its hidden states, or None), and counts: tokens scored, masked by length, not finite"
     context = context_length(teacher.model)
@@ -160,7 +162,7 @@ def states_of(student, teacher, s_states, t_states):
     matrix = lambda side, name: getattr(side.model, f"get_{name}_embeddings")().weight
     return Hidden(s_states, t_states, matrix(student, "output"), matrix(teacher, "output"), matrix(student, "input"), matrix(teacher, "input"))
 
-# %% ../nbs/17_step.ipynb #5e84da83
+# %% ../nbs/17_step.ipynb #1b0aa222
 def make_batch(samples, pair, student, teacher, needs, config, others=None, writer="student", slim=None):   # slim: see `thin_top`
     "PairBatch of some samples, student rows with gradient, and the counts of the teacher's pass; `others` holds the third models by name"
     deep = "hidden" in needs
@@ -203,7 +205,7 @@ def entropy(rows, at_once=64):
     "Sum over a batch's student rows of their entropy, in nats, `at_once` rows at a time"
     return sum(float(torch.special.entr(rows.logp(a, min(a + at_once, len(rows))).exp()).sum()) for a in range(0, len(rows), at_once))
 
-# %% ../nbs/17_step.ipynb #3f6fc3a3
+# %% ../nbs/17_step.ipynb #854cbe00
 class Tally(dict):
     "Sums over micro-batches and processes"
     def add(self, **numbers):

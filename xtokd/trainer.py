@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gather', 'Writing', 'Dividing', 'Telling', 'Distilling', 'DistillTrainer']
 
-# %% ../nbs/194_trainer.ipynb #110e8c3f
+# %% ../nbs/194_trainer.ipynb #94f8c035
 import time
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Writing:
         if "preferences" in self.objective.needs: return references(items, self.student, self.teacher, ("chosen", "rejected"))
         return plug_in(write(items, self.student, self.teacher, self.distill, writer, seed), self.student.bv, self.teacher.bv, self.window, self.context)
 
-# %% ../nbs/194_trainer.ipynb #fd61a86e
+# %% ../nbs/194_trainer.ipynb #0957c311
 class Dividing(Writing):
     "The objective's sum goes backward; the gradient is divided by the count of the whole step"
     loss_is_scaled_for_ga = True
@@ -95,7 +95,7 @@ class Telling(Dividing):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.extra: self.objective.load_state_dict(load_file(Path(resume_from_checkpoint)/"objective.safetensors"))
 
-# %% ../nbs/194_trainer.ipynb #b39b96dd
+# %% ../nbs/194_trainer.ipynb #5ffc3c1d
 class Distilling(Telling):
     "Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`. Its data are prompts, its loss is an objective"
     def __init__(self, *args,
@@ -108,6 +108,7 @@ class Distilling(Telling):
                  **kwargs):
         self.objective, self.distill, self.check, self.window, self.context = read_objective(objective), distill or DistillConfig(), check, window, context
         self.tally, self.said, self.writer, self.extra, self.began = Tally(), [], "student", [], time.perf_counter()
+        if self.distill.engine: raise ValueError("engine: a trainer of transformers writes with the model that it trains. Leave engine out, or use xtokd's own Distiller")
         super().__init__(*args, **{"data_collator": gather, **kwargs})
         self.args.remove_unused_columns = False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled: raise ValueError("Distilling divides gradients after the backward pass, which sharded trainers do not hand out: use DDP here, or xtokd's own Distiller for FSDP")

@@ -1,0 +1,75 @@
+"""A real engine that serves the tiny teacher, against the teacher in this process. Start one (nbs/173_serve.ipynb shows the commands for vLLM) and name it:
+
+    XTOKD_ENGINE=http://127.0.0.1:8000/v1 pytest tests/test_engine.py
+
+Without one nothing here runs; tests/test_remote.py holds the same against a server of our own, with faults."""
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from test_remote import BV, LOCAL, PAIR, PROMPTS, RESPONSES, SMALL, TEACHER, local, same, samples
+from xtokd.batch import PairBatch
+from xtokd.distill import DistillConfig, Distiller
+from xtokd.models import data_dir, load_model, load_tokenizer
+from xtokd.objectives import objective
+from xtokd.remote import RemoteTeacher
+from xtokd.rollout import rollout
+from xtokd.score import response_logits
+from xtokd.wire import RemoteError
+
+ENGINE = os.environ.get("XTOKD_ENGINE")
+scoring = pytest.mark.skipif(not ENGINE, reason="no XTOKD_ENGINE: no real engine to ask")
+# A student behind an engine that takes new weights: XTOKD_WRITER="URL FOLDER", vLLM started on the folder with VLLM_SERVER_DEV_MODE=1
+WRITER = os.environ.get("XTOKD_WRITER", "").split()
+writing = pytest.mark.skipif(not WRITER, reason="no XTOKD_WRITER: no real engine to write")
+
+
+@scoring
+@pytest.mark.parametrize("form", ["vllm", "echo"])
+def test_it_says_what_the_local_teacher_says(form):
+    far, bad = RemoteTeacher(ENGINE, BV, form=form).rows(PROMPTS, RESPONSES, 5)
+    near = local(5)
+    assert bad == 0 and same(far, near) and torch.allclose(far.topk(5).values, near.topk(5).values, atol=1e-4)
+
+
+@scoring
+@pytest.mark.parametrize("name, knobs", LOCAL, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_objective_that_can_hears_the_same(samples, name, knobs):
+    obj = objective(name, **knobs)
+    ids, own = [s.teacher for s in samples], [s.student for s in samples]
+    student = response_logits(load_model("tiny", device="cpu"), [s.student_prompt for s in samples], own)
+    extra = {k: [torch.full((len(x),), -1.) for x in (ids if k == "weak_logp" else own)] for k in ("weak_logp", "reference_logp")}
+    prompts = [s.teacher_prompt for s in samples]
+    b = PairBatch.from_logits(PAIR, own, ids, [l.clone().requires_grad_() for l in student], response_logits(TEACHER, prompts, ids), preferences=[1, -1, 1, -1], writer="reference" if name == "ctpd" else "student", **extra)
+    far, bad = RemoteTeacher(ENGINE, BV).rows(prompts, ids, obj.teacher_top)
+    here, there = obj(b), obj(replace(b, teacher=far))
+    assert bad == 0 and here.count == there.count > 0 and torch.allclose(here.token_loss, there.token_loss, atol=1e-4)
+
+
+@scoring
+def test_a_run_is_the_run_with_the_local_teacher(tmp_path):
+    near, far = (Distiller("tiny", t, "tiny", "sampled", DistillConfig(**SMALL, out=str(tmp_path/name))).fit() for name, t in (("near", "tiny"), ("far", RemoteTeacher(ENGINE, BV))))
+    for a, b in zip(near.steps, far.steps): assert abs(a["loss"] - b["loss"]) < 1e-4 and a["signal_share"] == b["signal_share"] and abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"]
+    assert len(far.steps) == 2 and abs(near.evals[-1]["rkl_per_byte"] - far.evals[-1]["rkl_per_byte"]) < 1e-3
+
+
+@scoring
+def test_it_writes_what_the_local_teacher_writes():
+    far = RemoteTeacher(ENGINE, BV)
+    assert far.write(PROMPTS, 24, temperature=0.) == rollout(TEACHER, BV, PROMPTS, 24, temperature=0.)
+    assert len({tuple(map(tuple, far.write(PROMPTS, 24, 1., seed))) for seed in range(4)}) == 4
+
+
+@scoring
+def test_another_tokenizer_is_refused():
+    with pytest.raises(RemoteError, match="tokenizer"): RemoteTeacher(ENGINE, load_tokenizer("tiny", "student"))
+
+
+@writing
+def test_it_follows_a_student(tmp_path):
+    settings = dict(SMALL, steps=3, lr=3e-3, warmup=0, temperature=0., eval_prompts=0)
+    far, near = (Distiller(WRITER[1], data_dir()/"tiny/weak", "tiny", "sampled", DistillConfig(**settings, out=str(tmp_path/name), engine=url)).fit() for name, url in (("far", WRITER[0]), ("near", None)))
+    assert all(s["engine_gap"] < 1e-3 for s in far.steps)
+    assert all(abs(a["loss"] - b["loss"]) < 1e-3 for a, b in zip(far.steps, near.steps)) and len({round(s["loss"], 3) for s in near.steps}) == 3

@@ -1,0 +1,71 @@
+"""An engine that writes for the student: it has the newest weights, or the run ends."""
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from xtokd.bytevocab import ByteVocab
+from xtokd.distill import DistillConfig, Distiller
+from xtokd.engine import Engine, opinion
+from xtokd.models import load_model, load_tokenizer
+from xtokd.serve import FOLLOWING, Server
+from xtokd.trainer import DistillTrainer
+from xtokd.wire import RemoteError
+
+TOKENIZER = load_tokenizer("tiny")
+BV = ByteVocab(TOKENIZER)
+SMALL = dict(steps=3, batch_size=4, micro_batch=2, max_new_tokens=12, eval_prompts=0, lr=3e-3, warmup=0, temperature=0., progress=False)
+
+
+def server(**kw): return Server(load_model("tiny", device="cpu"), TOKENIZER, "tiny", **{"follow": True} | kw)
+def run(tmp_path, name, **kw): return Distiller("tiny", "tiny", "tiny", "sampled", DistillConfig(**SMALL, out=str(tmp_path/name), **kw)).fit()
+
+
+def test_a_run_whose_engine_follows_is_the_run_without_one(tmp_path):
+    with server() as s:
+        start = s.model.get_input_embeddings().weight.clone()
+        far = run(tmp_path, "far", engine=s.url)
+        assert (s.model.get_input_embeddings().weight - start).abs().max() > 1e-3        # it has learned too
+    near = run(tmp_path, "near")
+    assert [round(x["loss"], 4) for x in far.steps] == [round(x["loss"], 4) for x in near.steps] and len({round(x["loss"], 4) for x in near.steps}) == 3
+    assert all(0 <= x["engine_gap"] < 1e-4 for x in far.steps) and "engine_gap" not in near.steps[0]
+
+
+def test_an_engine_that_keeps_its_weights_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(FOLLOWING, "/collective_rpc", lambda server, body: {"results": [None]})
+    with server() as s, pytest.raises(RemoteError, match="other weights than the student.*tied head"): run(tmp_path, "a", engine=s.url)
+
+
+def test_an_engine_that_takes_no_weights_is_named_with_the_cure(tmp_path):
+    with server(follow=False) as s, pytest.raises(RemoteError, match="VLLM_SERVER_DEV_MODE=1.*xtokd serve --follow"): run(tmp_path, "a", engine=s.url)
+
+
+def test_another_student_behind_the_engine_is_refused():
+    other = load_model("tiny", device="cpu")
+    with torch.no_grad(): other.get_input_embeddings().weight.mul_(1.2)
+    with server() as s, pytest.raises(RemoteError, match="other weights"): Engine(s.url, BV).gap(opinion(other, BV))
+
+
+@pytest.mark.parametrize("body, says", [({"method": "exec", "kwargs": {"weights_path": "/"}}, "reload_weights"), ({"method": "reload_weights"}, "reload_weights"),
+                                        ({"method": "reload_weights", "kwargs": {"weights_path": "/no/such/folder"}}, "no folder")])
+def test_what_a_following_server_refuses(body, says):
+    with server() as s, pytest.raises(RemoteError, match=says): Engine(s.url, BV).wire.ask("/collective_rpc", body)
+
+
+def test_requests_say_that_nothing_is_cut_off():
+    "An engine takes top_k and others from the model's generation_config.json where a request is silent: the text would not be the model's."
+    asked = []
+    with server() as s:
+        e = Engine(s.url, BV)
+        ask = e.wire.ask
+        e.wire.ask = lambda path, body=None, *a: (asked.append(body), ask(path, body, *a))[1]
+        e.write([BV.encode("Mia has")], 3, 1., 0)
+    assert {k: asked[0][k] for k in ("top_p", "top_k", "min_p", "repetition_penalty")} == {"top_p": 1., "top_k": -1, "min_p": 0., "repetition_penalty": 1.}
+
+
+def test_engine_and_lora_are_refused():
+    with pytest.raises(ValueError, match="whole weights"): DistillConfig(engine="http://127.0.0.1:1/v1", lora=4)
+
+
+def test_a_trainer_refuses_an_engine(tmp_path):
+    with pytest.raises(ValueError, match="Leave engine out"):
+        DistillTrainer(model=load_model("tiny", device="cpu"), teacher="tiny", processing_class=TOKENIZER, args=TrainingArguments(str(tmp_path), report_to=[]), distill=DistillConfig(engine="http://127.0.0.1:1/v1"))
