@@ -63,10 +63,9 @@ def main():
         whole = t_write + t_rows + t_loss + t_back
         if k >= a.warm: rows.append((len(batch.alignment.student_ids), t["rows"], t["bpm"], t["cover"], t["cover"] / t["bpm"], whole, t["cover"] / whole, (t["cover"] - t["rows"]) / whole))
     mid = [statistics.median(r[i] for r in rows) for i in range(8)]
-    spread = [f"{min(r[i] for r in rows):.2f}-{max(r[i] for r in rows):.2f}" for i in (4, 6, 7)]
+    ranges = [f"{min(r[i] for r in rows):.2f}-{max(r[i] for r in rows):.2f}" for i in (4, 6, 7)]
     print("| student tokens | reading rows, s | projection, s | cover, s | cover / projection | whole step, s | cover's share | cover's share above reading rows |\n" + "| ---: " * 8 + "|")
-    print(f"| {mid[0]:.0f} | {mid[1]:.2f} | {mid[2]:.2f} | {mid[3]:.2f} | {mid[4]:.2f} ({spread[0]}) | {mid[5]:.1f} | {mid[6]:.2f} ({spread[1]}) | {mid[7]:.2f} ({spread[2]}) |")
-
+    print(f"| {mid[0]:.0f} | {mid[1]:.2f} | {mid[2]:.2f} | {mid[3]:.2f} | {mid[4]:.2f} ({ranges[0]}) | {mid[5]:.1f} | {mid[6]:.2f} ({ranges[1]}) | {mid[7]:.2f} ({ranges[2]}) |")
     names = ("student tokens", "reading rows, s", "projection, s", "cover, s", "cover / projection", "whole step, s", "cover's share", "cover's share above reading rows")
     row = {"student": a.student, "teacher": a.teacher, **{n: spread([r[i] for r in rows]) for i, n in enumerate(names)}}
     old = load("cover")["rows"] if (RESULTS / "cover.json").exists() else []
