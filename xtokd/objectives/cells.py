@@ -6,15 +6,16 @@
 __all__ = ['IMPOSSIBLE', 'UNKNOWN', 'LONE', 'DEAD', 'as_text', 'texts_of', 'first_tokens', 'components', 'Follows', 'CellGraph',
            'cell_graph', 'crossing', 'row_links', 'RowCells', 'row_cells']
 
-# %% ../../nbs/43_cells.ipynb #23d067ab
-from functools import lru_cache
+# %% ../../nbs/43_cells.ipynb #ac9b6ecc
+from functools import cached_property, lru_cache
 
 import numpy as np
 
+from .borders import letter_borders
 from ..stored import bridge
 from ..trie import ByteTrie
 
-# %% ../../nbs/43_cells.ipynb #88622352
+# %% ../../nbs/43_cells.ipynb #9691d849
 def as_text(piece):
     "The text of some bytes, or of their longest valid beginning; `` if there is none."
     try: return piece.decode()
@@ -30,10 +31,11 @@ def texts_of(pieces):
     return texts, places
 
 
-def first_tokens(bv, trie, pieces):
-    "Id [n] of the token with which `bv` starts to write each byte string; -1 where it cannot."
-    texts = [as_text(p) for p in pieces]
-    ids = np.array([e[0] if e else -1 for e in bv.encode_batch(texts)], np.int64)
+def first_tokens(bv, trie, pieces, rule=None):
+    "Id [n] of the token with which `bv` starts to write each byte string; -1 where it cannot. A `rule` (see `letter_borders`) spares it some."
+    ids = rule.begins(pieces) if rule else np.full(len(pieces), -1)
+    ask = np.flatnonzero(ids < 0)
+    ids[ask] = [e[0] if e else -1 for e in bv.encode_batch([as_text(pieces[k]) for k in ask])]
     wrong = np.flatnonzero([i < 0 or not p.startswith(bv.bytes[i]) for i, p in zip(ids, pieces)])
     if len(wrong): ids[wrong] = trie.longest([pieces[k] for k in wrong])
     return ids
@@ -51,7 +53,7 @@ def components(n, a, b):
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../nbs/43_cells.ipynb #e45373e1
+# %% ../../nbs/43_cells.ipynb #d5034bd4
 class Follows:
     "Which tokens a tokenizer writes right after another."
     def __init__(self, bv, trie, dense=True):  # a ByteVocab, its trie, and whether whole rows are kept (small vocabularies) or single pairs
@@ -59,6 +61,9 @@ class Follows:
         self.rows, self._pair, self._across = [np.ones(len(bv), bool)], {}, {}
         self._kind, self._known = {-1: 0}, {self.rows[0].tobytes(): 0}
         self.head = np.array([0 if not x else x[0] * 257 + (x[1] if len(x) > 1 else 256) for x in bv.bytes])   # the first two bytes; 256: there is one
+
+    @cached_property
+    def borders(self): return letter_borders(self.bv, lambda prev, nxt: _written_so(self.bv, prev, nxt))
 
     def kind(self, prev):
         "Place in `rows` of what may follow `prev` (-1: a start); tokens after which the same may follow share one."
@@ -103,7 +108,7 @@ def _written_so(bv, prev, nxt):
     out[at] = [len(e) == 2 and e[0] == prev[k] and e[1] == nxt[k] for k, e in zip(at, bv.encode_batch(texts))]
     return out
 
-# %% ../../nbs/43_cells.ipynb #899249a0
+# %% ../../nbs/43_cells.ipynb #c749760f
 def _children(trie, nodes):
     "Child nodes [k] of some nodes, the byte [k] that leads to each, and whose child [k] it is."
     lo, hi = np.searchsorted(trie.keys, nodes * 256), np.searchsorted(trie.keys, nodes * 256 + 256)
@@ -127,21 +132,23 @@ def _starts_across(follows, prev):
 
 
 def _single_pairs(follows, prev, nxt):
-    "Pairs of a large vocabulary, each asked once, and only where some token can lie across the border."
+    "Pairs of a large vocabulary: by the tokenizer's own merges where they settle it, else asked once, and only where some token can lie across the border."
     memo, key, size = follows._pair, prev * len(follows.bv) + nxt, follows.bv.lengths
     if len(memo) > 4_000_000: memo.clear()
-    ask = (prev >= 0) & (size[prev] > 0) & (size[nxt] > 0)
+    ask, out = (prev >= 0) & (size[prev] > 0) & (size[nxt] > 0), np.ones(len(key), bool)
+    if follows.borders:
+        sure = np.flatnonzero(ask & follows.borders.known(prev, nxt))
+        ask[sure], out[sure] = False, ~follows.borders.clash(prev[sure], nxt[sure])
     for p in np.unique(prev[ask]).tolist():
         mine = np.flatnonzero(ask & (prev == p))
         ask[mine] = _starts_across(follows, p)[follows.head[nxt[mine]]]
     asked, back = np.unique(key[ask], return_inverse=True)
     new = np.array([k for k in asked.tolist() if k not in memo], np.int64)
     memo.update(zip(new.tolist(), _written_so(follows.bv, *divmod(new, len(follows.bv))).tolist()))
-    out = np.ones(len(key), bool)
     out[ask] = np.array([memo[k] for k in asked.tolist()], bool)[back]
     return out
 
-# %% ../../nbs/43_cells.ipynb #f5e5ef09
+# %% ../../nbs/43_cells.ipynb #472a39ff
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
     small = 4096   # up to this many tokens a side every row is taken apart exactly (notebook on joint futures); beyond, by the tokens that the teacher can mean
@@ -179,6 +186,9 @@ class CellGraph:
     @property
     def exact(self): return max(len(self.s), len(self.t)) <= self.small
 
+    @cached_property
+    def teacher_borders(self): return None if self.exact else letter_borders(self.t, lambda prev, nxt: _written_so(self.t, prev, nxt))
+
     def __repr__(self):
         size = np.bincount(self.cell_s[self.cell_s >= 0], minlength=self.n)
         return f"CellGraph({self.n:,} cells for {(self.cell_s >= 0).sum():,} student tokens, {(size == 1).sum() / max((self.cell_s >= 0).sum(), 1):.0%} alone in theirs, largest {size.max():,})"
@@ -189,7 +199,7 @@ def cell_graph(student, teacher):
     "The `CellGraph` of two ByteVocabs, made once per pair in this process."
     return CellGraph(student, teacher)
 
-# %% ../../nbs/43_cells.ipynb #c24a907a
+# %% ../../nbs/43_cells.ipynb #76de65f1
 def _past(graph, node):
     "Teacher ids [k] that start with the node's bytes and go on."
     tr = graph.t_trie
@@ -203,7 +213,7 @@ def _target(graph, w, cut):
         memo = graph._target_at.setdefault(c, np.full(len(graph.t), -2, np.int32))
         mine = w[cut == c]
         new = np.unique(mine[memo[mine] == -2])
-        if len(new): memo[new] = first_tokens(graph.s, graph.s_trie, [graph.t.bytes[i][c:] for i in new])
+        if len(new): memo[new] = first_tokens(graph.s, graph.s_trie, [graph.t.bytes[i][c:] for i in new], None if graph.exact else graph.follows.borders)
         out[cut == c] = memo[mine]
     return out
 
@@ -221,7 +231,7 @@ def _longer(graph, w, cut):
         whole, tr = graph.t.bytes[w], graph.s_trie
         node = tr.find([whole[cut:]])[0]
         ids = tr.order[tr.lo[node] + tr.exact[node]: tr.hi[node]] if node >= 0 else np.zeros(0, np.int64)
-        ids = ids[first_tokens(graph.t, graph.t_trie, [whole[:cut] + graph.s.bytes[u] for u in ids]) == w] if len(ids) else ids
+        ids = ids[first_tokens(graph.t, graph.t_trie, [whole[:cut] + graph.s.bytes[u] for u in ids], graph.teacher_borders) == w] if len(ids) else ids
         graph._beyond[w, cut] = ids
     return graph._beyond[w, cut]
 

@@ -1,0 +1,105 @@
+"""Which tokens BPE writes side by side, from the merges alone: always the tokenizer's own answer, or none."""
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from tokenizers import Tokenizer
+
+from xtokd.bytevocab import ByteVocab
+from xtokd.models import load_tokenizer
+from xtokd.objectives import borders, cells
+from xtokd.objectives.borders import Borders, letter_borders
+from xtokd.objectives.cells import CellGraph, _written_so, first_tokens
+from xtokd.trie import ByteTrie
+
+
+def bpe(merges, letters="abc", pre=None, more=(), **kw):
+    vocab = {x: i for i, x in enumerate(dict.fromkeys([*letters, *(a + b for a, b in merges), *more]))}
+    return Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": pre, "post_processor": None, "decoder": {"type": "Fuse"}, "truncation": None, "padding": None,
+                                          "model": {"type": "BPE", "vocab": vocab, "merges": [list(m) for m in merges], **kw}}))
+
+
+@st.composite
+def merge_lists(draw):
+    "Merges of pieces that are there already, in any order: some tokens are never written, some are made in two ways."
+    pieces, found = list("abc"), []
+    for _ in range(draw(st.integers(1, 10))):
+        m = draw(st.sampled_from(pieces)), draw(st.sampled_from(pieces))
+        if m not in found and len(m[0] + m[1]) <= 8: found.append(m); pieces += [m[0] + m[1]] * (m[0] + m[1] not in pieces)
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(merge_lists().flatmap(lambda m: st.tuples(st.just(m), st.permutations(range(len(m))), st.booleans())))
+def test_of_clear_tokens_the_answer_is_the_tokenizers(case):
+    merges, order, shuffled = case
+    if shuffled: merges = [merges[k] for k in order]
+    tok = bpe(merges)
+    vocab, back = tok.get_vocab(), {i: t for t, i in tok.get_vocab().items()}
+    rule = Borders(vocab, merges, len(vocab))
+    for i in np.flatnonzero(rule.clear): assert tok.encode(back[int(i)]).ids == [i]
+    a, b = (x.ravel() for x in np.meshgrid(*[np.flatnonzero(rule.clear)] * 2))
+    assert rule.clash(a, b).tolist() == [tok.encode(back[int(i)] + back[int(j)]).ids != [i, j] for i, j in zip(a, b)]
+
+
+def test_most_tokens_of_real_merge_lists_are_clear():
+    for role in ("student", "teacher"):
+        rule = letter_borders(bv := ByteVocab(load_tokenizer("tiny", role)), lambda p, n: _written_so(bv, p, n))
+        made = rule.rank >= 0
+        assert rule.clear[made].mean() > .95 and rule.first.sum() > 100
+
+
+def test_equal_merges_the_leftmost_is_first():
+    tok = bpe([("a", "a"), ("aa", "a")])
+    rule = Borders(tok.get_vocab(), [("a", "a"), ("aa", "a")], 5)
+    ids = tok.get_vocab()
+    pair = lambda x, y: bool(rule.clash(np.array([ids[x]]), np.array([ids[y]]))[0])
+    assert pair("a", "aa") and pair("aa", "a") and tok.encode("aaaa").tokens == ["aa", "aa"] and not pair("aa", "aa")
+
+
+def ask(bv): return lambda p, n: _written_so(bv, p, n)
+
+
+@pytest.mark.parametrize("kw", [dict(dropout=.5), dict(continuing_subword_prefix="##"), dict(end_of_word_suffix="</w>")])
+def test_other_rules_than_merges_give_no_rule(kw):
+    bv = ByteVocab(load_tokenizer("tiny"))
+    model = json.loads(bv.tokenizer.to_str())
+    model["model"] |= kw
+    fake = type("Fake", (), {"tokenizer": type("T", (), {"to_str": lambda self: json.dumps(model)})(), "bytes": bv.bytes, "__len__": lambda self: len(bv)})()
+    assert letter_borders(fake, ask(bv)) is None
+
+
+def test_a_split_inside_letters_is_found_by_the_trial():
+    merges = [("a", "b"), ("B", "a"), ("ab", "B"), ("ab", "Ba"), ("c", "a"), ("b", "c"), ("C", "c"), ("a", "C")]
+    free = bpe(merges, "abcABC")
+    cut = bpe(merges, "abcABC", {"type": "Split", "pattern": {"Regex": "[A-Z]?[a-z]+"}, "behavior": "Isolated", "invert": False})
+    fit = [letter_borders(bv := ByteVocab(t), ask(bv)) is not None for t in (free, cut)]
+    assert fit == [True, False]
+
+
+def test_cells_are_the_same_with_and_without(monkeypatch):
+    "The whole graph in its cheap form, asked of a real pair: only fewer questions."
+    pair = [ByteVocab(load_tokenizer("tiny", r)) for r in ("student", "teacher")]
+    monkeypatch.setattr(CellGraph, "small", 0)
+    found, asked = [], []
+    for there in (True, False):
+        if not there: monkeypatch.setattr(cells, "letter_borders", lambda bv, ask: None)
+        graph, count, rng = CellGraph(*pair), [0], np.random.default_rng(0)
+        assert (graph.follows.borders is not None) == (graph.teacher_borders is not None) == there
+        written = cells._written_so
+        monkeypatch.setattr(cells, "_written_so", lambda bv, p, n: (count.__setitem__(0, count[0] + len(p)), written(bv, p, n))[1])
+        prev, nxt = rng.integers(len(pair[0]), size=(2, 20_000))
+        w, c = np.flatnonzero(pair[1].lengths > 2), rng.integers(1, 3)
+        found.append((graph.follows.pairs(prev, nxt).tolist(), graph.target(w, np.full(len(w), c)).tolist(), [graph.longer(int(x), 1).tolist() for x in w[:200]]))
+        asked.append(count[0])
+        monkeypatch.setattr(cells, "_written_so", written)
+    assert found[0] == found[1] and asked[0] < asked[1]
+
+
+def test_first_tokens_with_a_rule():
+    bv = ByteVocab(load_tokenizer("tiny", "teacher"))
+    rule, trie, rng = letter_borders(bv, ask(bv)), ByteTrie(bv.bytes), np.random.default_rng(0)
+    some = [bv.bytes[i] for i in np.flatnonzero(bv.lengths > 0)]
+    texts = [b"".join(some[i] for i in rng.integers(len(some), size=rng.integers(1, 4))) for _ in range(3000)]
+    assert first_tokens(bv, trie, texts, rule).tolist() == first_tokens(bv, trie, texts).tolist()
