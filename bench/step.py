@@ -6,7 +6,7 @@
     python bench/step.py --device cuda                        on a GPU
 
 Each side runs in processes of its own, in turns; the first steps of a process are not counted. Both sample at temperature 1 without filters, one micro-batch a step, AdamW, float32 on a CPU and bfloat16 on a GPU.
-Ours learns by `--objective` (cover; also with `gold`), trl's by its hybrid loss (`use_uld_loss`, `uld_use_hybrid_loss`, observed merges). Texts are sampled, so their lengths differ a little: the tokens are in the table.
+Ours learns by each of `--objectives` (cover, gold), trl's by its hybrid loss (`use_uld_loss`, `uld_use_hybrid_loss`, observed merges). Texts are sampled, so their lengths differ a little: the tokens are in the table.
 Parts are seconds of wall clock. "Cross-tokenizer" is retokenising, alignment and the objective, less what plain reading of the same rows costs (their log-probabilities, and a sum over the student's with its gradient).
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile, time
@@ -134,7 +134,7 @@ class Counted:
 
 # ---- both, in turns --------------------------------------------------------------------------------------------------------
 def elsewhere(a, who, pair, turn, **how):
-    words = {"--one": who, "--pairs": pair, "--turn": turn, "--steps": a.steps, "--warm": a.warm, "--device": a.device, "--threads": a.threads, "--objective": a.objective, "--new": a.new, "--batch": a.batch, "--rows": a.rows} | how
+    words = {"--one": who, "--pairs": pair, "--turn": turn, "--steps": a.steps, "--warm": a.warm, "--device": a.device, "--threads": a.threads, "--objective": "cover", "--new": a.new, "--batch": a.batch, "--rows": a.rows} | how
     done = subprocess.run([sys.executable, __file__, *(str(x) for kv in words.items() for x in kv)], capture_output=True, text=True)
     if done.returncode: print(f"{who} {pair}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr); return []
     return json.loads(done.stdout.splitlines()[-1])
@@ -146,24 +146,24 @@ def parts_of(runs):
 
 
 def both(a, pair):
-    runs = {"ours": [], "trl": []}
+    runs = {name: [] for name in (*a.objectives, "trl")}
     for turn in range(a.turns):
-        for who in ("ours", "trl") if turn % 2 else ("trl", "ours"):
-            if who == "ours" or find_spec("trl"): runs[who] += elsewhere(a, who, pair, turn)
-    rows, n = [], min(len(runs["ours"]), len(runs["trl"])) or None
-    for who, found in runs.items():
+        for name in (list(runs) if turn % 2 else list(runs)[::-1]):
+            if name != "trl" or find_spec("trl"): runs[name] += elsewhere(a, "trl" if name == "trl" else "ours", pair, turn, **({} if name == "trl" else {"--objective": name}))
+    rows = []
+    for name, found in runs.items():
         if not found: continue
+        who = "trl" if name == "trl" else "ours"
         whole, p = spread([r["seconds"] for r in found]), parts_of(found)
         p["rest"] = max(whole["median"] - sum(p.values()), 0.)
-        row = {"what": "step", "pair": pair, "who": who, "objective": a.objective if who == "ours" else "GOLDTrainer, hybrid", "seconds": whole, "tokens": statistics.median(r["tokens"] for r in found), "parts": p}
+        row = {"what": "step", "pair": pair, "who": who, "objective": name if who == "ours" else "GOLDTrainer, hybrid", "seconds": whole, "tokens": statistics.median(r["tokens"] for r in found), "parts": p}
         if who == "ours":
             cross = [r["parts"].get("retokenise", 0) + r["parts"].get("alignment", 0) + max(r["parts"]["objective"] - r["reading"], 0.) for r in found]
             row["cross-tokenizer share"] = spread([c / r["seconds"] for c, r in zip(cross, found)])
             row["objective's share"] = spread([r["parts"]["objective"] / r["seconds"] for r in found])
-        if n: row["trl / ours"] = ratio([r["seconds"] for r in runs["trl"][:n]], [r["seconds"] for r in runs["ours"][:n]])
+            if n := min(len(found), len(runs["trl"])): row["trl / ours"] = ratio([r["seconds"] for r in runs["trl"][:n]], [r["seconds"] for r in found[:n]])
         rows.append(row)
-        print(f"| {pair} | {who} | {row['objective']} | {row['tokens']:.0f} | {show(whole)} | {', '.join(f'{k} {v:.2f}' for k, v in p.items())} | {show(row['cross-tokenizer share'], 100, 1) + ' %' if who == 'ours' else ''} |", flush=True)
-    if n: print(f"\ntrl / ours: {show(rows[-1]['trl / ours'], digits=1)}\n", flush=True)
+        print(f"| {pair} | {who} | {row['objective']} | {row['tokens']:.0f} | {show(whole)} | {', '.join(f'{k} {v:.2f}' for k, v in p.items())} | {show(row['cross-tokenizer share'], 100, 1) + ' %' if who == 'ours' else ''} | {show(row['trl / ours'], digits=1) if 'trl / ours' in row else ''} |", flush=True)
     return rows
 
 
@@ -183,7 +183,7 @@ def scaling(a):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--pairs", nargs="+", default=["tiny:tiny", "smollm2:gemma"], metavar="STUDENT:TEACHER"); p.add_argument("--objective", default="cover"); p.add_argument("--rows", default="auto")
+    p.add_argument("--pairs", nargs="+", default=["tiny:tiny", "smollm2:gemma"], metavar="STUDENT:TEACHER"); p.add_argument("--objectives", nargs="+", default=["cover", "gold"]); p.add_argument("--objective", default="cover", help=argparse.SUPPRESS); p.add_argument("--rows", default="auto")
     p.add_argument("--steps", type=int, default=3); p.add_argument("--warm", type=int, default=2); p.add_argument("--turns", type=int, default=2); p.add_argument("--new", type=int, default=64); p.add_argument("--batch", type=int, default=4)
     p.add_argument("--threads", type=int, default=2); p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu"); p.add_argument("--scaling", action="store_true"); p.add_argument("--name", default="step")
     p.add_argument("--one", choices=("ours", "trl")); p.add_argument("--turn", type=int, default=0)
@@ -192,7 +192,7 @@ def main():
     if a.one: return print(json.dumps({"ours": ours, "trl": theirs}[a.one](a, *a.pairs[0].split(":"))))
     print(f"{head()}\n")
     if a.scaling: return print(store("scaling", scaling(a)))
-    print("| pair | who | objective | tokens | step, seconds | parts, seconds | cross-tokenizer |\n| --- | --- | --- | ---: | ---: | --- | ---: |")
+    print("| pair | who | objective | tokens | step, seconds | parts, seconds | cross-tokenizer | trl / ours |\n| --- | --- | --- | ---: | ---: | --- | ---: | ---: |")
     rows = []
     for pair in a.pairs:
         vars(a).update(ROLES.get(pair.split(":")[0], dict(new=a.new, batch=a.batch)))

@@ -1,13 +1,14 @@
 """Which tokens BPE writes side by side, from the merges alone: always the tokenizer's own answer, or none."""
 import json
 
+import test_bytevocab
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer
 
 from xtokd.bytevocab import ByteVocab
-from xtokd.models import load_tokenizer
+from xtokd.models import home, load_tokenizer
 from xtokd.objectives import borders, cells
 from xtokd.objectives.borders import Borders, letter_borders
 from xtokd.objectives.cells import CellGraph, _written_so, first_tokens
@@ -103,3 +104,25 @@ def test_first_tokens_with_a_rule():
     some = [bv.bytes[i] for i in np.flatnonzero(bv.lengths > 0)]
     texts = [b"".join(some[i] for i in rng.integers(len(some), size=rng.integers(1, 4))) for _ in range(3000)]
     assert first_tokens(bv, trie, texts, rule).tolist() == first_tokens(bv, trie, texts).tolist()
+
+
+def real(name):
+    "A tokenizer of a real model; skips where it is not on this machine."
+    if name not in ("smollm2", "gemma"): return ByteVocab(getattr(test_bytevocab, name)(), name=name)
+    if not (home() / "models" / name).exists(): pytest.skip(f"{name} is not here: xtokd models get {name}")
+    return ByteVocab(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smollm2", "qwen", "deepseek", "gemma"])
+def test_of_real_tokenizers(name):
+    "60,000 pairs, half of them with a short second token, where merges across the border are common; and the first tokens of as many texts."
+    bv = real(name)
+    rule, rng = letter_borders(bv, ask(bv)), np.random.default_rng(3)
+    a, b = np.flatnonzero(rule.first), np.flatnonzero(rule.second)
+    prev, nxt = rng.choice(a, 60_000), np.r_[rng.choice(b[bv.lengths[b] <= 3], 30_000), rng.choice(b, 30_000)]
+    truth = _written_so(bv, prev, nxt)
+    assert np.array_equal(~rule.clash(prev, nxt), truth) and .5 < truth.mean() < .95
+    texts = [bv.bytes[i] + bv.bytes[j] for i, j in zip(prev[:30_000], nxt)] + [bv.bytes[i][1:] for i in prev[:30_000] if bv.lengths[i] > 1]
+    begun = rule.begins(texts)
+    assert (begun >= 0).mean() > .8 and np.array_equal(begun[begun >= 0], first_tokens(bv, ByteTrie(bv.bytes), texts)[begun >= 0])
