@@ -3,6 +3,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from faults import fault
 from xtokd.bytevocab import ByteVocab
 from xtokd.distill import DistillConfig, Distiller
 from xtokd.engine import Engine, opinion
@@ -30,11 +31,14 @@ def test_a_run_whose_engine_follows_is_the_run_without_one(tmp_path):
     assert all(0 <= x["engine_gap"] < 1e-4 for x in far.steps) and "engine_gap" not in near.steps[0]
 
 
+@fault("an engine that writes for the student keeps its old weights", how="a server that says yes to a reload and does nothing",
+       outcome="its log-probs of a probe are compared before it writes: above 0.05 nats a token the run ends and says why; below, the gap is in the log")
 def test_an_engine_that_keeps_its_weights_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setitem(FOLLOWING, "/collective_rpc", lambda server, body: {"results": [None]})
     with server() as s, pytest.raises(RemoteError, match="other weights than the student.*tied head"): run(tmp_path, "a", engine=s.url)
 
 
+@fault("an engine that cannot be given weights", how="a server without the two development paths", outcome="the run ends before the first text and names the switch: VLLM_SERVER_DEV_MODE=1, or `xtokd serve --follow`")
 def test_an_engine_that_takes_no_weights_is_named_with_the_cure(tmp_path):
     with server(follow=False) as s, pytest.raises(RemoteError, match="VLLM_SERVER_DEV_MODE=1.*xtokd serve --follow"): run(tmp_path, "a", engine=s.url)
 
