@@ -193,9 +193,9 @@ def main():
     print(f"{head()}\n")
     if a.scaling: return print(store("scaling", scaling(a)))
     print("| pair | who | objective | tokens | step, seconds | parts, seconds | cross-tokenizer | trl / ours |\n| --- | --- | --- | ---: | ---: | --- | ---: | ---: |")
-    rows = []
+    rows, asked = [], dict(new=a.new, batch=a.batch)
     for pair in a.pairs:
-        vars(a).update(ROLES.get(pair.split(":")[0], dict(new=a.new, batch=a.batch)))
+        vars(a).update(ROLES.get(pair.split(":")[0], asked))
         rows += both(a, pair)
     store(a.name, rows, device=a.device)
 
