@@ -7,13 +7,13 @@
 Each round writes new texts, so that nothing about them is remembered. Both objectives are asked of the same batch, in turns; forward and backward to the student's rows.
 The structures of the pair (made once for a run) are made before, by the first rounds, which are not counted.
 """
-import argparse, statistics, sys, time
+import argparse, sys, time
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import PROMPTS, RESULTS, load, spread, store
+from common import PROMPTS, RESULTS, load, show, spread, store
 
 from xtokd.batch import PairBatch
 from xtokd.config import DistillConfig
@@ -62,12 +62,10 @@ def main():
         student.model.zero_grad()
         whole = t_write + t_rows + t_loss + t_back
         if k >= a.warm: rows.append((len(batch.alignment.student_ids), t["rows"], t["bpm"], t["cover"], t["cover"] / t["bpm"], whole, t["cover"] / whole, (t["cover"] - t["rows"]) / whole))
-    mid = [statistics.median(r[i] for r in rows) for i in range(8)]
-    ranges = [f"{min(r[i] for r in rows):.2f}-{max(r[i] for r in rows):.2f}" for i in (4, 6, 7)]
-    print("| student tokens | reading rows, s | projection, s | cover, s | cover / projection | whole step, s | cover's share | cover's share above reading rows |\n" + "| ---: " * 8 + "|")
-    print(f"| {mid[0]:.0f} | {mid[1]:.2f} | {mid[2]:.2f} | {mid[3]:.2f} | {mid[4]:.2f} ({ranges[0]}) | {mid[5]:.1f} | {mid[6]:.2f} ({ranges[1]}) | {mid[7]:.2f} ({ranges[2]}) |")
     names = ("student tokens", "reading rows, s", "projection, s", "cover, s", "cover / projection", "whole step, s", "cover's share", "cover's share above reading rows")
-    row = {"student": a.student, "teacher": a.teacher, **{n: spread([r[i] for r in rows]) for i, n in enumerate(names)}}
+    found = {n: spread([r[i] for r in rows]) for i, n in enumerate(names)}
+    print("| " + " | ".join(names) + " |\n" + "| ---: " * len(names) + "|\n| " + " | ".join(show(x) for x in found.values()) + " |")
+    row = {"student": a.student, "teacher": a.teacher, **found}
     old = load("cover")["rows"] if (RESULTS / "cover.json").exists() else []
     store("cover", [r for r in old if (r["student"], r["teacher"]) != (a.student, a.teacher)] + [row])
 

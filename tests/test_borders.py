@@ -37,8 +37,8 @@ def test_of_clear_tokens_the_answer_is_the_tokenizers(case):
     merges, order, shuffled = case
     if shuffled: merges = [merges[k] for k in order]
     tok = bpe(merges)
-    vocab, back = tok.get_vocab(), {i: t for t, i in tok.get_vocab().items()}
-    rule = Borders(vocab, merges, len(vocab))
+    back = {i: t for t, i in tok.get_vocab().items()}
+    rule = Borders(ByteVocab(tok))
     for i in np.flatnonzero(rule.clear): assert tok.encode(back[int(i)]).ids == [i]
     a, b = (x.ravel() for x in np.meshgrid(*[np.flatnonzero(rule.clear)] * 2))
     assert rule.clash(a, b).tolist() == [tok.encode(back[int(i)] + back[int(j)]).ids != [i, j] for i, j in zip(a, b)]
@@ -46,36 +46,34 @@ def test_of_clear_tokens_the_answer_is_the_tokenizers(case):
 
 def test_most_tokens_of_real_merge_lists_are_clear():
     for role in ("student", "teacher"):
-        rule = letter_borders(bv := ByteVocab(load_tokenizer("tiny", role)), lambda p, n: _written_so(bv, p, n))
+        rule = letter_borders(ByteVocab(load_tokenizer("tiny", role)), _written_so)
         made = rule.rank >= 0
         assert rule.clear[made].mean() > .95 and rule.first.sum() > 100
 
 
 def test_equal_merges_the_leftmost_is_first():
     tok = bpe([("a", "a"), ("aa", "a")])
-    rule = Borders(tok.get_vocab(), [("a", "a"), ("aa", "a")], 5)
+    rule = Borders(ByteVocab(tok))
     ids = tok.get_vocab()
     pair = lambda x, y: bool(rule.clash(np.array([ids[x]]), np.array([ids[y]]))[0])
     assert pair("a", "aa") and pair("aa", "a") and tok.encode("aaaa").tokens == ["aa", "aa"] and not pair("aa", "aa")
 
 
-def ask(bv): return lambda p, n: _written_so(bv, p, n)
+WORDS = [("a", "b"), ("B", "a"), ("ab", "B"), ("ab", "Ba"), ("c", "a"), ("b", "c"), ("C", "c"), ("a", "C")]
 
 
-@pytest.mark.parametrize("kw", [dict(dropout=.5), dict(continuing_subword_prefix="##"), dict(end_of_word_suffix="</w>")])
-def test_other_rules_than_merges_give_no_rule(kw):
-    bv = ByteVocab(load_tokenizer("tiny"))
-    model = json.loads(bv.tokenizer.to_str())
-    model["model"] |= kw
-    fake = type("Fake", (), {"tokenizer": type("T", (), {"to_str": lambda self: json.dumps(model)})(), "bytes": bv.bytes, "__len__": lambda self: len(bv)})()
-    assert letter_borders(fake, ask(bv)) is None
+def test_plain_merges_give_a_rule(): assert letter_borders(ByteVocab(bpe(WORDS, "abcABC")), _written_so) is not None
+
+
+def test_marked_pieces_give_no_rule():
+    "A dropout and marked word ends are refused by ByteVocab itself."
+    assert letter_borders(ByteVocab(bpe([], ["a", "##a"], continuing_subword_prefix="##")), _written_so) is None
 
 
 def test_a_split_inside_letters_is_found_by_the_trial():
-    merges = [("a", "b"), ("B", "a"), ("ab", "B"), ("ab", "Ba"), ("c", "a"), ("b", "c"), ("C", "c"), ("a", "C")]
-    free = bpe(merges, "abcABC")
-    cut = bpe(merges, "abcABC", {"type": "Split", "pattern": {"Regex": "[A-Z]?[a-z]+"}, "behavior": "Isolated", "invert": False})
-    fit = [letter_borders(bv := ByteVocab(t), ask(bv)) is not None for t in (free, cut)]
+    free = bpe(WORDS, "abcABC")
+    cut = bpe(WORDS, "abcABC", {"type": "Split", "pattern": {"Regex": "[A-Z]?[a-z]+"}, "behavior": "Isolated", "invert": False})
+    fit = [letter_borders(ByteVocab(t), _written_so) is not None for t in (free, cut)]
     assert fit == [True, False]
 
 
@@ -100,7 +98,7 @@ def test_cells_are_the_same_with_and_without(monkeypatch):
 
 def test_first_tokens_with_a_rule():
     bv = ByteVocab(load_tokenizer("tiny", "teacher"))
-    rule, trie, rng = letter_borders(bv, ask(bv)), ByteTrie(bv.bytes), np.random.default_rng(0)
+    rule, trie, rng = letter_borders(bv, _written_so), ByteTrie(bv.bytes), np.random.default_rng(0)
     some = [bv.bytes[i] for i in np.flatnonzero(bv.lengths > 0)]
     texts = [b"".join(some[i] for i in rng.integers(len(some), size=rng.integers(1, 4))) for _ in range(3000)]
     assert first_tokens(bv, trie, texts, rule).tolist() == first_tokens(bv, trie, texts).tolist()
@@ -118,7 +116,7 @@ def real(name):
 def test_of_real_tokenizers(name):
     "60,000 pairs, half of them with a short second token, where merges across the border are common; and the first tokens of as many texts."
     bv = real(name)
-    rule, rng = letter_borders(bv, ask(bv)), np.random.default_rng(3)
+    rule, rng = letter_borders(bv, _written_so), np.random.default_rng(3)
     a, b = np.flatnonzero(rule.first), np.flatnonzero(rule.second)
     prev, nxt = rng.choice(a, 60_000), np.r_[rng.choice(b[bv.lengths[b] <= 3], 30_000), rng.choice(b, 30_000)]
     truth = _written_so(bv, prev, nxt)

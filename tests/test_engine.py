@@ -4,19 +4,15 @@
 
 Without one nothing here runs; tests/test_remote.py holds the same against a server of our own, with faults."""
 import os
-from dataclasses import replace
 
 import pytest
 import torch
 
-from test_remote import BV, LOCAL, PAIR, PROMPTS, RESPONSES, SMALL, TEACHER, local, same, samples
-from xtokd.batch import PairBatch
+from test_remote import BV, LOCAL, PROMPTS, RESPONSES, SMALL, TEACHER, hears_the_same, local, same, same_run, samples
 from xtokd.distill import DistillConfig, Distiller
-from xtokd.models import data_dir, load_model, load_tokenizer
-from xtokd.objectives import objective
+from xtokd.models import data_dir, load_tokenizer
 from xtokd.remote import RemoteTeacher
 from xtokd.rollout import rollout
-from xtokd.score import response_logits
 from xtokd.wire import RemoteError
 
 ENGINE = os.environ.get("XTOKD_ENGINE")
@@ -37,22 +33,13 @@ def test_it_says_what_the_local_teacher_says(form):
 @scoring
 @pytest.mark.parametrize("name, knobs", LOCAL, ids=lambda x: x if isinstance(x, str) else "")
 def test_every_objective_that_can_hears_the_same(samples, name, knobs):
-    obj = objective(name, **knobs)
-    ids, own = [s.teacher for s in samples], [s.student for s in samples]
-    student = response_logits(load_model("tiny", device="cpu"), [s.student_prompt for s in samples], own)
-    extra = {k: [torch.full((len(x),), -1.) for x in (ids if k == "weak_logp" else own)] for k in ("weak_logp", "reference_logp")}
-    prompts = [s.teacher_prompt for s in samples]
-    b = PairBatch.from_logits(PAIR, own, ids, [l.clone().requires_grad_() for l in student], response_logits(TEACHER, prompts, ids), preferences=[1, -1, 1, -1], writer="reference" if name == "ctpd" else "student", **extra)
-    far, bad = RemoteTeacher(ENGINE, BV).rows(prompts, ids, obj.teacher_top)
-    here, there = obj(b), obj(replace(b, teacher=far))
-    assert bad == 0 and here.count == there.count > 0 and torch.allclose(here.token_loss, there.token_loss, atol=1e-4)
+    hears_the_same(RemoteTeacher(ENGINE, BV), samples, name, knobs)
 
 
 @scoring
 def test_a_run_is_the_run_with_the_local_teacher(tmp_path):
     near, far = (Distiller("tiny", t, "tiny", "sampled", DistillConfig(**SMALL, out=str(tmp_path/name))).fit() for name, t in (("near", "tiny"), ("far", RemoteTeacher(ENGINE, BV))))
-    for a, b in zip(near.steps, far.steps): assert abs(a["loss"] - b["loss"]) < 1e-4 and a["signal_share"] == b["signal_share"] and abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"]
-    assert len(far.steps) == 2 and abs(near.evals[-1]["rkl_per_byte"] - far.evals[-1]["rkl_per_byte"]) < 1e-3
+    same_run(near, far)
 
 
 @scoring

@@ -269,20 +269,35 @@ def samples():
     return write(load_prompts("tiny", 4), s, t, DistillConfig(max_new_tokens=24, progress=False), seed=0)
 
 
-@pytest.mark.parametrize("name, knobs", LOCAL, ids=lambda x: x if isinstance(x, str) else "")
-def test_every_objective_that_can_hears_the_same_over_the_wire(samples, name, knobs):
-    obj = objective(name, **knobs)
-    assert obj.reads(PAIR) in ("realised", "top")
-    prompts, ids = [s.teacher_prompt for s in samples], [s.teacher for s in samples]
-    student = response_logits(load_model("tiny", device="cpu"), [s.student_prompt for s in samples], [s.student for s in samples])
-    extra = {k: [torch.full((len(x),), -1.) for x in (ids if k == "weak_logp" else [s.student for s in samples])] for k in ("weak_logp", "reference_logp")}
-    b = PairBatch.from_logits(PAIR, [s.student for s in samples], ids, [l.clone().requires_grad_() for l in student], response_logits(TEACHER, prompts, ids), preferences=[1, -1, 1, -1], writer="reference" if name == "ctpd" else "student", **extra)
-    with serve(*PASSING, times=1) as s: far, bad = remote(s, retries=20).rows(prompts, ids, obj.teacher_top)
+def pair_batch(samples, name):
+    "A batch of samples as an objective of that name reads it: the tiny student, TEACHER's logits."
+    own, ids = [s.student for s in samples], [s.teacher for s in samples]
+    student = response_logits(load_model("tiny", device="cpu"), [s.student_prompt for s in samples], own)
+    extra = {k: [torch.full((len(x),), -1.) for x in (ids if k == "weak_logp" else own)] for k in ("weak_logp", "reference_logp")}
+    return PairBatch.from_logits(PAIR, own, ids, [l.clone().requires_grad_() for l in student], response_logits(TEACHER, [s.teacher_prompt for s in samples], ids), preferences=[1, -1, 1, -1], writer="reference" if name == "ctpd" else "student", **extra)
+
+
+def hears_the_same(remote, samples, name, knobs):
+    "The same losses from the rows of a RemoteTeacher as from TEACHER's."
+    obj, b = objective(name, **knobs), pair_batch(samples, name)
+    far, bad = remote.rows([s.teacher_prompt for s in samples], [s.teacher for s in samples], obj.teacher_top)
     here, there = obj(b), obj(replace(b, teacher=far))
     assert bad == 0 and here.count == there.count > 0 and torch.allclose(here.token_loss, there.token_loss, atol=1e-4) and abs(float((here.loss - there.loss).detach())) < 1e-4
 
 
+@pytest.mark.parametrize("name, knobs", LOCAL, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_objective_that_can_hears_the_same_over_the_wire(samples, name, knobs):
+    assert objective(name, **knobs).reads(PAIR) in ("realised", "top")
+    with serve(*PASSING, times=1) as s: hears_the_same(remote(s, retries=20), samples, name, knobs)
+
+
 SMALL = dict(steps=2, batch_size=4, max_new_tokens=24, eval_prompts=4, eval_samples=1, progress=False, micro_batch=2)
+
+
+def same_run(near, far):
+    "Steps and evaluation of two runs agree, to what float32 rounds."
+    for a, b in zip(near.steps, far.steps): assert abs(a["loss"] - b["loss"]) < 1e-4 and a["signal_share"] == b["signal_share"] and abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"]
+    assert len(far.steps) == 2 and abs(near.evals[-1]["rkl_per_byte"] - far.evals[-1]["rkl_per_byte"]) < 1e-3
 
 
 def test_a_run_with_a_served_teacher_is_the_run_with_the_local_one(tmp_path):
@@ -291,8 +306,7 @@ def test_a_run_with_a_served_teacher_is_the_run_with_the_local_one(tmp_path):
     with serve(*PASSING, times=1) as s:
         t = remote(s, retries=20)
         far = Distiller("tiny", t, "tiny", "sampled", config("far")).fit()
-    for a, b in zip(near.steps, far.steps): assert abs(a["loss"] - b["loss"]) < 1e-4 and a["signal_share"] == b["signal_share"] and abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"]
-    assert len(far.steps) == 2 and abs(near.evals[-1]["rkl_per_byte"] - far.evals[-1]["rkl_per_byte"]) < 1e-3
+    same_run(near, far)
     assert s.seen
 
 

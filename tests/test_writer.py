@@ -73,3 +73,11 @@ def test_engine_and_lora_are_refused():
 def test_a_trainer_refuses_an_engine(tmp_path):
     with pytest.raises(ValueError, match="Leave engine out"):
         DistillTrainer(model=load_model("tiny", device="cpu"), teacher="tiny", processing_class=TOKENIZER, args=TrainingArguments(str(tmp_path), report_to=[]), distill=DistillConfig(engine="http://127.0.0.1:1/v1"))
+
+
+def test_its_own_opinion_is_without_dropout():
+    "A step leaves the student in training mode, where a model with dropout says something else each time."
+    model = load_model("tiny", device="cpu")
+    for block in model.model.layers: block.self_attn.attention_dropout = .5
+    said = opinion(model.eval(), BV)
+    assert torch.equal(opinion(model.train(), BV), said)

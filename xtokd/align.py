@@ -25,7 +25,7 @@ WHY = {0: "in a chunk",
        BEYOND: "beyond the end of the other side's text (truncated)",
        INVALID: "invalid UTF-8: these bytes are no text"}
 
-# %% ../nbs/01_align.ipynb #3acc0c38
+# %% ../nbs/01_align.ipynb #73e1d3e0
 def _whole(side: Side) -> bool: return bool((side.facts & WHOLE).all())       # is every token text by itself?
 
 def _tiles(s: Side, t: Side, char: bool):
@@ -33,7 +33,7 @@ def _tiles(s: Side, t: Side, char: bool):
     both, other = np.zeros((2, s.starts[-1] + 1), bool)
     both[s.starts[1:]], other[t.starts[1:]] = True, True
     both &= other
-    if char and not (_whole(s) or _whole(t)): both[:-1] &= (s.raw & 0xC0) != 0x80     # what begins inside a character is no cut
+    if char: both[:-1] &= (s.raw & 0xC0) != 0x80     # what begins inside a character is no cut
     i, j = (both[side.starts[1:]].nonzero()[0] for side in (s, t))                    # a common end ends a chunk
     chunks = np.zeros((4, len(i)), np.int64)                                          # by columns, which is how they are made and read
     np.add(i, 1, out=chunks[1]); np.add(j, 1, out=chunks[3])
@@ -64,15 +64,17 @@ def _same_bytes(s: Side, t: Side, chunks, kind) -> bool:
         sides.append(gather(side.pool, side.ids[at], side.width[at], np.concatenate([[0], side.width[at].cumsum()])))
     return np.array_equal(*sides)
 
-# %% ../nbs/01_align.ipynb #3d15cb1d
+# %% ../nbs/01_align.ipynb #ced5710a
 def _straight(s: Side, t: Side, char: bool):
     "Chunks and their kinds where both sides are one sound text, else None."
     if not (np.array_equal(s.bounds, t.bounds) and np.array_equal(s.stopped, t.stopped)): return None
     if any(np.count_nonzero(x.width) + np.count_nonzero(x.stopped) < len(x.ids) for x in (s, t)): return None
     chunks = _tiles(s, t, False)
     kind = _kinds(chunks)
-    if not (_same_bytes(s, t, chunks, kind) and (_whole(s) or _whole(t) or sound(s))): return None
-    if char: chunks = _tiles(s, t, True); kind = _kinds(chunks)
+    if not _same_bytes(s, t, chunks, kind): return None
+    whole = _whole(s) or _whole(t)           # then no cut of both is inside a character
+    if not (whole or sound(s)): return None
+    if char and not whole: chunks = _tiles(s, t, True); kind = _kinds(chunks)
     return chunks.astype(np.int32), kind
 
 # %% ../nbs/01_align.ipynb #7a107178

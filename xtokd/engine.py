@@ -14,7 +14,7 @@ from .remote import PROBES, RemoteTeacher
 from .score import response_logits, token_logp
 from .wire import RemoteError
 
-# %% ../nbs/175_engine.ipynb #d9682272
+# %% ../nbs/175_engine.ipynb #64ded1a4
 def probe(bv):
     "Up to 48 ids of ordinary text."
     return bv.encode(" ".join(PROBES))[:48]
@@ -23,10 +23,11 @@ def probe(bv):
 def opinion(model, bv):
     "Log-probabilities [n - 1] of the probe's ids after the first, under a model in this process."
     ids = probe(bv)
+    model.eval()             # as for writing; a step trains after it
     with torch.no_grad(): logits = response_logits(model, [ids[:1]], [ids[1:]])[0]
     return token_logp(logits, ids[1:], len(bv)).cpu()
 
-# %% ../nbs/175_engine.ipynb #22935935
+# %% ../nbs/175_engine.ipynb #b32dcbbf
 class Engine(RemoteTeacher):
     "A served copy of the student that writes its texts: vLLM started with VLLM_SERVER_DEV_MODE=1, or `xtokd serve --follow`; it must see this machine's files."
     def __init__(self, url, bv,
@@ -43,11 +44,11 @@ class Engine(RemoteTeacher):
             self.wire.ask("/reset_prefix_cache", {})
         except RemoteError as e: raise RemoteError(f"{self.name}: the engine does not take new weights, so it would write with old ones. Cure: {cure}. It says: {e}") from None
 
-    def gap(self, opinion):
-        "Nats a token, on average, between its log-probs of the probe and an `opinion`; RemoteError above the tolerance."
+    def gap(self, near):
+        "Nats a token, on average, between its log-probs of the probe and `near`, the student's `opinion`; RemoteError above the tolerance."
         ids = probe(self.bv)
         far = self.rows([ids[:1]], [ids[1:]], 0)[0].realised()
-        gap = float((far - opinion).abs().mean())
+        gap = float((far - near).abs().mean())
         if not gap <= self.tolerance: raise RemoteError(f"{self.name}: the engine has other weights than the student: its log-probs of a probe differ by {gap:.3g} nats a token (allowed: {self.tolerance:g}). "
             "Cure: serve the student of this run. If it differs only after some steps, the engine keeps a copy of a tied head: save the student with its head untied, train and serve that")
         return gap

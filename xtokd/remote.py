@@ -77,7 +77,7 @@ class RemoteTeacher:
     def parameters(self): return iter(())
     def __repr__(self): return f"RemoteTeacher({self.served} at {self.name}, {len(self.bv):,} ids)"
 
-# %% ../nbs/172_remote.ipynb #ba520a43
+# %% ../nbs/172_remote.ipynb #6907a7cd
 def _check(self):
     "RemoteError where the server's tokenizer is another than ours, or cannot be compared."
     for text in PROBES:
@@ -91,13 +91,17 @@ def _check(self):
         if not same: raise RemoteError(f"{self.name}: the server's tokenizer is not {self.bv.name}: {text!r} is {(theirs or ['other pieces'])[:8]} there and {ours[:8]} here. Cure: name the tokenizer of the served model ({self.served}), --teacher-tokenizer on the command line")
 
 
+def _asked(self, ids, **more):
+    "What every request says: these ids as they are, nothing cut off."
+    return {"model": self.served, "prompt": [int(i) for i in ids], "top_p": 1.0, "add_special_tokens": False, "return_token_ids": True} | more
+
+
 def _body(self, ids, k):
     "A request for the log-probs of ids."
-    body = {"model": self.served, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "add_special_tokens": False, "return_token_ids": True}
-    return body | ({"prompt_logprobs": k} if self.form == "vllm" else {"echo": True, "logprobs": k, "return_tokens_as_token_ids": True})
+    return self._asked(ids, max_tokens=1, temperature=1.0) | ({"prompt_logprobs": k} if self.form == "vllm" else {"echo": True, "logprobs": k, "return_tokens_as_token_ids": True})
 
 
-RemoteTeacher.check, RemoteTeacher._body = _check, _body
+RemoteTeacher.check, RemoteTeacher._asked, RemoteTeacher._body = _check, _asked, _body
 
 # %% ../nbs/172_remote.ipynb #05d63964
 def _score(self, ids, k):
@@ -158,7 +162,7 @@ def _stop(entry, own, logp, stop_ids):
 
 RemoteTeacher.rows = _rows_of
 
-# %% ../nbs/172_remote.ipynb #27a19325
+# %% ../nbs/172_remote.ipynb #3e34d383
 def _thin_rows(self, samples, max_length=None, k=0):
     "ThinRows of samples (`teacher_prompt`, `teacher`), and the counts of the pass."
     limit = shortest(max_length, self.config.max_position_embeddings and self.config.max_position_embeddings - 1, 1 << 40)
@@ -185,8 +189,8 @@ def _write(self, prompts, max_new_tokens, temperature=1., seed=None):
         ids = [int(i) for i in choice["token_ids"]]
         if max(ids, default=0) >= len(self.bv): raise RemoteError(f"{self.name}: it wrote id {max(ids)}, and {self.bv.name} ends at {len(self.bv) - 1}. Cure: name the served model's tokenizer")
         return ids
-    ask = lambda n, p: self.wire.ask("/v1/completions", {"model": self.served, "prompt": list(map(int, p)), "max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "add_special_tokens": False, "return_token_ids": True,    # an engine takes what is not said from generation_config.json
-                                                        "stop_token_ids": list(map(int, self.bv.stop_ids))} | ({} if seed is None else {"seed": (seed + n) % (1 << 31)}), read)
+    how = dict(max_tokens=max_new_tokens, temperature=temperature, stop_token_ids=list(map(int, self.bv.stop_ids)), top_k=-1, min_p=0.0, repetition_penalty=1.0)   # an engine takes what is not said from generation_config.json
+    ask = lambda n, p: self.wire.ask("/v1/completions", self._asked(p, **how, **({} if seed is None else {"seed": (seed + n) % (1 << 31)})), read)
     with ThreadPoolExecutor(self.concurrency) as pool: return list(pool.map(ask, range(len(prompts)), prompts))
 
 

@@ -53,7 +53,7 @@ def components(n, a, b):
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../nbs/43_cells.ipynb #d5034bd4
+# %% ../../nbs/43_cells.ipynb #9030ad66
 class Follows:
     "Which tokens a tokenizer writes right after another."
     def __init__(self, bv, trie, dense=True):  # a ByteVocab, its trie, and whether whole rows are kept (small vocabularies) or single pairs
@@ -63,7 +63,7 @@ class Follows:
         self.head = np.array([0 if not x else x[0] * 257 + (x[1] if len(x) > 1 else 256) for x in bv.bytes])   # the first two bytes; 256: there is one
 
     @cached_property
-    def borders(self): return letter_borders(self.bv, lambda prev, nxt: _written_so(self.bv, prev, nxt))
+    def borders(self): return None if self.dense else letter_borders(self.bv, _written_so)
 
     def kind(self, prev):
         "Place in `rows` of what may follow `prev` (-1: a start); tokens after which the same may follow share one."
@@ -148,7 +148,7 @@ def _single_pairs(follows, prev, nxt):
     out[ask] = np.array([memo[k] for k in asked.tolist()], bool)[back]
     return out
 
-# %% ../../nbs/43_cells.ipynb #472a39ff
+# %% ../../nbs/43_cells.ipynb #ceb93732
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
     small = 4096   # up to this many tokens a side every row is taken apart exactly (notebook on joint futures); beyond, by the tokens that the teacher can mean
@@ -187,7 +187,7 @@ class CellGraph:
     def exact(self): return max(len(self.s), len(self.t)) <= self.small
 
     @cached_property
-    def teacher_borders(self): return None if self.exact else letter_borders(self.t, lambda prev, nxt: _written_so(self.t, prev, nxt))
+    def teacher_borders(self): return None if self.exact else letter_borders(self.t, _written_so)
 
     def __repr__(self):
         size = np.bincount(self.cell_s[self.cell_s >= 0], minlength=self.n)
@@ -199,7 +199,7 @@ def cell_graph(student, teacher):
     "The `CellGraph` of two ByteVocabs, made once per pair in this process."
     return CellGraph(student, teacher)
 
-# %% ../../nbs/43_cells.ipynb #76de65f1
+# %% ../../nbs/43_cells.ipynb #cf156ac5
 def _past(graph, node):
     "Teacher ids [k] that start with the node's bytes and go on."
     tr = graph.t_trie
@@ -213,7 +213,7 @@ def _target(graph, w, cut):
         memo = graph._target_at.setdefault(c, np.full(len(graph.t), -2, np.int32))
         mine = w[cut == c]
         new = np.unique(mine[memo[mine] == -2])
-        if len(new): memo[new] = first_tokens(graph.s, graph.s_trie, [graph.t.bytes[i][c:] for i in new], None if graph.exact else graph.follows.borders)
+        if len(new): memo[new] = first_tokens(graph.s, graph.s_trie, [graph.t.bytes[i][c:] for i in new], graph.follows.borders)
         out[cut == c] = memo[mine]
     return out
 
