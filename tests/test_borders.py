@@ -102,6 +102,9 @@ def test_first_tokens_with_a_rule():
     some = [bv.bytes[i] for i in np.flatnonzero(bv.lengths > 0)]
     texts = [b"".join(some[i] for i in rng.integers(len(some), size=rng.integers(1, 4))) for _ in range(3000)]
     assert first_tokens(bv, trie, texts, rule).tolist() == first_tokens(bv, trie, texts).tolist()
+    for w in rng.choice(np.flatnonzero(rule.first), 20).tolist():
+        on, begun = rule.goes_on(w, texts), first_tokens(bv, trie, [bv.bytes[w] + x for x in texts])
+        assert (on >= 0).sum() > 50 and np.array_equal(on[on >= 0], (begun == w)[on >= 0])
 
 
 def real(name):
@@ -124,3 +127,7 @@ def test_of_real_tokenizers(name):
     texts = [bv.bytes[i] + bv.bytes[j] for i, j in zip(prev[:30_000], nxt)] + [bv.bytes[i][1:] for i in prev[:30_000] if bv.lengths[i] > 1]
     begun = rule.begins(texts)
     assert (begun >= 0).mean() > .8 and np.array_equal(begun[begun >= 0], first_tokens(bv, ByteTrie(bv.bytes), texts)[begun >= 0])
+    trie = ByteTrie(bv.bytes)
+    for w in rng.choice(a, 10).tolist():
+        on = rule.goes_on(w, rests := [bv.bytes[x] for x in rng.choice(bv.lengths.size, 3000) if bv.lengths[x]])
+        assert (on >= 0).any() and np.array_equal(on[on >= 0], (first_tokens(bv, trie, [bv.bytes[w] + x for x in rests]) == w)[on >= 0])

@@ -42,7 +42,7 @@ class Borders:
             gone_y[j], y[j] = self.rank[y[j]], self.left[y[j]]
         return hit
 
-# %% ../../nbs/431_borders.ipynb #485bc4fb
+# %% ../../nbs/431_borders.ipynb #5c7a3ffe
 def _letters(piece): return piece.isalpha() and piece.isascii()
 
 
@@ -56,9 +56,19 @@ class LetterBorders(Borders):
 
     def known(self, prev, nxt): "Whether it has the answer for prev[k], nxt[k] [n]."; return self.first[prev] & self.second[nxt]
 
+    def goes_on(self, first, rests):
+        "Whether a text that begins with the bytes of token `first` is begun with this token: 1 or 0 for each rest [n] that is a token; -1: not known."
+        b = self.find(rests)
+        out = np.where(self.known(first, b) & (b >= 0), 1, -1)
+        sure = np.flatnonzero(out > 0)
+        out[sure] = ~self.clash(np.full(len(sure), first), b[sure])
+        return out
+
+    def find(self, pieces): "Id [n] of the clear token of letters that a byte string is; -1: none."; return np.fromiter((self.ids.get(p, -1) for p in pieces), np.int64, len(pieces))
+
     def begins(self, pieces):
         "The id [n] with which each byte string is begun, where one token or two are all of it; -1: not known."
-        out = np.array([self.ids.get(p, -1) for p in pieces], np.int64)
+        out = self.find(pieces)
         halves = [(k, self.ids[p[:c]], self.ids[p[c:]]) for k, p in enumerate(pieces) if out[k] < 0 for c in range(1, len(p)) if p[:c] in self.ids and p[c:] in self.ids]
         k, a, b = np.array(halves, np.int64).reshape(-1, 3).T
         fine = self.second[b]

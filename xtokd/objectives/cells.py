@@ -15,7 +15,7 @@ from .borders import letter_borders
 from ..stored import bridge
 from ..trie import ByteTrie
 
-# %% ../../nbs/43_cells.ipynb #9691d849
+# %% ../../nbs/43_cells.ipynb #e287dabd
 def as_text(piece):
     "The text of some bytes, or of their longest valid beginning; `` if there is none."
     try: return piece.decode()
@@ -33,11 +33,12 @@ def texts_of(pieces):
 
 def first_tokens(bv, trie, pieces, rule=None):
     "Id [n] of the token with which `bv` starts to write each byte string; -1 where it cannot. A `rule` (see `letter_borders`) spares it some."
-    ids = rule.begins(pieces) if rule else np.full(len(pieces), -1)
-    ask = np.flatnonzero(ids < 0)
-    ids[ask] = [e[0] if e else -1 for e in bv.encode_batch([as_text(pieces[k]) for k in ask])]
-    wrong = np.flatnonzero([i < 0 or not p.startswith(bv.bytes[i]) for i, p in zip(ids, pieces)])
-    if len(wrong): ids[wrong] = trie.longest([pieces[k] for k in wrong])
+    ids, known = rule.begins(pieces) if rule else np.full(len(pieces), -1), bv.bytes
+    ask = np.flatnonzero(ids < 0).tolist()
+    found = [e[0] if e else -1 for e in bv.encode_batch([as_text(pieces[k]) for k in ask])]
+    wrong = [k for k, i in zip(ask, found) if i < 0 or not pieces[k].startswith(known[i])]
+    ids[ask] = found
+    if wrong: ids[wrong] = trie.longest([pieces[k] for k in wrong])
     return ids
 
 # %% ../../nbs/43_cells.ipynb #8b14f7b4
@@ -199,7 +200,7 @@ def cell_graph(student, teacher):
     "The `CellGraph` of two ByteVocabs, made once per pair in this process."
     return CellGraph(student, teacher)
 
-# %% ../../nbs/43_cells.ipynb #cf156ac5
+# %% ../../nbs/43_cells.ipynb #aa9c746f
 def _past(graph, node):
     "Teacher ids [k] that start with the node's bytes and go on."
     tr = graph.t_trie
@@ -228,11 +229,14 @@ def _node_depth(graph, node):
 def _longer(graph, w, cut):
     "Student tokens that begin with what is left of teacher token w after `cut` bytes, go on, and are still written by the teacher with w first."
     if (w, cut) not in graph._beyond:
-        whole, tr = graph.t.bytes[w], graph.s_trie
+        whole, tr, rule, more = graph.t.bytes[w], graph.s_trie, graph.teacher_borders, graph.s.bytes
         node = tr.find([whole[cut:]])[0]
         ids = tr.order[tr.lo[node] + tr.exact[node]: tr.hi[node]] if node >= 0 else np.zeros(0, np.int64)
-        ids = ids[first_tokens(graph.t, graph.t_trie, [whole[:cut] + graph.s.bytes[u] for u in ids], graph.teacher_borders) == w] if len(ids) else ids
-        graph._beyond[w, cut] = ids
+        rests = [more[u][len(whole) - cut:] for u in ids.tolist()]
+        on = rule.goes_on(w, rests) if rule else np.full(len(ids), -1)
+        ask = np.flatnonzero(on < 0).tolist()
+        if ask: on[ask] = first_tokens(graph.t, graph.t_trie, [whole + rests[k] for k in ask], rule) == w
+        graph._beyond[w, cut] = ids[on > 0]
     return graph._beyond[w, cut]
 
 
