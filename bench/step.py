@@ -5,7 +5,7 @@
     python bench/step.py --scaling                            step time against the batch and the length, on the tiny pair; the exponents are printed
     python bench/step.py --device cuda                        on a GPU
 
-Each side runs in processes of its own, in turns; the first steps of a process are not counted. Both sample at temperature 1 without filters, one micro-batch a step, AdamW, float32 on a CPU and bfloat16 on a GPU.
+Each side runs in processes of its own, in turns; the first steps of a process are not counted. Both sample at temperature 1 without filters, one micro-batch a step, fused AdamW, float32 on a CPU and bfloat16 on a GPU.
 Ours learns by each of `--objectives` (cover, gold), trl's by its hybrid loss (`use_uld_loss`, `uld_use_hybrid_loss`, observed merges). Texts are sampled, so their lengths differ a little: the tokens are in the table.
 Parts are seconds of wall clock. "Cross-tokenizer" is retokenising, alignment and the objective, less what plain reading of the same rows costs (their log-probabilities, and a sum over the student's with its gradient).
 """
@@ -59,7 +59,7 @@ def ours(a, student, teacher):
     s, t, pair, parts = step.load_side(student, "student", a.device), step.load_side(teacher, "teacher", a.device), Pair(student, teacher), Parts(a.device)
     config, obj = DistillConfig(max_new_tokens=a.new, batch_size=a.batch, micro_batch=a.batch, rows=a.rows), objective(a.objective)
     obj.prepare(pair, s, t)
-    optim = torch.optim.AdamW(s.model.parameters(), lr=1e-6)
+    optim = torch.optim.AdamW(s.model.parameters(), lr=1e-6, fused=True)
     for owner, name, part in ((step, "rollout", "rollout"), (step, "retokenise", "retokenise"), (step, "teacher_rows", "teacher"), (step, "response_logits", "student forward"), (step, "response_states", "student forward"), (xtokd.batch, "align_batch", "alignment")):
         if name.startswith("response"):
             old = getattr(step, name)
@@ -73,7 +73,7 @@ def ours(a, student, teacher):
         with parts.part("batch"): batch, _ = step.make_batch(samples, pair, s, t, obj.needs, config)
         with parts.part("objective"): out = obj(batch)
         with parts.part("backward"): (out.sum / out.count).backward()
-        with parts.part("optimiser"): torch.nn.utils.clip_grad_norm_(s.model.parameters(), 1.); optim.step(); optim.zero_grad(set_to_none=False)
+        with parts.part("optimiser"): torch.nn.utils.clip_grad_norm_(s.model.parameters(), 1.); optim.step(); optim.zero_grad()
         took = parts.now() - tic
         if k >= 0: found.append({"seconds": took, "tokens": len(batch.alignment.student_ids), "parts": dict(parts.found), "reading": reading(pair, batch, parts)})
     return found

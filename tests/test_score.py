@@ -5,25 +5,25 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
-                          Qwen2Config, Qwen2ForCausalLM)
+from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, Lfm2Config, Lfm2ForCausalLM, LlamaConfig,
+                          LlamaForCausalLM, MambaConfig, MambaForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
+from xtokd import score
 from xtokd.bytevocab import ByteVocab
 from xtokd.models import load_tokenizer
-from xtokd.score import closing_id, left_pad, one_by_one, response_logits, retokenise, sequence_logp, teacher_ids, token_logp
+from xtokd.score import closing_id, goes_on, left_pad, one_by_one, response_logits, response_states, retokenise, sequence_logp, sight, teacher_ids, token_logp
 
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              max_position_embeddings=64)
 
 
-def build(kind):
+def build(kind, window=4):   # gemma3: a sliding window shorter than the sequences
     torch.manual_seed(0)
     if kind == "llama": m = LlamaForCausalLM(LlamaConfig(**SMALL))
     if kind == "qwen2": m = Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=True))
     if kind == "gpt2": m = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64))
-    if kind == "gemma3":   # sliding windows shorter than the sequences
-        m = Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]))
+    if kind == "gemma3": m = Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=window, layer_types=["sliding_attention", "full_attention"]))
     return m.eval()
 
 
@@ -41,6 +41,72 @@ def test_equal_to_one_by_one(kind, batch, micro):
     for g, w, r in zip(got, one_by_one(MODELS[kind], prompts, responses), responses):
         assert g.shape == w.shape == (len(r), 50)
         if len(r): assert (g - w).abs().max() < 1e-4
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    "Every common beginning is read once, however short; the numbers of first ids that were."
+    told, there = [], score.go_on
+    monkeypatch.setattr(score, "_FEW", {"cpu": 1})
+    monkeypatch.setattr(score, "go_on", lambda model, ids, mask: (told.append(len(ids)), there(model, ids, mask))[1])
+    return told
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "gemma3, long windows"])
+def test_a_common_beginning_read_once_changes_nothing(kind, shared):
+    m, rng = MODELS.get(kind) or build("gemma3", 64), np.random.default_rng(0)
+    if kind == "gemma3": assert sight(m) == 4
+    some = lambda n: rng.integers(50, size=n).tolist()
+    for k in range(12):
+        begin = some(rng.integers(1, 9))
+        prompts, responses = zip(*[(begin + some(rng.integers(1, 12)), some(rng.integers(0, 12))) for _ in range(rng.integers(2, 6))])
+        rows, states = response_logits(m, prompts, responses, hidden=True)
+        for g, w, h in zip(rows, one_by_one(m, prompts, responses), states):
+            if len(g): assert (g - w).abs().max() < 1e-4 and torch.allclose(m.get_output_embeddings()(h), g, atol=1e-4)
+        for h, w in zip(response_states(m, prompts, responses), states): assert h.shape == w.shape and torch.allclose(h, w, atol=1e-5)
+    assert sum(n > 3 for n in shared) > 5 if kind != "gemma3" else max(shared, default=0) < 4       # the first is the trial
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_gradient_comes_through_a_common_beginning(kind, shared, monkeypatch):
+    m, prompts, responses = build(kind), [[5, 6, 7, 8, 9], [5, 6, 7, 1], [5, 6, 7, 1, 2, 3]], [[4, 4], [1, 2, 3], [9]]
+    found = []
+    for few in (1, 1000):
+        monkeypatch.setattr(score, "_FEW", {"cpu": few})
+        m.zero_grad()
+        sum((r.log_softmax(-1)[:, 3] ** 2).sum() for r in response_logits(m, prompts, responses, grad=True)).backward()
+        found.append([p.grad.clone() for p in m.parameters()])
+    assert shared == [3, 3] and all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(*found))
+
+
+def test_where_nothing_is_kept_all_is_read(shared):
+    m, how = build("llama"), ([[5, 6, 7, 8], [5, 6, 7, 1]], [[4, 4], [1]])
+    truth = response_logits(m, *how)
+    same = lambda: all(torch.allclose(a, b, atol=1e-5) for a, b in zip(response_logits(m, *how, grad=True), truth))
+    assert shared == [3, 3] and same()
+    m.gradient_checkpointing_enable(); m.train()
+    assert same() and shared == [3] * 3                                   # forgets its activations, and keeps no cache
+    m.eval()
+    m.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.}
+    assert sight(m) == 0 and same() and shared == [3] * 3
+    class Forgets(torch.nn.Module):
+        "Takes a cache and gives none."
+        def __init__(self): super().__init__(); self.m, self.config = MODELS["llama"], MODELS["llama"].config
+        def get_output_embeddings(self): return self.m.get_output_embeddings()
+        def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False): return self.m(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+    assert not goes_on(Forgets()) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(response_logits(Forgets(), *how), truth))
+    class Ignores(Forgets):
+        "Gives a cache, and does not go on from it."
+        def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False): return self.m(input_ids=input_ids, attention_mask=attention_mask[:, -input_ids.shape[1]:] if attention_mask is not None else None, use_cache=use_cache)
+    assert not goes_on(Ignores())
+
+
+def test_models_with_a_state_of_their_own(shared):
+    "Convolutions, states: what they keep of a text is no list of its tokens. They are tried, and their rows are right."
+    torch.manual_seed(0)
+    for m in (Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])), MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, state_size=4))):
+        prompts, responses = [[5, 6, 7, 8, 9], [5, 6, 7, 1, 2]], [[4, 4], [1, 2]]
+        for g, w in zip(response_logits(m.eval(), prompts, responses), one_by_one(m, prompts, responses)): assert (g - w).abs().max() < 1e-4, type(m)
 
 
 def test_row_r_predicts_token_r_in_the_gradient():

@@ -105,7 +105,7 @@ class Setup(Parts):
         self.check, self.callbacks = check, [*callbacks] + [Health()] * c.health + tracked + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
         own, extra = [p for p in self.student.model.parameters() if p.requires_grad], self.objective_params()
         self.params, groups = own + extra, [{"params": own}] + [{"params": extra, "lr": c.objective_lr or c.lr}] * bool(extra)
-        self.optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay, fused=self.device.type in ("cpu", "cuda") or None)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(c, s))
         self.coverage = Coverage(c.min_signal)
         self.step, self.costs, self.out = 0, Costs(), Path(c.out or agree(f"runs/{getattr(self.objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"))

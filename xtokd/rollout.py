@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['cut', 'unwritable', 'sampling', 'writing', 'seeded', 'rollout']
 
-# %% ../nbs/12_rollout.ipynb #a28fe026
+# %% ../nbs/12_rollout.ipynb #001ae023
 from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers import GenerationConfig
 
 from .big import device_of
-from .score import head_width, left_pad
+from .score import go_on, head_width, left_pad, worth_sharing
 
 # %% ../nbs/12_rollout.ipynb #181977d4
 def cut(ids, stop_ids):
@@ -59,7 +59,15 @@ def _seeded(seed, devices):
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/12_rollout.ipynb #3860ca3c
+# %% ../nbs/12_rollout.ipynb #7d93e97f
+def _begun(model, prompts, config):
+    "Ids [B, L] of some prompts, their mask, and what the model keeps of their common beginning, if that is worth it"
+    first = worth_sharing(model, prompts, max(map(len, prompts)) + config.max_new_tokens)
+    ids, mask, _ = left_pad([p[first:] for p in prompts], pad=config.pad_token_id, device=device_of(model))
+    if not first: return ids, {"attention_mask": mask}
+    cache, mask = go_on(model, prompts[0][:first], mask)
+    return torch.cat([torch.tensor([p[:first] for p in prompts], device=ids.device), ids], 1), {"attention_mask": mask, "past_key_values": cache}
+
 def rollout(model,
             bv,               # ByteVocab of the model: its stop ids end a response
             prompt_ids,       # B lists of ids
@@ -77,7 +85,8 @@ def rollout(model,
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]), reverse=True)
     with writing(model, config), seeded(seed, device):
         for part in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
-            ids, mask, _ = left_pad([prompt_ids[i] for i in part], pad=config.pad_token_id, device=device)
-            new = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=False, streamer=streamer)[:, ids.shape[1]:].tolist()
+            prompts = [list(prompt_ids[i]) for i in part]
+            with torch.no_grad(): ids, how = _begun(model, prompts, config)
+            new = model.generate(input_ids=ids, **how, generation_config=config, synced_gpus=False, streamer=streamer)[:, ids.shape[1]:].tolist()
             for i, x in zip(part, new): responses[i] = cut(x, stops)
     return responses

@@ -77,7 +77,7 @@ def write_kept(events, # records of a log
 
 # %% ../nbs/13_runlog.ipynb #d2fe6773
 class Costs(dict):
-    "What a run has spent so far: tokens by who wrote or scored them, estimated FLOPs, training seconds"
+    "What a run has spent so far: tokens by who wrote or scored them, estimated FLOPs (as if every prompt were read in full), training seconds"
     names = ("student_tokens_written", "teacher_tokens_scored", "teacher_tokens_written", "flops", "seconds")
     def __init__(self, saved=None): super().__init__({k: (saved or {}).get(k, 0) for k in self.names})
     def forward(self, params, tokens): self["flops"] += 2 * params * tokens

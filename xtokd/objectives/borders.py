@@ -42,7 +42,7 @@ class Borders:
             gone_y[j], y[j] = self.rank[y[j]], self.left[y[j]]
         return hit
 
-# %% ../../nbs/431_borders.ipynb #5c7a3ffe
+# %% ../../nbs/431_borders.ipynb #93e2c4dd
 def _letters(piece): return piece.isalpha() and piece.isascii()
 
 
@@ -85,7 +85,7 @@ class LetterBorders(Borders):
         prev, nxt = np.r_[rng.choice(a, n), self.left[cut], self.left[cut]], np.r_[rng.choice(b, n), self.right[cut], rng.choice(b, len(cut))]
         return np.array_equal(~self.clash(prev, nxt), ask(prev, nxt))
 
-
+# %% ../../nbs/431_borders.ipynb #61c3ac47
 def letter_borders(bv, ask):
     "The `LetterBorders` of a ByteVocab, or None where its merges do not settle it; `ask(bv, prev, nxt)` gives the tokenizer's own answers [n]."
     try: rule = LetterBorders(bv)
