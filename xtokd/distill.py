@@ -69,7 +69,7 @@ class Parts:
 
 
 
-# %% ../nbs/14_distill.ipynb #3dffd785
+# %% ../nbs/14_distill.ipynb #162e535b
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,

@@ -75,7 +75,7 @@ def write_kept(events, # records of a log
     "Write events rounded, one a line"
     Path(path).write_text("".join(json.dumps({**rounded(e), "time": e["time"]}, ensure_ascii=False) + "\n" for e in events), encoding="utf8")
 
-# %% ../nbs/13_runlog.ipynb #d2fe6773
+# %% ../nbs/13_runlog.ipynb #3cae66f9
 class Costs(dict):
     "What a run has spent so far: tokens by who wrote or scored them, estimated FLOPs (as if every prompt were read in full), training seconds"
     names = ("student_tokens_written", "teacher_tokens_scored", "teacher_tokens_written", "flops", "seconds")
