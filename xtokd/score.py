@@ -59,7 +59,7 @@ class caught:
 
     def __exit__(self, *_): self.hook.remove()
 
-# %% ../nbs/11_score.ipynb #1ea6bde0
+# %% ../nbs/11_score.ipynb #346b2c28
 def states_width(model): return model.config.get_text_config().hidden_size
 
 def head_width(model):
@@ -71,8 +71,9 @@ def shortest(*lengths): "The least of the lengths that are set; None where none 
 
 def context_length(model):
     "Longest sequence that the model's positions hold, or None where its config does not say"
-    config = model.config
-    return getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "max_position_embeddings", None)
+    return getattr(_text_config(model), "max_position_embeddings", None)
+
+def _text_config(model): return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 # %% ../nbs/11_score.ipynb #ea7b7348
 def _fit(i, prompt, response, max_length, context):
@@ -83,7 +84,7 @@ def _fit(i, prompt, response, max_length, context):
         raise ValueError(f"sample {i} has {len(prompt)} prompt and {len(response)} response tokens, the model holds {context}: shorten the prompt or set max_length={context}, which masks what does not fit")
     return kept
 
-# %% ../nbs/11_score.ipynb #2dce343b
+# %% ../nbs/11_score.ipynb #b660210f
 _FEW = {"cpu": 256}               # positions that an extra pass has to spare; elsewhere 4,096
 _GOES_ON = weakref.WeakKeyDictionary()
 
@@ -100,7 +101,7 @@ def worth_sharing(model, prompts, longest):
 
 def sight(model):
     "Up to how many ids every token sees all others before it, wherever padding stands"
-    c = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    c = _text_config(model)
     if any(x in f"{getattr(c, 'rope_parameters', '')}{getattr(c, 'rope_scaling', '')}" for x in ("dynamic", "longrope")): return 0        # positions depend on the length
     return shortest(getattr(c, "sliding_window", None), getattr(c, "attention_chunk_size", None)) or 1 << 40
 
