@@ -83,15 +83,15 @@ OTHERS = ("Tell me a story about a dog.", "What is 98 times 3? Explain.", "Write
 class Asked:
     "The questions that a cell graph asks its tokenizers, and its memory of the answers."
     def __init__(self, graph):
-        import xtokd.objectives.cells as cells
-        self.graph, self.n, (pairs, first) = graph, 0, (cells._written_so, cells.first_tokens)
+        from xtokd.objectives import borders, cells
+        self.graph, self.n, (pairs, first) = graph, 0, (borders.written_so, cells.first_tokens)
         def count(f, n): self.n += n; return f()
-        cells._written_so, cells.first_tokens = lambda bv, a, b: count(lambda: pairs(bv, a, b), len(a)), lambda bv, trie, p: count(lambda: first(bv, trie, p), len(p))
+        borders.written_so, cells.first_tokens = lambda bv, a, b: count(lambda: pairs(bv, a, b), len(a)), lambda bv, trie, p: count(lambda: first(bv, trie, p), len(p))
 
-    def memory(self): g = self.graph; return dict(g.follows._pair), {k: v.copy() for k, v in g._target_at.items()}, dict(g._beyond)
+    def memory(self): g = self.graph; return {k: v.copy() for k, v in g.follows._pairs.items()}, {k: v.copy() for k, v in g._target_at.items()}, dict(g._beyond)
     def put(self, memory):
-        for mine, other in zip((self.graph.follows._pair, self.graph._target_at, self.graph._beyond), memory): mine.clear(); mine.update(other)
-        self.graph._target_at.update({k: v.copy() for k, v in memory[1].items()})
+        for mine, other in zip((self.graph.follows._pairs, self.graph._target_at, self.graph._beyond), memory): mine.clear(); mine.update(other)
+        for mine, other in zip((self.graph.follows._pairs, self.graph._target_at), memory): mine.update({k: v.copy() for k, v in other.items()})
 
     def of(self, objective, batch):
         "Questions and CPU seconds of a batch."

@@ -32,8 +32,8 @@ def loss_time(obj, pair, batch):
     "Seconds of forward and backward of an objective down to the student's rows, on rows of their own."
     a = batch.alignment
     cut = lambda x, at: [x[i:j] for i, j in zip(at, at[1:])]
-    leaf = batch.student.logp().detach().requires_grad_()
-    own = PairBatch.from_logits(pair, cut(a.student_ids, a.student_offsets), cut(a.teacher_ids, a.teacher_offsets), cut(leaf, a.student_offsets), cut(batch.teacher.logp(), a.teacher_offsets))
+    leaves = [x.clone().requires_grad_() for x in cut(batch.student.logp().detach(), a.student_offsets)]      # not slices of one leaf: their backward would fill it once for each
+    own = PairBatch.from_logits(pair, cut(a.student_ids, a.student_offsets), cut(a.teacher_ids, a.teacher_offsets), leaves, cut(batch.teacher.logp(), a.teacher_offsets))
     if obj is None: return clock(lambda: plain(own).backward())[1]
     return clock(lambda: obj(own).sum.backward())[1]
 

@@ -309,6 +309,80 @@ def test_pieces_of_random_merge_lists_are_the_whole(seed, size, wide):
         cell_graph.cache_clear()
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([1., .7]))
+def test_the_gradient_that_is_written_down_is_the_one_of_autograd(seed, wide, temperature):
+    "Random merge lists, the narrower vocabulary on either side; each row with a weight of its own."
+    from xtokd.objectives.cells import CellGraph
+    from xtokd.objectives.cover import CoverStream, part_losses
+    rng = np.random.default_rng(seed)
+    symbols = "ab" if seed % 2 else "abc"
+    pair = make_pair(*(random_bpe(rng, symbols, int(rng.integers(1, 7))) for _ in range(2)))
+    texts = ["".join(rng.choice(list(symbols), int(rng.integers(0, 15)))) for _ in range(2)]
+    ids = [[[*bv.encode(x), bv.stop_ids[0]] for x in texts] for bv in (pair.student, pair.teacher)]
+    logits, weight = random_logits(ids[1], len(pair.teacher), seed + 9), torch.rand(sum(map(len, ids[0])), generator=torch.Generator().manual_seed(seed))
+    small, CellGraph.small = CellGraph.small, 0 if wide else CellGraph.small
+    cell_graph.cache_clear()
+    try:
+        found = []
+        for by_hand in (True, False):
+            leaves = [x.requires_grad_() for x in random_logits(ids[0], len(pair.student), seed)]
+            b = PairBatch.from_logits(pair, *ids, leaves, logits, temperature=temperature)
+            unknown, stream = np.zeros(len(b.student), np.float32), CoverStream(b, cell_graph(pair.student, pair.teacher))
+            if by_hand: at, loss = objective("cover", max_unknown=1.)._cover_rows(b, unknown)
+            else: at, loss = stream.index, part_losses(b.student.take(stream.index), stream.parts(slice(0, len(stream.index))), kind="fkl", beta=.5, top_k=None)
+            if by_hand: known = unknown < 1                      # a row of which nothing is known has no divergence
+            (loss * weight[at])[known[at]].sum().backward()
+            found.append((loss.detach()[known[at]], torch.cat([x.grad for x in leaves])))
+    finally:
+        CellGraph.small = small
+        cell_graph.cache_clear()
+    for x, y in zip(*found): assert torch.allclose(x, y, rtol=1e-4, atol=2e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000))
+def test_columns_are_the_cells(seed):
+    "Of rows of either side, the narrower one or the wider: what a token's column holds, once folded, is what its cell holds."
+    from xtokd.objectives.cells import CellGraph
+    from xtokd.objectives.reading import columns
+    rng = np.random.default_rng(seed)
+    S, T = (random_bpe(rng, "abc", int(rng.integers(0, 9))) for _ in range(2))
+    graph = CellGraph(S, T)
+    at, gen = columns(graph), torch.Generator().manual_seed(seed)
+    q, p = (torch.rand(3, len(bv), generator=gen) for bv in (T, S))
+    cells = lambda x, of: torch.zeros(3, graph.n).index_add(1, torch.as_tensor(of[of >= 0]), x[:, torch.as_tensor(of >= 0)])
+    before = at.teacher(q, torch.zeros(3, at.n + 2))
+    m, live = at.cells(before.clone()), graph.cell_s >= 0
+    assert torch.allclose(m[:, at.s[live]], cells(q, graph.cell_t)[:, graph.cell_s[live]], atol=1e-6)
+    assert torch.allclose(m.sum(1), q[:, graph.cell_t >= 0].sum(1), atol=1e-5)                   # nothing is counted twice, nothing lost
+    of = at.on(p.device)[0].expand(3, -1)
+    mine = torch.zeros(3, at.n + 1).scatter_add(1, of, p)
+    assert torch.allclose(mine[:, at.s[live]], cells(p, graph.cell_s)[:, graph.cell_s[live]], atol=1e-6)
+    if at.by_student:
+        folded = at.fold(torch.nn.functional.pad(p, (0, at.n - len(S))))
+        assert torch.allclose(folded[:, at.s[live]], mine[:, at.s[live]], atol=1e-6)
+        assert torch.equal(at.unfold(folded.clone())[:, np.flatnonzero(live)], folded[:, at.s[live]])
+    for c in np.flatnonzero(at.target >= 0):                                                     # a column is one next token of the student
+        assert {int(graph.first_s[w]) for w in np.flatnonzero(at.t == c) if graph.first_s[w] >= 0} <= {int(at.target[c])}
+
+
+def test_light_contradictions_count_where_little_is_left(monkeypatch):
+    "After a lone digit a student of pairs can only stop. A teacher that hardly ever stops there leaves a row of tokens too light to be asked about; they are asked about all the same."
+    from xtokd.objectives.cells import CellGraph
+    monkeypatch.setattr(CellGraph, "small", 0)
+    cell_graph.cache_clear()
+    pair = make_pair(digit_groups(2), digit_groups(1))
+    s, t = ([*bv.encode("9"), bv.stop_ids[0]] for bv in (pair.student, pair.teacher))
+    row = torch.full((len(pair.teacher),), 9e-6)
+    row[pair.teacher.stop_ids[0]], row[pair.teacher.encode("0")[0]] = 1e-6, 1.
+    b = PairBatch.from_logits(pair, [s], [t], [torch.zeros(2, len(pair.student))], [torch.stack([torch.zeros_like(row), row.log()])])
+    part = next(x for x in CoverRows(b, cell_graph(pair.student, pair.teacher)).found if 1 in x.rows)
+    m = part.m[list(part.rows).index(1)]
+    cell_graph.cache_clear()
+    assert m.max() / m.sum() > .999
+
+
 def test_a_piece_ends_with_a_sample_or_a_chunk():
     from xtokd.objectives.looks import row_pieces
     pair = make_pair(digit_groups(2), digit_groups(3))

@@ -36,14 +36,14 @@ class Head:
         if self.cap is not None: grad = grad * (1 - (logits / self.cap) ** 2)
         return grad * self.scale if self.scale != 1 else grad
 
-# %% ../nbs/102_headrows.ipynb #d7ce8452
+# %% ../nbs/102_headrows.ipynb #2a0cdcbe
 class HeadGradients(LogitGradients):
     "Holds the gradients of hidden states, one tensor a sample, and of a head, added up in float32."
     def __init__(self, rows, needs):
         self.rows, k = rows, len(rows.hidden)
         self.states = [torch.zeros_like(h) if need else None for h, need in zip(rows.hidden, needs)]
         self.head = [torch.zeros_like(x, dtype=torch.float32) if need else None for x, need in zip(rows.leaves()[k:], needs[k:])]
-        self.found, self.offsets = self.states, rows.offsets
+        self.found, self.offsets, self.asked = self.states, rows.offsets, np.zeros(rows.offsets[-1], bool)
 
     def put(self, index, logits, grad):
         "Take the gradient [r, width] of the flat rows `index` [r] with these `logits`."
