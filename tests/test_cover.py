@@ -367,6 +367,25 @@ def test_columns_are_the_cells(seed):
         assert {int(graph.first_s[w]) for w in np.flatnonzero(at.t == c) if graph.first_s[w] >= 0} <= {int(at.target[c])}
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000))
+def test_what_is_overlooked_contradicts(seed):
+    "Random merge lists: a hypothesis that is dropped without a question is one that the student's neighbours contradict; and questions are spared."
+    from xtokd.objectives.cells import CellGraph
+    from xtokd.objectives.looks import Looks, overlooked, tokens_past
+    rng = np.random.default_rng(seed)
+    pair = make_pair(*(random_bpe(rng, "ab", int(rng.integers(2, 9))) for _ in range(2)))
+    texts = ["".join(rng.choice(list("ab"), 14)) for _ in range(3)]
+    ids = [[[*bv.encode(x), bv.stop_ids[0]] for x in texts] for bv in (pair.student, pair.teacher)]
+    b, graph = PairBatch.from_logits(pair, *ids, *([torch.zeros(len(x), len(bv)) for x in side] for side, bv in zip(ids, (pair.student, pair.teacher)))), CellGraph(pair.student, pair.teacher)
+    looks = Looks(b.alignment, graph)
+    k, w, _ = tokens_past(looks, graph, torch.ones(len(b.teacher), len(pair.teacher)))
+    gone = overlooked(looks, graph, k, w)
+    i = looks.i[k[gone]]
+    target = graph.target(w[gone], looks.p[i] - looks.start[looks.j[k[gone]]])
+    assert (target >= 0).all() and not graph.follows.pairs(looks.prev[i], target).any()
+
+
 def test_light_contradictions_count_where_little_is_left(monkeypatch):
     "After a lone digit a student of pairs can only stop. A teacher that hardly ever stops there leaves a row of tokens too light to be asked about; they are asked about all the same."
     from xtokd.objectives.cells import CellGraph

@@ -142,7 +142,7 @@ def _row_after(bv, tr, prev):
     out[ids] = written_so(bv, np.full(len(ids), prev), ids)
     return out
 
-# %% ../../nbs/431_borders.ipynb #dbeac2c0
+# %% ../../nbs/431_borders.ipynb #10c35384
 def _children(trie, nodes):
     "Child nodes [k] of some nodes, the byte [k] that leads to each, and whose child [k] it is."
     lo, hi = np.searchsorted(trie.keys, nodes * 256), np.searchsorted(trie.keys, nodes * 256 + 256)
@@ -151,30 +151,42 @@ def _children(trie, nodes):
     return at + 1, trie.keys[at] % 256, parent
 
 
-def _starts_across(tr, piece):
-    "Whether a text that starts with two given bytes (or one and the end, see `head`) may be merged with an end of `piece` [65,792]."
-    ends, out = tr.find([piece[k:] for k in range(len(piece))]), np.full((256, 257), _looks_ahead(piece))
-    first, a, _ = _children(tr, ends[ends >= 0])
-    _, b, parent = _children(tr, first)
-    out[a[parent], b] = True
-    out[a[tr.exact[first] > 0]] = True                               # an end and one byte are a token: whatever comes after it
-    return out.reshape(-1)
+def _starts_across(tr, pieces):
+    "Whether a text that starts with two given bytes (or one and the end, see `head`) may be merged with an end of pieces[k] [n, 65,793]; the last column is False."
+    out = np.zeros((len(pieces), 256, 257), bool)
+    owner = np.repeat(np.arange(len(pieces)), [len(x) for x in pieces])
+    ends = tr.find([x[k:] for x in pieces for k in range(len(x))])
+    owner, ends = owner[ends >= 0], ends[ends >= 0]
+    first, a, parent = _children(tr, ends)
+    _, b, child = _children(tr, first)
+    out[owner[parent[child]], a[child], b] = True
+    whole = tr.exact[first] > 0                                      # an end and one byte are a token: whatever comes after it
+    out[owner[parent[whole]], a[whole]] = True
+    out[[_looks_ahead(x) for x in pieces]] = True
+    return np.concatenate([out.reshape(len(pieces), -1), np.zeros((len(pieces), 1), bool)], 1)
 
-# %% ../../nbs/431_borders.ipynb #65f903d8
+# %% ../../nbs/431_borders.ipynb #a400687d
 YES, NO, OPEN, KEPT = 1, 0, -1, 1 << 28      # KEPT: bytes of answers
 
 
-def _answers(follows, prev):
-    "What is known of each token [V] after `prev`: may it stand there? (YES, NO, or OPEN: nobody asked yet.)"
-    kept = follows._pairs
-    if prev in kept: kept[prev] = kept.pop(prev)                     # the latest is last
-    else:
-        if (len(kept) + 1) * len(follows.bv) > KEPT: del kept[next(iter(kept))]
-        row = kept[prev] = np.where(_starts_across(follows.trie, follows.bv.bytes[prev])[follows.head] & (follows.bv.lengths > 0), OPEN, YES).astype(np.int8)
-        if follows.borders and not follows.borders.first[prev]:
-            for space, words in enumerate(follows.borders.words):
-                if (words := words & (row == OPEN)).any(): row[words] = follows.borders.apart(prev, space)
-    return kept[prev]
+def _answers(follows, ids):
+    "What is known of each token [V] after each of `ids`: may it stand there? (YES, NO, or OPEN: nobody asked yet.)"
+    kept, new = follows._pairs, [p for p in ids if p not in follows._pairs]
+    found = {p: kept.pop(p) for p in ids if p in kept}
+    for some in (new[k: k + 64] for k in range(0, len(new), 64)):
+        across = _starts_across(follows.trie, [follows.bv.bytes[p] for p in some]).view(np.int8)
+        for p, row in zip(some, across): found[p] = _open_answers(follows, p, YES - 2 * row[follows.head])
+    kept.update(found)                                               # the latest are last
+    for p in list(kept)[: max(0, len(kept) - KEPT // len(follows.bv))]: del kept[p]
+    return found
+
+
+def _open_answers(follows, prev, row):
+    "The row with what split rules say of letters after `prev`."
+    if follows.borders and not follows.borders.first[prev]:
+        for space, words in enumerate(follows.borders.words):
+            if (words := words & (row == OPEN)).any(): row[words] = follows.borders.apart(prev, space)
+    return row
 
 
 def _settle(follows, prev, nxt):
@@ -189,7 +201,8 @@ def _settle(follows, prev, nxt):
 def _single_pairs(follows, prev, nxt):
     "Pairs of a large vocabulary: settled once, and only where some token can lie across the border."
     out, ids = np.ones(len(prev), bool), np.unique(prev)
-    rows = {p: (_answers(follows, p), np.flatnonzero(prev == p)) for p in ids[ids >= 0].tolist() if follows.bv.lengths[p]}
+    answers = _answers(follows, [p for p in ids[ids >= 0].tolist() if follows.bv.lengths[p]])
+    rows = {p: (row, np.flatnonzero(prev == p)) for p, row in answers.items()}
     new = [np.unique(nxt[mine][row[nxt[mine]] == OPEN]) for row, mine in rows.values()]
     size = [len(x) for x in new]
     if sum(size):
@@ -198,14 +211,14 @@ def _single_pairs(follows, prev, nxt):
     for row, mine in rows.values(): out[mine] = row[nxt[mine]] == YES
     return out
 
-# %% ../../nbs/431_borders.ipynb #49c1ccdc
+# %% ../../nbs/431_borders.ipynb #b527899b
 class Follows:
     "Which tokens a tokenizer writes right after another."
     def __init__(self, bv, trie, dense=True):  # a ByteVocab, its trie, and whether whole rows are kept (small vocabularies) or single pairs
         self.bv, self.trie, self.dense = bv, trie, dense
         self.rows, self._pairs = [np.ones(len(bv), bool)], {}
         self._kind, self._known = {-1: 0}, {self.rows[0].tobytes(): 0}
-        self.head = np.array([0 if not x else x[0] * 257 + (x[1] if len(x) > 1 else 256) for x in bv.bytes])   # the first two bytes; 256: there is one
+        self.head = np.array([256 * 257 if not x else x[0] * 257 + (x[1] if len(x) > 1 else 256) for x in bv.bytes])   # the first two bytes; 256: there is one
 
     @cached_property
     def borders(self): return None if self.dense else letter_borders(self.bv)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rows_passed', 'reaching', 'teacher_window', 'Looks', 'row_pieces', 'path_logp', 'scale', 'tokens_past', 'look_masses',
-           'contradicts', 'look_hypotheses']
+           'contradicts', 'overlooked', 'look_hypotheses']
 
 # %% ../../nbs/44_looks.ipynb #f8101c06
 import numpy as np
@@ -146,7 +146,14 @@ def contradicts(looks, graph, i, target, mass, min_mass):
     if len(ask): bad[ask] = ~graph.follows.pairs(looks.prev[i[ask]], target[ask])
     return bad
 
-# %% ../../nbs/44_looks.ipynb #0d3b2f8b
+# %% ../../nbs/44_looks.ipynb #8d40cb58
+def overlooked(looks, graph, k, w):
+    "Whether the hypothesis of look k [n] and teacher token w [n], at a common cut, is contradicted by the student's first token of w alone."
+    i, first = looks.i[k], graph.first_s[w]
+    size, cut = graph.s.lengths[first], looks.p[i] - looks.start[looks.j[k]]
+    return looks.common[i] & (first >= 0) & (looks.prev[i] >= 0) & (graph.s.lengths[looks.prev[i]] == cut) & (cut < size)
+
+
 def look_hypotheses(looks, graph, tokens, log_path, keep, min_mass):
     """Flat hypotheses of the looks `keep` with more than `min_mass`, from all looks' `tokens_past`: the look, the teacher token, the student's next token and the mass
     (zero where that token contradicts the student's cut); and the mass [looks] of those with less."""
@@ -156,5 +163,6 @@ def look_hypotheses(looks, graph, tokens, log_path, keep, min_mass):
     worth = mass > min_mass
     rest = np.bincount(k, np.where(worth, 0., mass), n)
     k, w, mass = k[worth], w[worth], mass[worth]
-    target = graph.target(w, looks.p[looks.i[k]] - looks.start[looks.j[k]])
-    return k, w, target, np.where(contradicts(looks, graph, looks.i[k], target, mass, min_mass), 0., mass), rest
+    cut, target, ask = looks.p[looks.i[k]] - looks.start[looks.j[k]], np.full(len(k), -1), ~overlooked(looks, graph, k, w)
+    target[ask] = graph.target(w[ask], cut[ask])
+    return k, w, target, np.where(~ask | contradicts(looks, graph, looks.i[k], target, mass, min_mass), 0., mass), rest
