@@ -24,7 +24,8 @@ def test_a_forecast_is_near_the_run(tmp_path):
     assert told.tokens["student in all"] == pytest.approx(steps[-1]["costs"]["student_tokens_written"], rel=.2)
     assert told.tokens["teacher a step"] == pytest.approx(steps[-1]["costs"]["teacher_tokens_scored"] / len(steps), rel=.2)
     assert told.coverage["signal_share"] == pytest.approx(mean(lambda s: s["signal_share"]), abs=.05) and told.coverage["stop_share"] == pytest.approx(mean(lambda s: s["stop_share"]), abs=.15)
-    low, high = told.seconds["step"]
+    again = forecast(planned(tmp_path/"never"), n=24)            # the machine may have become faster or slower since
+    low, high = (f(x.seconds["step"][k] for x in (told, again)) for k, f in enumerate((min, max)))
     assert low / 5 < mean(lambda s: s["seconds"]) < high * 5, "time: a factor of five, on a machine that does other work"
     assert told.memory["most at once"] >= max(s["peak_memory_gib"] for s in steps)
     assert not told.warnings and "time in all" in repr(told) and "<table>" in told._repr_html_() and json.dumps(told.to_dict())
