@@ -102,7 +102,7 @@ class Asked:
 
 def memo(batches, tokens=40):
     import torch
-    from cover import PROMPTS
+    from common import PROMPTS
     from xtokd.config import DistillConfig
     from xtokd.objectives import objective
     from xtokd.objectives.cells import cell_graph
