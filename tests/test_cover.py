@@ -1,5 +1,6 @@
 """`cover` and `bpm` held against worlds whose truth is counted."""
 import itertools
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -46,15 +47,23 @@ def digit_world(n_min, n_max, seed=0):
     return texts
 
 
+@contextmanager
+def treated(wide):
+    "Vocabularies of any size are treated as large ones, if `wide`."
+    from xtokd.objectives.cells import CellGraph
+    small, CellGraph.small = CellGraph.small, 0 if wide else CellGraph.small
+    cell_graph.cache_clear()
+    try: yield
+    finally:
+        CellGraph.small = small
+        cell_graph.cache_clear()
+
+
 @pytest.fixture(params=["small", "wide"])
-def either(request, monkeypatch):
+def either(request):
     """Both ways to form the cells of a row: every student token looked at in its context, or only those that the teacher can mean.
     Gives the gap that is allowed: the second way asks its questions only of masses above 1e-5 (contradictions) and 1e-3 (joins)."""
-    from xtokd.objectives.cells import CellGraph
-    if request.param == "wide": monkeypatch.setattr(CellGraph, "small", 0)
-    cell_graph.cache_clear()
-    yield 1e-4 if request.param == "wide" else 1e-5
-    cell_graph.cache_clear()
+    with treated(request.param == "wide"): yield 1e-4 if request.param == "wide" else 1e-5
 
 
 @pytest.mark.parametrize("group", [2, 3])
@@ -296,24 +305,17 @@ def test_pieces_of_a_long_sample_are_the_whole(either, how):
 @given(st.integers(0, 10_000), st.integers(1, 9), st.booleans())
 def test_pieces_of_random_merge_lists_are_the_whole(seed, size, wide):
     "Random merge lists over two or three symbols, texts long beside their tokens, pieces of any size."
-    from xtokd.objectives.cells import CellGraph
     rng = np.random.default_rng(seed)
     symbols = "ab" if seed % 2 else "abc"
     S, T = (random_bpe(rng, symbols, int(rng.integers(1, 7))) for _ in range(2))
     texts = ["".join(rng.choice(list(symbols), int(rng.integers(0, 25)))) for _ in range(3)]
-    small, CellGraph.small = CellGraph.small, 0 if wide else CellGraph.small
-    cell_graph.cache_clear()
-    try: same_in_pieces(in_pieces(make_pair(S, T), *([[*bv.encode(x), bv.stop_ids[0]] for x in texts] for bv in (S, T)), (10_000, size), seed))
-    finally:
-        CellGraph.small = small
-        cell_graph.cache_clear()
+    with treated(wide): same_in_pieces(in_pieces(make_pair(S, T), *([[*bv.encode(x), bv.stop_ids[0]] for x in texts] for bv in (S, T)), (10_000, size), seed))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.booleans(), st.sampled_from([1., .7]))
 def test_the_gradient_that_is_written_down_is_the_one_of_autograd(seed, wide, temperature):
     "Random merge lists, the narrower vocabulary on either side; each row with a weight of its own."
-    from xtokd.objectives.cells import CellGraph
     from xtokd.objectives.cover import CoverStream, part_losses
     rng = np.random.default_rng(seed)
     symbols = "ab" if seed % 2 else "abc"
@@ -321,9 +323,7 @@ def test_the_gradient_that_is_written_down_is_the_one_of_autograd(seed, wide, te
     texts = ["".join(rng.choice(list(symbols), int(rng.integers(0, 15)))) for _ in range(2)]
     ids = [[[*bv.encode(x), bv.stop_ids[0]] for x in texts] for bv in (pair.student, pair.teacher)]
     logits, weight = random_logits(ids[1], len(pair.teacher), seed + 9), torch.rand(sum(map(len, ids[0])), generator=torch.Generator().manual_seed(seed))
-    small, CellGraph.small = CellGraph.small, 0 if wide else CellGraph.small
-    cell_graph.cache_clear()
-    try:
+    with treated(wide):
         found = []
         for by_hand in (True, False):
             leaves = [x.requires_grad_() for x in random_logits(ids[0], len(pair.student), seed)]
@@ -334,9 +334,6 @@ def test_the_gradient_that_is_written_down_is_the_one_of_autograd(seed, wide, te
             if by_hand: known = unknown < 1                      # a row of which nothing is known has no divergence
             (loss * weight[at])[known[at]].sum().backward()
             found.append((loss.detach()[known[at]], torch.cat([x.grad for x in leaves])))
-    finally:
-        CellGraph.small = small
-        cell_graph.cache_clear()
     for x, y in zip(*found): assert torch.allclose(x, y, rtol=1e-4, atol=2e-6)
 
 
@@ -386,19 +383,15 @@ def test_what_is_overlooked_contradicts(seed):
     assert (target >= 0).all() and not graph.follows.pairs(looks.prev[i], target).any()
 
 
-def test_light_contradictions_count_where_little_is_left(monkeypatch):
+def test_light_contradictions_count_where_little_is_left():
     "After a lone digit a student of pairs can only stop. A teacher that hardly ever stops there leaves a row of tokens too light to be asked about; they are asked about all the same."
-    from xtokd.objectives.cells import CellGraph
-    monkeypatch.setattr(CellGraph, "small", 0)
-    cell_graph.cache_clear()
     pair = make_pair(digit_groups(2), digit_groups(1))
     s, t = ([*bv.encode("9"), bv.stop_ids[0]] for bv in (pair.student, pair.teacher))
     row = torch.full((len(pair.teacher),), 9e-6)
     row[pair.teacher.stop_ids[0]], row[pair.teacher.encode("0")[0]] = 1e-6, 1.
     b = PairBatch.from_logits(pair, [s], [t], [torch.zeros(2, len(pair.student))], [torch.stack([torch.zeros_like(row), row.log()])])
-    part = next(x for x in CoverRows(b, cell_graph(pair.student, pair.teacher)).found if 1 in x.rows)
+    with treated(wide=True): part = next(x for x in CoverRows(b, cell_graph(pair.student, pair.teacher)).found if 1 in x.rows)
     m = part.m[list(part.rows).index(1)]
-    cell_graph.cache_clear()
     assert m.max() / m.sum() > .999
 
 

@@ -6,12 +6,12 @@
 __all__ = ['IMPOSSIBLE', 'UNKNOWN', 'LONE', 'DEAD', 'as_text', 'first_tokens', 'components', 'CellGraph', 'cell_graph',
            'crossing', 'row_links', 'RowCells', 'row_cells']
 
-# %% ../../nbs/43_cells.ipynb #6ada5836
+# %% ../../nbs/43_cells.ipynb #a8d83054
 from functools import cached_property, lru_cache
 
 import numpy as np
 
-from .borders import Follows, letter_borders, texts_of, written_so
+from .borders import Follows, letter_borders, texts_of
 from ..stored import bridge
 from ..trie import ByteTrie
 
