@@ -40,6 +40,13 @@ class Wrapped:
         return self.change(self.calls, self.inner(batch))
 
 
+class StopAfter(Callback):
+    "Ask for a stop after this step."
+    def __init__(self, step): self.step = step
+    def on_step(self, distiller, record):
+        if record["step"] == self.step: distiller.control.stop()
+
+
 # ---- settings ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("bad, says", [(dict(steps=0), "steps is 0: it must be at least 1"), (dict(lr=float("nan")), "finite number above 0"), (dict(lr="1e-3"), "must be a number"),
     (dict(batch_size=2.5), "whole number"), (dict(schedule="step"), "constant, cosine, linear"), (dict(mixed_precision="fp16"), "one of"), (dict(temperature=-1), "at least 0"), (dict(max_length=True), "must be a number")])
@@ -127,6 +134,36 @@ def test_resume_refuses_other_tokenizers_and_warns_of_other_settings(tmp_path):
     assert any("lr 0.0001 -> 0.01" in w["message"] for w in distiller(tmp_path/"a", lr=.01, steps=3).fit(resume=True).warnings)
     with pytest.raises(ValueError, match="other tokenizers"): distiller(tmp_path/"a", student=(load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher"))).fit(resume=True)
     with pytest.raises(FileExistsError, match="holds a run already"): distiller(tmp_path/"a").fit()
+
+
+@fault("a resume behind the warm-up", how="each schedule, stopped at step 3 of 5 with one step of warm-up", outcome="the run goes on to the weights of a run that was never stopped")
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_every_schedule_is_resumed(tmp_path, schedule):
+    whole = distiller(tmp_path/"whole", schedule=schedule, steps=5)
+    whole.fit()
+    stopped = distiller(tmp_path/"stopped", schedule=schedule, steps=5, save_every=3, callbacks=[StopAfter(3)])
+    stopped.fit()
+    resumed = distiller(tmp_path/"stopped", schedule=schedule, steps=5, save_every=3)
+    run = resumed.fit(resume=True)
+    assert [s["step"] for s in run.steps] == [1, 2, 3, 4, 5]
+    assert list(run.column("lr")) == list(Run(tmp_path/"whole").column("lr"))
+    assert same(weights(whole), weights(resumed))
+
+
+def test_checkpoints_of_version_0_1_with_numpy_rates_are_read(tmp_path):
+    "Version 0.1 wrote the rates of a cosine schedule as numpy.float64, which torch.load(weights_only=True) refuses."
+    whole = distiller(tmp_path/"whole", schedule="cosine", steps=4)
+    whole.fit()
+    distiller(tmp_path/"old", schedule="cosine", steps=4, callbacks=[StopAfter(2)]).fit()
+    file = tmp_path/"old/checkpoints/step-000002/state.pt"
+    state = torch.load(file, weights_only=True)
+    state["scheduler"]["_last_lr"] = [np.float64(x) for x in state["scheduler"]["_last_lr"]]
+    for group in state["optimizer"]["param_groups"]: group["lr"] = np.float64(group["lr"])
+    torch.save(state, file)
+    with pytest.raises(Exception, match="numpy"): torch.load(file, weights_only=True)
+    resumed = distiller(tmp_path/"old", schedule="cosine", steps=4)
+    resumed.fit(resume=True)
+    assert same(weights(whole), weights(resumed))
 
 
 def test_a_run_folder_knows_how_it_was_begun(tmp_path):

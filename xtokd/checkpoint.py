@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sync', 'put_back', 'mend', 'whole_folder', 'quiet', 'save_student', 'rng_state', 'set_rng_state', 'save_checkpoint',
-           'checkpoints', 'refuse_other', 'load_checkpoint']
+           'checkpoints', 'plain_numbers', 'read_state', 'refuse_other', 'load_checkpoint']
 
 # %% ../nbs/15_checkpoint.ipynb #758253e3
 import os, random, shutil
@@ -112,6 +112,19 @@ def checkpoints(root):
     put_back(root)
     return sorted(p for p in Path(root).glob("step-*") if (p/"state.pt").exists())
 
+# %% ../nbs/15_checkpoint.ipynb #43a99388
+def plain_numbers(x):
+    "Replace NumPy scalars in nested dicts, lists and tuples with Python numbers"
+    if isinstance(x, dict): return {k: plain_numbers(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return type(x)(plain_numbers(v) for v in x)
+    return x.item() if isinstance(x, np.generic) else x
+
+def read_state(path):
+    "Read the `state.pt` of a checkpoint without running code from it; also those that version 0.1 wrote"
+    numpy_float64 = [np.float64(0).__reduce__()[0], np.dtype, type(np.dtype(np.float64))]
+    with torch.serialization.safe_globals(numpy_float64):
+        return plain_numbers(torch.load(path, map_location="cpu", weights_only=True))
+
 # %% ../nbs/15_checkpoint.ipynb #48305c9e
 def refuse_other(path, saved, model):
     "Raise a ValueError where the model of a checkpoint is of another kind or size than the one that it is to be put into"
@@ -120,10 +133,10 @@ def refuse_other(path, saved, model):
     if other := [f"{k} {a} there, {b} here" for k, (a, b) in sizes.items() if a != b]:
         raise ValueError(f"{path} is a checkpoint of another student ({', '.join(other)}): go on with the student that the run was begun with, or give another `out`")
 
-# %% ../nbs/15_checkpoint.ipynb #b8d07433
+# %% ../nbs/15_checkpoint.ipynb #fdbb714d
 def load_checkpoint(path, model):
     "Put the weights and random states of a checkpoint in place, and return the rest of its state"
-    state = torch.load(Path(path)/"state.pt", map_location="cpu", weights_only=True)
+    state = read_state(Path(path)/"state.pt")
     if is_lora(model): load_adapter(path, model)
     else:
         with quiet(): saved = own_class(model).from_pretrained(path, dtype=next(model.parameters()).dtype)

@@ -6,8 +6,8 @@
 __all__ = ['named', 'ModelSettings', 'DistillConfig', 'check_config', 'lr_factor', 'pick', 'mix', 'writer_of', 'versions',
            'machine', 'peak_memory']
 
-# %% ../nbs/18_config.ipynb #4cc8d903
-import difflib, sys
+# %% ../nbs/18_config.ipynb #5d2f6746
+import difflib, math, sys
 from dataclasses import dataclass, fields
 from functools import wraps
 
@@ -101,12 +101,12 @@ def check_config(c):
     c.template_args = read_args(c.template_args)
     if c.out is not None: c.out = str(c.out)
 
-# %% ../nbs/18_config.ipynb #7bf635a6
+# %% ../nbs/18_config.ipynb #9d20fee7
 def lr_factor(c, step):
     "Factor on `c.lr` at optimiser step 0, 1, ...: linear warm-up, then constant, cosine or linear"
     if step < c.warmup: return (step + 1) / c.warmup
     done = min(1., (step - c.warmup) / max(1, c.steps - c.warmup))
-    return {"constant": 1., "linear": 1 - done, "cosine": .5 * (1 + np.cos(np.pi * done))}[c.schedule]
+    return {"constant": 1., "linear": 1 - done, "cosine": .5 * (1 + math.cos(math.pi * done))}[c.schedule]
 
 # %% ../nbs/18_config.ipynb #38e417e1
 def pick(n,          # prompts there are
