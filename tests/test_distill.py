@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from faults import fault
+from xtokd.chat import render
 from xtokd.config import check_config, lr_factor, pick
 from xtokd.distill import Callback, Distiller, DistillConfig, Run
 from xtokd.models import load_model, load_tokenizer
@@ -166,6 +167,40 @@ def test_checkpoints_of_version_0_1_with_numpy_rates_are_read(tmp_path):
     assert same(weights(whole), weights(resumed))
 
 
+LONG = {"prompt": "word " * 2000}
+
+
+@fault("a prompt that does not fit", how="one of 6,000 tokens among 23 that fit, and one among the held-out ones", outcome="left out before the first step, counted in the log; the run and its evaluations finish")
+def test_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path):
+    short = [{"prompt": f"What is {k}?"} for k in range(23)]
+    d = distiller(tmp_path/"a", prompts=[*short[:7], LONG, *short[7:]], steps=6, batch_size=4, eval_prompts=5, max_new_tokens=6)
+    assert [x.item for x in d.left_out] == [LONG] and "tokens of the student" in d.left_out[0].reason
+    run = d.fit()
+    assert run.finished and len(run.steps) == 6 and run.start["prompts_left_out"] == 1
+    assert any("1 prompts are left out" in w["message"] for w in run.warnings)
+    judged = Distiller("tiny", "tiny", short, "strict", DistillConfig(**SMALL | {"out": tmp_path/"b", "eval_prompts": 3}), heldout=[*short[:2], LONG])
+    assert [x.item for x in judged.left_out_heldout] == [LONG] and judged.fit().finished
+    with pytest.raises(ValueError, match="none of the 2 prompts fits"): distiller(tmp_path/"c", prompts=[LONG, LONG])
+
+
+def test_max_prompt_length_leaves_out_prompts_of_either_side(tmp_path):
+    items = load_prompts("tiny", 12)
+    d = distiller(tmp_path/"a", prompts=items)
+    longest = {side: [len(render(getattr(d, side).bv, x)) for x in items] for side in ("student", "teacher")}
+    limit = sorted(map(max, zip(*longest.values())))[5]
+    fits = [x for x, s, t in zip(items, *longest.values()) if max(s, t) <= limit]
+    assert distiller(tmp_path/"b", prompts=items, max_prompt_length=limit).items == fits and 0 < len(fits) < 12
+
+
+def test_a_run_of_0_1_with_a_prompt_that_does_not_fit_can_be_resumed(tmp_path):
+    "Version 0.1 died at the step that drew the prompt; its folder holds a log and a checkpoint, and the configuration of then."
+    items = [*({"prompt": f"What is {k}?"} for k in range(11)), LONG]
+    stopped = distiller(tmp_path/"a", prompts=items, steps=6, batch_size=4, max_new_tokens=6, callbacks=[StopAfter(2)])
+    stopped.fit()
+    run = distiller(tmp_path/"a", prompts=items, steps=6, batch_size=4, max_new_tokens=6).fit(resume=True)
+    assert run.finished and [s["step"] for s in run.steps] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_run_folder_knows_how_it_was_begun(tmp_path):
     distiller(tmp_path/"a", ("strict", {"top_k": 8})).fit()
     d = Distiller.from_run(tmp_path/"a", config=DistillConfig(**SMALL | {"steps": 3, "out": tmp_path/"a"}))
@@ -290,7 +325,9 @@ def test_a_teacher_without_room_masks_and_counts(tmp_path):
 
 @fault("a prompt that fills the context", how="five thousand words", outcome="refused before writing, with the length and what the model holds")
 def test_a_prompt_without_room_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no room to write"): distiller(tmp_path/"a", prompts=["word " * 5000] * 4).fit()
+    sides = load_side("tiny", "student"), load_side("tiny", "teacher")
+    for writer in ("student", "teacher"):
+        with pytest.raises(ValueError, match=f"leaves the {writer} no room to write"): write([LONG], *sides, DistillConfig(), writer)
 
 
 def test_heldout_prompts_are_not_trained_on(tmp_path):

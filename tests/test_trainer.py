@@ -201,3 +201,11 @@ def test_two_processes_are_one(tmp_path):
 def script(folder):
     (folder/"two.py").write_text(TWO)
     return folder/"two.py"
+
+
+def test_prompts_that_do_not_fit_are_left_out(tmp_path):
+    long = {"prompt": "word " * 2000}
+    with pytest.warns(UserWarning, match="1 of 9 prompts are left out"): t = trainer(tmp_path/"a", items=[*ITEMS[:3], long, *ITEMS[3:]])
+    assert t.train_dataset == ITEMS
+    t.train()
+    with pytest.raises(ValueError, match="none of the 2 prompts fits"), pytest.warns(UserWarning): trainer(tmp_path/"b", items=[long, long])

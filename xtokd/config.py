@@ -40,7 +40,7 @@ class ModelSettings:
     teacher_device_map: str | None = None # spread the teacher over devices, memory and disk: "auto", "cpu", "disk", or a JSON dict
     offload_folder: str | None = None # for teacher weights on the disk that are no safetensors
 
-# %% ../nbs/18_config.ipynb #857870ce
+# %% ../nbs/18_config.ipynb #4f72acef
 @named
 @dataclass
 class DistillConfig(ModelSettings):
@@ -58,6 +58,7 @@ class DistillConfig(ModelSettings):
     on_policy: float = 1.0        # share of the steps whose text the student writes (the lambda of GKD); the others learn from `off_policy`
     off_policy: str = "teacher"   # who writes then: "teacher", or "reference" (the prompts' own references)
     max_new_tokens: int = 64      # a response has at most so many
+    max_prompt_length: int | None = None # prompts of more tokens, on either side, are left out; without it those that do not fit into `max_length` or the model
     max_length: int | None = None # prompt and response tokens of either side; rows beyond are masked and counted
     template_args: dict | None = None # for the chat templates, such as {"enable_thinking": false}: one dict for both sides, or {"student": {...}, "teacher": {...}}
     learn_from: str = "all"       # "all" of a response, or its "answer": thoughts (<think>) teach nothing
@@ -80,8 +81,8 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../nbs/18_config.ipynb #f21df03c
-_AT_LEAST = dict(steps=1, batch_size=1, micro_batch=1, weight_decay=0, warmup=0, temperature=0, on_policy=0, max_new_tokens=1, max_length=2, min_signal=0, eval_every=0, eval_prompts=0, eval_samples=0, save_every=0, keep=1, seed=0, lora=1)
+# %% ../nbs/18_config.ipynb #488b09e5
+_AT_LEAST = dict(steps=1, batch_size=1, micro_batch=1, weight_decay=0, warmup=0, temperature=0, on_policy=0, max_new_tokens=1, max_prompt_length=1, max_length=2, min_signal=0, eval_every=0, eval_prompts=0, eval_samples=0, save_every=0, keep=1, seed=0, lora=1)
 _ABOVE, _ONE_OF = ("lr", "max_grad_norm"), dict(off_policy=("teacher", "reference"), schedule=("constant", "cosine", "linear"), mixed_precision=("auto", "no", "bf16"), rows=("auto", "logits", "states"), learn_from=("all", "answer"), track=("tensorboard", "wandb"), student_dtype=("float32", "bfloat16"), teacher_bits=(4, 8), shard=("auto", "no", "student", "teacher", "both"))
 
 def check_config(c):

@@ -6,7 +6,7 @@
 __all__ = ['read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening',
            'Described', 'Distiller']
 
-# %% ../nbs/14_distill.ipynb #968d396c
+# %% ../nbs/14_distill.ipynb #11593acb
 import sys, threading, time
 from contextlib import suppress
 from dataclasses import asdict
@@ -34,7 +34,7 @@ from .regions import answers_only
 from .runlog import Control, Costs, Run, RunLog, log_file
 from .others import plug_in, third_models
 from .trackers import Tracker
-from .step import Tally, accumulate, load_side, references, report, write, written
+from .step import Tally, accumulate, load_side, prompts_that_fit, references, report, write, written
 
 # %% ../nbs/14_distill.ipynb #acc484af
 def read_objective(x):
@@ -55,7 +55,7 @@ def split_prompts(prompts, heldout, config):
 
 
 
-# %% ../nbs/14_distill.ipynb #0881a29e
+# %% ../nbs/14_distill.ipynb #703eba86
 class Parts:
     "What is asked of a set-up again and again"
     @property
@@ -63,13 +63,21 @@ class Parts:
     def objective_params(self):
         if not isinstance(self.objective, torch.nn.Module): return []
         return list(self.objective.to(self.device).parameters())
+    def leave_out_long_prompts(self):
+        "Keep the prompts that leave room for a response on both sides; without any of them there is no run"
+        sides = {"student": self.student, "teacher": self.teacher}
+        self.items, self.left_out = prompts_that_fit(self.items, sides, self.config)
+        self.heldout, self.left_out_heldout = prompts_that_fit(self.heldout, sides, self.config)
+        if not self.items:
+            raise ValueError(f"none of the {len(self.left_out)} prompts fits (the first: {self.left_out[0].reason}): shorten them, or raise "
+                             f"max_prompt_length ({self.config.max_prompt_length}) or max_length ({self.config.max_length})")
     def autocast(self):
         bf16 = self.config.mixed_precision == "bf16" or (self.config.mixed_precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
 
 
-# %% ../nbs/14_distill.ipynb #162e535b
+# %% ../nbs/14_distill.ipynb #9620b56a
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -97,6 +105,7 @@ class Setup(Parts):
         self.student, self.teacher = (told(getattr(self, r), args_of(c.template_args, r)) for r in ("student", "teacher"))
         self.pair, self.student.engine = Pair(self.student.bv, self.teacher.bv), Engine(c.engine, self.student.bv) if c.engine else None
         refuse_thin(self.objective, self.teacher, self.pair)
+        self.leave_out_long_prompts()
         self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
         for role in shards: shard(getattr(self, role).model, self.device, self.accelerator.num_processes)
@@ -243,7 +252,7 @@ class Loop(Step):
         "Was a stop asked for, in any process?"
         return any(gather_object([control.hold()]))
 
-# %% ../nbs/14_distill.ipynb #23eb5609
+# %% ../nbs/14_distill.ipynb #ff49941c
 class Opening(Loop):
     "Begin a log, or go on with one"
     def open(self, resume):
@@ -259,6 +268,8 @@ class Opening(Loop):
         if self.accelerator.is_main_process: self.log = RunLog(self.out)
         self.emit("resume" if had else "start", self.step, **self.describe())
         self.warn_of_changes(before)
+        for name, left_out in ("prompts", self.left_out), ("held-out prompts", self.left_out_heldout):
+            if left_out: self.emit("warn", self.step, message=f"{len(left_out)} {name} are left out, because they do not fit: {left_out[0].reason} ({str(left_out[0].item)[:60]} ...)")
         for role, bv in ("student", self.student.bv), ("teacher", self.teacher.bv):
             if lost := unused_args(bv, template_args(bv)): self.emit("warn", self.step, message=f"the chat template of the {role} ({bv.name}) makes no use of {', '.join(lost)}: look for the name that it does use, or leave it out of template_args")
     def refuse_others(self, before):
@@ -272,7 +283,7 @@ class Opening(Loop):
         other = [f"{k} {then[k]!r} -> {v!r}" for k, v in now.items() if k in then and k not in free and then[k] != v]
         if other: self.emit("warn", self.step, message=f"this run goes on with other settings: {', '.join(other)}")
 
-# %% ../nbs/14_distill.ipynb #d679c7b1
+# %% ../nbs/14_distill.ipynb #6d8a02df
 class Described(Opening):
     "What a run was given, and a run again from that"
     def describe(self):
@@ -280,7 +291,7 @@ class Described(Opening):
         given = {k: v if v is None or isinstance(v, (str, Path)) or k == "objective" and isinstance(v, (tuple, list)) else repr(v)[:200] if k == "objective" else "in memory" for k, v in self.given.items()}
         return {"config": asdict(self.config) | {"out": str(self.out)}, "given": given, "objective": getattr(self.objective, "name", repr(self.objective)), "needs": sorted(self.objective.needs),
                 "student": repr(self.student), "teacher": repr(self.teacher), "fingerprints": {"student": self.student.bv.fingerprint, "teacher": self.teacher.bv.fingerprint},
-                "prompts": len(self.items), "heldout": len(self.heldout), "seed": self.config.seed, "versions": versions(), "device": str(self.device), "machine": machine(self.device), "processes": self.accelerator.num_processes, "sharded": [r for r in ("student", "teacher") if is_sharded(getattr(self, r).model)], "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+                "prompts": len(self.items), "prompts_left_out": len(self.left_out), "heldout": len(self.heldout), "seed": self.config.seed, "versions": versions(), "device": str(self.device), "machine": machine(self.device), "processes": self.accelerator.num_processes, "sharded": [r for r in ("student", "teacher") if is_sharded(getattr(self, r).model)], "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
     @classmethod
     def from_run(cls, out, **changes):
         "The Distiller of a run folder, to go on with: what was given by name then is given again; `changes` replaces arguments"

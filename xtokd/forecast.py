@@ -121,10 +121,11 @@ def seconds(d, m):
     one = len(d.heldout) / m.samples * (2 * m.seconds_writing + .5 * m.seconds_learning)
     return {"step": step, "run": [c.steps * step[0] + evals * one * .2, c.steps * step[1] + evals * one * 1.5]}
 
-# %% ../nbs/193_forecast.ipynb #78748b15
+# %% ../nbs/193_forecast.ipynb #4e67a9d0
 def trouble(d, m, held, there):
     "Warnings, each with its cure"
     c, f = d.config, m.figures
+    if d.left_out: yield f"{len(d.left_out)} of {len(d.left_out) + len(d.items)} prompts are left out, because they do not fit ({d.left_out[0].reason}): shorten them, or raise max_prompt_length or max_length"
     if m.at_limit > .5: yield f"{m.at_limit:.0%} of the responses reached max_new_tokens={c.max_new_tokens}: raise it, or the student learns from beginnings only (a base model that never stops needs prompts with an end in sight)"
     elif not f["stop_share"]: yield "no response ended by itself: see with xtokd doctor that the student has a stop id, and that its template ends a turn with it"
     share = f.get("signal_share")

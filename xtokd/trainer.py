@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['gather', 'Writing', 'Dividing', 'Telling', 'Distilling', 'DistillTrainer']
 
-# %% ../nbs/194_trainer.ipynb #94f8c035
-import time
+# %% ../nbs/194_trainer.ipynb #3c9c4655
+import time, warnings
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from .distill import read_objective
 from .evaluate import evaluate
 from .others import plug_in, third_models
 from .pair import Pair
-from .step import Side, Tally, check_fit, entropy, finish_gradient, load_side, make_batch, references, report, write, written
+from .step import Side, Tally, check_fit, entropy, finish_gradient, load_side, make_batch, prompts_that_fit, references, report, write, written
 
 # %% ../nbs/194_trainer.ipynb #2e201476
 def gather(items):
@@ -95,7 +95,7 @@ class Telling(Dividing):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.extra: self.objective.load_state_dict(load_file(Path(resume_from_checkpoint)/"objective.safetensors"))
 
-# %% ../nbs/194_trainer.ipynb #5ffc3c1d
+# %% ../nbs/194_trainer.ipynb #4f288761
 class Distilling(Telling):
     "Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`. Its data are prompts, its loss is an objective"
     def __init__(self, *args,
@@ -125,6 +125,19 @@ class Distilling(Telling):
         self.others = third_models(others, self.objective, self.student, self.teacher, device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
         if isinstance(self.objective, torch.nn.Module): self.extra = list(self.objective.to(device).parameters())
+        self.train_dataset, self.eval_dataset = self.fitting(self.train_dataset), self.fitting(self.eval_dataset)
+
+    def fitting(self, dataset):
+        "The rows of a data set whose prompts leave room for a response; a data set without a length is left as it is"
+        if dataset is None or not hasattr(dataset, "__len__"): return dataset
+        items = gather(list(dataset))["items"]
+        kept, left_out = prompts_that_fit(items, {"student": self.student, "teacher": self.teacher}, self.distill)
+        if not left_out: return dataset
+        warnings.warn(f"{len(left_out)} of {len(items)} prompts are left out, because they do not fit: {left_out[0].reason}")
+        if not kept: raise ValueError(f"none of the {len(items)} prompts fits: shorten them, or raise max_prompt_length or max_length")
+        ids = {id(item) for item in kept}
+        rows = [k for k, item in enumerate(items) if id(item) in ids]
+        return dataset.select(rows) if hasattr(dataset, "select") else [dataset[k] for k in rows]
 
 
 class DistillTrainer(Distilling, Trainer):
