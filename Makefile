@@ -20,7 +20,7 @@ help:
 	@echo "make test-ui   journeys in real JupyterLab in headless Chromium (Debian: apt-get install chromium fonts-dejavu-core)"
 	@echo "make docs      the notebooks as a site in _docs/, offline: open _docs/index.html"
 	@echo "make lab       JupyterLab in nbs/, where the library is written and taught"
-	@echo "make refresh   run the notebooks anew and store clean outputs (NB=nbs/01_align.ipynb for one)"
+	@echo "make refresh   run the notebooks anew and store clean outputs (NB=nbs/03_alignment/05_byte_align.ipynb for one)"
 	@echo "make export    write xtokd/ and README.md from the notebooks"
 	@echo "make clean     remove .venv and everything else that git ignores and make can make again"
 
@@ -46,7 +46,7 @@ STUDENT ?= smollm2
 TEACHER ?= Qwen/Qwen2.5-Coder-0.5B-Instruct
 SIZE ?= smoke
 lesson: $(STAMP)
-	@$(BIN)/python -m xtokd.lesson --student "$(STUDENT)" --teacher "$(TEACHER)" --size "$(SIZE)" $(LESSON_ARGS)
+	@$(BIN)/python -m xtokd.experiments.headroom_study --student "$(STUDENT)" --teacher "$(TEACHER)" --size "$(SIZE)" $(LESSON_ARGS)
 
 test: $(STAMP)
 	@$(LIMIT) 300 $(BIN)/python tools/export.py --check
@@ -70,7 +70,7 @@ screenshots: $(STAMP)    # every view, light and dark, into _shots/, to be looke
 	@$(LIMIT) 900 $(BIN)/python tools/screenshots.py $(SHOTS)
 
 lab: $(STAMP)
-	@$(BIN)/jupyter trust nbs/*.ipynb >/dev/null    # the notebooks of this folder are yours: show their pictures
+	@find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' -exec $(BIN)/jupyter trust {} + >/dev/null    # the notebooks of this folder are yours: show their pictures
 	@$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb $(LAB_ARGS)
 
 refresh: $(STAMP)

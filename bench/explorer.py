@@ -12,8 +12,8 @@ import argparse, json, shutil, statistics, time
 from playwright.sync_api import sync_playwright
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from xtokd.bytevocab import ByteVocab
-from xtokd.pair import Pair
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.alignment.pair import Pair
 from xtokd.viz.explorer import Explorer
 
 LINES = ["the student writes and the teacher scores what was written: 1234 apples at 56.78 each.\n", "def area(r):\n    return 3.14159 * r ** 2\n", "naïve café 数据 مرحبا\n"]

@@ -23,12 +23,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import alternate, head, ratio, show, spread, store
-from xtokd.align import align
-from xtokd.batch import PairBatch
-from xtokd.bytevocab import ByteVocab
-from xtokd.headrows import Head
+from xtokd.alignment.byte_align import align
+from xtokd.rows.pair_batch import PairBatch
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.rows.lazy import Head
 from xtokd.objectives import OBJECTIVES, objective
-from xtokd.pair import Pair
+from xtokd.alignment.pair import Pair
 
 WIDTHS = {"smollm2": 576, "qwen": 896, "deepseek": 1024, "gemma": 640}       # of hidden states, as in the small models with these tokenizers
 WORDS = ("The teacher, which cuts the same bytes into other tokens, scores what was written.", "def area(r):\n    return 3.14159 * r ** 2  # naïve\n", "1234 apples at 56.78 each make", "学生写，老师评分。", "Ça va? 👩‍👩‍👧",

@@ -52,15 +52,15 @@ class Parts:
 
 # ---- ours ------------------------------------------------------------------------------------------------------------------
 def ours(a, student, teacher):
-    import xtokd.batch, xtokd.step as step
-    from xtokd.config import DistillConfig
+    import xtokd.rows.pair_batch, xtokd.train.step as step
+    from xtokd.train.config import DistillConfig
     from xtokd.objectives import objective
-    from xtokd.pair import Pair
+    from xtokd.alignment.pair import Pair
     s, t, pair, parts = step.load_side(student, "student", a.device), step.load_side(teacher, "teacher", a.device), Pair(student, teacher), Parts(a.device)
     config, obj = DistillConfig(max_new_tokens=a.new, batch_size=a.batch, micro_batch=a.batch, rows=a.rows), objective(a.objective)
     obj.prepare(pair, s, t)
     optim = torch.optim.AdamW(s.model.parameters(), lr=1e-6, fused=True)
-    for owner, name, part in ((step, "rollout", "rollout"), (step, "retokenise", "retokenise"), (step, "teacher_rows", "teacher"), (step, "response_logits", "student forward"), (step, "response_states", "student forward"), (xtokd.batch, "align_batch", "alignment")):
+    for owner, name, part in ((step, "rollout", "rollout"), (step, "retokenise", "retokenise"), (step, "teacher_rows", "teacher"), (step, "response_logits", "student forward"), (step, "response_states", "student forward"), (xtokd.rows.pair_batch, "align_batch", "alignment")):
         if name.startswith("response"):
             old = getattr(step, name)
             setattr(step, name, lambda model, *x, _f=old, **k: run_part(parts, "teacher" if model is t.model else "student forward", _f, model, *x, **k))
@@ -86,7 +86,7 @@ def run_part(parts, name, f, *a, **k):
 def reading(pair, batch, parts):
     "Seconds for the log-probabilities of the same rows of both sides, a handful at a time, and the gradient of a sum of the student's."
     import numpy as np
-    from xtokd.rowwise import handful, row_losses
+    from xtokd.rows.chunked_loss import handful, row_losses
     tic = parts.now()
     with torch.no_grad():
         for lo in range(0, len(batch.teacher), handful(batch.teacher)): batch.teacher.logp(lo, min(lo + handful(batch.teacher), len(batch.teacher)))
@@ -99,7 +99,7 @@ def theirs(a, student, teacher):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl.experimental.gold import GOLDConfig, GOLDTrainer
-    from xtokd.models import load_tokenizer, resolve
+    from xtokd.models.loading import load_tokenizer, resolve
     parts, found, paths = Parts(a.device), [], [str(resolve(n, r)) for n, r in ((student, "student"), (teacher, "teacher"))]
     dtype = torch.bfloat16 if a.device == "cuda" else torch.float32
     s, t = (AutoModelForCausalLM.from_pretrained(p, dtype=dtype) for p in paths)

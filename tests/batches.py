@@ -1,7 +1,7 @@
 """Batches that hold everything an objective may ask for: a pair's own ids, random rows, random hidden states."""
 import torch
 
-from xtokd.batch import Hidden, PairBatch
+from xtokd.rows.pair_batch import Hidden, PairBatch
 
 TEXTS = ("The number is 9632.", "Certainly: 12", "894772 altogether.", "7 altogether.")
 

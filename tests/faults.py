@@ -1,4 +1,4 @@
-"What can happen to a run: every test with `@fault` is a row of the table in nbs/84_faults.ipynb, which reads these lines from the tests' own source."
+"What can happen to a run: every test with `@fault` is a row of the table in nbs/21_studies/04_faults.ipynb, which reads these lines from the tests' own source."
 import ast
 from pathlib import Path
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from xtokd.distill import Callback, Distiller, DistillConfig
-from xtokd.models import load_model
-from xtokd.processes import put_together, share
-from xtokd.step import Side, load_side
+from xtokd.train.distiller import Callback, Distiller, DistillConfig
+from xtokd.models.loading import load_model
+from xtokd.distributed import put_together, share
+from xtokd.train.step import Side, load_side
 
 FSDP_CONFIG = """compute_environment: LOCAL_MACHINE
 distributed_type: FSDP

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer
-from xtokd.align import BEYOND, DIFFERS, EMPTY, INSIDE, INVALID, KINDS, LONE_STOP, SPECIAL, WHY, align, align_batch
-from xtokd.bytevocab import ByteVocab
-from xtokd.repair import invalid_mask, stretches
-from xtokd.sides import build_pool, flatten, gather, read_side, sound
+from xtokd.alignment.byte_align import BEYOND, DIFFERS, EMPTY, INSIDE, INVALID, KINDS, LONE_STOP, SPECIAL, WHY, align, align_batch
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.alignment.text_match import invalid_mask, stretches
+from xtokd.alignment.flat import build_pool, flatten, gather, read_side, sound
 
 FIELDS = "chunks kind student_chunk teacher_chunk student_why teacher_why student_starts teacher_starts student_ids teacher_ids text".split()
 
@@ -162,7 +162,7 @@ def test_the_straight_way_finds_what_the_long_way_finds(rows, char, mask):
         a, b = a + [junk] * (junk != b""), b + [junk] * (junk != b"")
         S.append(ids(a) + [0] * (stops & 1)); T.append(ids(b) + [0] * (stops >> 1))
         plain &= stops in (0, 3) and junk == b""
-    bv, module = vocab(*names, stop=["<stop>"]), sys.modules["xtokd.align"]
+    bv, module = vocab(*names, stop=["<stop>"]), sys.modules["xtokd.alignment.byte_align"]
     kw = dict(granularity="char" if char else "byte", mask_invalid=mask)
     with patch.object(module, "_straight", wraps=module._straight) as way:
         fast = align_batch(S, T, bv, bv, **kw)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from batches import batch, full, leaves, parts, some
 
-from xtokd.batch import PairBatch
-from xtokd.bytevocab import ByteVocab
-from xtokd.models import load_tokenizer
+from xtokd.rows.pair_batch import PairBatch
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.models.loading import load_tokenizer
 from xtokd.objectives import objective
 from xtokd.objectives.alm import FORMS, ChunkEnds, binary_divergence, boundary_ids, boundary_leaks, gradmag, hidden_gap, log1mexp, merge_groups, scan_boundary
-from xtokd.oracle.worlds import bpe, make_pair, twin_world
-from xtokd.pair import Pair
+from xtokd.exact.toy_models import bpe, make_pair, twin_world
+from xtokd.alignment.pair import Pair
 
 KNOBS = [{}, dict(form="tvd"), dict(form="limit", debias="none"), dict(form="ce", gamma=None), dict(form="k3", debias="stop"), dict(form="rkl", tau=1., gamma=0.),
          dict(form="k2", boundary=" \t\n"), dict(tau=math.inf), dict(hidden=.5, hidden_norm="row")]

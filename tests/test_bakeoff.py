@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from xtokd.bakeoff import by_method, differences, find_runs, grouped, method_of, printed, refuse_mixture, verdict
-from xtokd.cli import main
-from xtokd.runlog import write_kept
+from xtokd.experiments.comparison import by_method, differences, find_runs, grouped, method_of, printed, refuse_mixture, verdict
+from xtokd.cli.commands import main
+from xtokd.train.runlog import write_kept
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,16 +5,16 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from xtokd import big
-from xtokd.big import Bare, adapters, add_lora, device_of, is_placed, load_adapter, need, placement
-from xtokd.checkpoint import checkpoints
-from xtokd.config import DistillConfig
-from xtokd.distill import Distiller
-from xtokd.models import load_model, load_tokenizer
-from xtokd.prompts import load_prompts
-from xtokd.rollout import rollout
-from xtokd.score import accepts, one_by_one, response_logits
-from xtokd.step import accumulate, finish_gradient, load_side, write
+from xtokd.models import lora as big
+from xtokd.models.lora import Bare, adapters, add_lora, device_of, is_placed, load_adapter, need, placement
+from xtokd.train.checkpoint import checkpoints
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.models.loading import load_model, load_tokenizer
+from xtokd.data.prompts import load_prompts
+from xtokd.models.sampling import rollout
+from xtokd.models.forward import accepts, one_by_one, response_logits
+from xtokd.train.step import accumulate, finish_gradient, load_side, write
 
 torch.set_num_threads(1)
 SMALL = dict(steps=2, batch_size=4, max_new_tokens=16, eval_prompts=0, progress=False, warmup=1, save_every=0)

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer
 
-from xtokd.bytevocab import ByteVocab
-from xtokd.models import home, load_tokenizer
-from xtokd.objectives import borders, cells
-from xtokd.objectives.borders import Borders, Follows, letter_borders, texts_of, written_so
-from xtokd.objectives.cells import CellGraph, first_tokens
-from xtokd.trie import ByteTrie
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.models.loading import home, load_tokenizer
+from xtokd.objectives.cover import cells
+from xtokd.vocab import adjacency as borders
+from xtokd.vocab.adjacency import Borders, Follows, letter_borders, texts_of, written_so
+from xtokd.objectives.cover.cells import CellGraph, first_tokens
+from xtokd.vocab.trie import ByteTrie
 
 
 def bpe(merges, letters="abc", pre=None, more=(), **kw):

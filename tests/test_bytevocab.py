@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders as D, models, normalizers as N, pre_tokenizers as P, trainers
 
-from xtokd.bytevocab import ByteVocab, UnsupportedTokenizer
-from xtokd.pieces import byte_alphabet
-import xtokd.bytevocab as module
+from xtokd.vocab.bytevocab import ByteVocab, UnsupportedTokenizer
+from xtokd.vocab.spelling import byte_alphabet
+import xtokd.vocab.bytevocab as module
 
 BYTES = [f"<0x{b:02X}>" for b in range(256)]
 CONTROL = ("<unk>", "<s>", "</s>")
@@ -364,5 +364,5 @@ def test_tekken_and_sentencepiece_files_as_transformers_loads_them(tmp_path):
 
 def test_import_is_light():
     import subprocess, sys
-    code = "import sys, xtokd.bytevocab; print([m for m in ('torch', 'transformers', 'plotly') if m in sys.modules])"
+    code = "import sys, xtokd.vocab.bytevocab; print([m for m in ('torch', 'transformers', 'plotly') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -6,11 +6,11 @@ import torch
 from batches import TEXTS, batch, full, parts
 from warped import check_hard_cases, check_parts, check_relabelling, same_gradient
 from worlds import bpe, make_pair
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import divergence, objective
-from xtokd.objectives.cdm import CDM, RowMap, entropies, entropy_weights, favourites, logits_at
-from xtokd.objectives.dtw import edit_distances, warp
-from xtokd.pair import Pair
+from xtokd.objectives.projection.cdm import CDM, RowMap, entropies, entropy_weights, favourites, logits_at
+from xtokd.objectives.projection.dtw import edit_distances, warp
+from xtokd.alignment.pair import Pair
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from importlib.resources import files
 from tokenizers import AddedToken, Tokenizer, models, decoders, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from xtokd.bytevocab import ByteVocab
-from xtokd.chat import messages_of, plain_text, prefix_ids, render, respond, turn_end
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.data.chat import messages_of, plain_text, prefix_ids, render, respond, turn_end
 
 CHATML = ("{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('system comes first') }}{% endif %}"
           "{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"

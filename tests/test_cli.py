@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from xtokd import cli
-from xtokd.runlog import RunLog
+from xtokd.cli import commands as cli
+from xtokd.train.runlog import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("doctor", "align", "distill", "generate", "compare", "models")
@@ -59,7 +59,7 @@ def test_examples_in_the_help_parse():
 
 def test_distill_has_a_flag_for_every_number(xtokd):
     from dataclasses import fields
-    from xtokd.distill import DistillConfig
+    from xtokd.train.distiller import DistillConfig
     _, out, _ = xtokd("distill", "--help")
     for f in fields(DistillConfig): assert "--" + f.name.replace("_", "-") in out
 
@@ -145,7 +145,7 @@ def test_debug_shows_the_traceback():
 # ---- distill: settings ------------------------------------------------------------------------------------------------------
 def read(*argv):
     from dataclasses import fields
-    from xtokd.distill import DistillConfig
+    from xtokd.train.distiller import DistillConfig
     return cli.settings(cli.parser(full=True).parse_args(["distill", *map(str, argv)]), [*cli._GIVEN, *(f.name for f in fields(DistillConfig))])
 
 
@@ -224,7 +224,7 @@ def test_models_list(xtokd):
 
 
 def test_models_get_passes_on(xtokd, monkeypatch):
-    import xtokd.models as rooms
+    import xtokd.models.loading as rooms
 
     got = []
     monkeypatch.setattr(rooms, "get", lambda name, force=False: got.append((name, force)))
@@ -232,7 +232,7 @@ def test_models_get_passes_on(xtokd, monkeypatch):
 
 
 def test_models_convert_passes_on_and_refuses(xtokd, monkeypatch, tmp_path):
-    import xtokd.models as rooms
+    import xtokd.models.loading as rooms
     file, folder, got = tmp_path / "m.gguf", tmp_path / "m", []
     monkeypatch.setattr(rooms, "convert", lambda *a: got.append(a) or a[1])
     refused(xtokd("models", "convert", str(file)), "folder to write")
@@ -250,7 +250,7 @@ def test_models_get_refuses(xtokd):
 
 # ---- as a real command ------------------------------------------------------------------------------------------------------
 def command(*argv, **kw):
-    return subprocess.run([sys.executable, "-c", "import sys; from xtokd.cli import main; sys.exit(main())", *argv], cwd=ROOT, capture_output=True, **kw)
+    return subprocess.run([sys.executable, "-c", "import sys; from xtokd.cli.commands import main; sys.exit(main())", *argv], cwd=ROOT, capture_output=True, **kw)
 
 
 def test_a_real_process_with_a_poor_terminal():

@@ -5,10 +5,10 @@ import torch
 
 from batches import TEXTS, batch, full, parts, some
 from worlds import bpe, make_pair
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.objectives.compass import span_means
-from xtokd.pair import Pair
+from xtokd.objectives.policy.compass import span_means
+from xtokd.alignment.pair import Pair
 
 BV = bpe("abc")
 ONE = make_pair(BV, BV)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worlds import World, bpe, digit_groups, make_pair, markov, random_bpe, random_texts
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.objectives.cells import cell_graph
-from xtokd.objectives.cover import CoverRows
+from xtokd.objectives.cover.cells import cell_graph
+from xtokd.objectives.cover.cover import CoverRows
 
 
 def batch_of(pair, s_world, t_world, texts, student_rows=None):
@@ -50,7 +50,7 @@ def digit_world(n_min, n_max, seed=0):
 @contextmanager
 def treated(wide):
     "Vocabularies of any size are treated as large ones, if `wide`."
-    from xtokd.objectives.cells import CellGraph
+    from xtokd.objectives.cover.cells import CellGraph
     small, CellGraph.small = CellGraph.small, 0 if wide else CellGraph.small
     cell_graph.cache_clear()
     try: yield
@@ -178,7 +178,7 @@ def test_split_invariance(group):
 
 def test_peaked_rows_of_a_large_vocabulary():
     """A look of mass 1e-6 in a float32 row of 262,144 columns keeps its share to 1e-4; a cumulative sum would lose a tenth of it."""
-    from xtokd.batch import segment_sums
+    from xtokd.rows.pair_batch import segment_sums
     q = torch.zeros(1, 262_144); q[0, 7] = 1 - 1e-6; q[0, 100_000:100_500] = 1e-6 / 500
     got = segment_sums(q, [0], [100_000], [100_500], np.arange(262_144)).item()
     lost = abs((q.cumsum(1)[0, 100_499] - q.cumsum(1)[0, 99_999]).item() / 1e-6 - 1)
@@ -295,7 +295,7 @@ def same_in_pieces(found):
 @pytest.mark.parametrize("how", [{}, {"divergence": "rkl"}, {"divergence": "jsd"}, {"top_k": 5}, {"doubt": 0., "min_mass": 0.}], ids=str)
 def test_pieces_of_a_long_sample_are_the_whole(either, how):
     "The tiny pair, as a small and as a large vocabulary: cut at any chunk, nothing changes."
-    from xtokd.pair import Pair
+    from xtokd.alignment.pair import Pair
     pair = Pair("tiny")
     ids = [[[*bv.encode(x), bv.stop_ids[0]] for x in LONG] for bv in (pair.student, pair.teacher)]
     same_in_pieces(in_pieces(pair, *ids, (10_000, 1, 7, 23), **how))
@@ -316,7 +316,7 @@ def test_pieces_of_random_merge_lists_are_the_whole(seed, size, wide):
 @given(st.integers(0, 10_000), st.booleans(), st.sampled_from([1., .7]))
 def test_the_gradient_that_is_written_down_is_the_one_of_autograd(seed, wide, temperature):
     "Random merge lists, the narrower vocabulary on either side; each row with a weight of its own."
-    from xtokd.objectives.cover import CoverStream, part_losses
+    from xtokd.objectives.cover.cover import CoverStream, part_losses
     rng = np.random.default_rng(seed)
     symbols = "ab" if seed % 2 else "abc"
     pair = make_pair(*(random_bpe(rng, symbols, int(rng.integers(1, 7))) for _ in range(2)))
@@ -341,8 +341,8 @@ def test_the_gradient_that_is_written_down_is_the_one_of_autograd(seed, wide, te
 @given(st.integers(0, 10_000))
 def test_columns_are_the_cells(seed):
     "Of rows of either side, the narrower one or the wider: what a token's column holds, once folded, is what its cell holds."
-    from xtokd.objectives.cells import CellGraph
-    from xtokd.objectives.reading import columns
+    from xtokd.objectives.cover.cells import CellGraph
+    from xtokd.objectives.cover.teacher_pass import columns
     rng = np.random.default_rng(seed)
     S, T = (random_bpe(rng, "abc", int(rng.integers(0, 9))) for _ in range(2))
     graph = CellGraph(S, T)
@@ -368,8 +368,8 @@ def test_columns_are_the_cells(seed):
 @given(st.integers(0, 10_000))
 def test_what_is_overlooked_contradicts(seed):
     "Random merge lists: a hypothesis that is dropped without a question is one that the student's neighbours contradict; and questions are spared."
-    from xtokd.objectives.cells import CellGraph
-    from xtokd.objectives.looks import Looks, overlooked, tokens_past
+    from xtokd.objectives.cover.cells import CellGraph
+    from xtokd.objectives.cover.hypotheses import Looks, overlooked, tokens_past
     rng = np.random.default_rng(seed)
     pair = make_pair(*(random_bpe(rng, "ab", int(rng.integers(2, 9))) for _ in range(2)))
     texts = ["".join(rng.choice(list("ab"), 14)) for _ in range(3)]
@@ -396,7 +396,7 @@ def test_light_contradictions_count_where_little_is_left():
 
 
 def test_a_piece_ends_with_a_sample_or_a_chunk():
-    from xtokd.objectives.looks import row_pieces
+    from xtokd.objectives.cover.hypotheses import row_pieces
     pair = make_pair(digit_groups(2), digit_groups(3))
     texts = ["1234567890123", "", "12", "9876543"]
     rows = [[torch.zeros(len(bv.encode(x)), len(bv)) for x in texts] for bv in (pair.student, pair.teacher)]
@@ -411,8 +411,8 @@ def test_a_piece_ends_with_a_sample_or_a_chunk():
 @pytest.mark.parametrize("small", [4096, 0], ids=["small", "wide"])
 def test_a_piece_reads_few_teacher_rows(small, monkeypatch):
     "A sample of 600 digits in pieces of 16 asks for each teacher row once, and for a few before each piece again."
-    from xtokd.batch import Rows
-    from xtokd.objectives.cells import CellGraph
+    from xtokd.rows.pair_batch import Rows
+    from xtokd.objectives.cover.cells import CellGraph
     monkeypatch.setattr(CellGraph, "small", small)
     pair, asked = make_pair(digit_groups(2), digit_groups(3)), []
     ids = [bv.encode("1234567890" * 60) for bv in (pair.student, pair.teacher)]

@@ -6,11 +6,11 @@ from torch.nn.functional import logsigmoid
 
 from batches import TEXTS, batch, full, leaves, parts, some
 from worlds import bpe, make_pair
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.objectives.blocks import by_chunk
-from xtokd.objectives.ctpd import CTPD, preference_pairs, rewards, span_weights
-from xtokd.pair import Pair
+from xtokd.objectives.chunks import by_chunk
+from xtokd.objectives.policy.ctpd import CTPD, preference_pairs, rewards, span_weights
+from xtokd.alignment.pair import Pair
 
 UNICODE = ("naïve café 😀 中", "  two\tspaces\r\n", "e\u0301 ", "x")
 

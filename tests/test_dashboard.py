@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd.kept import keep
-from xtokd.pair import Pair
-from xtokd.runlog import Control, Run, RunLog
+from xtokd.alignment.kept import keep
+from xtokd.alignment.pair import Pair
+from xtokd.train.runlog import Control, Run, RunLog
 from xtokd.viz.dashboard import Board, Dashboard, Log, Tape, board_svg, board_text, fold
-from xtokd.viz.vitals import Moment, Rules, alarms, decimate, left, numerals, panels, printable, span, ticks, vitals
+from xtokd.viz.run_state import Moment, Rules, alarms, decimate, left, numerals, panels, printable, span, ticks, vitals
 
 RUNS = Path(__file__).resolve().parent.parent / "data/runs"
 HOSTILE = ["<script>alert(1)</script>", "</text></svg><img src=x onerror=alert(1)>", "]]>&amp;\"'", "\u202eright to left\u202c\u2066", "a\u200d\u200bb\ufeff", "\x00\x07\x1b[31m\x7f", "\ud800 \udfff", "x" * 10_000, "\ufffe\uffff", "e" + "\u0301" * 200, "", "\n\r\t\v\x85\u2028"]

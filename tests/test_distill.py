@@ -10,13 +10,13 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from faults import fault
-from xtokd.chat import render
-from xtokd.config import check_config, lr_factor, pick
-from xtokd.distill import Callback, Distiller, DistillConfig, Run
-from xtokd.models import load_model, load_tokenizer
+from xtokd.data.chat import render
+from xtokd.train.config import check_config, lr_factor, pick
+from xtokd.train.distiller import Callback, Distiller, DistillConfig, Run
+from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import objective
-from xtokd.prompts import load_prompts
-from xtokd.step import finite_rows, load_side, teacher_rows, write
+from xtokd.data.prompts import load_prompts
+from xtokd.train.step import finite_rows, load_side, teacher_rows, write
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -397,7 +397,7 @@ def test_two_processes_do_what_one_does(tmp_path):
 
 
 def test_the_progress_bar_names_what_was_measured(capsys):
-    from xtokd.distill import ProgressBar
+    from xtokd.train.distiller import ProgressBar
     from types import SimpleNamespace
     bar = ProgressBar()
     bar.on_start(SimpleNamespace(config=DistillConfig(steps=2), step=0, objective=objective("cover")), {})

@@ -56,7 +56,7 @@ def whole(folder):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site")
-    docs.build([ROOT / "nbs/01_align.ipynb", ROOT / "nbs/21_charts.ipynb"], out / "docs")
+    docs.build([ROOT / "nbs/03_alignment/05_byte_align.ipynb", ROOT / "nbs/10_viz/05_run_charts.ipynb"], out / "docs")
     return out / "docs"
 
 
@@ -66,7 +66,7 @@ def test_links_and_sources_stay_in_the_folder(site):
 
 
 def test_every_stored_output_is_on_the_page(site):
-    for name in ("01_align", "21_charts"):
+    for name in ("03_alignment/05_byte_align", "10_viz/05_run_charts"):
         nb = docs.Notebook(ROOT / f"nbs/{name}.ipynb")
         text = (site / f"{name}.html").read_text(encoding="utf8")
         shown = [o for c in nb.cells if c["cell_type"] == "code" and not re.search(r"#\s*\|\s*hide", c["source"]) for o in c["outputs"]]
@@ -76,12 +76,12 @@ def test_every_stored_output_is_on_the_page(site):
 
 
 def test_the_reference_has_signature_docstring_and_cell(site):
-    text = (site / "api/align.html").read_text(encoding="utf8")
+    text = (site / "api/alignment.byte_align.html").read_text(encoding="utf8")
     words = re.sub(r"\s+", " ", " ".join(Tags(text).words))
-    module = import_module("xtokd.align")    # `xtokd.align` is the function
+    module = import_module("xtokd.alignment.byte_align")
     assert getdoc(module.Alignment).split("\n")[0].split("`")[0].strip() in words
     for name in module.__all__: assert f'id="{name}"' in text, name
-    assert re.search(r'href="\.\./01_align\.html#cell-[0-9a-f]{8}"', text)
+    assert re.search(r'href="\.\./03_alignment/05_byte_align\.html#cell-[0-9a-f]{8}"', text)
 
 
 def test_search_knows_headings_and_names(site):
@@ -89,7 +89,7 @@ def test_search_knows_headings_and_names(site):
     assert text.startswith("window.XTOKD_INDEX = ") and "</" not in text
     rows = json.loads(text.removeprefix("window.XTOKD_INDEX = ").rstrip(";\n"))
     assert all(len(r) == 4 for r in rows)
-    assert any(r[2] == "api/align.html#align" for r in rows) and any(r[1] == "A toy by hand" and r[2].startswith("01_align.html#") for r in rows)
+    assert any(r[2] == "api/alignment.byte_align.html#align" for r in rows) and any(r[1] == "A toy by hand" and r[2].startswith("03_alignment/05_byte_align.html#") for r in rows)
 
 
 def test_ids_and_styles_of_a_figure_are_its_own():
@@ -113,7 +113,7 @@ def test_a_formula_in_tex_is_refused(tmp_path):
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(SystemExit, match="other files"): docs.build([ROOT / "nbs/01_align.ipynb"], tmp_path)
+    with pytest.raises(SystemExit, match="other files"): docs.build([ROOT / "nbs/03_alignment/05_byte_align.ipynb"], tmp_path)
     assert (tmp_path / "mine").read_text() == "x"
 
 
@@ -144,6 +144,6 @@ def test_the_words_of_a_chart():
 
 
 def test_names_of_one_assignment_are_one_entry(site):
-    page = (site / "api/align.html").read_text(encoding="utf8")
+    page = (site / "api/alignment.byte_align.html").read_text(encoding="utf8")
     assert page.count('id="SPECIAL"') == page.count('id="LONE_STOP"') == 1 and '<h2 id="LONE_STOP"' not in page
     assert page.count("SPECIAL, EMPTY") <= 2

@@ -9,13 +9,13 @@ from hypothesis import given, settings, strategies as st
 
 from batches import TEXTS, batch, full, parts, some
 from worlds import bpe, make_pair
-from xtokd.align import INVALID, align
-from xtokd.batch import PairBatch
+from xtokd.alignment.byte_align import INVALID, align
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.objectives.blocks import ChunkScores
-from xtokd.objectives.dpca import decode_walk, end_chunks
-from xtokd.objectives.sampled import CREDITS, chunk_advantage, surrogate_loss
-from xtokd.pair import Pair
+from xtokd.objectives.chunks import ChunkScores
+from xtokd.objectives.policy.dpca import decode_walk, end_chunks
+from xtokd.objectives.policy.sampled import CREDITS, chunk_advantage, surrogate_loss
+from xtokd.alignment.pair import Pair
 
 UNICODE = ("", "日本 é\u0301 😊!", "\ta  b\r\n ", "12 apples")
 

@@ -5,11 +5,11 @@ import torch
 
 from batches import TEXTS, batch, full, heads, ids_of, parts, some
 from worlds import bpe, make_pair
-from xtokd.batch import Hidden, PairBatch
+from xtokd.rows.pair_batch import Hidden, PairBatch
 from xtokd.objectives import kl, objective
-from xtokd.objectives.dskd import DSKD, attend, cross, pad, seeded, teacher_labels, to_student, unit_scale
-from xtokd.pair import Pair
-from xtokd.step import Side
+from xtokd.objectives.hidden.dskd import DSKD, attend, cross, pad, seeded, teacher_labels, to_student, unit_scale
+from xtokd.alignment.pair import Pair
+from xtokd.train.step import Side
 
 UNICODE = ("naïve café 😀 中", "  two\tspaces\r\n", "e\u0301 ", "x")
 KNOBS = (dict(), dict(leak=False), dict(labels="teacher"), dict(divergence="rkl", temperature=1.))

@@ -7,13 +7,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from batches import TEXTS, batch, full, heads, parts, some
 from worlds import bpe, make_pair, random_bpe
-from xtokd.batch import Hidden, PairBatch
-from xtokd.bytevocab import ByteVocab
+from xtokd.rows.pair_batch import Hidden, PairBatch
+from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.objectives import divergence, objective
-from xtokd.objectives.dskd import teacher_labels, to_student
-from xtokd.objectives.dskdv2 import DSKDv2, eta_walk, head_map, overlap
-from xtokd.pair import Pair
-from xtokd.step import Side
+from xtokd.objectives.hidden.dskd import teacher_labels, to_student
+from xtokd.objectives.hidden.dskdv2 import DSKDv2, eta_walk, head_map, overlap
+from xtokd.alignment.pair import Pair
+from xtokd.train.step import Side
 
 UNICODE = ("naïve café 😀 中", "  two\tspaces\r\n", "e\u0301 ", "x")
 KNOBS = (dict(), dict(divergence="rkl"), dict(divergence="jsd", temperature=2.), dict(top=40))

@@ -5,8 +5,8 @@ import torch
 
 from batches import TEXTS, batch, parts
 from worlds import bpe, make_pair
-from xtokd.objectives.dtw import EditTable, NearestToken, dtw, edit_distances, likeness, path_groups, warp
-from xtokd.pair import Pair
+from xtokd.objectives.projection.dtw import EditTable, NearestToken, dtw, edit_distances, likeness, path_groups, warp
+from xtokd.alignment.pair import Pair
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_the_table_computes_each_pair_once_and_forgets(monkeypatch):
     table = EditTable(words, words)
     whole = table(np.arange(30)[:, None], np.arange(30))
     assert (whole == whole.T).all() and (np.diag(whole) == 0).all() and len(table.keys) == 900
-    monkeypatch.setattr("xtokd.objectives.dtw.edit_distances", None)
+    monkeypatch.setattr("xtokd.objectives.projection.dtw.edit_distances", None)
     assert (table(np.arange(10), np.arange(10, 20)) == whole[np.arange(10), np.arange(10, 20)]).all()     # nothing is computed again
     monkeypatch.undo()
     table.limit = 100

@@ -1,4 +1,4 @@
-"""A real engine that serves the tiny teacher, against the teacher in this process. Start one (nbs/173_serve.ipynb shows the commands for vLLM) and name it:
+"""A real engine that serves the tiny teacher, against the teacher in this process. Start one (nbs/07_serving/03_server.ipynb shows the commands for vLLM) and name it:
 
     XTOKD_ENGINE=http://127.0.0.1:8000/v1 pytest tests/test_engine.py
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from test_remote import BV, LOCAL, PROMPTS, RESPONSES, SMALL, TEACHER, hears_the_same, local, same, same_run, samples
-from xtokd.distill import DistillConfig, Distiller
-from xtokd.models import data_dir, load_tokenizer
-from xtokd.remote import RemoteTeacher
-from xtokd.rollout import rollout
-from xtokd.wire import RemoteError
+from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.models.loading import data_dir, load_tokenizer
+from xtokd.serving.client import RemoteTeacher
+from xtokd.models.sampling import rollout
+from xtokd.serving.http import RemoteError
 
 ENGINE = os.environ.get("XTOKD_ENGINE")
 scoring = pytest.mark.skipif(not ENGINE, reason="no XTOKD_ENGINE: no real engine to ask")

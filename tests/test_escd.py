@@ -5,12 +5,12 @@ import torch
 
 from batches import TEXTS, batch, parts, some
 from worlds import World, bpe, make_pair, markov
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import divergence, objective
-from xtokd.objectives.bpm import BPM
-from xtokd.objectives.cells import cell_graph
-from xtokd.objectives.escd import ESCD, events, groups_at
-from xtokd.pair import Pair
+from xtokd.objectives.projection.bpm import BPM
+from xtokd.objectives.cover.cells import cell_graph
+from xtokd.objectives.projection.escd import ESCD, events, groups_at
+from xtokd.alignment.pair import Pair
 
 STUDENT = bpe("BreadskCt", [("B", "r"), ("e", "a"), ("ea", "d"), ("ead", "s"), ("ea", "k"), ("C", "a"), ("Ca", "t")])
 TEACHER = bpe("BreadskCt", [("e", "a"), ("ea", "d"), ("ea", "k"), ("r", "ead"), ("r", "eak"), ("B", "read"), ("Bread", "s"), ("B", "reak"), ("C", "a"), ("Ca", "t")])
@@ -51,7 +51,7 @@ def test_totals_of_the_toy():
 
 def test_projection_by_hand():
     "Student a, ab, b, c; teacher abc .3, ab .2, bc .1, d .15, a .25: the root of 8.2."
-    from xtokd.objectives.bpm import project, spread
+    from xtokd.objectives.projection.bpm import project, spread
     s, t = bpe("abc", [("a", "b")]), bpe("abcd", [("a", "b"), ("ab", "c"), ("b", "c")])
     row = spread(torch.tensor([[.3, .2, .1, .15, .25]]), project(cell_graph(s, t), [b"abc", b"ab", b"bc", b"d", b"a"]), len(s) + 1)[0]
     assert torch.allclose(row[[s.encode("ab")[0], s.encode("b")[0], s.encode("a")[0], -1]], torch.tensor([.5, .1, .25, .15])) and abs(row.sum() - 1) < 1e-6

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from xtokd.align import align
-from xtokd.bytevocab import ByteVocab
-from xtokd.pair import Pair
+from xtokd.alignment.byte_align import align
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.alignment.pair import Pair
 from xtokd.viz.explorer import Explorer, PairExplorer
 
 HOSTILE = ["<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "\u202egnp.exe", "a\u200db", "x" * 10_000, "\x00\x1b[31m", "</title>]]>&amp;", "e" + "\u0301" * 40, "\u2028", "\u0645\u0631\u062d\u0628\u0627"]

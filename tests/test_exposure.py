@@ -6,8 +6,8 @@ import torch
 from batches import full
 from worlds import make_pair
 from xtokd.objectives import kl
-from xtokd.objectives.exposure import ERRORS, exaccerr, exposure, span_gap, step_means, token_kl
-from xtokd.pair import Pair
+from xtokd.experiments.exposure_bias import ERRORS, exaccerr, exposure, span_gap, step_means, token_kl
+from xtokd.alignment.pair import Pair
 
 
 def test_excess():                                                                # O7

@@ -1,4 +1,4 @@
-"Nothing lost: what can happen to a run, brought about on purpose. Each test is a row of the table in nbs/84_faults.ipynb; some rows stand in other files, where their rooms are tested."
+"Nothing lost: what can happen to a run, brought about on purpose. Each test is a row of the table in nbs/21_studies/04_faults.ipynb; some rows stand in other files, where their rooms are tested."
 import errno, json, os, resource, shutil, signal, subprocess, sys, threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import xtokd.checkpoint, xtokd.distill, xtokd.step
+import xtokd.train.checkpoint, xtokd.train.distiller, xtokd.train.step
 from faults import fault, rows
 from test_distill import ROOT, SMALL, Wrapped, distiller, same, weights
-from xtokd.checkpoint import checkpoints, load_checkpoint, save_checkpoint, whole_folder
-from xtokd.cli import main
-from xtokd.distill import Distiller, DistillConfig, Run
-from xtokd.models import ModelNotFound, load_model, load_tokenizer, remote_code
+from xtokd.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, whole_folder
+from xtokd.cli.commands import main
+from xtokd.train.distiller import Distiller, DistillConfig, Run
+from xtokd.models.loading import ModelNotFound, load_model, load_tokenizer, remote_code
 from xtokd.objectives import objective
-from xtokd.runlog import RunLog, to_line
+from xtokd.train.runlog import RunLog, to_line
 
 DATA = ROOT / "data"
 
@@ -147,7 +147,7 @@ def test_a_full_disk_at_the_log(tmp_path, block):
     d = distiller(tmp_path/"a", batch_size=2)
     d.open(False)
     d.log.file.close(); d.log.file = open("/dev/full", "ab")
-    d.control = control = xtokd.distill.Control()
+    d.control = control = xtokd.train.distiller.Control()
     if block: d.work(control)
     else: (t := threading.Thread(target=d.work, args=(control,))).start(); t.join(60)
     assert control.done.is_set()
@@ -179,7 +179,7 @@ def test_ctrl_c_twice(tmp_path):
 def test_ctrl_c_in_a_save(tmp_path, monkeypatch):
     def stop(path): raise KeyboardInterrupt
     save_checkpoint(tmp_path, 1, little(), None, {})
-    monkeypatch.setattr(xtokd.checkpoint, "sync", stop)
+    monkeypatch.setattr(xtokd.train.checkpoint, "sync", stop)
     with pytest.raises(KeyboardInterrupt): save_checkpoint(tmp_path, 2, little(), None, {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
@@ -196,13 +196,13 @@ def test_out_of_memory(tmp_path, monkeypatch, place):
     class Bursting(Wrapped):
         def __call__(self, batch): return out_of()
     d = distiller(tmp_path/"a", Bursting(None) if place == "objective" else "strict", batch_size=2, eval_prompts=2 if place == "evaluate" else 0)
-    if place in ("rollout", "teacher_rows"): monkeypatch.setattr(xtokd.step, place, out_of)
+    if place in ("rollout", "teacher_rows"): monkeypatch.setattr(xtokd.train.step, place, out_of)
     if place == "response_logits":
-        real = xtokd.step.response_logits
-        monkeypatch.setattr(xtokd.step, place, lambda *a, **k: out_of() if k.get("grad") else real(*a, **k))
+        real = xtokd.train.step.response_logits
+        monkeypatch.setattr(xtokd.train.step, place, lambda *a, **k: out_of() if k.get("grad") else real(*a, **k))
     if place == "backward": monkeypatch.setattr(torch.Tensor, "backward", out_of)
     if place == "optimizer": d.optimizer.step = out_of
-    if place == "evaluate": monkeypatch.setattr(xtokd.distill, "evaluate", out_of)
+    if place == "evaluate": monkeypatch.setattr(xtokd.train.distiller, "evaluate", out_of)
     what, knob = PARTS[place]
     with pytest.raises(torch.cuda.OutOfMemoryError, match=what) as e: d.fit()
     assert knob in str(e.value) and "20.00 GiB" in str(e.value) and what in Run(tmp_path/"a").events[-1]["reason"]

@@ -6,15 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from xtokd import cli
-from xtokd.bytevocab import ByteVocab
-from xtokd.chat import render
-from xtokd.distill import Callback, DistillConfig, Distiller
-from xtokd.evaluate import response_text
-from xtokd.generate import ByteStream, answer, compared, is_run, load, newest, shown, tell
-from xtokd.models import ModelNotFound, load_model, load_tokenizer
-from xtokd.rollout import rollout
-from xtokd.step import load_side
+from xtokd.cli import commands as cli
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.data.chat import render
+from xtokd.train.distiller import Callback, DistillConfig, Distiller
+from xtokd.train.evaluate import response_text
+from xtokd.cli.generate import ByteStream, answer, compared, is_run, load, newest, shown, tell
+from xtokd.models.loading import ModelNotFound, load_model, load_tokenizer
+from xtokd.models.sampling import rollout
+from xtokd.train.step import load_side
 
 BV = ByteVocab("tiny")
 PROMPT = "What is 12 + 30?"

@@ -5,10 +5,10 @@ import torch
 
 from batches import TEXTS, batch, full, leaves, parts, some
 from worlds import bpe, make_pair
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import divergence, objective
 from xtokd.objectives.gkd import same_rows
-from xtokd.pair import Pair
+from xtokd.alignment.pair import Pair
 
 BV = bpe("abcd", [("a", "b")])
 WORLD = make_pair(BV, BV)

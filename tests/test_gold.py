@@ -7,10 +7,10 @@ import torch
 
 from batches import batch, full, parts, some
 from worlds import bpe, make_pair
-from xtokd.batch import PairBatch, Rows
+from xtokd.rows.pair_batch import PairBatch, Rows
 from xtokd.objectives import divergence, objective
-from xtokd.objectives.gold import Columns, hybrid_parts, merged_rows, same_strings, with_missing
-from xtokd.pair import Pair
+from xtokd.objectives.matching.gold import Columns, hybrid_parts, merged_rows, same_strings, with_missing
+from xtokd.alignment.pair import Pair
 
 KNOBS = ({}, {"merge": "bayesian"}, {"hybrid": False}, {"top_k": 3}, {"beta": 0.}, {"beta": 1.}, {"weights": (1., .5)}, {"mass": "renormalise"}, {"compat": True}, {"compat": True, "merge": "bayesian", "hybrid": False})
 TEXTS = ("The number is 9632.", "Certainly: 12", "894772 altogether.", "7 altogether.", "naïve 👍🏽 café", "")

@@ -10,9 +10,9 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 pytest.importorskip("trl", reason="trl 1.16.0 is part of the dev extra")
 gold_trainer = pytest.importorskip("trl.experimental.gold.gold_trainer", reason="trl's own requirements are missing")
 
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.pair import Pair
+from xtokd.alignment.pair import Pair
 
 TEXTS = ("The number is 9632.", "Certainly: 12", "894772 altogether.", "naïve 👍🏽 café 31")
 PROMPT = 3

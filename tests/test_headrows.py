@@ -7,13 +7,13 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from batches import TEXTS, parts
-from xtokd.batch import Hidden, PairBatch, Rows
-from xtokd.headrows import Head, HeadRows, head_of
-from xtokd.models import load_model
+from xtokd.rows.pair_batch import Hidden, PairBatch, Rows
+from xtokd.rows.lazy import Head, HeadRows, head_of
+from xtokd.models.loading import load_model
 from xtokd.objectives import OBJECTIVES, objective
-from xtokd.pair import Pair
-from xtokd.rowwise import row_losses
-from xtokd.score import caught, response_logits, response_states
+from xtokd.alignment.pair import Pair
+from xtokd.rows.chunked_loss import row_losses
+from xtokd.models.forward import caught, response_logits, response_states
 
 text = st.text(alphabet="ab1 7.é中\n", min_size=0, max_size=10)
 
@@ -126,7 +126,7 @@ def test_the_hook_leaves_no_trace():
 
 @pytest.mark.parametrize("name, student", (("cover", "tiny"), ("compass", "tiny"), ("strict", "tiny")))
 def test_a_run_from_states_is_the_run_from_logits(tmp_path, name, student):
-    from xtokd.distill import Distiller, DistillConfig
+    from xtokd.train.distiller import Distiller, DistillConfig
     def weights(rows):
         config = DistillConfig(steps=2, batch_size=4, micro_batch=2, max_new_tokens=8, eval_every=0, eval_prompts=0, save_every=0, lr=1e-3, warmup=0, progress=False, rows=rows, out=str(tmp_path / rows))
         d = Distiller(student, "tiny", "tiny", name, config, **({"weak": "tiny"} if name == "compass" else {}))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd.health import Coverage, Health, Signs, ends, habit_sums, habits, look, number_digits, repeated, replay
-from xtokd.runlog import Run, RunLog
+from xtokd.train.monitor import Coverage, Health, Signs, ends, habit_sums, habits, look, number_digits, repeated, replay
+from xtokd.train.runlog import Run, RunLog
 
 RUNS = Path(__file__).resolve().parent.parent / "data/runs"
 HEALTHY = [*(f"tiny-cover-{k}" for k in range(5)), *(f"tiny-cover-jsd-{k}" for k in range(3)), *(f"tiny-sft-{k}" for k in range(5)), "tiny-watched", "gemma-from-smollm2", "health/cover", "lesson-cpu/on-policy", "lesson-cpu/sft"]

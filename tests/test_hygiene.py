@@ -43,8 +43,8 @@ class TestNotebook:
 
     def test_is_small(self, path):
         assert path.stat().st_size <= 300 * 1024
-        long = [len(lines(c)) for c in code(path) if len(lines(c)) > 40]
-        assert not long, f"cells of {long} lines; 40 at most"
+        long = [len(lines(c)) for c in code(path) if len(lines(c)) > (80 if re.search(r"^class ", c["source"], re.M) else 40)]
+        assert not long, f"cells of {long} lines; 40 at most, a class 80"
 
     def test_is_a_text(self, path):
         every = cells(path)
@@ -156,7 +156,7 @@ def test_bare_import_is_light():
     assert out == "", f"import xtokd brings {out}"
 
 
-GROUND = [f.stem for f in MODULES if f.parent.name == "xtokd" and f.stem in ("bytevocab", "align", "vocab", "pair", "chat", "trie", "models", "prompts", "runlog", "repair")]
+GROUND = ["vocab.bytevocab", "alignment.byte_align", "vocab.overlap", "alignment.pair", "data.chat", "vocab.trie", "models.loading", "data.prompts", "train.runlog", "alignment.text_match"]
 
 
 def test_ground_floor_needs_no_torch():
@@ -168,7 +168,6 @@ def test_ground_floor_needs_no_torch():
 def test_every_name_of_the_door_opens():
     import xtokd
     for name in xtokd.__all__: assert getattr(xtokd, name) is not None
-    import xtokd.align, xtokd.rollout
     assert callable(xtokd.align) and callable(xtokd.rollout)
     with pytest.raises(AttributeError, match="Aligner"): xtokd.Aligner
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from xtokd.models import data_dir
+from xtokd.models.loading import data_dir
 from xtokd.objectives import OBJECTIVES, Entry, Objective, finish, objective
-from xtokd.oracle.lab import (PLACES, ask, ask_all, at_truth, by_state, collapse, compare, exact_gradient, fidelity, implied_target, kl, model_case,
+from xtokd.exact.fidelity import (PLACES, ask, ask_all, at_truth, by_state, collapse, compare, exact_gradient, fidelity, implied_target, kl, model_case,
                               parameter_table, place, places, probabilities, states, variants, verdict, weights, world_case)
-from xtokd.oracle.worlds import World, digit_groups, make_pair, random_bpe, random_texts, twin_world
+from xtokd.exact.toy_models import World, digit_groups, make_pair, random_bpe, random_texts, twin_world
 
 
 def other(texts, seed=0):
@@ -109,9 +109,9 @@ def test_objectives_that_are_registered_later(monkeypatch, twin):
 
 
 def test_parameters_see_no_bias_where_the_signal_is_exact():
-    from xtokd.models import load_model
-    from xtokd.pair import Pair
-    from xtokd.score import response_logits
+    from xtokd.models.loading import load_model
+    from xtokd.alignment.pair import Pair
+    from xtokd.models.forward import response_logits
     bv, model = Pair("tiny").student, load_model("tiny", "student")
     prompts, ids = [[1, 3, 40], [1, 3, 50, 51]], [bv.encode(" 12") + [bv.stop_ids[0]], bv.encode("one 7.")]
     rows = response_logits(model, prompts, ids)

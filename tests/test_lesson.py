@@ -8,11 +8,11 @@ import torch
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "tools"))
 import away
-from xtokd.lesson import Data, Lesson, Size, experiment, headroom, main, picture, record
-from xtokd.models import data_dir, load_model
-from xtokd.prompts import load_prompts
-from xtokd.step import load_side
-from xtokd.tiny import check
+from xtokd.experiments.headroom_study import Data, Lesson, Size, experiment, headroom, main, picture, record
+from xtokd.models.loading import data_dir, load_model
+from xtokd.data.prompts import load_prompts
+from xtokd.train.step import load_side
+from xtokd.data.tasks.number_words import check
 
 SIZE = Size(steps=2, batch_size=4, heldout=16, sentences=0, looks=3, max_new_tokens=16, lr=1e-3)
 

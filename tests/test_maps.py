@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd.pair import Pair
-from xtokd.trie import ByteTrie
-from xtokd.viz import choice, maps, panels, ribbon
+from xtokd.alignment.pair import Pair
+from xtokd.vocab.trie import ByteTrie
+from xtokd.viz import pair_matrix as choice, vocab_map as maps, svg_charts as panels, ribbon
 
 quick = settings(max_examples=60, deadline=None)
 piece = st.one_of(st.binary(min_size=1, max_size=6), st.text(min_size=1, max_size=4).filter(lambda t: not any(0xD800 <= ord(c) < 0xE000 for c in t)).map(str.encode),

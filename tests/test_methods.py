@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from batches import TEXTS, batch, full, heads, ids_of, leaves, parts, some
 from worlds import bpe, make_pair
-from xtokd.batch import Hidden, PairBatch
-from xtokd.bytevocab import ByteVocab
+from xtokd.rows.pair_batch import Hidden, PairBatch
+from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.objectives import NEEDS, OBJECTIVES, divergence, objective, why_text
-from xtokd.pair import Pair
+from xtokd.alignment.pair import Pair
 
 NAMES = tuple(OBJECTIVES)
 few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

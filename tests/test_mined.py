@@ -7,9 +7,9 @@ from batches import TEXTS, batch, full, parts
 from warped import check_hard_cases, check_parts, check_relabelling, same_gradient
 from worlds import bpe, make_pair
 from xtokd.objectives import divergence, objective
-from xtokd.objectives.dtw import NearestToken, warp
-from xtokd.objectives.mined import matched, one_stop, transfer
-from xtokd.pair import Pair
+from xtokd.objectives.projection.dtw import NearestToken, warp
+from xtokd.objectives.projection.mined import matched, one_stop, transfer
+from xtokd.alignment.pair import Pair
 
 
 @pytest.fixture(scope="module")

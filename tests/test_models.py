@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd import models as M
+from xtokd.models import loading as M
 
 
 def test_import_is_light():
-    code = "import sys, xtokd.models; assert not {'torch', 'transformers', 'gguf'} & set(sys.modules)"
+    code = "import sys, xtokd.models.loading; assert not {'torch', 'transformers', 'gguf'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -28,7 +28,7 @@ def test_names(tmp_path, monkeypatch):
 
 def test_tiny_by_role(tmp_path, monkeypatch):
     monkeypatch.setenv("XTOKD_DATA", str(tmp_path))
-    with pytest.raises(M.ModelNotFound, match="xtokd.tiny"): M.resolve("tiny")
+    with pytest.raises(M.ModelNotFound, match="xtokd.data.tasks.number_words"): M.resolve("tiny")
     for role in ("student", "teacher"):
         (tmp_path / "tiny" / role).mkdir(parents=True)
         (tmp_path / "tiny" / role / "config.json").write_text("{}")

@@ -6,11 +6,11 @@ import torch
 from batches import TEXTS, batch, full, parts
 from warped import check_hard_cases, check_parts, check_relabelling
 from worlds import make_pair
-from xtokd.batch import Rows
+from xtokd.rows.pair_batch import Rows
 from xtokd.objectives import objective
-from xtokd.objectives.multilevel_ot import absolute_difference, columns, cross_entropy, ranked, sinkhorn, transport
-from xtokd.objectives.uld import sorted_l1
-from xtokd.pair import Pair
+from xtokd.objectives.matching.multilevel_ot import absolute_difference, columns, cross_entropy, ranked, sinkhorn, transport
+from xtokd.objectives.matching.uld import sorted_l1
+from xtokd.alignment.pair import Pair
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from worlds import bpe, make_pair
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import divergence, objective
-from xtokd.objectives.sampled import CREDITS, chunk_advantage
-from xtokd.pair import Pair
+from xtokd.objectives.policy.sampled import CREDITS, chunk_advantage
+from xtokd.alignment.pair import Pair
 
 NAMES = ("cover", "bpm", "strict", "sampled", "sft")     # the road's own; what holds for all is asked in test_methods
 TEXTS = ("The number is 9632.", "Certainly: 12", "894772 altogether.", "7 altogether.")

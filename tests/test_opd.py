@@ -6,12 +6,12 @@ from hypothesis import given, settings, strategies as st
 
 from batches import TEXTS, batch, full, parts, some
 from worlds import bpe, make_pair
-from xtokd.batch import PairBatch, Rows
+from xtokd.rows.pair_batch import PairBatch, Rows
 from xtokd.objectives import divergence, objective
-from xtokd.objectives.blocks import ChunkScores, with_stop_role
-from xtokd.objectives.opd import discounted, returns
-from xtokd.objectives.sampled import surrogate_loss
-from xtokd.pair import Pair
+from xtokd.objectives.chunks import ChunkScores, with_stop_role
+from xtokd.objectives.policy.opd import discounted, returns
+from xtokd.objectives.policy.sampled import surrogate_loss
+from xtokd.alignment.pair import Pair
 
 BV = bpe("abc")
 ONE = make_pair(BV, BV)

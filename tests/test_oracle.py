@@ -7,10 +7,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from xtokd.oracle.exact import (QUANTITIES, Covers, RuleIndex, Score, begins, bias_factor, byte_covers, byte_prefix, canonical_path, covers, demerge, merge_list, next_bytes,
+from xtokd.exact.prefix_probability import (QUANTITIES, Covers, RuleIndex, Score, begins, bias_factor, byte_covers, byte_prefix, canonical_path, covers, demerge, merge_list, next_bytes,
                                 recursion, remerge, sampled_prefix, student_prefix, student_row, subset_covers, subset_prefix)
-from xtokd.oracle.worlds import World, all_tokenizations_world, bpe, byte_mass, digit_groups, doubling_world, glue, make_pair, random_bpe, random_merges, random_texts, twin_world
-from xtokd.pieces import UnsupportedTokenizer
+from xtokd.exact.toy_models import World, all_tokenizations_world, bpe, byte_mass, digit_groups, doubling_world, glue, make_pair, random_bpe, random_merges, random_texts, twin_world
+from xtokd.vocab.spelling import UnsupportedTokenizer
 
 FEW, MANY = 300, 14_000      # about a quarter of the prefixes have no mass, and some laws pass over those
 amount = pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
@@ -143,7 +143,7 @@ def test_a_teacher_of_all_tokenizations_in_another_vocabulary():
 def projected(q, child):
     "BPM loss of the root row and of the row after `Br` for a teacher {word: p} and a student {piece: p}; both sides cost a stop of probability 0."
     torch = pytest.importorskip("torch")
-    from xtokd.batch import PairBatch
+    from xtokd.rows.pair_batch import PairBatch
     from xtokd.objectives import objective
     grow = lambda w: [(w[:k], w[k]) for k in range(1, len(w))]
     root = {"Br": .5, "Cat": .2, "r": .3}
@@ -170,10 +170,10 @@ def test_bread():
 def test_projection_misses_the_twin_root_by_half_a_bit(twins):
     "t = {a: 1/2, b: 1/2} where the truth is {a: 1/2, b: 1/4, ba: 1/4}: KL ln(2) / 2; the exact row costs nothing."
     torch = pytest.importorskip("torch")
-    from xtokd.objectives.bpm import bpm_targets
-    from xtokd.objectives.cells import cell_graph
-    from xtokd.objectives.looks import Looks
-    from xtokd.batch import PairBatch
+    from xtokd.objectives.projection.bpm import bpm_targets
+    from xtokd.objectives.cover.cells import cell_graph
+    from xtokd.objectives.cover.hypotheses import Looks
+    from xtokd.rows.pair_batch import PairBatch
     S, T = twins
     rows = [torch.tensor(w.rows(w.codes["bb"])).log() for w in twins]
     b, graph = PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes["bb"]], [T.codes["bb"]], *[[r] for r in rows]), cell_graph(S.bv, T.bv)

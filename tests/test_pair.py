@@ -7,8 +7,8 @@ from importlib.resources import files
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from xtokd.bytevocab import ByteVocab, UnsupportedTokenizer
-from xtokd.pair import LEVELS, THRESHOLDS, Pair, Report, digit_cuts, doctor, examine, head_report, probes, summary
+from xtokd.vocab.bytevocab import ByteVocab, UnsupportedTokenizer
+from xtokd.alignment.pair import LEVELS, THRESHOLDS, Pair, Report, digit_cuts, doctor, examine, head_report, probes, summary
 
 
 def bpe(words=(), digits=1, special=("<eos>",), normalizer=None):

@@ -5,12 +5,12 @@ import torch
 
 from batches import batch, parts, some
 from worlds import World, bpe, make_pair, markov
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import NEEDS, divergence, objective
-from xtokd.objectives.bpm import BPM
-from xtokd.objectives.pkl import PKL, Scores, bucket_loss, cover_scores, scores_of
-from xtokd.oracle.scorer import Scorer, exact_rows
-from xtokd.pair import Pair
+from xtokd.objectives.projection.bpm import BPM
+from xtokd.objectives.projection.pkl import PKL, Scores, bucket_loss, cover_scores, scores_of
+from xtokd.exact.scorer import Scorer, exact_rows
+from xtokd.alignment.pair import Pair
 
 TWIN = markov({"a": .5, "b": .5}, {"a": {"a": .25, "b": .5}, "b": {"a": .5, "b": .25}}, {"a": .25, "b": .25}, 12)
 
@@ -108,7 +108,7 @@ def test_scores_from_cover_are_the_truth(twin, text):
 def test_scores_of_digits_are_the_truth_on_both_ways_through_cover(small, monkeypatch):
     import itertools
     from worlds import digit_groups
-    from xtokd.objectives.cells import CellGraph, cell_graph
+    from xtokd.objectives.cover.cells import CellGraph, cell_graph
     monkeypatch.setattr(CellGraph, "small", small)
     cell_graph.cache_clear()
     texts = {"".join(x): 1 / (3 * 10 ** k) for k in range(1, 4) for x in itertools.product("0123456789", repeat=k)}
@@ -146,7 +146,7 @@ def test_rows_without_candidates_and_broken_scores_are_named(twin):
 
 
 def test_all_ways_to_stop_are_one_event(pair):
-    from xtokd.bytevocab import ByteVocab
+    from xtokd.vocab.bytevocab import ByteVocab
     bv = pair.student
     two = ByteVocab(bv, stops=[bv.stop_ids[0], int(np.flatnonzero(bv.special)[-1])]) if bv.special.sum() > 1 else None
     if two is None or len(two.stop_ids) < 2: pytest.skip("one control token")

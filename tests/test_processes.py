@@ -9,9 +9,9 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoModelForCausalLM
 
 import processes_child as child
-from xtokd.config import DistillConfig
-from xtokd.processes import add_up, buckets, check_share, clip_gradient, finish_gradient
-from xtokd.runlog import Run
+from xtokd.train.config import DistillConfig
+from xtokd.distributed import add_up, buckets, check_share, clip_gradient, finish_gradient
+from xtokd.train.runlog import Run
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -135,7 +135,7 @@ def test_what_is_written(found):
 def test_accelerate_launch_with_an_fsdp_config(tmp_path):
     "On a CPU accelerate's own plug-in would have given DDP."
     (tmp_path/"fsdp.yaml").write_text(child.FSDP_CONFIG)
-    code, out, err = launch("accelerate.commands.launch", "--config_file", tmp_path/"fsdp.yaml", "--main_process_port", port(), "-m", "xtokd.cli", "distill", "--steps", 2, "--batch-size", 3, "--max-new-tokens", 16,
+    code, out, err = launch("accelerate.commands.launch", "--config_file", tmp_path/"fsdp.yaml", "--main_process_port", port(), "-m", "xtokd.cli.commands", "distill", "--steps", 2, "--batch-size", 3, "--max-new-tokens", 16,
                             "--eval-prompts", 2, "--objective", "strict", "--out", tmp_path/"run", cwd=tmp_path)
     assert code == 0, err[-3000:]
     assert out.count("run log") == 1 and Run(tmp_path/"run").finished and Run(tmp_path/"run").start["processes"] == 2 and Run(tmp_path/"run").start["sharded"] == ["student", "teacher"]

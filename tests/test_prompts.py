@@ -4,7 +4,7 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
-from xtokd.prompts import load_prompts
+from xtokd.data.prompts import load_prompts
 
 
 @given(st.lists(st.fixed_dictionaries({"prompt": st.text(min_size=1)}, optional={"answer": st.text(), "reference": st.text()}), min_size=1, max_size=5))

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from xtokd import puzzles
-from xtokd.objectives.sampled import chunk_advantage
-from xtokd.puzzles import CREDIT, PUZZLES, Puzzle, board, puzzle
-from xtokd.viz.marks import MARKS, SOLVED, Band, Box, Picture, Row, Verdict, picture_svg, picture_text
+from xtokd.course import puzzles as puzzles
+from xtokd.objectives.policy.sampled import chunk_advantage
+from xtokd.course.puzzles import CREDIT, PUZZLES, Puzzle, board, puzzle
+from xtokd.course.drawing import MARKS, SOLVED, Band, Box, Picture, Row, Verdict, picture_svg, picture_text
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs" / "79_puzzles.ipynb"
+NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/00_course/01_puzzles.ipynb"
 
 
 def prior(student, teacher):

@@ -7,13 +7,13 @@ from hypothesis import example, given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from xtokd.bytevocab import ByteVocab
-from xtokd.chat import args_of, read_args, render, template_args, told, unused_args, with_args
-from xtokd.distill import DistillConfig, Distiller
-from xtokd.models import load_model, load_tokenizer
-from xtokd.regions import MARKS, REGIONS, answers_only, opened, regions, region_stats, token_regions
-from xtokd.runlog import Run
-from xtokd.step import Sample
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.data.chat import args_of, read_args, render, template_args, told, unused_args, with_args
+from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.models.loading import load_model, load_tokenizer
+from xtokd.data.segments import MARKS, REGIONS, answers_only, opened, regions, region_stats, token_regions
+from xtokd.train.runlog import Run
+from xtokd.train.step import Sample
 
 ALL = [m.decode() for pair in MARKS.values() for m in pair]
 
@@ -153,7 +153,7 @@ def test_without_thoughts_nothing_is_said(tmp_path):
 
 
 def test_learning_from_the_answer_leaves_thoughts_out(tmp_path):
-    from xtokd.step import accumulate
+    from xtokd.train.step import accumulate
     def told_of(learn_from):
         d = distiller(tmp_path/learn_from, ITEMS, on_policy=0., off_policy="reference", learn_from=learn_from)
         samples = d.text(d.items[:1], "reference", 0)

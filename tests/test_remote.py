@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from xtokd import wire as wires
-from xtokd.batch import PairBatch, Rows
-from xtokd.bytevocab import ByteVocab
-from xtokd.distill import DistillConfig, Distiller
-from xtokd.models import load_model, load_tokenizer
+from xtokd.serving import http as wires
+from xtokd.rows.pair_batch import PairBatch, Rows
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import objective
-from xtokd.pair import Pair
-from xtokd.prompts import load_prompts
-from xtokd.remote import RemoteTeacher
-from xtokd.score import response_logits
-from xtokd.serve import Handler, Server
-from xtokd.step import load_side, write
-from xtokd.thinrows import thin
-from xtokd.wire import RemoteError, Wire
+from xtokd.alignment.pair import Pair
+from xtokd.data.prompts import load_prompts
+from xtokd.serving.client import RemoteTeacher
+from xtokd.models.forward import response_logits
+from xtokd.serving.server import Handler, Server
+from xtokd.train.step import load_side, write
+from xtokd.rows.topk import thin
+from xtokd.serving.http import RemoteError, Wire
 
 TEACHER, TOKENIZER = load_model("tiny", "teacher", device="cpu"), load_tokenizer("tiny", "teacher")
 BV = ByteVocab(TOKENIZER)
@@ -326,7 +326,7 @@ def test_a_served_teacher_is_named_by_its_url_and_a_run_goes_on(tmp_path):
 def test_the_served_teacher_writes(tmp_path):
     with serve() as s:
         t = remote(s)
-        assert t.write(PROMPTS, 6, 0.) == [x for x in __import__("xtokd.rollout", fromlist=["rollout"]).rollout(TEACHER, BV, PROMPTS, 6, 0.)]
+        assert t.write(PROMPTS, 6, 0.) == [x for x in __import__("xtokd.models.sampling", fromlist=["rollout"]).rollout(TEACHER, BV, PROMPTS, 6, 0.)]
         run = Distiller("tiny", t, "tiny", "sft", DistillConfig(**SMALL, out=str(tmp_path/"a"))).fit()
     assert len(run.steps) == 2 and run.steps[-1]["costs"]["teacher_tokens_written"] > 0
 
@@ -336,7 +336,7 @@ def test_a_number_that_is_not_known_counts_against_the_run(tmp_path):
 
 
 def test_the_command_line_learns_from_a_served_teacher(tmp_path):
-    from xtokd.cli import main
+    from xtokd.cli.commands import main
     with serve() as s:
         args = ["distill", "--teacher", s.url, "--objective", "sampled", "--steps", "1", "--batch-size", "4", "--eval-prompts", "0", "--no-progress", "--out", str(tmp_path/"a")]
         assert main(args) == 1 and main([*args, "--teacher-tokenizer", TOKENIZER.name_or_path]) == 0

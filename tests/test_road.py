@@ -2,10 +2,10 @@
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from xtokd.align import align
-from xtokd.bytevocab import ByteVocab
-from xtokd.pair import Pair
-from xtokd.score import teacher_ids
+from xtokd.alignment.byte_align import align
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.alignment.pair import Pair
+from xtokd.models.forward import teacher_ids
 
 
 def test_response_tokens_never_straddle_the_prompts_end():                        # D22

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from xtokd.rollout import cut, rollout, unwritable
+from xtokd.models.sampling import cut, rollout, unwritable
 
 torch.set_num_threads(1)
 

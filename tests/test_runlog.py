@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from faults import fault
-from xtokd.runlog import Control, Costs, Run, RunLog, Table, live, plain, spark, to_line, wilson
+from xtokd.train.runlog import Control, Costs, Run, RunLog, Table, live, plain, spark, to_line, wilson
 
 
 def strict(line):
@@ -113,11 +113,11 @@ def test_wilson(p, n):
 
 @fault("kill after a line of the log", how="SIGKILL after fifty events", outcome="fifty events are read")
 def test_a_killed_writer_loses_nothing_that_it_wrote(tmp_path):
-    code = f"from xtokd.runlog import RunLog; import os, signal\nlog = RunLog({str(tmp_path)!r})\nfor i in range(50): log.write('step', i)\nos.kill(os.getpid(), signal.SIGKILL)"
+    code = f"from xtokd.train.runlog import RunLog; import os, signal\nlog = RunLog({str(tmp_path)!r})\nfor i in range(50): log.write('step', i)\nos.kill(os.getpid(), signal.SIGKILL)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
     assert len(Run(tmp_path).steps) == 50
 
 
 def test_runlog_needs_no_torch():
-    code = "import sys, xtokd.runlog, xtokd.prompts; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    code = "import sys, xtokd.train.runlog, xtokd.data.prompts; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})

@@ -8,10 +8,10 @@ from hypothesis import given, settings, strategies as st
 from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, Lfm2Config, Lfm2ForCausalLM, LlamaConfig,
                           LlamaForCausalLM, MambaConfig, MambaForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
-from xtokd import score
-from xtokd.bytevocab import ByteVocab
-from xtokd.models import load_tokenizer
-from xtokd.score import closing_id, goes_on, left_pad, one_by_one, response_logits, response_states, retokenise, sequence_logp, sight, teacher_ids, token_logp
+from xtokd.models import forward as score
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.models.loading import load_tokenizer
+from xtokd.models.forward import closing_id, goes_on, left_pad, one_by_one, response_logits, response_states, retokenise, sequence_logp, sight, teacher_ids, token_logp
 
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -5,15 +5,15 @@ from hypothesis import given, settings, strategies as st
 
 from test_bytevocab import PIECES, deepseek, mistral, qwen, tekken, unigram, wordpiece
 from tokenizers import models
-from xtokd.bytevocab import ByteVocab
-from xtokd.models import data_dir
-from xtokd.oracle.beginnings import Reader, Writer, endings
-from xtokd.oracle.exact import student_row
-from xtokd.oracle.merges import MergeTable, borders, named_rules, proper_merges, replay
-from xtokd.oracle.scorer import Scorer, canonical_mass, exact_rows, sampled_rows
-from xtokd.oracle.worlds import World, bpe, digit_groups, doubling_world, glue, random_bpe, random_texts, twin_world
-from xtokd.pair import Pair
-from xtokd.pieces import UnsupportedTokenizer
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.models.loading import data_dir
+from xtokd.exact.canonical_prefixes import Reader, Writer, endings
+from xtokd.exact.prefix_probability import student_row
+from xtokd.vocab.merges import MergeTable, borders, named_rules, proper_merges, replay
+from xtokd.exact.scorer import Scorer, canonical_mass, exact_rows, sampled_rows
+from xtokd.exact.toy_models import World, bpe, digit_groups, doubling_world, glue, random_bpe, random_texts, twin_world
+from xtokd.alignment.pair import Pair
+from xtokd.vocab.spelling import UnsupportedTokenizer
 
 PROBES = [p.read_bytes().decode() for p in sorted((data_dir() / "probes").glob("*.txt"))]
 text = st.lists(st.one_of(st.sampled_from(PIECES), st.text(st.characters(exclude_categories=["Cs"]), max_size=6)), max_size=12).map("".join)
@@ -257,9 +257,9 @@ def test_errors_say_what_is_wrong():
 @pytest.fixture(scope="module")
 def tiny():
     import torch
-    from xtokd.chat import render
-    from xtokd.models import load_model
-    from xtokd.prompts import load_prompts
+    from xtokd.data.chat import render
+    from xtokd.models.loading import load_model
+    from xtokd.data.prompts import load_prompts
     torch.set_num_threads(1)
     pair, items = Pair("tiny"), load_prompts("tiny")[:30]
     side = {role: (load_model("tiny", role), [render(getattr(pair, role), x) for x in items]) for role in ("student", "teacher")}
@@ -267,7 +267,7 @@ def tiny():
 
 
 def responses(tiny, n):
-    from xtokd.rollout import rollout
+    from xtokd.models.sampling import rollout
     pair, side = tiny
     return rollout(side["student"][0], pair.student, side["student"][1][:n], 32, seed=0)
 
@@ -298,10 +298,10 @@ def test_rows_of_a_student_response_are_quick_and_narrow(tiny):
 def cover_gap(tiny, n, floor):
     "Largest gap between cover's cell masses and the truth summed over cells, over rows with mass, and the largest share of set-aside mass."
     import torch
-    from xtokd.batch import PairBatch
-    from xtokd.objectives.cells import cell_graph
-    from xtokd.objectives.cover import CoverRows
-    from xtokd.score import response_logits, teacher_ids
+    from xtokd.rows.pair_batch import PairBatch
+    from xtokd.objectives.cover.cells import cell_graph
+    from xtokd.objectives.cover.cover import CoverRows
+    from xtokd.models.forward import response_logits, teacher_ids
     pair, side = tiny
     model, prompts = side["teacher"]
     ids = responses(tiny, n)
@@ -330,7 +330,7 @@ def test_cover_tells_the_truth_on_thirty_rollouts(tiny):
 def sampling_p(tiny, prompts, n, temperature):
     "Smallest p-value of the likeliest token's count, over all rows of the commonest text of each prompt."
     import math
-    from xtokd.rollout import rollout
+    from xtokd.models.sampling import rollout
     pair, side = tiny
     model, worst = side["teacher"][0], []
     for i in prompts:

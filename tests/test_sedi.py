@@ -6,11 +6,11 @@ from hypothesis import given, settings, strategies as st
 
 from batches import batch, full, parts, some
 from worlds import bpe, make_pair
-from xtokd.align import align
-from xtokd.batch import PairBatch
+from xtokd.alignment.byte_align import align
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import kl, objective
-from xtokd.objectives.sedi import PAPER, RELEASED, Recut, SeDi, as_sets, assigned, combined, cut_bytes, entropy, pseudo_logits, span_groups
-from xtokd.pair import Pair
+from xtokd.objectives.projection.sedi import PAPER, RELEASED, Recut, SeDi, as_sets, assigned, combined, cut_bytes, entropy, pseudo_logits, span_groups
+from xtokd.alignment.pair import Pair
 
 
 def chain(*words):

@@ -5,10 +5,10 @@ import torch
 
 from batches import TEXTS, batch, ids_of, leaves, parts, some
 from worlds import bpe, make_pair
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import OBJECTIVES, divergence, objective
-from xtokd.objectives.simct import SimCT, released_segments, scorable, unit_scores
-from xtokd.pair import Pair
+from xtokd.objectives.matching.simct import SimCT, released_segments, scorable, unit_scores
+from xtokd.alignment.pair import Pair
 
 BOTH = ("paper", "released")
 student = bpe("BreadskCt", [("B", "r"), ("e", "a"), ("ea", "d"), ("ead", "s"), ("ea", "k"), ("C", "a"), ("Ca", "t")])

@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from tokenizers import Tokenizer
 
-import xtokd.stored as stored
-from xtokd.bytevocab import ByteVocab
-from xtokd.models import load_tokenizer
-from xtokd.objectives.cells import CellGraph
+import xtokd.vocab.cache as stored
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.models.loading import load_tokenizer
+from xtokd.objectives.cover.cells import CellGraph
 
 TOY = {"a": np.arange(5, dtype=np.int32), "b": np.array([[True, False]])}
 equal = lambda x, y: x.keys() == y.keys() and all(x[k].dtype == y[k].dtype and np.array_equal(x[k], y[k]) for k in x)

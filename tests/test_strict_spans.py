@@ -4,8 +4,8 @@ import torch
 
 from batches import TEXTS, batch, full, parts, some
 from xtokd.objectives import objective
-from xtokd.objectives.blocks import ChunkScores
-from xtokd.pair import Pair
+from xtokd.objectives.chunks import ChunkScores
+from xtokd.alignment.pair import Pair
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from xtokd.align import align
-from xtokd.bytevocab import ByteVocab
-from xtokd.viz.svg import alignment_svg, alignment_text, glyphs, label, place, segments, shorten, width
+from xtokd.alignment.byte_align import align
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.viz.alignment_svg import alignment_svg, alignment_text, glyphs, label, place, segments, shorten, width
 
 SAMPLE = ["the teacher reads 96 plus 3 is 99, and the student 1234567", "def f(x):\n        return x**2\n", "數據 数据 👩‍👩‍👧 naïve café"]
 

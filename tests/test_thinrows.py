@@ -6,10 +6,10 @@ import torch
 from batches import TEXTS, batch as make, full, parts
 from hypothesis import given, settings, strategies as st
 
-from xtokd.batch import Rows
+from xtokd.rows.pair_batch import Rows
 from xtokd.objectives import OBJECTIVES, READS, methods, objective
-from xtokd.pair import Pair
-from xtokd.thinrows import ThinRows, WholeRowsNeeded, joined, thin
+from xtokd.alignment.pair import Pair
+from xtokd.rows.topk import ThinRows, WholeRowsNeeded, joined, thin
 
 PAIR = Pair("tiny", "tiny")
 SAME = Pair(PAIR.teacher, PAIR.teacher)
@@ -82,7 +82,7 @@ def test_the_list_of_methods_says_what_each_reads():
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(0, 4), min_size=0, max_size=4), k=st.integers(0, 30), stops=st.lists(st.integers(0, 400), min_size=1, max_size=4, unique=True), seed=st.integers(0, 99))
 def test_thin_keeps_what_the_rows_say(sizes, k, stops, seed):
-    from xtokd.objectives.blocks import with_stop_role
+    from xtokd.objectives.chunks import with_stop_role
     g, bv = torch.Generator().manual_seed(seed), Stops(PAIR.student, tuple(stops))
     ids = [torch.randint(len(bv), (n,), generator=g).tolist() for n in sizes]
     if ids and ids[0]: ids[0][-1] = stops[0]

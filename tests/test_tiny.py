@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd.tiny import (FORMS, build_tokenizers, check, interval, items, make_item, measured, number_words,
+from xtokd.data.tasks.number_words import (FORMS, build_tokenizers, check, interval, items, make_item, measured, number_words,
                         prompt_ids, response_ids, split_of)
 
 TINY = Path(__file__).parent.parent / "data" / "tiny"
@@ -58,7 +58,7 @@ def kinds(a, b):
 
 def read_words(text):
     "The number that English words say: the inverse of number_words, written another way."
-    from xtokd.tiny import ONES, TENS
+    from xtokd.data.tasks.number_words import ONES, TENS
     total = group = 0
     for word in text.replace("-", " ").split():
         if word == "thousand": total, group = total + group * 1000, 0
@@ -134,7 +134,7 @@ def test_pair_is_small():
 
 
 def test_import_is_light():
-    code = "import sys, xtokd.tiny; assert not {'torch', 'transformers', 'plotly'} & set(sys.modules)"
+    code = "import sys, xtokd.data.tasks.number_words; assert not {'torch', 'transformers', 'plotly'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=TINY.parent.parent)
 
 
@@ -214,7 +214,7 @@ def test_teacher_knows_the_task_and_student_a_third_of_it(models, toks):
 
 
 def test_student_writes_sentences_and_gets_digits_wrong(models, toks):
-    from xtokd.tiny import write_answers
+    from xtokd.data.tasks.number_words import write_answers
     rows = lines("heldout.jsonl")[:200]
     texts = write_answers(models["student"], toks["student"], rows)
     frame = lambda text: "".join(c for c in text if not c.isdigit())

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd.models import load_model, load_tokenizer, resolve
-from xtokd.prompts import load_prompts, own_check
-from xtokd.tiny2 import accuracy, check, first_mistake, items, make_item, split_of, worked
+from xtokd.models.loading import load_model, load_tokenizer, resolve
+from xtokd.data.prompts import load_prompts, own_check
+from xtokd.data.tasks.running_sums import accuracy, check, first_mistake, items, make_item, split_of, worked
 
 TINY2 = Path(__file__).parent.parent / "data" / "tiny2"
 ROLES = ("student", "teacher", "weak")

@@ -5,11 +5,11 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import given, strategies as st
 
-from xtokd import big
-from xtokd.checkpoint import checkpoints
-from xtokd.distill import DistillConfig, Distiller
-from xtokd.runlog import plain
-from xtokd.trackers import scalars
+from xtokd.models import lora as big
+from xtokd.train.checkpoint import checkpoints
+from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.train.runlog import plain
+from xtokd.train.trackers import scalars
 
 board = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
 

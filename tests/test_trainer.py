@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
-from xtokd.config import DistillConfig, mix
-from xtokd.distill import read_objective
-from xtokd.models import load_model, load_tokenizer
+from xtokd.train.config import DistillConfig, mix
+from xtokd.train.distiller import read_objective
+from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import OBJECTIVES, objective
-from xtokd.prompts import load_prompts
-from xtokd.step import Side, accumulate, finish_gradient, load_side, write
-from xtokd.trainer import Distilling, DistillTrainer, gather
+from xtokd.data.prompts import load_prompts
+from xtokd.train.step import Side, accumulate, finish_gradient, load_side, write
+from xtokd.train.hf_trainer import Distilling, DistillTrainer, gather
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent

@@ -8,16 +8,16 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from xtokd.bytevocab import ByteVocab
-from xtokd.distill import DistillConfig, Distiller
-from xtokd.models import load_model, load_tokenizer
-from xtokd.oracle.worlds import bpe
-from xtokd.pair import probes
-from xtokd.prompts import load_prompts
-from xtokd.rollout import rollout
-from xtokd.score import response_logits
-from xtokd.transfer import Ensemble, byte_tokenizer, covered, fvt, mean_rows, plan, role_map, spelled, transfer, with_tokenizer
-from xtokd.trie import ByteTrie
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.models.loading import load_model, load_tokenizer
+from xtokd.exact.toy_models import bpe
+from xtokd.alignment.pair import probes
+from xtokd.data.prompts import load_prompts
+from xtokd.models.sampling import rollout
+from xtokd.models.forward import response_logits
+from xtokd.experiments.tokenizer_transfer import Ensemble, byte_tokenizer, covered, fvt, mean_rows, plan, role_map, spelled, transfer, with_tokenizer
+from xtokd.vocab.trie import ByteTrie
 
 
 @pytest.fixture(scope="module")

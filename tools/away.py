@@ -87,7 +87,7 @@ class Parts(io.RawIOBase):
 
 def pack(student, teacher, to=".away", mb=55):
     "Write the parts and their list."
-    from xtokd.models import resolve
+    from xtokd.models.loading import resolve
     to = Path(to)
     shutil.rmtree(to, ignore_errors=True); to.mkdir(parents=True)
     parts = Parts(to, int(mb * 1_000_000))
@@ -149,7 +149,7 @@ def run(size, out, extra=()):
     "Join, run the lesson, and leave its logs and tables in `out`; the exit code of the lesson."
     if missing := take(): raise FileNotFoundError(f"{len(missing)} parts have not come yet: {', '.join(missing)}")
     from contextlib import redirect_stdout
-    from xtokd.lesson import main, record
+    from xtokd.experiments.headroom_study import main, record
     folders = join()
     here = folders["student"].parent.parent        # the log names models and run by their folders, not by this machine's
     work = here / "run"
@@ -168,11 +168,11 @@ def run(size, out, extra=()):
 def cost(student, teacher, n=32):
     "What packing costs each model: KL per token from the model to its packed self (nats) on n worked problems, and how many likeliest tokens change."
     import torch
-    from xtokd.chat import render
-    from xtokd.runlog import Table
-    from xtokd.score import response_logits
-    from xtokd.step import load_side
-    from xtokd.tasks import word_problems
+    from xtokd.data.chat import render
+    from xtokd.train.runlog import Table
+    from xtokd.models.forward import response_logits
+    from xtokd.train.step import load_side
+    from xtokd.data.tasks.word_problems import word_problems
     items, rows = word_problems(n, "heldout"), []
     for role, name in (("student", student), ("teacher", teacher)):
         side = load_side(name, role, "cpu")

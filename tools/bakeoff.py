@@ -59,7 +59,7 @@ def label(task, name, tail): return f"{task}-{name}-{tail}"
 def train(task, name, config, out, heldout):
     "One ordinary Distiller run in `out`."
     import torch
-    from xtokd.distill import Distiller, DistillConfig
+    from xtokd.train.distiller import Distiller, DistillConfig
     torch.set_num_threads(1)
     objective, knobs = (*METHODS[name], {}, {})[:2]
     third = {"weak": task} if name in WEAK else {}
@@ -74,7 +74,7 @@ STEP = ("loss", "entropy", "response_tokens", "stop_share", "canonical_share", "
 
 def lengths(samples, step):
     "Mean digits of the last number and characters of the likeliest answers of one evaluation, and what is right."
-    from xtokd.health import number_digits
+    from xtokd.train.monitor import number_digits
     mine = [s for s in samples if s["step"] == step and s.get("source") == "heldout"]
     digits = [number_digits(s["text"], s["item"]["answer"]) or 0 for s in mine]
     n = max(len(mine), 1)
@@ -153,7 +153,7 @@ def run_one(task, name, seed):
     try: train(task, name, settings(task, name, seed, lr), out, f"{task}:heldout")
     except Exception as e: print(f"{to.stem}: {type(e).__name__}: {e}", flush=True)
     if not (out / "run.jsonl").exists(): return
-    from xtokd.runlog import write_kept
+    from xtokd.train.runlog import write_kept
     write_kept(thin(out / "run.jsonl", task=task, method=name), to)
     shutil.rmtree(out)
     print(time.strftime("%H:%M:%S"), "run", to.stem, lr, flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")    # models this small gain nothing from a second thread, and lose much where it has to wait for a core
 
-from xtokd.cli import main, show
+from xtokd.cli.commands import main, show
 
 STEPS, GOAL = 400, .9
 FLAGS = "--lr 1.5e-3 --max-grad-norm 0.3 --schedule cosine --batch-size 32 --micro-batch 32 --max-new-tokens 16 --eval-prompts 256 --eval-every 100 --save-every 200"
@@ -28,10 +28,10 @@ def run(title, *argv):
 def teacher_accuracy(config):
     "How often the teacher is right on the prompts that the student was asked, sampled and greedy."
     from xtokd import Pair
-    from xtokd.evaluate import evaluate
-    from xtokd.prompts import load_prompts
-    from xtokd.step import load_side
-    from xtokd.tiny import check
+    from xtokd.train.evaluate import evaluate
+    from xtokd.data.prompts import load_prompts
+    from xtokd.train.step import load_side
+    from xtokd.data.tasks.number_words import check
     side = load_side("tiny", "teacher", "cpu")
     found, _ = evaluate(side.model.eval(), None, Pair(side.bv, side.bv), load_prompts("tiny:heldout", config["eval_prompts"]), check, config["max_new_tokens"], seed=config["seed"])
     return found
@@ -39,7 +39,7 @@ def teacher_accuracy(config):
 
 def outcome(folder):
     "The student's accuracy before and after beside the teacher's, and whether it came near."
-    from xtokd.runlog import Run
+    from xtokd.train.runlog import Run
     log = Run(Path(folder))
     before, after, teacher = log.evals[0], log.evals[-1], teacher_accuracy(log.config)
     ways = {"sampled answers": "accuracy_sampled", "likeliest answers": "accuracy"}
@@ -59,4 +59,4 @@ if __name__ == "__main__":
     run("3. The student writes, the teacher scores, the student learns:", "distill", "--steps", steps, *FLAGS.split(), "--out", out)
     say("4. What came of it:")
     outcome(out)
-    print(f"\nDone in {time.time() - began:.0f} s. Next: make lab, and open nbs/70_the_road.ipynb; or xtokd --help.")
+    print(f"\nDone in {time.time() - began:.0f} s. Next: make lab, and open nbs/20_lessons/01_the_road.ipynb; or xtokd --help.")

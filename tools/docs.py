@@ -20,7 +20,15 @@ from figures import words
 from refresh import ROOT, joined, load
 
 SITE = Path(__file__).resolve().parent / "site"
-PARTS = (("index", "Start"), ("7", "Lessons"), ("79", "Exercises"), ("8", "Studies"), ("0", "Tokenizers and pairs"), ("1", "Training"), ("4", "Objectives"), ("3", "The truth"), ("2", "Pictures"), ("9", "Command line and door"), ("", "More"))
+# folder below nbs/ -> the heading under which its notebooks stand, in reading order
+PARTS = {
+    "": "Start", "00_course": "Course", "20_lessons": "Lessons", "21_studies": "Studies",
+    "01_vocab": "Vocabularies", "02_data": "Prompts and tasks", "03_alignment": "Alignment", "04_rows": "Next-token rows",
+    "05_objectives": "Objectives", "2_policy": "Objectives: policy gradient", "3_matching": "Objectives: matching rows",
+    "4_projection": "Objectives: projecting rows", "5_hidden": "Objectives: hidden states", "6_cover": "Objectives: cover",
+    "06_models": "Models", "07_serving": "Serving", "08_train": "Training", "09_exact": "Exact scoring", "10_viz": "Pictures",
+    "11_experiments": "Experiments", "12_cli": "Command line", "13_support": "Support", "more": "More",
+}
 DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*(.+?)[ \t]*$\n?", re.M)
 TEX = re.compile(r"(?<![\\$\w])\$(?!\s)[^$\n]*[\\^_{=][^$\n]*\$|\$\$|\\\(|\\\[")
 CODE = re.compile(r"```.*?```|`[^`]*`", re.S)
@@ -59,17 +67,22 @@ class Notebook:
         self.subtitle = (re.search(r"^> (.+)$", first, re.M) or [0, ""])[1]
         names = [d.split()[1] for c in self.cells if c["cell_type"] == "code" for d in DIRECTIVE.findall(c["source"]) if d.startswith("default_exp ")]
         self.module = names[0].removesuffix(".__init__") if names else None
-        self.part = max((p for p in PARTS if self.stem.startswith(p[0])), key=lambda p: len(p[0]))[1]
+        nbs = ROOT / "nbs"
+        self.rel = self.path.resolve().relative_to(nbs) if self.path.resolve().is_relative_to(nbs) else Path(self.path.name)
+        self.part = PARTS.get(self.rel.parent.name, PARTS["more"])
         self.symbols = [s for c in self.cells for s in symbols(c, self)] if self.module else []
 
     @property
-    def url(self): return f"{self.stem}.html"
+    def url(self): return str(self.rel.with_suffix(".html"))
+
+    @property
+    def base(self): return "../" * (len(self.rel.parts) - 1)
 
 
 def order(notebooks):
     "Reading order: the start, the lessons, then the floors of the library from the ground."
-    rank = {title: k for k, (_, title) in enumerate(PARTS)}
-    return sorted(notebooks, key=lambda n: (rank[n.part], n.stem))
+    rank = {title: k for k, title in enumerate(PARTS.values())}
+    return sorted(notebooks, key=lambda n: (rank[n.part], n.stem != "index", n.stem))
 
 
 class Symbol:
@@ -155,9 +168,9 @@ class Page:
 
             def codespan(self, text):
                 url = page.site.symbol(html.unescape(text))
-                return f'<a href="{url}"><code>{esc(html.unescape(text))}</code></a>' if url else f"<code>{esc(html.unescape(text))}</code>"
+                return f'<a href="{nb.base}{url}"><code>{esc(html.unescape(text))}</code></a>' if url else f"<code>{esc(html.unescape(text))}</code>"
 
-            def link(self, text, url, title=None): return f'<a href="{esc(page.site.target(url))}">{re.sub("</?a[^>]*>", "", text)}</a>'
+            def link(self, text, url, title=None): return f'<a href="{esc(page.site.target(url, nb))}">{re.sub("</?a[^>]*>", "", text)}</a>'
 
         self.markdown = mistune.create_markdown(renderer=Renderer(escape=False), plugins=["table", "strikethrough"])
 
@@ -208,7 +221,7 @@ def together(symbols):
 class Site:
     def __init__(self, notebooks):
         self.notebooks = order(notebooks)
-        self.pages = {n.path.name: n.url for n in self.notebooks}
+        self.pages = {n.path.resolve(): n.url for n in self.notebooks}
         self.modules = sorted((n for n in self.notebooks if n.symbols), key=lambda n: n.module)
         known = {}
         for n in self.modules:
@@ -221,22 +234,22 @@ class Site:
         "Where `text` leads when it is the name of one exported symbol."
         return self.known.get(text.removeprefix("xtokd.").removesuffix("()")) if re.fullmatch(r"[\w.]+(\(\))?", text) else None
 
-    def target(self, url):
-        "A link of a notebook as a link of the site: pages to pages, other files of the repository to where the repository is."
+    def target(self, url, nb):
+        "A link of the notebook `nb` as a link of the site: pages to pages, other files of the repository to where the repository is."
         if re.match(r"\w+:|#", url): return url
         file, _, anchor = url.partition("#")
-        name = Path(file).name
-        if name in self.pages: return self.pages[name] + (f"#{anchor}" if anchor else "")
-        if file.startswith("images/") and (ROOT / "nbs" / file).is_file():
-            self.copied.add(file)
-            return file
-        path = (ROOT / "nbs" / file).resolve()
+        path = (nb.path.parent / file).resolve()
+        if path in self.pages: return nb.base + self.pages[path] + (f"#{anchor}" if anchor else "")
+        images = ROOT / "nbs" / "images"
+        if path.is_relative_to(images) and path.is_file():
+            self.copied.add(str(path.relative_to(ROOT / "nbs")))
+            return nb.base + str(path.relative_to(ROOT / "nbs"))
         return f"{self.settings['git_url']}/blob/{self.settings['branch']}/{path.relative_to(ROOT)}" if path.is_relative_to(ROOT) else url
 
     def nav(self, here, headings=(), base=""):
         current = lambda url: ' aria-current="page"' if url == here else ""
         out = []
-        for _, part in PARTS:
+        for part in PARTS.values():
             rows = [n for n in self.notebooks if n.part == part]
             if part == "More": rows, extra = rows, f'<li><a href="{base}api/index.html"{current("api/index.html")}>Reference: every name</a></li>'
             else: extra = ""
@@ -268,7 +281,7 @@ class Site:
     def notebook(self, n, before, after):
         page = Page(self, n)
         body = page.body()
-        turn = [f'<a href="{m.url}" rel="{rel}">{arrow(esc(m.title))}</a>' if m else "<span></span>" for m, rel, arrow in ((before, "prev", "← {}".format), (after, "next", "{} →".format))]
+        turn = [f'<a href="{n.base}{m.url}" rel="{rel}">{arrow(esc(m.title))}</a>' if m else "<span></span>" for m, rel, arrow in ((before, "prev", "← {}".format), (after, "next", "{} →".format))]
         for heading, anchor, texts in page.sections: self.index.append([n.title, heading, n.url + (f"#{anchor}" if anchor else ""), " ".join(texts)])
         return self.frame(n.url, n.title, f'{body}<nav class="turn" aria-label="Next pages">{"".join(turn)}</nav>', page.headings, n.subtitle)
 
@@ -309,7 +322,9 @@ class Site:
         if "index.html" not in files: files["index.html"] = self.frame("index.html", "xtokd", "<h1>xtokd</h1><ul>" + "".join(f'<li><a href="{n.url}">{esc(n.title)}</a></li>' for n in self.notebooks) + "</ul>")
         safe = json.dumps(self.index, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
         files["search.js"] = f"window.XTOKD_INDEX = {safe};\n"
-        for name, text in files.items(): (out / name).write_text(text, encoding="utf8")
+        for name, text in files.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(text, encoding="utf8")
         for f in ("site.css", "site.js"): shutil.copyfile(SITE / f, out / f)
         for f in self.copied:
             (out / f).parent.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ THIN, REPO = 5, Path(__file__).resolve().parent.parent
 
 def thin(log, to):
     "Write every fifth step of a run log and all its other events."
-    from xtokd.runlog import write_kept
+    from xtokd.train.runlog import write_kept
     events = [json.loads(l) for l in open(log, encoding="utf8")]
     write_kept([e for e in events if e["event"] != "step" or e["step"] % THIN == 0 or e["step"] == 1], to)
 
@@ -29,7 +29,7 @@ def thin(log, to):
 def one(name, seed, out, **other):
     "Train one run in this process."
     import torch
-    from xtokd.distill import Distiller, DistillConfig
+    from xtokd.train.distiller import Distiller, DistillConfig
     torch.set_num_threads(1)
     config = DistillConfig(**{**SETTINGS, **OWN.get(name, {}), **other}, seed=seed, out=out)
     return Distiller("tiny", "tiny", "tiny", objective=OBJECTIVES[name], config=config).fit()

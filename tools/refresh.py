@@ -1,7 +1,7 @@
 """Run notebooks in a fresh kernel and store clean outputs.
 
     python tools/refresh.py                        every notebook in nbs/
-    python tools/refresh.py nbs/01_align.ipynb     only these
+    python tools/refresh.py nbs/03_alignment/05_byte_align.ipynb     only these
     python tools/refresh.py --all NOTEBOOK         also the cells flagged gpu, slow, notest or eval: false
     python tools/refresh.py --no-run NOTEBOOK      only clean what is stored
     python tools/refresh.py --check                run nothing, write nothing, exit 1 where a file is not clean
@@ -161,7 +161,7 @@ def execute(nb, path, everything=False, timeout=600):
 
     node = nbformat.from_dict(nb | {"nbformat": 4, "nbformat_minor": 5})
     for c, id in zip(node.cells, cell_ids(nb["cells"])): c["id"] = id
-    client = Client(node, timeout=timeout, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(NBS)}})
+    client = Client(node, timeout=timeout, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(path.parent)}})
     client.execute(stderr=subprocess.DEVNULL)    # the kernel's own warnings; what cells write to stderr comes as outputs
     return json.loads(json.dumps(node))
 

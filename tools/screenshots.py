@@ -16,8 +16,8 @@ RUN = str(ROOT / "data/runs/tiny-watched.jsonl")
 SET_UP = f"""
 import numpy as np, torch
 torch.set_num_threads(1)
-from xtokd.pair import Pair
-from xtokd.batch import PairBatch
+from xtokd.alignment.pair import Pair
+from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
 from xtokd.viz.explorer import Explorer, PairExplorer, explore_batch
 pair, RUN = Pair("tiny"), {RUN!r}
@@ -33,8 +33,8 @@ batch = PairBatch.from_logits(pair, [al.student_ids.tolist()], [al.teacher_ids.t
 
 LIVE = """
 import tempfile, time
-from xtokd.distill import Distiller, DistillConfig
-from xtokd.tiny import check
+from xtokd.train.distiller import Distiller, DistillConfig
+from xtokd.data.tasks.number_words import check
 from xtokd.viz.dashboard import Dashboard
 config = DistillConfig(steps=60, batch_size=16, max_new_tokens=16, eval_every=10, eval_prompts=16, out=tempfile.mkdtemp() + "/run", progress=False)
 run = Distiller("tiny", "tiny", "tiny", check=check, config=config).fit(block=False)
@@ -65,10 +65,10 @@ VIEWS = {    # name: the cell, and what to do before the picture is taken
     "explorer-signals": ("explore_batch(batch, {name: objective(name)(batch) for name in ('cover', 'sampled')})", hover),
     "explorer-pair": ("PairExplorer(pair, 'one two 1234\\n', others={'bytes': pair.teacher})", None),
     "explorer-hostile": ("Explorer(pair.align('<script>alert(1)</script> \\u202eabc\\u200d\\x00 ' + 'x' * 200 + ' مرحبا نص'))", None),
-    "map-overlap": ("from xtokd.viz.maps import overlap_map\noverlap_map(pair)", None),
-    "map-select": ("from xtokd.viz.maps import overlap_explorer\noverlap_explorer(pair)", None),
-    "map-cells": ("from xtokd.viz.cellmap import cell_map\nfrom xtokd.objectives.cells import cell_graph\nlive = cell_map(cell_graph(pair.student, pair.teacher)).explore()\nlive.select(int(live.map.ranked[12]))\nlive", None),
-    "map-matrix": ("from xtokd.viz.choice import pair_matrix\npair_matrix({'tiny-student': pair.student, 'tiny-teacher': pair.teacher}).figure()", None),
+    "map-overlap": ("from xtokd.viz.vocab_map import overlap_map\noverlap_map(pair)", None),
+    "map-select": ("from xtokd.viz.vocab_map import overlap_explorer\noverlap_explorer(pair)", None),
+    "map-cells": ("from xtokd.viz.cell_map import cell_map\nfrom xtokd.objectives.cover.cells import cell_graph\nlive = cell_map(cell_graph(pair.student, pair.teacher)).explore()\nlive.select(int(live.map.ranked[12]))\nlive", None),
+    "map-matrix": ("from xtokd.viz.pair_matrix import pair_matrix\npair_matrix({'tiny-student': pair.student, 'tiny-teacher': pair.teacher}).figure()", None),
     "map-doctor": ("pair.doctor().page()", None),
     "map-sankey": ("from xtokd.viz.ribbon import token_ribbon\ntoken_ribbon(pair, ' f').sankey()", None),
     "map-ribbon": ("from xtokd.viz.ribbon import token_ribbon\ntoken_ribbon(pair, ' f')", None),
@@ -76,7 +76,7 @@ VIEWS = {    # name: the cell, and what to do before the picture is taken
     "dashboard-live": (LIVE, None),
     "dashboard-going": ("Dashboard.replay(RUN, speed=2.)", None),
     "dashboard-collapse": ("Dashboard.replay(RUN.replace('watched', 'collapse'), speed=None)", None),
-    "puzzle": ("from xtokd.puzzles import board, puzzle\npuzzle('chunks').check([(0, 1, 0, 1), (1, 2, 1, 2), (2, 3, 2, 3), (5, 6, 4, 5)])", None),
+    "puzzle": ("from xtokd.course.puzzles import board, puzzle\npuzzle('chunks').check([(0, 1, 0, 1), (1, 2, 1, 2), (2, 3, 2, 3), (5, 6, 4, 5)])", None),
     "puzzle-board": ("board()", None),
 }
 PAGES = {"docs-start": "index.html", "docs-notebook": "01_align.html", "docs-charts": "21_charts.html", "docs-reference": "api/align.html"}

@@ -8,7 +8,7 @@ COLLAPSE = str(ROOT / "data/runs/tiny-collapse.jsonl")
 
 TRAIN = """import tempfile, torch
 torch.set_num_threads(1)
-from xtokd.distill import Distiller, DistillConfig
+from xtokd.train.distiller import Distiller, DistillConfig
 from xtokd.viz.dashboard import Dashboard
 out = tempfile.mkdtemp() + "/run"
 config = DistillConfig(steps=5000, batch_size=4, micro_batch=4, max_new_tokens=12, eval_every=5, eval_prompts=4, save_every=0, progress=False, out=out)
@@ -108,7 +108,7 @@ def test_hostile_samples_and_warnings_in_the_dark(lab, tmp_path):
 
 
 def test_opened_without_running_the_picture_is_there(lab):
-    page = lab.open(ROOT / "nbs/22_dashboard.ipynb")
+    page = lab.open(ROOT / "nbs/10_viz/07_dashboard.ipynb")
     page.wait_for_selector(".jp-RenderedSVG img, .jp-RenderedSVG svg", state="attached")
     assert page.locator(".jp-RenderedSVG img, .jp-RenderedSVG svg").count() >= 3 and page.locator(".xd").count() == 0
     assert lab.external(page) == []

@@ -18,11 +18,11 @@ def site(tmp_path_factory):
 
 def test_the_whole_site_hangs_together(site):
     assert whole(site) == []
-    assert len(list(site.glob("*.html"))) >= 40 and len(list((site / "api").glob("*.html"))) >= 30
+    assert len(list(site.rglob("*.html"))) >= 40 and len(list((site / "api").glob("*.html"))) >= 30
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", [START, "01_align.html", "21_charts.html", "90_cli.html", "api/align.html", "api/index.html"])
+@pytest.mark.parametrize("name", [START, "03_alignment/05_byte_align.html", "10_viz/05_run_charts.html", "12_cli/04_commands.html", "api/alignment.byte_align.html", "api/index.html"])
 def test_pages_are_accessible_and_load_nothing(lab, site, name, theme):
     page = lab.page((site / name).as_uri(), theme=theme)
     faults = []
@@ -39,7 +39,7 @@ def test_search_and_theme_by_keyboard(lab, site):
     page.wait_for_selector("#found a")
     assert "found" in page.inner_text("#count") and lab.axe(page) == []
     page.keyboard.press("Enter")
-    page.wait_for_url(re.compile(r"align\.html#align_batch$"))
+    page.wait_for_url(re.compile(r"byte_align\.html#align_batch$"))
     page.click("#theme")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.reload()
@@ -52,7 +52,7 @@ def test_search_and_theme_by_keyboard(lab, site):
 
 
 def test_figures_are_there_without_scripts(lab, site):
-    page = lab.page((site / "01_align.html").as_uri(), javascript=False)
+    page = lab.page((site / "03_alignment/05_byte_align.html").as_uri(), javascript=False)
     shapes = page.locator(".fig svg")
     assert shapes.count() >= 3 and all(shapes.nth(k).bounding_box()["height"] > 20 for k in range(shapes.count()))
     assert page.locator(".fig svg title").count() > shapes.count(), "tooltips of tokens"
@@ -60,6 +60,6 @@ def test_figures_are_there_without_scripts(lab, site):
 
 
 def test_a_narrow_window(lab, site):
-    page = lab.page((site / "01_align.html").as_uri(), width=390, height=800)
+    page = lab.page((site / "03_alignment/05_byte_align.html").as_uri(), width=390, height=800)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert lab.axe(page) == []

@@ -1,6 +1,6 @@
 """Select in the vocabulary map in real JupyterLab: a box in the plot and a choice in the list reach Python."""
 
-CELLS = ["from xtokd.pair import Pair\nfrom xtokd.viz.maps import overlap_explorer\nlive = overlap_explorer(Pair('tiny'))\nlive"]
+CELLS = ["from xtokd.alignment.pair import Pair\nfrom xtokd.viz.vocab_map import overlap_explorer\nlive = overlap_explorer(Pair('tiny'))\nlive"]
 
 
 def test_select_in_the_vocabulary_map(lab):
@@ -26,7 +26,7 @@ def test_select_in_the_vocabulary_map(lab):
 
 
 def test_a_click_in_the_map_of_cells_draws_the_ribbon(lab):
-    page = lab.notebook(["from xtokd.pair import Pair\nfrom xtokd.objectives.cells import cell_graph\nfrom xtokd.viz.cellmap import cell_map\npair = Pair('tiny')\nlive = cell_map(cell_graph(pair.student, pair.teacher)).explore()\nlive"])
+    page = lab.notebook(["from xtokd.alignment.pair import Pair\nfrom xtokd.objectives.cover.cells import cell_graph\nfrom xtokd.viz.cell_map import cell_map\npair = Pair('tiny')\nlive = cell_map(cell_graph(pair.student, pair.teacher)).explore()\nlive"])
     plot = page.locator(".jp-OutputArea-output .nsewdrag").first
     plot.wait_for(state="attached")
     plot.scroll_into_view_if_needed()

@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CELLS = ["""
-from xtokd.pair import Pair
+from xtokd.alignment.pair import Pair
 pair = Pair("tiny")
 al = pair.align("17 + 25 = 42")
 al""", "print('bands', len(al.chunks))"]
@@ -24,7 +24,7 @@ def test_an_alignment_draws_itself(lab, theme):
 
 
 def test_pictures_are_there_before_anything_runs(lab):
-    path = ROOT / "nbs/01_align.ipynb"
+    path = ROOT / "nbs/03_alignment/05_byte_align.ipynb"
     stored = sum("image/svg+xml" in o.get("data", {}) for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", []))
     page = lab.open(path)
     pictures = page.locator(PICTURE)
@@ -34,7 +34,7 @@ def test_pictures_are_there_before_anything_runs(lab):
 
 
 def test_a_notebook_from_elsewhere_shows_the_text_twin(lab):
-    page = lab.open(ROOT / "nbs/100_kept.ipynb", trust=False)     # JupyterLab shows no SVG of a notebook that nobody has trusted; trust goes by content, so it is one that no other test opens
+    page = lab.open(ROOT / "nbs/03_alignment/08_kept.ipynb", trust=False)     # JupyterLab shows no SVG of a notebook that nobody has trusted; trust goes by content, so it is one that no other test opens
     assert page.locator(PICTURE).count() == 0
     assert page.locator(".jp-OutputArea-output").count()
     assert lab.external(page) == []
