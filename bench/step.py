@@ -99,7 +99,8 @@ def theirs(a, student, teacher):
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl.experimental.gold import GOLDConfig, GOLDTrainer
-    from xtokd.models.loading import load_tokenizer, resolve
+    from xtokd.models.loading import load_tokenizer
+    from xtokd.hub import resolve
     parts, found, paths = Parts(a.device), [], [str(resolve(n, r)) for n, r in ((student, "student"), (teacher, "teacher"))]
     dtype = torch.bfloat16 if a.device == "cuda" else torch.float32
     s, t = (AutoModelForCausalLM.from_pretrained(p, dtype=dtype) for p in paths)

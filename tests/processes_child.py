@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 
-from xtokd.train.distiller import Callback, Distiller, DistillConfig
+from xtokd.train.callbacks import Callback
+from xtokd.train.distiller import Distiller
+from xtokd.train.config import DistillConfig
 from xtokd.models.loading import load_model
 from xtokd.distributed import put_together, share
-from xtokd.train.step import Side, load_side
+from xtokd.models.side import Side, load_side
 
 FSDP_CONFIG = """compute_environment: LOCAL_MACHINE
 distributed_type: FSDP

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer
-from xtokd.alignment.byte_align import BEYOND, DIFFERS, EMPTY, INSIDE, INVALID, KINDS, LONE_STOP, SPECIAL, WHY, align, align_batch
+from xtokd.alignment.byte_align import KINDS, align, align_batch
+from xtokd.alignment.reasons import Reason
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.alignment.text_match import invalid_mask, stretches
 from xtokd.alignment.flat import build_pool, flatten, gather, read_side, sound
 
-FIELDS = "chunks kind student_chunk teacher_chunk student_why teacher_why student_starts teacher_starts student_ids teacher_ids text".split()
+FIELDS = "chunks kind student_chunk teacher_chunk student_reason teacher_reason student_starts teacher_starts student_ids teacher_ids text".split()
 
 
 def vocab(*tokens, stop=()):
@@ -52,7 +53,7 @@ def check(al, minimal=True):
         if minimal: assert not {*(al.student_starts[s0 + 1:s1] - al.student_starts[s0])} & {*(al.teacher_starts[t0 + 1:t1] - al.teacher_starts[t0])}
         assert (al.student_chunk[s0:s1] == k).all() and (al.teacher_chunk[t0:t1] == k).all()
         assert KINDS[al.kind[k]] == [["1-1", "1-n"], ["n-1", "n-m"]][s1 - s0 > 1][t1 - t0 > 1]
-    for chunk, why in ((al.student_chunk, al.student_why), (al.teacher_chunk, al.teacher_why)):
+    for chunk, why in ((al.student_chunk, al.student_reason), (al.teacher_chunk, al.teacher_reason)):
         assert ((chunk >= 0) == (why == 0)).all()               # D25: a chunk or a reason, always
 
 
@@ -261,9 +262,9 @@ def test_stops_pair_by_role():
     al = lined(["Hi", ".", "<|im_end|>"], ["Hi.", "<eos>"], stop=["<|im_end|>", "<eos>"])
     assert chunks(al) == [(0, 2, 0, 1), (2, 3, 1, 2)] and al.ok and al.student_starts[-1] == 3
     al = lined(["Hi", "."], ["Hi", ".", "<eos>"], stop=["<eos>"])
-    assert chunks(al) == [(0, 1, 0, 1), (1, 2, 1, 2)] and al.why(2, "teacher") == WHY[LONE_STOP] and not al.ok
+    assert chunks(al) == [(0, 1, 0, 1), (1, 2, 1, 2)] and al.reason(2, "teacher") == Reason.LONE_STOP and not al.ok
     al = lined(["Hi", "<|im_end|>"], ["Hi"], stop=["<|im_end|>"])
-    assert chunks(al) == [(0, 1, 0, 1)] and al.why(1) == WHY[LONE_STOP] and al.why(0) is None
+    assert chunks(al) == [(0, 1, 0, 1)] and al.reason(1) == Reason.LONE_STOP and al.reason(0) is None
     assert chunks(lined(["<a>"], ["<b>"], stop=["<a>", "<b>"])) == [(0, 1, 0, 1)]          # nothing but a stop
 
 
@@ -280,16 +281,16 @@ def test_a_stop_with_bytes_is_still_zero_wide():
 def test_padding_is_never_aligned():
     "D8: pad tokens of both sides stand side by side and are in no chunk."
     al = lined(["Hi", "<pad>", "<pad>"], ["Hi", "<pad>", "<pad>"])
-    assert chunks(al) == [(0, 1, 0, 1)] and al.why(1) == WHY[SPECIAL] and al.ok
+    assert chunks(al) == [(0, 1, 0, 1)] and al.reason(1) == Reason.SPECIAL and al.ok
     hole = SimpleNamespace(name="holes", bytes=[b"a", b""], lengths=np.array([1, 0]), special=np.array([False, False]), stop_ids=())
-    assert align([0, 1], [0], hole, hole).why(1) == WHY[EMPTY]
+    assert align([0, 1], [0], hole, hole).reason(1) == Reason.EMPTY
 
 
 def test_special_tokens_at_and_inside_chunks():
     al = lined(["<a>", "Hel", "lo", "<b>", " you", "<c>"], ["Hello", "<d>", " y", "ou"])
     assert chunks(al) == [(1, 3, 0, 1), (4, 5, 2, 4)] and al.ok
     al = lined(["Hel", "<a>", "lo", "!"], ["Hello", "!"])
-    assert chunks(al) == [(3, 4, 1, 2)] and [al.student_why[i] for i in range(3)] == [INSIDE, SPECIAL, INSIDE] and al.why(0, "teacher") == WHY[INSIDE]
+    assert chunks(al) == [(3, 4, 1, 2)] and [al.student_reason[i] for i in range(3)] == [Reason.SPECIAL_INSIDE, Reason.SPECIAL, Reason.SPECIAL_INSIDE] and al.reason(0, "teacher") == Reason.SPECIAL_INSIDE
 
 
 # ---------------------------------------------------------------- the texts differ
@@ -300,10 +301,10 @@ def test_replacement_character_does_not_drift():
     student, teacher = clean.copy(), clean.copy()
     student[20], teacher[20] = b"\xf0\x9f", "\ufffd"
     al = lined(student, teacher)
-    assert (al.student_chunk < 0).sum() == 1 and al.why(20) == WHY[INVALID] and al.teacher_why[20] == INVALID
+    assert (al.student_chunk < 0).sum() == 1 and al.reason(20) == Reason.INVALID_UTF8 and al.teacher_reason[20] == Reason.INVALID_UTF8
     assert chunks(lined(["a", b"\xf0\x9f", "!"], ["a", b"\xef", b"\xbf", b"\xbd", "!"])) == [(0, 1, 0, 1), (2, 3, 4, 5)]
     al = lined(["ab", b"c\xf0", b"\x9f", "d", "e"], ["abc", "\ufffd", "de"])       # exactly the chunks that overlap the damage
-    assert chunks(al) == [(3, 5, 2, 3)] and al.why(0) == WHY[INVALID]
+    assert chunks(al) == [(3, 5, 2, 3)] and al.reason(0) == Reason.INVALID_UTF8
 
 
 def test_invalid_bytes_equal_on_both_sides():
@@ -312,7 +313,7 @@ def test_invalid_bytes_equal_on_both_sides():
     assert chunks(lined(row, row, mask_invalid=False)) == [(0, 1, 0, 1), (1, 2, 1, 2), (2, 3, 2, 3)]
     bv = vocab(b"\xc3", b"\xa9", "x")                                          # two broken samples that make a whole character together
     ba = align_batch([[2, 0], [1, 2]], [[2, 0], [1, 2]], bv, bv)
-    assert ba[0].student_why.tolist() == [0, INVALID] and ba[1].student_why.tolist() == [INVALID, 0]
+    assert ba[0].student_reason.tolist() == [0, Reason.INVALID_UTF8] and ba[1].student_reason.tolist() == [Reason.INVALID_UTF8, 0]
 
 
 def test_bytes_not_characters():
@@ -330,16 +331,16 @@ def test_split_characters_make_no_super_group():
 def test_normaliser():
     "D5: NFC, `e` + U+0301 against the composed letter, and everything around it stays paired."
     al = lined(["caf", "e", "\u0301", " noir", " 1"], ["ca", "f", "é", " noir", " ", "1"])
-    assert chunks(al) == [(0, 1, 0, 2), (3, 4, 3, 4), (4, 5, 4, 6)] and al.student_why.tolist() == [0, DIFFERS, DIFFERS, 0, 0]
+    assert chunks(al) == [(0, 1, 0, 2), (3, 4, 3, 4), (4, 5, 4, 6)] and al.student_reason.tolist() == [0, Reason.TEXT_DIFFERS, Reason.TEXT_DIFFERS, 0, 0]
     al = lined(list("Straße À la Carte"), list("straße à la carte"))
-    assert [c for c, why in zip("Straße À la Carte", al.student_why) if why] == ["S", "À", "C"]
+    assert [c for c, why in zip("Straße À la Carte", al.student_reason) if why] == ["S", "À", "C"]
 
 
 @pytest.mark.parametrize("n", [50, 1000])
 def test_long_normalised_text(n):
     text = unicodedata.normalize("NFD", "Tiếng Việt rất đẹp. " * n)
     al = lined(list(text), list(unicodedata.normalize("NFC", text)))
-    kept = "".join(c for c, why in zip(text, al.student_why) if not why)
+    kept = "".join(c for c, why in zip(text, al.student_reason) if not why)
     assert kept == "Ting Vit rt đp. " * n
 
 
@@ -347,13 +348,13 @@ def test_truncated_teacher():
     "D23, D8d: the part beyond the teacher's end is masked, nothing is shifted; there is no cap on the length."
     words = [f" word{i % 7}" for i in range(30_000)]
     al = lined(words, words[:20_000])
-    assert len(al.chunks) == 20_000 and set(al.student_why[20_000:].tolist()) == {BEYOND} and not al.student_why[:20_000].any()
+    assert len(al.chunks) == 20_000 and set(al.student_reason[20_000:].tolist()) == {Reason.TEXT_ENDED} and not al.student_reason[:20_000].any()
     al = lined(["ab", "cd", "ef", "<s>"], ["abc", "<t>"], stop=["<s>", "<t>"])
-    assert chunks(al) == [] and al.why(1) == WHY[BEYOND] and al.why(3) == WHY[LONE_STOP]     # their stops follow different texts
+    assert chunks(al) == [] and al.reason(1) == Reason.TEXT_ENDED and al.reason(3) == Reason.LONE_STOP     # their stops follow different texts
     al = lined(["ab", " ab", " ab"], ["ab", " ab"])
     assert chunks(al) == [(0, 1, 0, 1), (1, 2, 1, 2)]
     al = lined(["e\u0301", " one", " two", " one"], ["é", " one"])                            # changed and cut off
-    assert chunks(al) == [(1, 2, 1, 2)] and al.student_why.tolist() == [DIFFERS, 0, BEYOND, BEYOND]
+    assert chunks(al) == [(1, 2, 1, 2)] and al.student_reason.tolist() == [Reason.TEXT_DIFFERS, 0, Reason.TEXT_ENDED, Reason.TEXT_ENDED]
 
 
 def test_unrelated_texts_are_masked_in_bounded_time():
@@ -461,9 +462,9 @@ def test_real_non_canonical_and_broken_samples():
         al = align(ids, t.encode(text.decode("utf-8", "replace")), s, t)
         check(al)
         bad = invalid_mask(text)
-        for i, why in enumerate(al.student_why):
-            if bad[al.student_starts[i]:al.student_starts[i + 1]].any(): assert why == INVALID
-        assert (al.student_why == 0).mean() > .3
+        for i, why in enumerate(al.student_reason):
+            if bad[al.student_starts[i]:al.student_starts[i + 1]].any(): assert why == Reason.INVALID_UTF8
+        assert (al.student_reason == 0).mean() > .3
 
 
 def test_normalised_text_with_real_tokenizers():
@@ -472,4 +473,4 @@ def test_normalised_text_with_real_tokenizers():
     text = "un cafe\u0301 noir, " * 20
     al = align(s.encode(text), t.encode(unicodedata.normalize("NFC", text)), s, t)
     check(al)
-    assert .5 < (al.student_why == 0).mean() < 1 and set(al.student_why.tolist()) == {0, DIFFERS}
+    assert .5 < (al.student_reason == 0).mean() < 1 and set(al.student_reason.tolist()) == {0, Reason.TEXT_DIFFERS}

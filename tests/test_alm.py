@@ -239,7 +239,7 @@ def test_an_impossible_text_has_no_signal(pair):
     p["teacher_logits"][1][3] = torch.full_like(p["teacher_logits"][1][3], -torch.inf)
     p["teacher_logits"][1][3, 0] = 0.
     out = objective("alm", gamma=None)(batch(pair, p))
-    assert 109 in out.ledger["why"] and np.isfinite(out.sum.item())
+    assert 109 in out.ledger["reason"] and np.isfinite(out.sum.item())
     out.sum.backward()
     assert all(x.grad.isfinite().all() for x in p["student_logits"])
 
@@ -255,7 +255,7 @@ def test_groups_stop_at_the_window(pair):
     p = parts(pair)
     window = [np.arange(len(x)) < len(x) // 2 for x in p["student_ids"]]
     out = objective("alm", gamma=.9999)(batch(pair, p, window=window))
-    assert out.count == pytest.approx(round(out.count)) and 106 in out.ledger["why"]
+    assert out.count == pytest.approx(round(out.count)) and 106 in out.ledger["reason"]
     assert (out.token_loss.numpy()[~np.concatenate(window)] == 0).all()
 
 

@@ -14,7 +14,9 @@ from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.data.prompts import load_prompts
 from xtokd.models.sampling import rollout
 from xtokd.models.forward import accepts, one_by_one, response_logits
-from xtokd.train.step import accumulate, finish_gradient, load_side, write
+from xtokd.train.step import accumulate, write
+from xtokd.distributed import finish_gradient
+from xtokd.models.side import load_side
 
 torch.set_num_threads(1)
 SMALL = dict(steps=2, batch_size=4, max_new_tokens=16, eval_prompts=0, progress=False, warmup=1, save_every=0)

@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer
 
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.models.loading import home, load_tokenizer
+from xtokd.hub import home
+from xtokd.models.loading import load_tokenizer
 from xtokd.objectives.cover import cells
 from xtokd.vocab import adjacency as borders
 from xtokd.vocab.adjacency import Borders, Follows, letter_borders, texts_of, written_so

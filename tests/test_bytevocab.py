@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders as D, models, normalizers as N, pre_tokenizers as P, trainers
 
-from xtokd.vocab.bytevocab import ByteVocab, UnsupportedTokenizer
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.vocab.spelling import UnsupportedTokenizer
 from xtokd.vocab.spelling import byte_alphabet
 import xtokd.vocab.bytevocab as module
 

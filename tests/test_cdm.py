@@ -177,7 +177,7 @@ def test_nothing_in_common_is_no_signal():
     p = make_pair(bpe("ab", []), bpe("ab", [("a", "b")]))
     b, _ = full(p, ("ab",), stop=False)
     out = CDM(top_k=1)(b)
-    assert torch.isfinite(out.sum) and ((out.ledger["weight"] > 0) | (out.ledger["why"] > 0)).all()
+    assert torch.isfinite(out.sum) and ((out.ledger["weight"] > 0) | (out.ledger["reason"] > 0)).all()
 
 
 def test_wrong_knobs_are_refused():

@@ -59,7 +59,7 @@ def test_examples_in_the_help_parse():
 
 def test_distill_has_a_flag_for_every_number(xtokd):
     from dataclasses import fields
-    from xtokd.train.distiller import DistillConfig
+    from xtokd.train.config import DistillConfig
     _, out, _ = xtokd("distill", "--help")
     for f in fields(DistillConfig): assert "--" + f.name.replace("_", "-") in out
 
@@ -145,7 +145,7 @@ def test_debug_shows_the_traceback():
 # ---- distill: settings ------------------------------------------------------------------------------------------------------
 def read(*argv):
     from dataclasses import fields
-    from xtokd.train.distiller import DistillConfig
+    from xtokd.train.config import DistillConfig
     return cli.settings(cli.parser(full=True).parse_args(["distill", *map(str, argv)]), [*cli._GIVEN, *(f.name for f in fields(DistillConfig))])
 
 

@@ -112,7 +112,7 @@ def test_odd_texts_and_impossible_tokens(pair, stop):
     out.sum.backward()
     assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"] if l.grad is not None)
     silent = out.ledger["weight"] == 0
-    assert (out.ledger["why"][silent] > 0).all() and 109 in out.ledger["why"]
+    assert (out.ledger["reason"][silent] > 0).all() and 109 in out.ledger["reason"]
     none = PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student))], [torch.zeros(0, len(pair.teacher))], weak_logp=[[]], reference_logp=[[]])
     assert objective("compass")(none).count == 0 and objective("compass")(none).loss == 0
 

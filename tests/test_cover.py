@@ -201,7 +201,7 @@ def test_non_canonical_student_keeps_running():
     code = tuple(S.bv.encode(d)[0] for d in "963") + (S.bv.stop_ids[0],)
     b = PairBatch.from_logits(pair, [code], [T.codes["963"]], [torch.zeros(4, len(S.bv))], [T.rows(T.codes["963"]).log().float()])
     out = objective("cover")(b)
-    assert torch.isfinite(out.sum) and (out.ledger["why"][out.ledger["weight"] == 0] > 0).all()
+    assert torch.isfinite(out.sum) and (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
 
 
 @pytest.mark.filterwarnings("error")
@@ -213,7 +213,7 @@ def test_rows_without_any_teacher_mass_say_so():
     rows[0, [i for i, x in enumerate(T.bv.bytes) if x.startswith(b"9")]] = -torch.inf
     b = PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes["96"]], [T.codes["96"]], [torch.zeros(3, len(S.bv))], [rows])
     out = objective("cover")(b)
-    assert torch.isfinite(out.sum) and out.ledger["weight"][1] == 0 and out.ledger["why"][1] == 102 and out.ledger["unknown"][1] == 1
+    assert torch.isfinite(out.sum) and out.ledger["weight"][1] == 0 and out.ledger["reason"][1] == 102 and out.ledger["unknown"][1] == 1
 
 
 def random_pair(seed, merges=5):
@@ -289,7 +289,7 @@ def same_in_pieces(found):
     (whole, grad), *others = found
     for out, g in others:
         assert torch.allclose(whole.token_loss, out.token_loss, rtol=1e-4, atol=1e-5) and torch.allclose(grad, g, rtol=1e-4, atol=1e-6)
-        assert np.allclose(whole.ledger["unknown"], out.ledger["unknown"], atol=1e-5) and (whole.ledger["why"] == out.ledger["why"]).all()
+        assert np.allclose(whole.ledger["unknown"], out.ledger["unknown"], atol=1e-5) and (whole.ledger["reason"] == out.ledger["reason"]).all()
 
 
 @pytest.mark.parametrize("how", [{}, {"divergence": "rkl"}, {"divergence": "jsd"}, {"top_k": 5}, {"doubt": 0., "min_mass": 0.}], ids=str)

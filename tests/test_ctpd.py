@@ -187,7 +187,7 @@ def test_impossible_tokens_and_infinite_ratios(pair):
     out = objective("ctpd")(b)
     out.sum.backward()
     assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"])
-    assert (out.ledger["why"] == 109).sum() >= 2
+    assert (out.ledger["reason"] == 109).sum() >= 2
 
 
 def test_empty_answers(pair):
@@ -200,7 +200,7 @@ def test_empty_answers(pair):
 def test_leaving_the_end_out(pair):
     b, _ = full(pair, writer="reference")
     out = objective("ctpd", stop=False)(b)
-    assert (out.ledger["why"] == 107).sum() == 4 and abs(out.count - 2) < 1e-6
+    assert (out.ledger["reason"] == 107).sum() == 4 and abs(out.count - 2) < 1e-6
 
 
 def test_window(pair):
@@ -208,7 +208,7 @@ def test_window(pair):
     window = [np.arange(len(i)) < 3 for i in p["student_ids"]]
     out = objective("ctpd")(batch(pair, p, writer="reference", window=window))
     out.sum.backward()
-    assert (out.ledger["why"] == 106).any() and not any(l.grad[3:].any() for l in p["student_logits"]) and abs(out.count - 2) < 1e-6
+    assert (out.ledger["reason"] == 106).any() and not any(l.grad[3:].any() for l in p["student_logits"]) and abs(out.count - 2) < 1e-6
 
 
 def test_precision_and_padding(pair):

@@ -12,11 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from faults import fault
 from xtokd.data.chat import render
 from xtokd.train.config import check_config, lr_factor, pick
-from xtokd.train.distiller import Callback, Distiller, DistillConfig, Run
+from xtokd.train.callbacks import Callback
+from xtokd.train.distiller import Distiller
+from xtokd.train.config import DistillConfig
+from xtokd.train.runlog import Run
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import objective
 from xtokd.data.prompts import load_prompts
-from xtokd.train.step import finite_rows, load_side, teacher_rows, write
+from xtokd.train.step import finite_rows, teacher_rows, write
+from xtokd.models.side import load_side
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -220,7 +224,7 @@ def test_the_log_of_a_run(tmp_path):
     spent = [[s["costs"][k] for s in run.steps] for k in ("student_tokens_written", "teacher_tokens_scored", "flops", "seconds")]
     assert all(a < b for c in spent for a, b in zip(c, c[1:])) and run.steps[-1]["costs"]["teacher_tokens_written"] == 0
     sample = next(s for s in run.samples if s["source"] == "train")
-    assert len(sample["student_ids"]) == len(sample["token_loss"]) == len(sample["why"]) and any("score" in s for s in run.samples)
+    assert len(sample["student_ids"]) == len(sample["token_loss"]) == len(sample["reason"]) and any("score" in s for s in run.samples)
     assert run.compare()[0]["steps"] == 4
 
 
@@ -397,7 +401,7 @@ def test_two_processes_do_what_one_does(tmp_path):
 
 
 def test_the_progress_bar_names_what_was_measured(capsys):
-    from xtokd.train.distiller import ProgressBar
+    from xtokd.train.callbacks import ProgressBar
     from types import SimpleNamespace
     bar = ProgressBar()
     bar.on_start(SimpleNamespace(config=DistillConfig(steps=2), step=0, objective=objective("cover")), {})

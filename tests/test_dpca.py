@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 
 from batches import TEXTS, batch, full, parts, some
 from worlds import bpe, make_pair
-from xtokd.alignment.byte_align import INVALID, align
+from xtokd.alignment.byte_align import align
+from xtokd.alignment.reasons import Reason
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
 from xtokd.objectives.chunks import ChunkScores
@@ -76,7 +77,7 @@ def test_large_chunks():
     for k, why in ((6, 0), (7, 108)):
         s, t = letters.encode("a" * k), whole.encode("a" * k)
         out = objective("dpca")(PairBatch.from_logits(p, [s], [t], [torch.randn(len(s), len(letters))], [torch.randn(len(t), len(whole))]))
-        assert len(t) == 1 and (out.ledger["why"] == why).all() and out.count == (k if why == 0 else 0)
+        assert len(t) == 1 and (out.ledger["reason"] == why).all() and out.count == (k if why == 0 else 0)
 
 
 @pytest.mark.parametrize("rule, cosine, norm, drift", [("full", 1., 1., 0.), ("shift", 1., .5, 0.), ("semantic_prior", .9876, .585, 0.), ("average", .1406, .819, .0588)])
@@ -137,12 +138,12 @@ def test_walk_trap_1_a_decoder_that_drops_spaces():
 def test_walk_trap_2_half_a_character():
     walk, al = both(["a", b"\xf0\x9f", "!"], ["a", b"\xef", b"\xbf", b"\xbd", "!"])
     assert chunks(walk) == [(0, 1, 0, 1), (1, 3, 1, 5)]
-    assert chunks(al) == [(0, 1, 0, 1), (2, 3, 4, 5)] and al.student_why[1] == INVALID      # exactly the damage is left out
+    assert chunks(al) == [(0, 1, 0, 1), (2, 3, 4, 5)] and al.student_reason[1] == Reason.INVALID_UTF8      # exactly the damage is left out
 
 
 def test_walk_trap_3_normal_forms():
     walk, al = both(["e", b"\xcc", b"\x81"], [b"\xc3", b"\xa9"])
-    assert chunks(walk) == [(0, 3, 0, 2)] and chunks(al) == [] and (al.student_why > 0).all()
+    assert chunks(walk) == [(0, 3, 0, 2)] and chunks(al) == [] and (al.student_reason > 0).all()
     assert unicodedata.normalize("NFC", "e\u0301") == "é"
 
 
@@ -217,7 +218,7 @@ def test_ends(pair):                                                            
         b = with_ends(pair, s_end, [t])
         out = objective("dpca", clamp=None, stop="id")(b)
         assert abs(out.ledger["signal"][n] - (b.teacher.realised()[-1] - b.student.realised()[n]).item()) < 1e-4
-        assert (out.ledger["weight"][n + 1:] == 0).all() and (out.ledger["why"][n + 1:] > 0).all() and out.ledger["weight"][n] == 1
+        assert (out.ledger["weight"][n + 1:] == 0).all() and (out.ledger["reason"][n + 1:] > 0).all() and out.ledger["weight"][n] == 1
     for s_end, t_end in (([], [t]), ([s], [])):                                   # truncated: nothing is added
         b = with_ends(pair, s_end, t_end)
         assert end_chunks(b)[1].size == 0 and (objective("dpca")(b).ledger["weight"][n:] == 0).all()
@@ -242,7 +243,7 @@ def test_denominators(pair):
     n = len(b.student)
     assert few.sum == all_.sum and few.count == (few.ledger["weight"] > 0).sum() < n == all_.count
     assert few.stats["silent_share"] == all_.stats["silent_share"] == pytest.approx(1 - few.count / n)
-    assert (all_.ledger["why"][all_.ledger["weight"] == 0] == 108).all()
+    assert (all_.ledger["reason"][all_.ledger["weight"] == 0] == 108).all()
 
 
 def test_invalid_text_is_left_out(pair):
@@ -250,7 +251,7 @@ def test_invalid_text_is_left_out(pair):
     broken = [*s.encode("a"), s.bytes.index(b"\xf0"), s.bytes.index(b"\x9f"), *s.encode("! 12"), s.stop_ids[0]]
     t = [*pair.teacher.encode(s.decode(broken[:-1]).decode(errors="replace")), pair.teacher.stop_ids[0]]
     out = objective("dpca")(PairBatch.from_logits(pair, [broken], [t], [torch.randn(len(broken), len(s))], [torch.randn(len(t), len(pair.teacher))]))
-    assert (out.ledger["why"][1:3] == INVALID).all() and (out.ledger["weight"][3:] > 0).all() and out.ledger["weight"][0] == 1
+    assert (out.ledger["reason"][1:3] == Reason.INVALID_UTF8).all() and (out.ledger["weight"][3:] > 0).all() and out.ledger["weight"][0] == 1
 
 
 @pytest.mark.parametrize("name, knobs", [("dpca", {}), ("sampled", {}), ("opd", {}), ("minillm", dict(gamma=.9)), ("compass", {})])
@@ -316,7 +317,7 @@ def test_odd_texts_and_impossible_teacher_tokens(pair, stop):
         out.sum.backward()
         assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"] if l.grad is not None)
         silent = out.ledger["weight"] == 0
-        assert (out.ledger["why"][silent] > 0).all() and (out.ledger["why"][~silent] == 0).all()
+        assert (out.ledger["reason"][silent] > 0).all() and (out.ledger["reason"][~silent] == 0).all()
     empty = PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student))], [torch.zeros(0, len(pair.teacher))])
     assert objective("dpca")(empty).count == 0 and objective("dpca")(empty).loss == 0
 

@@ -9,7 +9,7 @@ from xtokd.rows.pair_batch import Hidden, PairBatch
 from xtokd.objectives import kl, objective
 from xtokd.objectives.hidden.dskd import DSKD, attend, cross, pad, seeded, teacher_labels, to_student, unit_scale
 from xtokd.alignment.pair import Pair
-from xtokd.train.step import Side
+from xtokd.models.side import Side
 
 UNICODE = ("naïve café 😀 中", "  two\tspaces\r\n", "e\u0301 ", "x")
 KNOBS = (dict(), dict(leak=False), dict(labels="teacher"), dict(divergence="rkl", temperature=1.))
@@ -228,7 +228,7 @@ def test_empty_answers_and_lost_teachers(pair, writer):
     obj = objective("dskd")
     out = obj(batch(pair, p, writer=writer))
     out.sum.backward()
-    assert torch.isfinite(out.sum) and out.count == 2 and out.ledger["why"].tolist() == [0, 0, 103]
+    assert torch.isfinite(out.sum) and out.count == 2 and out.ledger["reason"].tolist() == [0, 0, 103]
     assert all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["hs"]) if l.grad is not None) and all(torch.isfinite(q.grad).all() for q in obj.parameters() if q.grad is not None)
     empty = obj(batch(pair, parts(pair, ("", ""), stop=False), writer=writer))
     assert empty.count == 0 and empty.sum == 0

@@ -13,7 +13,7 @@ from xtokd.objectives import divergence, objective
 from xtokd.objectives.hidden.dskd import teacher_labels, to_student
 from xtokd.objectives.hidden.dskdv2 import DSKDv2, eta_walk, head_map, overlap
 from xtokd.alignment.pair import Pair
-from xtokd.train.step import Side
+from xtokd.models.side import Side
 
 UNICODE = ("naïve café 😀 中", "  two\tspaces\r\n", "e\u0301 ", "x")
 KNOBS = (dict(), dict(divergence="rkl"), dict(divergence="jsd", temperature=2.), dict(top=40))
@@ -112,7 +112,7 @@ def test_what_cannot_be_converted_is_dropped_and_never_a_stop():
     b = PairBatch.from_logits(p, [ids], [p.teacher.encode("cac")], [torch.randn(3, 4).requires_grad_()], [t], hidden=Hidden(torch.randn(3, 6), torch.randn(3, 8), *heads(p)))
     assert teacher_labels(b).tolist() == [-1, p.student.stop_ids[0], p.student.bytes.index(b"b")]
     out = objective("dskdv2")(b)
-    assert out.ledger["why"].tolist() == [101, 0, 0] and out.count == 2 and abs(out.stats["labelled"] - 2 / 3) < 1e-6
+    assert out.ledger["reason"].tolist() == [101, 0, 0] and out.count == 2 and abs(out.stats["labelled"] - 2 / 3) < 1e-6
     raw = {"a": 0, "b": 1, "c": 2}                                              # by raw string with a default: the silent stop of the original
     assert raw.get("ab", p.student.stop_ids[0]) == p.student.stop_ids[0] != to_student(p)[favourite[0]]
 

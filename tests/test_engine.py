@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from test_remote import BV, LOCAL, PROMPTS, RESPONSES, SMALL, TEACHER, hears_the_same, local, same, same_run, samples
-from xtokd.train.distiller import DistillConfig, Distiller
-from xtokd.models.loading import data_dir, load_tokenizer
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.hub import data_dir
+from xtokd.models.loading import load_tokenizer
 from xtokd.serving.client import RemoteTeacher
 from xtokd.models.sampling import rollout
 from xtokd.serving.http import RemoteError

@@ -156,7 +156,7 @@ def test_batches_samples_and_padding(pair, how):
 def test_masked_rows_have_no_child(pair):
     b = batch(pair, parts(pair, ("a 7  7", "   12")))
     out = ESCD(mask_whitespace=True)(b)
-    assert (out.token_loss[out.ledger["why"] == 105] == 0).all() and (out.ledger["why"] == 105).any()
+    assert (out.token_loss[out.ledger["reason"] == 105] == 0).all() and (out.ledger["reason"] == 105).any()
 
 
 def test_teacher_reaches_the_gradient_and_may_be_strange(pair):

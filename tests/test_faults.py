@@ -13,8 +13,11 @@ from faults import fault, rows
 from test_distill import ROOT, SMALL, Wrapped, distiller, same, weights
 from xtokd.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, whole_folder
 from xtokd.cli.commands import main
-from xtokd.train.distiller import Distiller, DistillConfig, Run
-from xtokd.models.loading import ModelNotFound, load_model, load_tokenizer, remote_code
+from xtokd.train.distiller import Distiller
+from xtokd.train.config import DistillConfig
+from xtokd.train.runlog import Run
+from xtokd.hub import ModelNotFound
+from xtokd.models.loading import load_model, load_tokenizer, remote_code
 from xtokd.objectives import objective
 from xtokd.train.runlog import RunLog, to_line
 

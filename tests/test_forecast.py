@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from xtokd.cli.commands import main
-from xtokd.train.distiller import Distiller, DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.train.config import DistillConfig
 from xtokd.train.dry_run import Held, forecast
 
 PLAN = dict(steps=6, batch_size=16, micro_batch=4, max_new_tokens=24, eval_prompts=0, lr=1e-6, progress=False)

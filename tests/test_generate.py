@@ -9,12 +9,15 @@ from hypothesis import given, settings, strategies as st
 from xtokd.cli import commands as cli
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.data.chat import render
-from xtokd.train.distiller import Callback, DistillConfig, Distiller
-from xtokd.train.evaluate import response_text
+from xtokd.train.callbacks import Callback
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.vocab.bytevocab import response_text
 from xtokd.cli.generate import ByteStream, answer, compared, is_run, load, newest, shown, tell
-from xtokd.models.loading import ModelNotFound, load_model, load_tokenizer
+from xtokd.hub import ModelNotFound
+from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.models.sampling import rollout
-from xtokd.train.step import load_side
+from xtokd.models.side import load_side
 
 BV = ByteVocab("tiny")
 PROMPT = "What is 12 + 30?"

@@ -250,7 +250,7 @@ def test_a_window_takes_whole_chunks(pair):
     out.sum.backward()
     inside = torch.as_tensor(out.ledger["weight"] > 0)
     grad = torch.cat([x.grad for x in p["student_logits"]])
-    assert not grad[~inside].any() and grad[inside].abs().sum(1).all() and (out.ledger["why"][~inside.numpy()] > 0).all()
+    assert not grad[~inside].any() and grad[inside].abs().sum(1).all() and (out.ledger["reason"][~inside.numpy()] > 0).all()
 
 
 @pytest.mark.parametrize("how", KNOBS, ids=str)
@@ -267,7 +267,7 @@ def test_rough_input(pair, how):                                                
         out = obj(PairBatch.from_logits(pair, **p))
         out.sum.backward()
         assert torch.isfinite(out.sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
-        assert (out.ledger["why"][out.ledger["weight"] == 0] > 0).all()
+        assert (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
 
 
 def test_broken_text_moves_nothing(pair):                                          # D1, spec 3.5 trap 4: trl's byte offsets drift after one incomplete character

@@ -13,7 +13,8 @@ from xtokd.models.loading import load_model
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.alignment.pair import Pair
 from xtokd.rows.chunked_loss import row_losses
-from xtokd.models.forward import caught, response_logits, response_states
+from xtokd.rows.lazy import caught
+from xtokd.models.forward import response_logits, response_states
 
 text = st.text(alphabet="ab1 7.é中\n", min_size=0, max_size=10)
 
@@ -126,7 +127,8 @@ def test_the_hook_leaves_no_trace():
 
 @pytest.mark.parametrize("name, student", (("cover", "tiny"), ("compass", "tiny"), ("strict", "tiny")))
 def test_a_run_from_states_is_the_run_from_logits(tmp_path, name, student):
-    from xtokd.train.distiller import Distiller, DistillConfig
+    from xtokd.train.distiller import Distiller
+    from xtokd.train.config import DistillConfig
     def weights(rows):
         config = DistillConfig(steps=2, batch_size=4, micro_batch=2, max_new_tokens=8, eval_every=0, eval_prompts=0, save_every=0, lr=1e-3, warmup=0, progress=False, rows=rows, out=str(tmp_path / rows))
         d = Distiller(student, "tiny", "tiny", name, config, **({"weak": "tiny"} if name == "compass" else {}))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from xtokd.models.loading import data_dir
+from xtokd.hub import data_dir
 from xtokd.objectives import OBJECTIVES, Entry, Objective, finish, objective
 from xtokd.exact.fidelity import (PLACES, ask, ask_all, at_truth, by_state, collapse, compare, exact_gradient, fidelity, implied_target, kl, model_case,
                               parameter_table, place, places, probabilities, states, variants, verdict, weights, world_case)

@@ -9,9 +9,10 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "tools"))
 import away
 from xtokd.experiments.headroom_study import Data, Lesson, Size, experiment, headroom, main, picture, record
-from xtokd.models.loading import data_dir, load_model
+from xtokd.hub import data_dir
+from xtokd.models.loading import load_model
 from xtokd.data.prompts import load_prompts
-from xtokd.train.step import load_side
+from xtokd.models.side import load_side
 from xtokd.data.tasks.number_words import check
 
 SIZE = Size(steps=2, batch_size=4, heldout=16, sentences=0, looks=3, max_new_tokens=16, lr=1e-3)

@@ -12,7 +12,8 @@ from batches import TEXTS, batch, full, heads, ids_of, leaves, parts, some
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import Hidden, PairBatch
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.objectives import NEEDS, OBJECTIVES, divergence, objective, why_text
+from xtokd.objectives import NEEDS, OBJECTIVES, divergence, objective
+from xtokd.alignment.reasons import Reason
 from xtokd.alignment.pair import Pair
 
 NAMES = tuple(OBJECTIVES)
@@ -156,8 +157,8 @@ def test_impossible_teacher_tokens_leave_the_gradient_finite(pair, ready, name):
 def test_every_token_has_a_signal_or_a_reason(pair, ready, name):                 # D25
     out = ready(name, pair)(full(pair, writer=writer(name))[0])
     silent = out.ledger["weight"] == 0
-    assert (out.ledger["why"][silent] > 0).all() and (out.ledger["why"][~silent] == 0).all()
-    assert all(why_text(w) for w in np.unique(out.ledger["why"][silent])) and abs(out.stats["signal_share"] - (~silent).mean()) < 1e-6
+    assert (out.ledger["reason"][silent] > 0).all() and (out.ledger["reason"][~silent] == 0).all()
+    assert all(Reason(w).text for w in np.unique(out.ledger["reason"][silent])) and abs(out.stats["signal_share"] - (~silent).mean()) < 1e-6
     assert out.count > 0 and abs(out.count - out.ledger["weight"].sum()) < 1e-3 * out.count
 
 
@@ -253,7 +254,7 @@ def test_a_window_silences_what_is_outside(pair, ready, name):
     window = [np.arange(len(x)) >= len(x) // 2 for x in p["student_ids"]]
     out = ready(name, pair)(batch(pair, p, writer(name), window=window))
     outside = ~np.concatenate(window)
-    assert not (out.ledger["weight"][outside] > 0).any() and (out.ledger["why"][outside] > 0).all() and torch.isfinite(out.sum)
+    assert not (out.ledger["weight"][outside] > 0).any() and (out.ledger["reason"][outside] > 0).all() and torch.isfinite(out.sum)
 
 
 @pytest.mark.parametrize("name", NAMES)

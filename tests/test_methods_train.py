@@ -3,11 +3,12 @@ import numpy as np
 import pytest
 import torch
 
-from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.data.rosd import SupervisionWindow, locate, told
 from xtokd.data.prompts import load_prompts
-from xtokd.train.step import load_side
+from xtokd.models.side import load_side
 
 ITEMS = [x | {"chosen": x["reference"], "rejected": x["reference"][::-1]} for x in load_prompts("tiny", limit=12)]
 THIRD = {"weak_logp": "weak", "plus_logp": "plus", "minus_logp": "minus"}

@@ -70,7 +70,7 @@ def test_one_hot_on_gold_text_only(pair):
     own = objective("mined")(b)
     gold = objective("mined")(full(pair, writer="reference")[0])
     alone = own.ledger["weight"] == 0
-    assert 0 < alone.sum() < len(alone) and (own.ledger["why"][alone] == 100).all() and own.stats["one_hot_share"] == 0
+    assert 0 < alone.sum() < len(alone) and (own.ledger["reason"][alone] == 100).all() and own.stats["one_hot_share"] == 0
     assert gold.count == len(b.student) and abs(gold.stats["one_hot_share"] - alone.mean()) < 1e-6
     written = -b.student.realised().detach().numpy()
     assert np.allclose(gold.token_loss.numpy()[alone], written[alone], atol=1e-5) and np.allclose(gold.token_loss.numpy()[~alone], own.token_loss.numpy()[~alone], atol=1e-5)

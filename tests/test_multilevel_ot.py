@@ -87,7 +87,7 @@ def test_rows_beyond_the_shorter_answer_have_a_reason(pair):
         n, m = (int(x[k + 1] - x[k]) for x in (a.student_offsets, a.teacher_offsets))
         w = out.ledger["weight"][a.student_offsets[k]: a.student_offsets[k + 1]]
         assert (w[:m] > 0).all() and (w[m:] == 0).all() and abs(w.sum() - 1) < 1e-5
-    assert (out.ledger["why"][out.ledger["weight"] == 0] > 0).all()
+    assert (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
     chunk = objective("multilevel_ot", pairing="chunk")(b)
     assert set(np.flatnonzero(chunk.ledger["weight"])) == set(a.chunks[:, 0]) and abs(chunk.count - len(TEXTS)) < 1e-4
 

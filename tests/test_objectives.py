@@ -73,7 +73,7 @@ def test_incomplete_character_in_the_sample(pair):                              
     b = PairBatch.from_logits(pair, [broken], [t], [torch.randn(len(broken), len(s))], [torch.randn(len(t), len(pair.teacher))])
     for name in NAMES:
         out = objective(name)(b)
-        assert torch.isfinite(out.sum) and (name == "sft" or (out.ledger["why"][1:3] > 0).all())
+        assert torch.isfinite(out.sum) and (name == "sft" or (out.ledger["reason"][1:3] > 0).all())
     al = b.alignment[0]
     for s0, s1, t0, t1 in al.chunks:
         assert b"".join(s.bytes[i] for i in broken[s0:s1]) == b"".join(pair.teacher.bytes[i] for i in t[t0:t1])

@@ -139,7 +139,7 @@ def test_ends_without_advantage(pair):                                          
     b, _ = full(pair)
     out, whole = objective("sampled", ends=False)(b), objective("sampled")(b)
     last = b.alignment.student_offsets[1:] - 1
-    assert (out.ledger["why"][last] == 107).all() and out.count == whole.count - len(last)
+    assert (out.ledger["reason"][last] == 107).all() and out.count == whole.count - len(last)
     inner = np.delete(np.arange(len(b.student)), last)
     assert np.allclose(out.ledger["signal"][inner], whole.ledger["signal"][inner])
 
@@ -147,12 +147,12 @@ def test_ends_without_advantage(pair):                                          
 def test_reasons_of_sampled(pair):
     b, _ = full(pair)
     out = objective("sampled", large_chunk=1)(b)
-    assert set(out.ledger["why"][out.ledger["weight"] == 0]) == {108}
+    assert set(out.ledger["reason"][out.ledger["weight"] == 0]) == {108}
     p = parts(pair, TEXTS[:1])
     p["teacher_logits"][0][0, p["teacher_ids"][0][0]] = -torch.inf
     for name in METHODS:
         out = objective(name)(batch(pair, p))
-        assert out.ledger["why"][0] == 109 and out.stats["non_finite"] > 0 and torch.isfinite(out.sum)
+        assert out.ledger["reason"][0] == 109 and out.stats["non_finite"] > 0 and torch.isfinite(out.sum)
 
 
 @pytest.mark.parametrize("name", METHODS)

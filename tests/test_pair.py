@@ -7,7 +7,8 @@ from importlib.resources import files
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from xtokd.vocab.bytevocab import ByteVocab, UnsupportedTokenizer
+from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.vocab.spelling import UnsupportedTokenizer
 from xtokd.alignment.pair import LEVELS, THRESHOLDS, Pair, Report, digit_cuts, doctor, examine, head_report, probes, summary
 
 

@@ -142,7 +142,7 @@ def test_scores_are_joined_over_samples():
 def test_rows_without_candidates_and_broken_scores_are_named(twin):
     ids, q = torch.tensor([[0], [-1], [1], [3]]), torch.tensor([[.5], [0.], [torch.nan], [.5]])
     out = objective("pkl", scores="given")(world_batch(twin, "abab", torch.randn(4, len(twin[0].bv)), scores=Scores(ids, q)))
-    assert out.ledger["why"].tolist() == [0, 100, 109, 0] and out.count == 2 and torch.isfinite(out.sum)
+    assert out.ledger["reason"].tolist() == [0, 100, 109, 0] and out.count == 2 and torch.isfinite(out.sum)
 
 
 def test_all_ways_to_stop_are_one_event(pair):

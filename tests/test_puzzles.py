@@ -12,7 +12,8 @@ from hypothesis import given, settings, strategies as st
 
 from xtokd.course import puzzles as puzzles
 from xtokd.objectives.policy.sampled import chunk_advantage
-from xtokd.course.puzzles import CREDIT, PUZZLES, Puzzle, board, puzzle
+from xtokd.course.puzzles import CREDIT, PUZZLES, board, puzzle
+from xtokd.course.drawing import Puzzle
 from xtokd.course.drawing import MARKS, SOLVED, Band, Box, Picture, Row, Verdict, picture_svg, picture_text
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/00_course/01_puzzles.ipynb"

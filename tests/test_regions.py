@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.data.chat import args_of, read_args, render, template_args, told, unused_args, with_args
-from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.data.segments import MARKS, REGIONS, answers_only, opened, regions, region_stats, token_regions
 from xtokd.train.runlog import Run
@@ -162,7 +163,7 @@ def test_learning_from_the_answer_leaves_thoughts_out(tmp_path):
     every, answer = told_of("all"), told_of("answer")
     think = every.ledger["region"] == REGIONS.index("think")
     assert think.any() and (every.ledger["weight"][think] > 0).any()
-    assert (answer.ledger["weight"][think] == 0).all() and set(answer.ledger["why"][think]) <= {106} and (answer.ledger["weight"][~think] > 0).any()
+    assert (answer.ledger["weight"][think] == 0).all() and set(answer.ledger["reason"][think]) <= {106} and (answer.ledger["weight"][~think] > 0).any()
     kept = answer.ledger["weight"] > 0
     assert np.allclose(every.token_loss.detach().numpy()[kept], answer.token_loss.detach().numpy()[kept], atol=1e-5)
 

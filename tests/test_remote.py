@@ -10,7 +10,8 @@ import torch
 from xtokd.serving import http as wires
 from xtokd.rows.pair_batch import PairBatch, Rows
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import objective
 from xtokd.alignment.pair import Pair
@@ -18,7 +19,8 @@ from xtokd.data.prompts import load_prompts
 from xtokd.serving.client import RemoteTeacher
 from xtokd.models.forward import response_logits
 from xtokd.serving.server import Handler, Server
-from xtokd.train.step import load_side, write
+from xtokd.models.side import load_side
+from xtokd.train.step import write
 from xtokd.rows.topk import thin
 from xtokd.serving.http import RemoteError, Wire
 

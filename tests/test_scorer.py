@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from test_bytevocab import PIECES, deepseek, mistral, qwen, tekken, unigram, wordpiece
 from tokenizers import models
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.models.loading import data_dir
+from xtokd.hub import data_dir
 from xtokd.exact.canonical_prefixes import Reader, Writer, endings
 from xtokd.exact.prefix_probability import student_row
 from xtokd.vocab.merges import MergeTable, borders, named_rules, proper_merges, replay

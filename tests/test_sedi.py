@@ -249,7 +249,7 @@ def test_a_lone_candidate_on_own_text_is_masked():
     logits[1, t.bytes.index(b"201")], logits[1, t.bytes.index(b"35")] = 5., 4.
     make = lambda **extra: PairBatch.from_logits(make_pair(s, t), [ids[0]], [ids[1]], [torch.zeros(4, len(s))], [logits], **extra)
     own, gold = SeDi(k=2)(make()), SeDi(k=2)(make(writer="teacher"))
-    assert own.ledger["weight"].tolist() == [1, 1, 0, 0] and own.ledger["why"].tolist() == [0, 0, 100, 100] and gold.ledger["weight"].tolist() == [1] * 4
+    assert own.ledger["weight"].tolist() == [1, 1, 0, 0] and own.ledger["reason"].tolist() == [0, 0, 100, 100] and gold.ledger["weight"].tolist() == [1] * 4
     assert SeDi(k=2, lone="keep")(make()).count == 4 and SeDi(k=2, lone="mask")(make(writer="teacher")).count == 2
     assert abs(own.stats["kept_mass"] - gold.stats["kept_mass"]) < 1e-6
 

@@ -114,7 +114,7 @@ def test_token_text_is_data():
 def test_a_token_without_partner_has_its_reason():
     al = align([0, *SMALL.encode("ab")], LARGE.encode("ab"), SMALL, LARGE)
     svg, text = alignment_svg(al), alignment_text(al)
-    assert al.why(0).split(";")[0][:20] in svg and al.why(0)[:20] in text and "no partner: 1" in svg
+    assert al.reason(0).text.split(";")[0][:20] in svg and al.reason(0).text[:20] in text and "no partner: 1" in svg
 
 
 def test_long_texts_are_cut_and_counted():

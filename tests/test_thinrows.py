@@ -49,7 +49,7 @@ def test_thin_rows_are_enough_where_the_objective_says_so(name, knobs, pair):
     (a, ga), (b, gb) = both(name, knobs, pair)
     assert a.count == b.count > 0 and torch.allclose(a.sum, b.sum, rtol=1e-5, atol=1e-6) and torch.allclose(a.token_loss, b.token_loss, atol=1e-5)
     assert any(x.abs().sum() > 0 for x in ga) and all(torch.allclose(x, y, atol=1e-6) for x, y in zip(ga, gb))
-    assert (a.ledger["why"] == b.ledger["why"]).all()
+    assert (a.ledger["reason"] == b.ledger["reason"]).all()
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -108,7 +108,7 @@ def test_a_realised_number_that_is_not_known_is_left_out_and_said():
     out = objective("sampled")(replace(b, teacher=slim))
     chunk = b.alignment.teacher_chunk[3]
     lost = b.alignment.student_chunk == chunk
-    assert torch.isfinite(out.sum) and (out.ledger["why"][lost] == 109).all() and (out.ledger["weight"][~lost & (b.alignment.student_chunk >= 0)] > 0).all()
+    assert torch.isfinite(out.sum) and (out.ledger["reason"][lost] == 109).all() and (out.ledger["weight"][~lost & (b.alignment.student_chunk >= 0)] > 0).all()
 
 
 @pytest.mark.parametrize("ask", ["logp", "take", "raw"])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd.models.loading import load_model, load_tokenizer, resolve
+from xtokd.models.loading import load_model, load_tokenizer
+from xtokd.hub import resolve
 from xtokd.data.prompts import load_prompts, own_check
 from xtokd.data.tasks.running_sums import accuracy, check, first_mistake, items, make_item, split_of, worked
 

@@ -7,7 +7,8 @@ from hypothesis import given, strategies as st
 
 from xtokd.models import lora as big
 from xtokd.train.checkpoint import checkpoints
-from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
 from xtokd.train.runlog import plain
 from xtokd.train.trackers import scalars
 

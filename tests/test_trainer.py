@@ -12,7 +12,9 @@ from xtokd.train.distiller import read_objective
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.data.prompts import load_prompts
-from xtokd.train.step import Side, accumulate, finish_gradient, load_side, write
+from xtokd.models.side import Side, load_side
+from xtokd.train.step import accumulate, write
+from xtokd.distributed import finish_gradient
 from xtokd.train.hf_trainer import Distilling, DistillTrainer, gather
 
 torch.set_num_threads(1)

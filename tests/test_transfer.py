@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.exact.toy_models import bpe
 from xtokd.alignment.pair import probes

@@ -62,7 +62,7 @@ def test_three_rows_against_two(pair):
     ids = (ids * 3)[:3]; other = (other * 2)[:2]
     b = PairBatch.from_logits(pair, [ids], [other], [torch.randn(3, len(bv), requires_grad=True)], [torch.randn(2, len(pair.teacher))])
     out = objective("uld", pairing="index")(b)
-    assert out.count == 2 and out.token_loss[2] == 0 and out.ledger["why"].tolist() == [0, 0, 103]
+    assert out.count == 2 and out.token_loss[2] == 0 and out.ledger["reason"].tolist() == [0, 0, 103]
 
 
 def test_index_pairs_start_at_each_samples_first_row(pair):
@@ -146,7 +146,7 @@ def test_the_stop_is_left_out_on_request(pair):
     b, _ = full(pair, TEXTS)
     out = objective("uld", skip_stop=True)(b)
     stop = np.isin(b.student.ids, pair.student.stop_ids)
-    assert (out.ledger["why"][stop] == 107).all() and out.count == len(b.alignment.chunks) - stop.sum()
+    assert (out.ledger["reason"][stop] == 107).all() and out.count == len(b.alignment.chunks) - stop.sum()
 
 
 def test_rough_input(pair):                                                        # D14
@@ -160,7 +160,7 @@ def test_rough_input(pair):                                                     
             out = objective("uld", **how)(PairBatch.from_logits(pair, **p))
             out.sum.backward()
             assert torch.isfinite(out.sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
-            assert (out.ledger["why"][out.ledger["weight"] == 0] > 0).all()
+            assert (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
 
 
 def test_wrong_values_are_refused():

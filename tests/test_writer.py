@@ -5,7 +5,8 @@ from transformers import TrainingArguments
 
 from faults import fault
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.train.distiller import DistillConfig, Distiller
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
 from xtokd.serving.engine import Engine, opinion
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.serving.server import FOLLOWING, Server

@@ -87,7 +87,7 @@ class Parts(io.RawIOBase):
 
 def pack(student, teacher, to=".away", mb=55):
     "Write the parts and their list."
-    from xtokd.models.loading import resolve
+    from xtokd.hub import resolve
     to = Path(to)
     shutil.rmtree(to, ignore_errors=True); to.mkdir(parents=True)
     parts = Parts(to, int(mb * 1_000_000))
@@ -171,7 +171,7 @@ def cost(student, teacher, n=32):
     from xtokd.data.chat import render
     from xtokd.train.runlog import Table
     from xtokd.models.forward import response_logits
-    from xtokd.train.step import load_side
+    from xtokd.models.side import load_side
     from xtokd.data.tasks.word_problems import word_problems
     items, rows = word_problems(n, "heldout"), []
     for role, name in (("student", student), ("teacher", teacher)):

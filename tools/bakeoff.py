@@ -59,7 +59,8 @@ def label(task, name, tail): return f"{task}-{name}-{tail}"
 def train(task, name, config, out, heldout):
     "One ordinary Distiller run in `out`."
     import torch
-    from xtokd.train.distiller import Distiller, DistillConfig
+    from xtokd.train.distiller import Distiller
+    from xtokd.train.config import DistillConfig
     torch.set_num_threads(1)
     objective, knobs = (*METHODS[name], {}, {})[:2]
     third = {"weak": task} if name in WEAK else {}

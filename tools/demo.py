@@ -30,7 +30,7 @@ def teacher_accuracy(config):
     from xtokd import Pair
     from xtokd.train.evaluate import evaluate
     from xtokd.data.prompts import load_prompts
-    from xtokd.train.step import load_side
+    from xtokd.models.side import load_side
     from xtokd.data.tasks.number_words import check
     side = load_side("tiny", "teacher", "cpu")
     found, _ = evaluate(side.model.eval(), None, Pair(side.bv, side.bv), load_prompts("tiny:heldout", config["eval_prompts"]), check, config["max_new_tokens"], seed=config["seed"])

@@ -29,7 +29,8 @@ def thin(log, to):
 def one(name, seed, out, **other):
     "Train one run in this process."
     import torch
-    from xtokd.train.distiller import Distiller, DistillConfig
+    from xtokd.train.distiller import Distiller
+    from xtokd.train.config import DistillConfig
     torch.set_num_threads(1)
     config = DistillConfig(**{**SETTINGS, **OWN.get(name, {}), **other}, seed=seed, out=out)
     return Distiller("tiny", "tiny", "tiny", objective=OBJECTIVES[name], config=config).fit()

@@ -121,7 +121,9 @@ def clean(nb):
     cells = []
     for c, id in zip(nb["cells"], cell_ids(nb["cells"])):
         tags = (c.get("metadata") or {}).get("tags")
-        new = dict(cell_type=c["cell_type"], id=id, metadata={"tags": tags} if tags else {}, source=as_lines(joined(c["source"])))
+        metadata = {"tags": tags} if tags else {}
+        if c["cell_type"] == "code" and re.search(r"^#\s*\|\s*hide\b", joined(c["source"]), re.M): metadata["jupyter"] = {"source_hidden": True}
+        new = dict(cell_type=c["cell_type"], id=id, metadata=metadata, source=as_lines(joined(c["source"])))
         if c["cell_type"] == "code": new |= dict(execution_count=None, outputs=clean_outputs(c.get("outputs", [])))
         if c.get("attachments"): new["attachments"] = c["attachments"]
         cells.append(new)

@@ -33,7 +33,8 @@ batch = PairBatch.from_logits(pair, [al.student_ids.tolist()], [al.teacher_ids.t
 
 LIVE = """
 import tempfile, time
-from xtokd.train.distiller import Distiller, DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.train.config import DistillConfig
 from xtokd.data.tasks.number_words import check
 from xtokd.viz.dashboard import Dashboard
 config = DistillConfig(steps=60, batch_size=16, max_new_tokens=16, eval_every=10, eval_prompts=16, out=tempfile.mkdtemp() + "/run", progress=False)

@@ -9,20 +9,23 @@ __all__ = []
 # %% ../nbs/13_support/05_init.ipynb #d3f91337
 from importlib import import_module
 
-# %% ../nbs/13_support/05_init.ipynb #d1512050
+# %% ../nbs/13_support/05_init.ipynb #bf4ad81c
 _HOME = {
     "vocab.bytevocab": ("ByteVocab", "UnsupportedTokenizer"),
     "alignment.byte_align": ("Alignment", "BatchAlignment", "align", "align_batch"),
     "vocab.overlap": ("VocabMap",),
     "alignment.pair": ("Pair",),
     "data.chat": ("render",),
-    "models.loading": ("load_model", "load_tokenizer", "resolve"),
+    "models.loading": ("load_model", "load_tokenizer"),
+    "hub": ("resolve",),
     "data.prompts": ("load_prompts",),
     "rows.pair_batch": ("PairBatch",),
     "objectives": ("OBJECTIVES", "objective", "register"),
     "models.sampling": ("rollout",),
     "train.runlog": ("Run",),
-    "train.distiller": ("Callback", "DistillConfig", "Distiller"),
+    "train.callbacks": ("Callback",),
+    "train.config": ("DistillConfig",),
+    "train.distiller": ("Distiller",),
 }
 _ROOM = {name: room for room, names in _HOME.items() for name in names}
 __all__ = sorted(_ROOM)

@@ -8,7 +8,8 @@ COLLAPSE = str(ROOT / "data/runs/tiny-collapse.jsonl")
 
 TRAIN = """import tempfile, torch
 torch.set_num_threads(1)
-from xtokd.train.distiller import Distiller, DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.train.config import DistillConfig
 from xtokd.viz.dashboard import Dashboard
 out = tempfile.mkdtemp() + "/run"
 config = DistillConfig(steps=5000, batch_size=4, micro_batch=4, max_new_tokens=12, eval_every=5, eval_prompts=4, save_every=0, progress=False, out=out)

@@ -21,7 +21,7 @@ class Spelled:
     def __len__(self): return len(self.bytes)
     def id_to_token(self, i): return self.names[i]
 
-# %% ../../nbs/03_alignment/08_kept.ipynb #d9f533e9
+# %% ../../nbs/03_alignment/08_kept.ipynb #54f80e05
 _ARRAYS = [f.name for f in fields(Alignment) if f.name not in ("student", "teacher", "student_ids", "teacher_ids", "text", "teacher_text")]
 
 
@@ -35,7 +35,7 @@ def keep(al):
 def kept(record):
     "The Alignment of a `keep` record; its vocabularies are `Spelled`, its ids positions."
     sides = {s: Spelled(record[s]["name"], record[s]["pieces"], record[s]["names"]) for s in ("student", "teacher")}
-    kinds = {"chunks": np.int32, "kind": np.int8, "student_chunk": np.int32, "teacher_chunk": np.int32, "student_why": np.int8, "teacher_why": np.int8}
+    kinds = {"chunks": np.int32, "kind": np.int8, "student_chunk": np.int32, "teacher_chunk": np.int32, "student_reason": np.int8, "teacher_reason": np.int8}
     arrays = {k: np.array(record[k], kinds.get(k, np.int64)).reshape((-1, 4) if k == "chunks" else -1) for k in _ARRAYS}
     return Alignment(student_ids=np.arange(len(sides["student"])), teacher_ids=np.arange(len(sides["teacher"])), **sides, **arrays,
                      text=bytes.fromhex(record["text"]), teacher_text=bytes.fromhex(record["teacher_text"]))

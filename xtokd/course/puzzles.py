@@ -10,14 +10,15 @@ __all__ = ['TEXT', 'RULES', 'CHUNKS', 'NAMED', 'HAND', 'WAVE', 'BYTES', 'TWICE',
            'credit_rows', 'judge_credit', 'stop_rows', 'judge_stop', 'bars', 'judge_project', 'tokens', 'begins',
            'judge_bias', 'puzzle', 'board']
 
-# %% ../../nbs/00_course/01_puzzles.ipynb #f6afc2a4
+# %% ../../nbs/00_course/01_puzzles.ipynb #ff825d05
 from math import isfinite, log
 from types import SimpleNamespace
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from ..alignment.byte_align import BEYOND, DIFFERS, INVALID, KINDS, LONE_STOP, SPECIAL, WHY, align
+from ..alignment.byte_align import KINDS, align
+from ..alignment.reasons import Reason
 from ..vocab.bytevocab import ByteVocab
 from .drawing import SOLVED, Band, Box, Picture, Puzzle, Row, Untried, listed, need, number, whole
 from ..viz.alignment_svg import glyphs
@@ -157,8 +158,8 @@ def judge_mispair(answer):
     if set(mine) - guilty: return rows, "Over the bytes, an innocent pair stands straight. You accused one that does."
     return rows, "There is another. Count the bytes before each token on either side: the same letters may stand at two places." if guilty - set(mine) else ""
 
-# %% ../../nbs/00_course/01_puzzles.ipynb #9f112435
-REASONS = {"special": SPECIAL, "stop": LONE_STOP, "differs": DIFFERS, "invalid": INVALID, "beyond": BEYOND}
+# %% ../../nbs/00_course/01_puzzles.ipynb #8c9c4584
+REASONS = {"special": Reason.SPECIAL, "stop": Reason.LONE_STOP, "differs": Reason.TEXT_DIFFERS, "invalid": Reason.INVALID_UTF8, "beyond": Reason.TEXT_ENDED}
 QUIET = (toy("student", ["<s>", "A", " caf", "e", "\u0301", " at", b" \xf0\x9f", " ni", "ne", " o", "k", "</s>"]),
          toy("teacher", ["A", " ca", "f\u00e9", " at", " \ufffd", " nine"]))
 
@@ -173,7 +174,7 @@ def judge_silent(answer):
     mine = {whole(i, len(s.bytes) - 1, "a token number"): r for i, r in answer.items()}
     need(all(isinstance(r, str) and r in REASONS for r in mine.values()), f"a reason is one of {', '.join(REASONS)}")
     al = paired(s, t)
-    code = {i: int(c) for i, c in enumerate(al.student_why) if c}
+    code = {i: int(c) for i, c in enumerate(al.student_reason) if c}
     note = {i: "" if code.get(i) == REASONS[r] else "silent, but for another reason" if i in code else "it is in a chunk, and hears the teacher" for i, r in mine.items()}
     reasons = [Box(i, i + 1, mine[i], mark(not note[i]), note[i]) for i in sorted(mine)]
     rows = [Row("token", [Box(i, i + 1, str(i)) for i in range(len(s.bytes))]), Row("student", in_order(s.pieces)), Row("your reasons", reasons), Row("teacher", in_order(t.pieces))]

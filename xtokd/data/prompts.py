@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SPLITS', 'check_item', 'read_prompts', 'read_dataset', 'own_check', 'load_prompts']
 
-# %% ../../nbs/02_data/01_prompts.ipynb #62f803c8
+# %% ../../nbs/02_data/01_prompts.ipynb #b4c046bd
 import json
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from ..models.loading import OURS
+from ..hub import OURS
 
 # %% ../../nbs/02_data/01_prompts.ipynb #48657d6f
 def check_item(item, where):
@@ -57,7 +57,7 @@ def read_dataset(name):
     path, _, split = name.partition(":")
     yield from (check_item(dict(row), f"data set {name}, row {i}") for i, row in enumerate(load_dataset(path, split=split or "train", streaming=True)))
 
-# %% ../../nbs/02_data/01_prompts.ipynb #dca13761
+# %% ../../nbs/02_data/01_prompts.ipynb #061cf33a
 SPLITS = ("train", "heldout", "validation")   # of our own tasks
 
 def own_check(source):
@@ -71,7 +71,7 @@ def load_prompts(source,      # `"tiny"`, `"tiny:heldout"` (or `:validation`; `t
     "Items to distil on, each a dict with `prompt` or `messages`; errors name file, line, cause and cure"
     if not isinstance(source, (str, Path)): rows = (check_item(x, f"item {i}") for i, x in enumerate(source, 1))
     elif (name := str(source).partition(":")[0]) in OURS and str(source).partition(":")[2] in ("", *SPLITS):
-        from xtokd.models.loading import data_dir
+        from xtokd.hub import data_dir
         rows = read_prompts(Path(data_dir())/name/f"{str(source).partition(':')[2] or 'train'}.jsonl")
     elif Path(source).is_file(): rows = read_prompts(source)
     elif Path(source).is_dir() or Path(source).suffix in (".jsonl", ".json", ".txt"): raise FileNotFoundError(f"no prompt file at {source}: give a .jsonl, .json or .txt file")

@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['SupervisionWindow', 'locate', 'told']
 
-# %% ../../nbs/02_data/07_rosd.ipynb #f69fa266
+# %% ../../nbs/02_data/07_rosd.ipynb #de6de000
 from dataclasses import dataclass
-
-import numpy as np
 
 # %% ../../nbs/02_data/07_rosd.ipynb #efa51d7f
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'Size', 'Data', 'lesson_data', 'tiny_data', 'own_score', 'he
            'equal_steps', 'arm', 'load_sides', 'opening', 'experiment', 'no_room', 'both_arms', 'Lesson', 'record',
            'main']
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #5466b400
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #66dc98a7
 import argparse, copy, hashlib, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,17 +15,19 @@ from pathlib import Path
 import torch
 
 from ..cli.arguments import read_knobs
-from ..train.config import DistillConfig
-from ..train.config import machine, versions
+from ..train.config import DistillConfig, machine, versions
 from ..train.distiller import Distiller, read_objective
-from ..train.evaluate import evaluate, response_text
+from ..train.evaluate import evaluate
+from ..vocab.bytevocab import response_text
 from ..alignment.kept import keep, kept
-from ..models.loading import resolve
+from ..hub import resolve
 from ..alignment.pair import Pair
 from ..data.prompts import load_prompts
 from ..train.runlog import Run, RunLog, Table, write_kept
-from ..train.step import Side, load_side, make_batch, write
+from ..models.side import Side
+from ..train.step import make_batch, write
 from ..data.tasks.word_problems import check as right, sentences, word_problems
+from ..serving.client import open_side
 
 # %% ../../nbs/11_experiments/02_headroom_study.ipynb #ee26744d
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def headroom(student, teacher, items, check, size):
     found = {"student": own_score(student, items, check, size), "teacher": own_score(teacher, items, check, size)}
     return found | {"room": found["teacher"]["accuracy_low"] > found["student"]["accuracy_high"]}
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #681a65f4
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #8d91f8f7
 def looks(student, teacher, pair, objective, items, check, size):
     "One record per item: the student's likeliest text, its score, its alignment, and per token the loss (nats) and whether it has a signal"
     config, found = DistillConfig(temperature=0., max_new_tokens=size.max_new_tokens), []
@@ -87,7 +89,7 @@ def looks(student, teacher, pair, objective, items, check, size):
         loss = out.token_loss.float().cpu().numpy()
         for k, s in enumerate(samples):
             mine, text = out.ledger["sample"] == k, response_text(student.bv, s.student)
-            found.append({"item": s.item, "text": text, "score": check(s.item, text), "token_loss": loss[mine].round(5), "weight": out.ledger["weight"][mine], "why": out.ledger["why"][mine],
+            found.append({"item": s.item, "text": text, "score": check(s.item, text), "token_loss": loss[mine].round(5), "weight": out.ledger["weight"][mine], "reason": out.ledger["reason"][mine],
                           "alignment": keep(batch.alignment[k])})
     return found
 
@@ -119,10 +121,10 @@ def arm(name, objective, student, teacher, data, size, out, steps=None, seed=0, 
                            eval_every=size.eval_every, eval_before=objective != "sft", eval_prompts=len(data.heldout), eval_samples=len(data.heldout), save_every=0, keep=1, seed=seed, out=str(Path(out)/name), progress=progress)
     return Distiller(mine, teacher, data.train, objective, config, data.check, heldout=data.heldout).fit(), mine
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #92fe4ca2
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #702bee41
 def load_sides(student, teacher):
     "Both sides on the GPU where there is one: the student in float32, the teacher in bfloat16 there and float32 on a CPU"
-    student, teacher = load_side(student, "student", dtype=torch.float32), load_side(teacher, "teacher")
+    student, teacher = open_side(student, "student", dtype=torch.float32), open_side(teacher, "teacher")
     if student.model is teacher.model: student = Side(student.name, copy.deepcopy(student.model), student.bv)   # the teacher's weights will be frozen
     return student, teacher
 

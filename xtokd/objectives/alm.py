@@ -7,13 +7,14 @@ __all__ = ['COINS', 'RATIOS', 'LIMITS', 'FORMS', 'CANDIDATES', 'NORMS', 'DEBIAS'
            'boundary_leaks', 'scan_boundary', 'boundary_ids', 'boundary_logp', 'ChunkEnds', 'merge_groups',
            'hidden_gap', 'ALM', 'gradmag']
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #180c0693
+# %% ../../nbs/05_objectives/05_alm.ipynb #64472e7b
 import math, re
 from functools import lru_cache
 
 import numpy as np
 import torch
 
+from ..alignment.reasons import Reason
 from . import Objective, finish, in_window
 from .chunks import ChunkScores, over_tokens
 from ..rows.chunked_loss import row_losses
@@ -171,7 +172,7 @@ class ALM(Objective, torch.nn.Module):
         b = scan_boundary(pair.student, pair.teacher) if self.boundary == "scan" else self.boundary
         return [boundary_ids(bv, b) for bv in (pair.student, pair.teacher)]
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #2dd16bca
+# %% ../../nbs/05_objectives/05_alm.ipynb #2e48d9ec
 def _signal(self, batch):
     like = _Likelihoods(batch, *self._ids(batch.pair), self.gamma, self.debias != "none")
     dev, live = like.student.device, torch.isfinite(like.teacher) & torch.isfinite(like.student)
@@ -184,8 +185,8 @@ def _signal(self, batch):
     stats = {"chunks": float(like.scores.k), "groups": float(like.g), "merged_share": 1 - like.g / max(like.scores.k, 1), "longest_group": float(size.max()) if like.g else 0.,
              "gap": float((like.teacher - like.student.detach())[pick].abs().mean()) if len(pick) else 0., "boundary": float(like.bound.exp().mean()) if like.g and self.reads() == "all" else 0.}
     if self.hidden: loss, stats["hidden"] = self._add_hidden(batch, like.ends, loss)
-    why = over_tokens(batch, torch.where(torch.isfinite(like.teacher), 0, 109)[at]).cpu().numpy()
-    return finish(batch, loss, weight, unit="chunk", why=why, **stats)
+    why = over_tokens(batch, torch.where(torch.isfinite(like.teacher), 0, Reason.NOT_FINITE)[at]).cpu().numpy()
+    return finish(batch, loss, weight, unit="chunk", reason=why, **stats)
 
 
 def _add_hidden(self, batch, ends, loss):

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['refuse_unequal', 'same_rows', 'at_temperature', 'on_favourites', 'GKD']
 
-# %% ../../nbs/05_objectives/07_gkd.ipynb #e7d489f3
+# %% ../../nbs/05_objectives/07_gkd.ipynb #a4e831ea
 import numpy as np
 import torch
 
+from ..alignment.reasons import Reason
 from . import Objective, divergence, finish
 from .chunks import SUPPORTS, TAILS, on_support, top_ids, top_of
 from ..rows.chunked_loss import row_losses
 
-# %% ../../nbs/05_objectives/07_gkd.ipynb #6d09adf6
+# %% ../../nbs/05_objectives/07_gkd.ipynb #1db69f39
 def refuse_unequal(batch, name, instead):
     "Raise where student and teacher have different vocabularies."
     if batch.pair.vocab.identical: return
@@ -33,7 +34,7 @@ def same_rows(batch):
     before = np.cumsum(differ) - differ
     before = before - before[first]
     ok = there & (before == 0)
-    return np.flatnonzero(ok), t[ok], np.where(ok, 0, np.where(before > 0, 102, 103))
+    return np.flatnonzero(ok), t[ok], np.where(ok, 0, np.where(before > 0, Reason.NOT_CANONICAL, Reason.NO_TEACHER_ROW))
 
 # %% ../../nbs/05_objectives/07_gkd.ipynb #30f02325
 def at_temperature(rows, logp, temperature, width):
@@ -47,7 +48,7 @@ def on_favourites(logp, top, ids, tail):
     places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids).masked_fill(ids < 0, -1)
     return on_support(logp, ids, tail), on_support(top, places, tail)
 
-# %% ../../nbs/05_objectives/07_gkd.ipynb #5d968582
+# %% ../../nbs/05_objectives/07_gkd.ipynb #1a98166a
 class GKD(Objective):
     "Generalised JSD of whole rows after equal ids (arXiv 2306.13649), for equal vocabularies; loss unit: token."
     summary, source = "generalised JSD of whole rows, one tokenizer", "arXiv 2306.13649"
@@ -81,4 +82,4 @@ class GKD(Objective):
         at = torch.as_tensor(s_rows, device=value.device)
         spread = lambda x: torch.zeros(len(why), device=value.device).index_copy(0, at, x)
         seen = dict(zip(("support_mass_student", "support_mass_teacher"), np.sum(mass, 0) / len(s_rows))) if mass else {}
-        return finish(batch, spread(value), spread(torch.ones_like(value)), why=why, **{k: float(v) for k, v in seen.items()})
+        return finish(batch, spread(value), spread(torch.ones_like(value)), reason=why, **{k: float(v) for k, v in seen.items()})

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['WholeRowsNeeded', 'ThinRows', 'thin', 'joined']
 
-# %% ../../nbs/04_rows/03_topk.ipynb #7ea92068
+# %% ../../nbs/04_rows/03_topk.ipynb #759a416a
 import numpy as np
 import torch
 
-from .pair_batch import Rows
 from ..vocab.bytevocab import ByteVocab
 from .chunked_loss import handful
 

@@ -6,7 +6,7 @@
 __all__ = ['read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening',
            'Described', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #688a400b
+# %% ../../nbs/08_train/11_distiller.ipynb #7f99deaa
 import sys, threading, time
 from contextlib import suppress
 from dataclasses import asdict
@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from .callbacks import Callback, ProgressBar, interruptible
+from .callbacks import ProgressBar, interruptible
 from ..models.lora import held_teacher, move, ready_student
 from ..data.chat import args_of, template_args, told, unused_args
 from .checkpoint import checkpoints, load_checkpoint, rng_state, save_checkpoint, save_student, set_rng_state, whole_folder
 from .config import DistillConfig, lr_factor, machine, mix, peak_memory, pick, versions, writer_of
 from ..serving.engine import Engine, opinion
-from .evaluate import evaluate, response_text
+from .evaluate import evaluate
+from ..vocab.bytevocab import response_text
 from .monitor import Coverage, Health
 from ..alignment.kept import keep
 from ..errors import disk, during
@@ -32,11 +33,12 @@ from ..distributed import agree, begin, clip_gradient, cut_optimizer, finish_gra
 from ..data.prompts import load_prompts, own_check
 from ..data.segments import answers_only
 from .runlog import Control, Costs, Run, RunLog, log_file
-from ..models.auxiliary import plug_in, third_models
+from .step import plug_in, accumulate, prompts_that_fit, references, report, write, written
+from ..models.side import third_models
 from .trackers import Tracker
-from .step import Tally, accumulate, load_side, prompts_that_fit, references, report, write, written
+from ..serving.client import open_side
 
-# %% ../../nbs/08_train/11_distiller.ipynb #acc484af
+# %% ../../nbs/08_train/11_distiller.ipynb #342c5d73
 def read_objective(x):
     "An objective from its name, from (name, knobs), or as it is"
     if isinstance(x, str): x = x, {}
@@ -53,9 +55,7 @@ def split_prompts(prompts, heldout, config):
     n = min(config.eval_prompts, len(items) // 5)
     return items[:len(items) - n], items[len(items) - n:]
 
-
-
-# %% ../../nbs/08_train/11_distiller.ipynb #703eba86
+# %% ../../nbs/08_train/11_distiller.ipynb #350abf45
 class Parts:
     "What is asked of a set-up again and again"
     @property
@@ -75,9 +75,7 @@ class Parts:
         bf16 = self.config.mixed_precision == "bf16" or (self.config.mixed_precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-
-
-# %% ../../nbs/08_train/11_distiller.ipynb #9620b56a
+# %% ../../nbs/08_train/11_distiller.ipynb #fe9152a2
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -99,7 +97,7 @@ class Setup(Parts):
         self.objective, (self.items, self.heldout) = read_objective(objective), split_prompts(prompts, heldout, c)
         if c.on_policy < 1 and c.off_policy not in getattr(self.objective, "writers", (c.off_policy,)):
             raise ValueError(f"objective {self.objective.name!r} makes no sense on text of the {c.off_policy}: on_policy must be 1 (it is {c.on_policy}), or off_policy another of {', '.join(self.objective.writers)}")
-        self.student, self.teacher = load_side(student, "student", "cpu", getattr(torch, c.student_dtype)), load_side(held_teacher(teacher, c, self.device, shards), "teacher", "cpu", None if self.device.type == "cpu" else torch.bfloat16)
+        self.student, self.teacher = open_side(student, "student", "cpu", getattr(torch, c.student_dtype)), open_side(held_teacher(teacher, c, self.device, shards), "teacher", "cpu", None if self.device.type == "cpu" else torch.bfloat16)
         for role in {"student", "teacher"} - {*shards}: move(getattr(self, role).model, self.device)
         ready_student(self.student.model, c); self.teacher.model.eval().requires_grad_(False)
         self.student, self.teacher = (told(getattr(self, r), args_of(c.template_args, r)) for r in ("student", "teacher"))
@@ -142,7 +140,7 @@ class Watch(Setup):
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #13a00904
+# %% ../../nbs/08_train/11_distiller.ipynb #5e01cb69
 class Judge(Watch):
     "Evaluate, and log samples"
     def evaluate(self):
@@ -159,7 +157,7 @@ class Judge(Watch):
         mine = out.ledger["sample"] == 0
         self.emit("sample", self.step, source="train", item=sample.item, text=response_text(self.student.bv, sample.student), student_ids=sample.student, teacher_ids=sample.teacher,
                   alignment=keep(self.pair.align(sample.student, sample.teacher)),
-                  token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "why", *(["region"] if out.ledger["region"][mine].any() else []))})
+                  token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "reason", *(["region"] if out.ledger["region"][mine].any() else []))})
 
 # %% ../../nbs/08_train/11_distiller.ipynb #3bf4b765
 class Keep(Judge):

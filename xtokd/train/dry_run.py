@@ -6,18 +6,18 @@
 __all__ = ['GIB', 'Held', 'Measured', 'lengths', 'dry_run', 'weight_bytes', 'cache_bytes', 'full_length', 'memory', 'room',
            'seconds', 'trouble', 'Forecast', 'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #9d12c937
+# %% ../../nbs/08_train/12_dry_run.ipynb #695d2fdb
 import os, time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from .config import mix, peak_memory, pick, writer_of
-from .distiller import DistillConfig, Distiller
 from .runlog import Table
 from ..models.forward import context_length, head_width, shortest
-from .step import accumulate, finish_gradient, report, written
+from .step import accumulate, report, written
+from ..distributed import finish_gradient
 
 # %% ../../nbs/08_train/12_dry_run.ipynb #a8a7115b
 class Held:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gather', 'Writing', 'Dividing', 'Telling', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #50ef1147
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #3dea36c7
 import time, warnings
 from pathlib import Path
 
@@ -17,9 +17,13 @@ from ..vocab.bytevocab import ByteVocab
 from .config import DistillConfig, mix, writer_of
 from .distiller import read_objective
 from .evaluate import evaluate
-from ..models.auxiliary import plug_in, third_models
+from xtokd.train.step import (
+    plug_in, Tally, entropy, make_batch, prompts_that_fit, references, report, write, written,
+)
+from ..distributed import finish_gradient
+from ..models.side import third_models, Side, check_fit
 from ..alignment.pair import Pair
-from .step import Side, Tally, check_fit, entropy, finish_gradient, load_side, make_batch, prompts_that_fit, references, report, write, written
+from ..serving.client import open_side
 
 # %% ../../nbs/08_train/13_hf_trainer.ipynb #2e201476
 def gather(items):
@@ -95,7 +99,7 @@ class Telling(Dividing):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.extra: self.objective.load_state_dict(load_file(Path(resume_from_checkpoint)/"objective.safetensors"))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #4f288761
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #a4ea5435
 class Distilling(Telling):
     "Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`. Its data are prompts, its loss is an objective"
     def __init__(self, *args,
@@ -119,7 +123,7 @@ class Distilling(Telling):
         "Student, teacher, their pair, third models and the objective's parameters, all on the trainer's device"
         device = self.args.device
         self.student = check_fit(Side("student", self.accelerator.unwrap_model(self.model), ByteVocab(self.processing_class)))
-        self.teacher = load_side(teacher, "teacher", device)
+        self.teacher = open_side(teacher, "teacher", device)
         self.teacher.model.eval().requires_grad_(False)
         self.pair = Pair(self.student.bv, self.teacher.bv)
         self.others = third_models(others, self.objective, self.student, self.teacher, device)

@@ -161,11 +161,11 @@ def _token(al, seg: Segment, span, x: float, y: float) -> str:
     text = f'<text{cls} x="{x + (a + b) / 2:.1f}" y="{y + 16.5:.1f}">{escape(lab)}</text>'
     return f"<g><title>{escape(tip)}</title>{_box(x + a, y, b - a, _ROW, seg.kind)}{text}</g>"
 
-# %% ../../nbs/10_viz/01_alignment_svg.ipynb #3eb07fd5
+# %% ../../nbs/10_viz/01_alignment_svg.ipynb #3a970ae7
 def why(al, side: int, i: int) -> str:
     "Why token `i` of a side (0 student, 1 teacher) is in no chunk."
-    from xtokd.alignment.byte_align import WHY
-    return WHY.get(int((al.student_why, al.teacher_why)[side][i])) or "in no chunk"
+    from xtokd.alignment.reasons import Reason
+    return Reason(int((al.student_reason, al.teacher_reason)[side][i])).text or "in no chunk"
 
 
 def _segment(al, seg: Segment, x: float, y: float) -> str:

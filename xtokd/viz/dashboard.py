@@ -6,8 +6,8 @@
 __all__ = ['stroke', 'legend', 'chart', 'fold', 'head', 'placed', 'sample_lines', 'samples', 'Board', 'board_svg', 'board_text',
            'Log', 'Tape', 'Face', 'Dashboard']
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #cd90cd6d
-import json, math, re, threading, time
+# %% ../../nbs/10_viz/07_dashboard.ipynb #4383bb63
+import json, re, threading, time
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate

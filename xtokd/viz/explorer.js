@@ -244,7 +244,7 @@ export default {
     function texts(k, side) { const out = []; for (let r = d.segs.first[k]; r < d.segs.first[k + 1] && out.length < 12; r++) if (d.toks.side[r] === side) out.push(d.toks.label[r]); return out; }
     function says(k) {
       const kind = d.segs.kind[k], first = d.segs.first[k], row = side => texts(k, side).join(" | ");
-      if (kind === 4) return `${d.toks.side[first] ? "teacher" : "student"} token ${d.toks.label[first]}, no partner: ${d.whys[d.toks.why[first]] || "in no chunk"}`;
+      if (kind === 4) return `${d.toks.side[first] ? "teacher" : "student"} token ${d.toks.label[first]}, no partner: ${d.reasons[d.toks.reason[first]] || "in no chunk"}`;
       return `${GLYPH[kind]}, student ${row(0)}, teacher ${row(1)}, bytes ${d.segs.b0[k]} to ${d.segs.b1[k]}` + (d.score.v[k] === null || !d.order.length ? "" : `, ${d.score.name} ${num(d.score.v[k])}`);
     }
     function say(what) { clearTimeout(sayLater); sayLater = setTimeout(() => { live.textContent = what; }, 50); }
@@ -266,9 +266,9 @@ export default {
         const i = toks.i[r], mine = toks.side[r] ? () => "" : t => num(t.v[i]);
         body.append(h("tr", {}, ...[["student", "teacher"][toks.side[r]], i].map(x => h("td", {}, String(x))), h("td", { class: "text" }, h("bdi", {}, face(r))),
           ...[toks.id[r], toks.hex[r], `${toks.b0[r]}–${toks.b1[r]}`, ...columns.map(c => num(c.v[r])), ...d.strips.map(mine)].map(x => h("td", {}, String(x)))));
-        if (toks.why[r]) notes.add(`${["student", "teacher"][toks.side[r]]} token ${i} is in no chunk: ${d.whys[toks.why[r]]}`);
+        if (toks.reason[r]) notes.add(`${["student", "teacher"][toks.side[r]]} token ${i} is in no chunk: ${d.reasons[toks.reason[r]]}`);
         if (toks.side[r]) continue;
-        for (const w of d.silent) if (w.v[i]) notes.add(`${w.title ? w.title + ": " : ""}student token ${i} has no signal: ${d.whys[w.v[i]]}`);
+        for (const w of d.silent) if (w.v[i]) notes.add(`${w.title ? w.title + ": " : ""}student token ${i} has no signal: ${d.reasons[w.v[i]]}`);
         if (d.differs[i]) notes.add(`student token ${i}: ${DIFF[d.differs[i]]}`);
       }
       if (segs.first[k + 1] > b) notes.add(`… ${segs.first[k + 1] - b} more tokens`);

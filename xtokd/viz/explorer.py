@@ -39,7 +39,7 @@ def _legible(raw: bytes) -> str:
     text = raw.decode("utf8", "replace")
     return shorten(text if all(c.isprintable() or c in "\u200c\u200d" for c in text) and len(text) < 26 else glyphs(raw))
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #0d1a2a13
+# %% ../../nbs/10_viz/04_explorer.ipynb #5b5cbd2f
 def _spans(al, g, seen) -> tuple:
     "Places (side, token, x0, x1) of a segment's tokens and its width."
     if g.s1 - g.s0 > 1 or g.t1 - g.t0 > 1: place(al, g); return g.spans, g.width
@@ -55,7 +55,7 @@ def _geometry(al) -> tuple:
         key = side, int(all_ids[side][i])
         if key not in memory: memory[key] = faces(vocab[side], key[1])
         return memory[key]
-    segs, toks = {k: [] for k in ("kind", "chunk", "w", "b0", "b1")} | {"first": [0]}, {k: [] for k in ("side", "i", "id", "label", "hex", "x0", "x1", "w", "b0", "b1", "why")}
+    segs, toks = {k: [] for k in ("kind", "chunk", "w", "b0", "b1")} | {"first": [0]}, {k: [] for k in ("side", "i", "id", "label", "hex", "x0", "x1", "w", "b0", "b1", "reason")}
     plain, full, whys = {}, {}, [""]
     starts = [x.tolist() for x in (al.student_starts, al.teacher_starts)]
     for g in segments(al):
@@ -104,7 +104,7 @@ def _values(toks, student, teacher) -> list:
         out.append({"name": name, "v": [float(f"{x:.4g}") if np.isfinite(x) else None for x in got]})
     return out
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #0e08cc45
+# %% ../../nbs/10_viz/04_explorer.ipynb #d0333a4c
 def columns(al, found=(), reasons=None, student=None, teacher=None, kl=None, tolerance=.25) -> dict:
     "All that the page needs to draw alignment `al` with strips `found`, ready for JSON."
     segs, toks, plain, full, whys = _geometry(al)
@@ -117,7 +117,7 @@ def columns(al, found=(), reasons=None, student=None, teacher=None, kl=None, tol
     ranked = [k for k, v in enumerate(score["v"]) if v is not None]
     row = {(s, i): r for r, (s, i) in enumerate(zip(toks["side"], toks["i"]))}
     cut = [(side, *g) for side, (text, starts) in enumerate(((al.text, al.student_starts), (al.teacher_text, al.teacher_starts))) for g in cut_graphemes(bytes(text), starts)]
-    return {"summary": _summary(al), "segs": segs, "toks": toks, "plain": plain, "full": full, "whys": whys, "values": values, "silent": silent, "score": score,
+    return {"summary": _summary(al), "segs": segs, "toks": toks, "plain": plain, "full": full, "reasons": whys, "values": values, "silent": silent, "score": score,
             "order": sorted(ranked, key=lambda k: -score["v"][k]), "count": [segs["kind"].count(k) for k in range(5)], "differs": differences(list(found), tolerance),
             "groups": [{"side": side, "rows": [row[side, i] for i in range(a, b)], "text": t} for side, a, b, t in cut],
             "strips": [{"title": s.title, "short": shorten(s.title, 14), "note": s.note, "v": s.values, "top": s.top, "low": s.low} for s in found]}

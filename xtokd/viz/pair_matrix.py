@@ -6,7 +6,7 @@
 __all__ = ['PairMatrix', 'pair_matrix', 'matrix_svg', 'ramp_of', 'matrix_text', 'matrix_figure', 'Page', 'verdict_svg',
            'page_html', 'kinds_svg', 'texts_svg', 'digits_svg', 'doctor_page']
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #16bba92a
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #923425c0
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 
 from ..alignment.byte_align import KINDS, align_batch
 from ..vocab.bytevocab import ByteVocab
-from ..alignment.pair import Pair, Report, measure, probes, report_text
+from ..alignment.pair import Report, probes, report_text
 from .vocab_map import overlap
 from .svg_charts import bars_svg, caption, heat_svg, ratio_ramp, stacked_svg, svg_frame, words
 from ..vocab.overlap import owners, text_ids

@@ -6,17 +6,16 @@
 __all__ = ['decimate', 'Moment', 'Alarm', 'alarms', 'printable', 'Curve', 'Panel', 'ticks', 'sig', 'span', 'interval', 'curves',
            'panels', 'clock', 'left', 'numerals', 'pair_of', 'alignment_of', 'asked', 'signal_of', 'shown', 'vitals']
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #bef151e5
+# %% ../../nbs/10_viz/06_run_state.ipynb #976d52c9
 import math, unicodedata
 from dataclasses import asdict, dataclass, field
-from html import escape
 
 import numpy as np
 
 from ..train.monitor import Signs as Rules, look
 from ..alignment.kept import kept
-from ..train.runlog import Run, live, number, spark
-from .alignment_svg import alignment_svg, alignment_text, label
+from ..train.runlog import live, number
+from .alignment_svg import alignment_svg, alignment_text
 
 # %% ../../nbs/10_viz/06_run_state.ipynb #b0747551
 def decimate(x, y, most: int = 500) -> tuple[np.ndarray, np.ndarray]:

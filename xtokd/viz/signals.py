@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Strip', 'strips', 'differ', 'differences', 'ledger_signals', 'row_values', 'signals_svg', 'overlaps', 'edges_svg']
 
-# %% ../../nbs/10_viz/03_signals.ipynb #4f44923e
+# %% ../../nbs/10_viz/03_signals.ipynb #0df46b40
 from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
 
-from .alignment_svg import _BAR, _KIND, _MID, _ROW, _RULER, _box, _frame, _legend, _ruler, _segment, _token, alignment_svg, label, place, segments, shorten, width, wrap
+from .alignment_svg import _BAR, _KIND, _MID, _ROW, _RULER, _frame, _legend, _ruler, _segment, _token, alignment_svg, label, place, segments, shorten, width, wrap
 
 # %% ../../nbs/10_viz/03_signals.ipynb #d71e8c96
 @dataclass
@@ -30,7 +30,7 @@ class Strip:
     @property
     def low(self) -> float: "0, or -top where there are negative numbers."; return -self.top if any(v is not None and v < 0 for v in self.values) else 0.
 
-# %% ../../nbs/10_viz/03_signals.ipynb #966b417f
+# %% ../../nbs/10_viz/03_signals.ipynb #a33ed084
 def _column(name, x, n) -> list:
     "One value per student token, as a list."
     x = list(np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=object).ravel()) if not isinstance(x, list) else x
@@ -39,7 +39,7 @@ def _column(name, x, n) -> list:
 
 
 def strips(al,             # an Alignment
-           signals=None,   # {name: values} or {objective: {name: values}}; the key "why" holds reasons
+           signals=None,   # {name: values} or {objective: {name: values}}; the key "reason" holds reasons
            notes=None,     # {title: how a value is formed}
           ) -> tuple:
     "(Strips, {objective: reasons per student token}) of what a person has at hand."
@@ -49,7 +49,7 @@ def strips(al,             # an Alignment
     for group, columns in ([("", flat)] if flat else []) + list(nested.items()):
         for name, x in columns.items():
             title = f"{group} {name}".strip()
-            if name == "why": whys[group] = _column(title, x, n)
+            if name == "reason": whys[group] = _column(title, x, n)
             else: out.append(Strip(title, _column(title, x, n), notes.get(title, ""), group))
     return out, whys
 
@@ -69,20 +69,20 @@ def differences(found: list, tolerance: float = .25) -> list:
     pair = [s for g, s in first.items() if g][:2]
     return differ(*pair, tolerance) if len(pair) == 2 else []
 
-# %% ../../nbs/10_viz/03_signals.ipynb #8257eb08
+# %% ../../nbs/10_viz/03_signals.ipynb #5c6a0a57
 def ledger_signals(output,                                   # what an objective returned
                    sample: int = 0,                          # which sample of the batch
                    columns=("signal", "weight", "unknown"),  # of the ledger
                   ) -> dict:
     "One sample's columns of an objective's ledger, and `why`: the reason of each token without a signal."
-    from xtokd.objectives import why_text
+    from xtokd.alignment.reasons import Reason
     mine = np.asarray(output.ledger["sample"]) == sample
     if not mine.any() and sample not in range(int(np.max(output.ledger["sample"], initial=-1)) + 1):
         raise ValueError(f"there is no sample {sample} in this ledger; it has {int(np.max(output.ledger['sample'], initial=-1)) + 1}")
     get = lambda name: np.asarray(output.ledger[name])[mine]
     silent = get("weight") <= 0
     out = {name: np.where(silent & (name == "signal"), np.nan, get(name).astype(float)) for name in columns}
-    return out | {"why": [why_text(c) if c else None for c in get("why").tolist()]}
+    return out | {"reason": [Reason(c).text if c else None for c in get("reason").tolist()]}
 
 # %% ../../nbs/10_viz/03_signals.ipynb #0262a609
 def row_values(rows, sample: int = 0, step: int = 64) -> dict:

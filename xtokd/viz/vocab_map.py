@@ -8,7 +8,7 @@ __all__ = ['CATEGORIES', 'LOOKS', 'CLASSES', 'PAINT', 'RULES', 'BINS', 'BIN_NAME
            'overlap_bars', 'rank_map', 'match_heat', 'overlap_map', 'OverlapExplorer', 'selection', 'selection_html',
            'overlap_explorer']
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #14d70b47
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #6e1345c7
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,6 @@ from plotly.subplots import make_subplots
 
 from ..train.runlog import Table
 from ..vocab.trie import ByteTrie
-from .run_charts import COLOURS, tint
 from .svg_charts import bars_svg, cloud_svg, heat_svg, ink, stacked_svg
 from .alignment_svg import label
 from ..vocab.overlap import VocabMap, text_ids

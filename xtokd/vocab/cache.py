@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'LIMIT', 'SMALL', 'folder', 'switched_on', 'identity', 'key_of', 'tidy', 'write', 'read', 'trie_arrays',
            'trie_from', 'bridge']
 
-# %% ../../nbs/01_vocab/07_cache.ipynb #3d25839a
+# %% ../../nbs/01_vocab/07_cache.ipynb #e2b6c012
 import hashlib, io, json, os, tempfile, time, warnings
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models.loading import home
+from ..hub import home
 from .trie import ByteTrie
 
 # %% ../../nbs/01_vocab/07_cache.ipynb #e495fff9

@@ -6,8 +6,8 @@
 __all__ = ['UTF8_BYTES', 'FALLBACK', 'UnsupportedTokenizer', 'byte_alphabet', 'spell_bytelevel', 'spell_text', 'steps_of',
            'is_marker', 'Recipe', 'read_recipe']
 
-# %% ../../nbs/01_vocab/01_spelling.ipynb #8ea5f5b6
-import json, re
+# %% ../../nbs/01_vocab/01_spelling.ipynb #09a04ef2
+import json
 from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer

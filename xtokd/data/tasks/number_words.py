@@ -327,7 +327,7 @@ def train_pair(seed: int = 0, out="data/tiny", teacher_steps: int = 1600, studen
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
 
-# %% ../../../nbs/02_data/04_number_words.ipynb #8bb65da3
+# %% ../../../nbs/02_data/04_number_words.ipynb #7cf74d7b
 def main(argv=None) -> None:
     "Retrain the tiny pair: `python -m xtokd.data.tasks.number_words [--out FOLDER] [--seed N]`."
     import argparse
@@ -337,7 +337,7 @@ def main(argv=None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.out is None:
-        from xtokd.models.loading import data_dir
+        from xtokd.hub import data_dir
         args.out = data_dir() / "tiny"
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)

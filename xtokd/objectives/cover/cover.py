@@ -7,10 +7,11 @@ __all__ = ['contradicting', 'local_rows', 'fixed_masses', 'joined_cells', 'join_
            'own_slots', 'own_masses', 'mass_divergence', 'Part', 'student_sums', 'forward_kl', 'part_losses',
            'kl_by_hand', 'CoverRows', 'CoverStream', 'Cover']
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #ce9528eb
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #4267af18
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from .. import Objective, blank_mask, divergence, finish
 from .cells import cell_graph, components, row_cells, row_links
 from .exact_cells import Joint
@@ -277,7 +278,7 @@ class CoverStream:
                 a, lo = a + b, hi
             k += 1
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #f2347c37
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #f0b88d7a
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     summary, source = "exact masses of cells of the student vocabulary, from one teacher forward", "this package"
@@ -294,12 +295,12 @@ class Cover(Objective):
         same = batch.pair.vocab.identical and np.array_equal(a.student_ids, a.teacher_ids)
         rows, value = self._own_rows(batch) if same else self._cover_rows(batch, unknown)
         empty = unknown > self.max_unknown
-        weight[rows], why[rows] = np.where(empty[rows], 0, 1), np.where(empty[rows], 102, 0)
+        weight[rows], why[rows] = np.where(empty[rows], 0, 1), np.where(empty[rows], Reason.NOT_CANONICAL, 0)
         loss = torch.zeros(n, device=dev).index_add(0, torch.as_tensor(rows, device=dev), value)
         if self.mask_whitespace:
             blank = blank_mask(batch)
-            why[blank & (weight > 0)], weight[blank] = 105, 0
-        return finish(batch, loss, torch.as_tensor(weight, device=dev), why=why, unknown=unknown)
+            why[blank & (weight > 0)], weight[blank] = Reason.WHITESPACE, 0
+        return finish(batch, loss, torch.as_tensor(weight, device=dev), reason=why, unknown=unknown)
 
     def _own_rows(self, batch):
         "Equal tokenizers: the teacher's own rows."

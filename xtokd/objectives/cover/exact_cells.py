@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Beginnings', 'Joint', 'links', 'node_links', 'tokens_after', 'hypotheses', 'ExactCells', 'exact_cells']
 
-# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #4b479ab4
+# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #0612296c
 import numpy as np
 
-from .cells import Follows, IMPOSSIBLE, UNKNOWN, components, first_tokens
+from ...vocab.adjacency import Follows
+from .cells import IMPOSSIBLE, UNKNOWN, components, first_tokens
 
 # %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #0b212e9d
 class Beginnings:

@@ -6,10 +6,11 @@
 __all__ = ['pad', 'unit_scale', 'attend', 'around', 'to_student', 'teacher_labels', 'seeded', 'widths', 'hidden_of', 'no_gold',
            'reach', 'cross', 'soft', 'follow', 'read_back', 'DSKD']
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #6f05fe29
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #ab7e9941
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from .. import Objective, divergence, finish, kl
 
 # %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #22c76853
@@ -136,7 +137,7 @@ def read_back(batch, h, states, temperature=1.):
     sample = torch.as_tensor(np.repeat(np.arange(len(batch)), size), device=loss.device)
     return torch.zeros(len(batch), device=loss.device).index_add(0, sample, loss) / torch.as_tensor(np.maximum(size, 1), device=loss.device)
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #628d5ce8
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #3a7336cf
 class DSKD(Objective, torch.nn.Module):
     "Rows in both models' spaces through learned projectors and cross-model attention (arXiv 2406.17328); loss unit: token."
     summary, source = "hidden states cross over by learned projectors and attention", "arXiv 2406.17328"
@@ -170,7 +171,7 @@ class DSKD(Objective, torch.nn.Module):
         self.make(h.student.shape[1], h.teacher.shape[1], h.student_embedding.shape[1], h.teacher_embedding.shape[1], h.student.device)
         sample = torch.as_tensor(np.repeat(np.arange(len(batch)), np.diff(batch.student.offsets)), device=batch.student.device)
         lonely, zero = (np.diff(batch.teacher.offsets) == 0)[sample.cpu().numpy()], torch.zeros(n, device=batch.student.device)
-        if not n or lonely.all(): return finish(batch, zero, zero, why=np.full(n, 103))
+        if not n or lonely.all(): return finish(batch, zero, zero, reason=np.full(n, Reason.NO_TEACHER_ROW))
         from_teacher, from_student = cross(batch, h, self.t2s, self.s2t, self.query, self.leak, self.scale)
         label = teacher_labels(batch) if self.labels == "teacher" else zero.long() - 1 if own else torch.as_tensor(batch.student.ids, device=zero.device)
         ce, kd, agree = follow(batch.student.logp(), h.student_head, from_teacher, label, self.temperature, self.kind, self.beta) if (label >= 0).any() else (zero, zero, zero)
@@ -178,5 +179,5 @@ class DSKD(Objective, torch.nn.Module):
         s2t = read_back(batch, h, from_student, self.temperature)[sample]
         gold = -self.ce * batch.student.realised() if self.ce else zero
         mean = lambda x: float(x.detach().mean())
-        return finish(batch, ce + kd + s2t + gold, torch.as_tensor(~lonely, dtype=zero.dtype, device=zero.device), why=np.where(lonely, 103, 0), t2s_ce=mean(ce), t2s_kd=mean(kd), s2t_kd=mean(s2t),
+        return finish(batch, ce + kd + s2t + gold, torch.as_tensor(~lonely, dtype=zero.dtype, device=zero.device), reason=np.where(lonely, Reason.NO_TEACHER_ROW, 0), t2s_ce=mean(ce), t2s_kd=mean(kd), s2t_kd=mean(s2t),
                       agreement=mean(agree.float()), labelled=mean((label >= 0).float()))

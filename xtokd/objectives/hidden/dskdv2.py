@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['overlap', 'product', 'head_map', 'eta_walk', 'DSKDv2', 'carry', 'share_in_sample']
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #b448208b
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #935a66a0
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from .. import Objective, divergence, finish
 from .dskd import follow, hidden_of, no_gold, soft, teacher_labels
 
@@ -78,7 +79,7 @@ class DSKDv2(Objective, torch.nn.Module):
         no_gold(self, batch)
         return carry(self, batch, hidden_of(batch))
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #727a1396
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #44b1c6a4
 def carry(obj, batch, h):
     "Output of `DSKDv2` for a batch with hidden states `h`."
     n, device, a = len(batch.student), batch.student.device, batch.alignment
@@ -98,8 +99,8 @@ def carry(obj, batch, h):
     loss, weight, mean = spread(ce + kd + s2t), spread(torch.ones_like(ce)), lambda x: float(x.detach().float().mean()) if len(x) else 0.
     if obj.ce: loss, weight = loss - obj.ce * batch.student.realised(), torch.ones_like(weight)
     why = np.zeros(n, np.int16)
-    why[rows[~keep, 0]] = 101
-    return finish(batch, loss, weight, why=why, t2s_ce=mean(ce), t2s_kd=mean(kd), s2t_kd=mean(s2t), agreement=mean(agree), labelled=float(keep.mean()) if len(keep) else 0.)
+    why[rows[~keep, 0]] = Reason.NOT_SHARED
+    return finish(batch, loss, weight, reason=why, t2s_ce=mean(ce), t2s_kd=mean(kd), s2t_kd=mean(s2t), agreement=mean(agree), labelled=float(keep.mean()) if len(keep) else 0.)
 
 
 def share_in_sample(agree, alignment, rows):

@@ -6,10 +6,11 @@
 __all__ = ['MERGES', 'MASSES', 'merged_rows', 'Columns', 'with_missing', 'renormalised', 'hybrid_parts', 'same_strings',
            'merged_losses', 'GOLD']
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #22df5543
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #8ed00de5
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from .. import Objective, divergence, finish
 from ..chunks import by_chunk, chunk_weights, ends, over_tokens
 from .uld import sorted_l1
@@ -105,7 +106,7 @@ def merged_losses(batch, chunks, compare, merge="observed", late=0, least=-80.):
     value = value + torch.where(sure, slope, 0.) * (s_scale - factor)      # nothing to the value, all to the gradient
     return torch.where(sure, value, 0.), sure
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #76d9ffc3
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #ecea9584
 class GOLD(Objective):
     "Divergence of matched tokens and sorted L1 of the others, between merged rows of each chunk; loss unit: chunk (with `compat`: sequence)."
     summary, source = "merged rows of each chunk: matched tokens by name, the others by rank", "trl 1.16, experimental.gold"
@@ -131,9 +132,9 @@ class GOLD(Objective):
         if self.ce: value = value - self.ce * by_chunk(realised_logp(batch.student, np.arange(len(batch.student))), a.student_chunk, len(keep))
         keep = keep & ~lost.cpu().numpy()
         share = keep / np.maximum(np.bincount(a.chunk_sample[keep], minlength=len(batch)), 1)[a.chunk_sample] if self.compat else keep
-        why = np.where(over_tokens(batch, lost).cpu().numpy(), 109, np.where(self.compat & ends(batch), 107, 0))
+        why = np.where(over_tokens(batch, lost).cpu().numpy(), Reason.NOT_FINITE, np.where(self.compat & ends(batch), Reason.END_OF_TEXT, 0))
         named, rank = (float(x[: len(at)][sure].mean()) if sure.any() else 0. for x in parts)
-        return finish(batch, over_tokens(batch, value), chunk_weights(batch, share), unit="sequence" if self.compat else "chunk", why=why,
+        return finish(batch, over_tokens(batch, value), chunk_weights(batch, share), unit="sequence" if self.compat else "chunk", reason=why,
                       matched_loss=named, unmatched_loss=rank, matched_weight=self.parts(self.columns(batch))[0])
 
     def kept(self, a):

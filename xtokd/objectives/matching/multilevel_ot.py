@@ -6,10 +6,11 @@
 __all__ = ['ranked', 'columns', 'absolute_difference', 'cross_entropy', 'sinkhorn', 'transport', 'finite_pairs', 'answer_terms',
            'with_gold', 'MultiLevelOT']
 
-# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #ef3bf991
+# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #21c85603
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from .. import Objective, finish
 from .uld import PAIRINGS, row_pairs
 from ...rows.chunked_loss import handful, realised_logp
@@ -77,7 +78,7 @@ def with_gold(batch, loss, weight, ce):
     scale = torch.as_tensor(weight / share, device=loss.device)
     return loss * scale - ce * realised_logp(batch.student, np.arange(len(loss))), share
 
-# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #634e42ba
+# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #7c5b8532
 class MultiLevelOT(Objective):
     "Sequence-ranked columns: absolute differences, cross-entropy and transport of positions (arXiv 2412.14528); loss unit: sequence."
     summary, source = "columns ranked once for each answer; differences, cross-entropy, moved positions", "arXiv 2412.14528"
@@ -107,5 +108,5 @@ class MultiLevelOT(Objective):
             weight[mine], parts = 1 / len(mine), parts + [float(x.detach().sum()) for x in terms]
         if self.ce: loss, weight = with_gold(batch, loss, weight, self.ce)
         count = max(float(weight.sum()), 1.)
-        return finish(batch, loss, torch.as_tensor(weight, device=dev), unit="sequence", why=np.full(n, 103), 
+        return finish(batch, loss, torch.as_tensor(weight, device=dev), unit="sequence", reason=np.full(n, Reason.NO_TEACHER_ROW), 
                       **dict(zip(("differences", "cross_entropy", "transport"), (parts / count).tolist())))

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PAIRINGS', 'ascending', 'sorted_l1', 'top_l1', 'row_pairs', 'ULD']
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #41f0c739
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #d8b1dd1d
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from ...alignment.reasons import Reason
 from .. import Objective, finish
 from ..chunks import top_of
 from ...rows.chunked_loss import realised_logp, row_losses
@@ -50,7 +51,7 @@ def row_pairs(alignment, pairing="chunk"):
     place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     return tuple(np.repeat(x[:-1].astype(np.int64), size) + place for x in (alignment.student_offsets, alignment.teacher_offsets))
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #e9ea185b
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #116670b9
 class ULD(Objective):
     "L1 of rows sorted by probability (arXiv 2402.12030); loss unit: token, one for each compared row (with `ce`: each token)."
     summary, source = "rows sorted by probability, compared rank by rank", "arXiv 2402.12030"
@@ -68,16 +69,16 @@ class ULD(Objective):
 
     def signal(self, batch):
         s, t = row_pairs(batch.alignment, self.pairing)
-        n, dev, why = len(batch.student), batch.student.device, np.full(len(batch.student), 0 if self.pairing == "chunk" else 103, np.int16)
+        n, dev, why = len(batch.student), batch.student.device, np.full(len(batch.student), 0 if self.pairing == "chunk" else Reason.NO_TEACHER_ROW, np.int16)
         if self.skip_stop:
             stop = np.isin(batch.student.ids[s], batch.pair.student.stop_ids) | np.isin(batch.teacher.ids[t], batch.pair.teacher.stop_ids)
-            why[s[stop]], s, t = 107, s[~stop], t[~stop]
+            why[s[stop]], s, t = Reason.END_OF_TEXT, s[~stop], t[~stop]
         loss, sure = self._compare(batch, s, t)
         at = torch.as_tensor(s, device=dev)
-        why[s[~sure.cpu().numpy()]] = 109
+        why[s[~sure.cpu().numpy()]] = Reason.NOT_FINITE
         loss, weight = (torch.zeros(n, device=dev).index_copy(0, at, x) for x in (self.factor * loss, sure.float()))
         if self.ce: loss, weight = loss - self.ce * realised_logp(batch.student, np.arange(n)), torch.ones(n, device=dev)
-        return finish(batch, loss, weight, why=why, compared=float(sure.sum()) / max(n, 1))
+        return finish(batch, loss, weight, reason=why, compared=float(sure.sum()) / max(n, 1))
 
     def _compare(self, batch, s, t):
         "Losses [R] of the paired rows, and whether the teacher's row is finite [R]."

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['preference_pairs', 'span_weights', 'rewards', 'spans', 'mean', 'pair_output', 'CTPD']
 
-# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #221b3d3d
+# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #651a864b
 import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
+from ...alignment.reasons import Reason
 from .. import Objective, finish, in_window
 from ..chunks import by_chunk, ends, with_stop_role
 
@@ -50,7 +51,7 @@ def spans(obj, batch, sign):
     weight = span_weights(ratio, sign, obj.low, obj.high, obj.mu, obj.k) if obj.weights == "pair" else torch.full_like(other, obj.k)
     return own - other, torch.where(good, weight, 0.), good
 
-# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #045a6783
+# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #dde5fb7a
 def mean(x): return float(x.detach().mean()) if len(x) else 0.
 
 
@@ -62,11 +63,11 @@ def pair_output(obj, batch, margin, whole, good, weight, sign, **stats):
     counts = np.append(good.cpu().numpy(), False)[chunk]                                    # chunk -1: no span
     has = counts & whole[sample]
     share = has / np.maximum(np.bincount(sample[has] // 2, minlength=len(a)), 1)[sample // 2]
-    why = np.where((chunk >= 0) & ~counts, np.where(ends(batch) & (not obj.stop), 107, 109), 0)
+    why = np.where((chunk >= 0) & ~counts, np.where(ends(batch) & (not obj.stop), Reason.END_OF_TEXT, Reason.NOT_FINITE), 0)
     push = obj.beta * torch.sigmoid(-obj.beta * margin.detach())[as_t(sample // 2)] * as_t(sign[sample] * has)
     signal = push * torch.cat([weight, weight.new_zeros(1)])[as_t(chunk)]
     counted = margin.detach()[as_t(whole[::2])]
-    return finish(batch, -logsigmoid(obj.beta * margin)[as_t(sample // 2)], as_t(share.astype(np.float32)), unit="pair", signal=signal, why=why, margin=mean(counted),
+    return finish(batch, -logsigmoid(obj.beta * margin)[as_t(sample // 2)], as_t(share.astype(np.float32)), unit="pair", signal=signal, reason=why, margin=mean(counted),
                   preferred=mean((counted > 0).float()), span_weight=mean(weight[good]), **stats)
 
 # %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #cffd0f43

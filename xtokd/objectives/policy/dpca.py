@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Walk', 'decode_walk', 'first_end', 'end_chunks', 'DPCA']
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #6e88cb20
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #b31064c9
 import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from .. import Objective, in_window
 from ..chunks import ChunkScores
 from .sampled import CREDITS, behaviour, chunk_advantage, chunk_sizes, policy_output, spread_advantage, surrogate_loss
@@ -74,7 +75,7 @@ def end_chunks(batch):
     chunk[s[both]] = len(a.chunks) + np.arange(both.sum())
     return chunk, t[both]
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #a6289185
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #f82a8813
 class DPCA(Objective):
     "Chunk log-ratios shared by the student's surprisal, clipped surrogate (arXiv 2606.09456); loss unit: token."
     summary, source = "chunk log-ratios shared by surprisal, released rules", "arXiv 2606.09456"
@@ -93,7 +94,7 @@ class DPCA(Objective):
         chunk, ends = end_chunks(batch)
         student, old, teacher, totals = self._scores(batch)
         totals = torch.cat([totals, teacher[torch.as_tensor(ends, device=teacher.device)]])
-        why = np.where(chunk_sizes(batch, chunk) > self.large_chunk, 108, 0) if self.large_chunk else np.zeros(len(chunk), int)
+        why = np.where(chunk_sizes(batch, chunk) > self.large_chunk, Reason.LARGE_CHUNK, 0) if self.large_chunk else np.zeros(len(chunk), int)
         weight = torch.as_tensor((chunk >= 0) & (why == 0), dtype=torch.float32, device=old.device)
         loss = lambda logp, old, adv: surrogate_loss(logp, old, adv, *self.clips)
         out = policy_output(batch, student, old, spread_advantage(old, chunk, totals, self.credit), weight, why, self.clamp, loss)

@@ -6,10 +6,11 @@
 __all__ = ['CREDITS', 'chunk_advantage', 'surrogate_loss', 'spread_advantage', 'chunk_sizes', 'behaviour', 'on_policy_loss',
            'importance_loss', 'policy_output', 'Sampled']
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #9f41863a
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #8f9ca148
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from .. import Objective, finish
 from ..chunks import ChunkScores, ends
 
@@ -59,7 +60,7 @@ def behaviour(batch, logp):
     if len(batch.pair.student.stop_ids) < 2: return batch.behaviour_logp
     with torch.no_grad(): return batch.behaviour_logp + logp - batch.student.realised()
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #79d7c0df
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #03fb5b76
 def on_policy_loss(logp, behaviour, advantage):
     "Per-token loss [n] whose gradient is minus advantage times the gradient of the log-prob: the ratio is one, whoever wrote the text."
     return -advantage * (logp - logp.detach()).exp()
@@ -70,19 +71,19 @@ def importance_loss(logp, behaviour, advantage):
     return -advantage * (logp - behaviour).clamp(-20, 20).exp()
 
 
-def policy_output(batch, logp, old, advantage, weight, why=None, clamp=None, loss=on_policy_loss, more=None, **stats):
-    "Output of a policy gradient from log-probs, behaviour log-probs, advantages and weights [n]; `why` [n] are reasons of tokens whose weight is 0, `more` [n] is added to the loss."
+def policy_output(batch, logp, old, advantage, weight, reason=None, clamp=None, loss=on_policy_loss, more=None, **stats):
+    "Output of a policy gradient from log-probs, behaviour log-probs, advantages and weights [n]; `reason` [n] are reasons of tokens whose weight is 0, `more` [n] is added to the loss."
     finite = torch.isfinite(advantage)
-    why = np.where(finite.cpu().numpy(), 0 if why is None else why, 109)
+    reason = np.where(finite.cpu().numpy(), 0 if reason is None else reason, Reason.NOT_FINITE)
     weight = weight * finite
     logp, old, raw = (torch.where(weight > 0, x, 0.) for x in (logp, old, advantage))     # what does not count may be NaN
     adv = raw if clamp is None else raw.clamp(-clamp, clamp)
     clamped = float((raw - adv).abs().sum() / raw.abs().sum().clamp_min(1e-9))
     value = loss(logp, old, adv)
-    return finish(batch, value if more is None else value + more, weight, signal=adv, why=why, advantage=float((adv * weight).sum() / weight.sum().clamp_min(1e-9)),
+    return finish(batch, value if more is None else value + more, weight, signal=adv, reason=reason, advantage=float((adv * weight).sum() / weight.sum().clamp_min(1e-9)),
                   clamped_share=clamped, non_finite=float((~finite).sum()), **stats)
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #eb1221c3
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #25129d4c
 class Sampled(Objective):
     "Chunk log-ratios of realised tokens as advantages; loss unit: token with a signal."
     summary, source = "log-ratio of realised chunks as a policy gradient", "arXiv 2606.09456, Thinking Machines 2025"
@@ -97,8 +98,8 @@ class Sampled(Objective):
     def signal(self, batch):
         x, chunk = ChunkScores(batch), batch.alignment.student_chunk
         old = behaviour(batch, x.student)
-        why = np.where((chunk_sizes(batch) > self.large_chunk) if self.large_chunk else False, 108, 0)
-        if not self.ends: why = np.where(ends(batch), 107, why)
-        weight = torch.as_tensor((chunk >= 0) & (why == 0), dtype=torch.float32, device=old.device)
-        return policy_output(batch, x.student, old, spread_advantage(old, chunk, x.teacher_sum, self.credit), weight, np.broadcast_to(why, chunk.shape), self.clamp,
+        reason = np.where((chunk_sizes(batch) > self.large_chunk) if self.large_chunk else False, Reason.LARGE_CHUNK, 0)
+        if not self.ends: reason = np.where(ends(batch), Reason.END_OF_TEXT, reason)
+        weight = torch.as_tensor((chunk >= 0) & (reason == 0), dtype=torch.float32, device=old.device)
+        return policy_output(batch, x.student, old, spread_advantage(old, chunk, x.teacher_sum, self.credit), weight, np.broadcast_to(reason, chunk.shape), self.clamp,
                              surrogate_loss if self.surrogate else on_policy_loss)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['project', 'spread', 'bpm_targets', 'add_spanning', 'BPM']
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #f904de9b
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #79c8e741
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from ...rows.pair_batch import segment_sums
 from .. import Objective, blank_mask, finish
 from ..cover.cells import cell_graph
@@ -89,7 +90,7 @@ def add_spanning(target, coords, looks, graph, q, realised, s_ids):
     target[r, u] += mass
     coords[r, u] = True
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #d9ba4836
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #75b6c73d
 class BPM(Objective):
     "Divergence between the projected teacher row and the student, with a none bucket on both sides; loss unit: token."
     summary, source = "teacher mass projected on the longest student prefix, with a none bucket", "arXiv 2607.22334"
@@ -110,9 +111,9 @@ class BPM(Objective):
             loss = loss.index_add(0, torch.as_tensor(rows, device=loss.device), value)
             weight[rows] = 1
             none.append(bucket)
-        why = np.where(blank_mask(batch) & self.mask_whitespace, 105, 0)
+        why = np.where(blank_mask(batch) & self.mask_whitespace, Reason.WHITESPACE, 0)
         weight[why > 0] = 0
-        return finish(batch, loss, torch.as_tensor(weight, device=loss.device), why=why, none_mass=float(torch.cat(none).mean()) if none else 0.)
+        return finish(batch, loss, torch.as_tensor(weight, device=loss.device), reason=why, none_mass=float(torch.cat(none).mean()) if none else 0.)
 
     def _rows(self, batch, graph, looks):
         t_logp = batch.teacher.logp(looks.t_lo, looks.t_hi)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Groups', 'groups_at', 'events', 'open_events', 'group_masses', 'child_losses', 'ESCD']
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #d9ae7cbe
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #7949c4be
 from bisect import bisect_left, bisect_right
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 
 from ...rows.pair_batch import segment_sums
 from .bpm import BPM
-from ..cover.cells import cell_graph
 from ...rows.chunked_loss import row_losses
 
 # %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #138fcc6a

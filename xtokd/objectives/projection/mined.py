@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MATCHES', 'matched', 'transfer', 'one_stop', 'MinED']
 
-# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #460b127f
+# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #2f470ab1
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from .. import Objective, divergence, finish
 from .dtw import likeness, warp
 from ...rows.chunked_loss import row_losses
@@ -52,7 +53,7 @@ def one_stop(pair, *rows):
     stop, rest = (torch.as_tensor(x, device=rows[0].device) for x in (stops, np.setdiff1d(np.arange(rows[0].shape[1]), stops)))
     return tuple(torch.cat([x.index_select(1, rest), x.index_select(1, stop).logsumexp(1, keepdim=True)], 1) for x in rows)
 
-# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #95df7258
+# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #b390e956
 class MinED(Objective):
     "Divergence from the teacher's row carried over by spelling; the written token where that fails and the text is gold; loss unit: token."
     summary, source = "warped by spelling, the nearest token by edits, one-hot where that fails", "FuseLLM (FuseAI)"
@@ -78,7 +79,7 @@ class MinED(Objective):
         kept, has = spread(mass), torch.as_tensor(found >= 0, device=mass.device)
         weight = torch.ones_like(kept) if gold else (kept > 0).float()
         share = lambda x: float(np.mean(x)) if n else 0.
-        return finish(batch, spread(loss), weight, why=np.where(found >= 0, 104, 0), unknown=torch.where(has, 1 - kept, 0.),
+        return finish(batch, spread(loss), weight, reason=np.where(found >= 0, Reason.UNKNOWN_MASS, 0), unknown=torch.where(has, 1 - kept, 0.),
                       matched_share=share(found >= 0), one_hot_share=share(found < 0) if gold else 0., warping_cost=float(cost.sum()) / max(n, 1))
 
     def _row(self, batch, logp, rows, found, mass, gold):

@@ -6,15 +6,17 @@
 __all__ = ['SOURCES', 'CANDIDATES', 'FORMS', 'bucket_loss', 'Scores', 'scores_of', 'alone', 'events_written', 'cover_scores',
            'PKL']
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #e85736df
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #38e98c3a
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from .. import Objective, finish
 from ..cover.cells import cell_graph
-from ..cover.cover import CoverRows, rows_in_piece
+from ..cover.cover import CoverRows
+from ..cover.teacher_pass import rows_in_piece
 from ..cover.hypotheses import row_pieces
 from ...rows.chunked_loss import handful, row_losses
 
@@ -95,7 +97,7 @@ def cover_scores(batch, top_k=5, written=False, min_mass=1e-6, doubt=1e-3, rows_
     for flat, i, x in rows: ids[flat, : i.shape[1]], q[flat, : x.shape[1]] = i, x
     return Scores(ids, q), unknown
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #ecf81372
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #df2568a7
 SOURCES, CANDIDATES, FORMS = ("cover", "given"), ("top", "written"), ("kl", "ce")
 
 
@@ -126,10 +128,10 @@ class PKL(Objective):
         at = torch.as_tensor(rows, device=dev)
         loss = torch.zeros(n, device=dev).index_add(0, at, row_losses(batch.student, rows, self._rows(batch, ids[at], q[at])))
         weight = torch.zeros(n, device=dev).index_fill(0, at, 1.)
-        why = np.where(~good.cpu().numpy(), 109, np.where((unknown > self.max_unknown) & (batch.alignment.student_chunk >= 0), 104, 0))
+        why = np.where(~good.cpu().numpy(), Reason.NOT_FINITE, np.where((unknown > self.max_unknown) & (batch.alignment.student_chunk >= 0), Reason.UNKNOWN_MASS, 0))
         stats = dict(scored_mass=float(q[at].sum(1).mean()), candidates=float((ids[at] >= 0).sum(1).float().mean())) if len(rows) else {}
         if self.ce: loss, weight = (1 - self.ce) * loss - self.ce * batch.student.realised(), torch.ones_like(weight)
-        return finish(batch, loss, weight, why=why, unknown=np.where(unknown < 1, unknown, 0.), **stats)
+        return finish(batch, loss, weight, reason=why, unknown=np.where(unknown < 1, unknown, 0.), **stats)
 
 # %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #804fc552
 def _scores(self, batch):

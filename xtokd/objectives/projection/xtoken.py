@@ -7,13 +7,14 @@ __all__ = ['LOSSES', 'AGGREGATES', 'SCORES', 'Projection', 'piece_weights', 'bui
            'log_mass', 'p_kl', 'common_kl', 'sorted_l1', 'split_chain', 'mean_rows', 'fold', 'XToken',
            'confidence_weights', 'combine', 'dp_table', 'dp_align']
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #79f0c420
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #3e8ff604
 import re
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ...alignment.reasons import Reason
 from .. import Objective, Output, finish, kl
 from ..chunks import by_chunk, chunk_weights, over_tokens
 from .sedi import cut_bytes, pick
@@ -242,26 +243,26 @@ def _piece(self, batch, at, rest):
 
 XToken._piece = _piece
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #407da7f4
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #dab04015
 def _output(self, batch, loss, lost, unknown):
     dev, n = batch.student.device, len(batch.student)
     known = (1 - lost > 1e-6) & (1 - unknown > 1e-6) if self.choice == "p-kl" else torch.ones_like(loss, dtype=torch.bool)
     token_loss = over_tokens(batch, torch.where(known, loss, 0.))
     weight = chunk_weights(batch, known.cpu().numpy())
     why = np.zeros(n, np.int16)
-    if n: why[(over_tokens(batch, (~known).float()) > 0).cpu().numpy()] = 104
+    if n: why[(over_tokens(batch, (~known).float()) > 0).cpu().numpy()] = Reason.UNKNOWN_MASS
     mean = lambda x: float(x.mean()) if len(x) else 0.
     if self.ce and n:
         ce = -realised_logp(batch.student, np.arange(n))
         k, c = len(loss), batch.alignment.student_chunk
         token_loss = token_loss + self.ce * over_tokens(batch, by_chunk(ce, c, k))
-    return finish(batch, token_loss, weight, unit="chunk", why=why, unknown=over_tokens(batch, unknown.float().clamp(0, 1)), kd=mean(loss.detach()[known]), lost_mass=mean(lost), unreachable_mass=mean(unknown),
+    return finish(batch, token_loss, weight, unit="chunk", reason=why, unknown=over_tokens(batch, unknown.float().clamp(0, 1)), kd=mean(loss.detach()[known]), lost_mass=mean(lost), unreachable_mass=mean(unknown),
                   common=float(len(self.common[0])), projected=float(self.choice == "p-kl"), critical_share=float(self.report["share"]))
 
 
 XToken._output = _output
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #9ceee5cd
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #e6fe6c47
 SCORES = ("ce", "entropy", "max_prob")
 
 
@@ -285,7 +286,7 @@ def combine(outputs, weights=None):
     if len(w) != len(outputs) or len({o.unit for o in outputs}) > 1 or len({len(o.token_loss) for o in outputs}) > 1: raise ValueError("combine: give one weight for each output, and outputs of one unit over the same student tokens")
     add = lambda get: sum(a * get(o) for a, o in zip(w, outputs))
     ledger = dict(outputs[0].ledger, weight=add(lambda o: o.ledger["weight"]), signal=add(lambda o: o.ledger["signal"]), unknown=add(lambda o: o.ledger["unknown"]))
-    ledger["why"] = np.where(ledger["weight"] > 0, 0, ledger["why"])
+    ledger["reason"] = np.where(ledger["weight"] > 0, 0, ledger["reason"])
     stats = {k: add(lambda o: o.stats[k]) for k in outputs[0].stats if all(k in o.stats for o in outputs)}
     return Output(add(lambda o: o.sum), float(add(lambda o: o.count)), outputs[0].unit, add(lambda o: o.token_loss), stats, ledger)
 
