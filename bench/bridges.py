@@ -113,7 +113,7 @@ def memo(batches, tokens=40):
     from xtokd.train.step import make_batch, write
     torch.set_num_threads(1)
     student, teacher, pair = load_side("smollm2", "student", "cpu"), load_side("gemma", "teacher", "cpu"), Pair("smollm2", "gemma")
-    config, cover, asked = DistillConfig(max_new_tokens=tokens, micro_batch=4), objective("cover"), Asked(cell_graph(pair.student, pair.teacher))
+    config, cover, asked = DistillConfig(max_new_tokens=tokens, micro_batch_size=4), objective("cover"), Asked(cell_graph(pair.student, pair.teacher))
     def batch(prompts, seed): return make_batch(write([{"prompt": p} for p in prompts], student, teacher, config, "student", seed=seed), pair, student, teacher, cover.needs, config)[0]
     second = {"other prompts": [batch(OTHERS[:4], 100), batch(OTHERS[4:], 101)], "the same prompts": [batch(PROMPTS[:4], 200), batch(PROMPTS[4:], 201)]}
     nothing, seen, rows = asked.memory(), 0, []

@@ -68,7 +68,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     student, teacher, pair = load_side(a.student, "student", "cpu"), load_side(a.teacher, "teacher", "cpu"), Pair(a.student, a.teacher)
-    config, asked = DistillConfig(max_new_tokens=a.tokens, micro_batch=a.prompts), {"rows": None, "bpm": objective("bpm"), "cover": objective("cover")}
+    config, asked = DistillConfig(max_new_tokens=a.tokens, micro_batch_size=a.prompts), {"rows": None, "bpm": objective("bpm"), "cover": objective("cover")}
     prompts = [json.loads(line) for line in (data_dir() / "prompts" / "sentences.jsonl").read_text(encoding="utf8").splitlines()]
     one_round(0, [{"prompt": "Tell me about the sea."}], student, teacher, pair, config, asked)
     print("| rounds | " + " | ".join(NAMES) + " |\n" + "| ---: " * (len(NAMES) + 1) + "|")

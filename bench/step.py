@@ -57,7 +57,7 @@ def ours(a, student, teacher):
     from xtokd.objectives import objective
     from xtokd.alignment.pair import Pair
     s, t, pair, parts = step.load_side(student, "student", a.device), step.load_side(teacher, "teacher", a.device), Pair(student, teacher), Parts(a.device)
-    config, obj = DistillConfig(max_new_tokens=a.new, batch_size=a.batch, micro_batch=a.batch, rows=a.rows), objective(a.objective)
+    config, obj = DistillConfig(max_new_tokens=a.new, batch_size=a.batch, micro_batch_size=a.batch, logits=a.rows), objective(a.objective)
     obj.prepare(pair, s, t)
     optim = torch.optim.AdamW(s.model.parameters(), lr=1e-6, fused=True)
     for owner, name, part in ((step, "rollout", "rollout"), (step, "retokenise", "retokenise"), (step, "teacher_rows", "teacher"), (step, "response_logits", "student forward"), (step, "response_states", "student forward"), (xtokd.rows.pair_batch, "align_batch", "alignment")):

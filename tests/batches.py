@@ -31,11 +31,11 @@ def heads(pair, dim=(6, 8), seed=7):
     return torch.randn(len(pair.student), dim[0], generator=g), torch.randn(len(pair.teacher), dim[1], generator=g)
 
 
-def batch(pair, p, writer=None, **extra):
+def batch(pair, p, text_source=None, **extra):
     "A PairBatch from `parts`; answers come in pairs, the first of each is the chosen one."
     p = dict(p)
     hidden = Hidden(p.pop("hs"), p.pop("ht"), *heads(pair))
-    more = {} if writer is None else {"writer": writer}
+    more = {} if text_source is None else {"text_source": text_source}
     return PairBatch.from_logits(pair, **p, hidden=hidden, preferences=[1 - 2 * (k % 2) for k in range(len(p["student_ids"]))], **more, **extra)
 
 
@@ -45,7 +45,7 @@ def some(p, at): return {k: [v[i] for i in at] for k, v in p.items()}
 def leaves(p): return [*p["student_logits"], *p["hs"]]
 
 
-def full(pair, texts=TEXTS, writer=None, **how):
+def full(pair, texts=TEXTS, text_source=None, **how):
     "A whole batch and the tensors that get a gradient."
     p = parts(pair, texts, **how)
-    return batch(pair, p, writer), leaves(p)
+    return batch(pair, p, text_source), leaves(p)

@@ -23,15 +23,15 @@ fsdp_config:
   fsdp_version: 2
   fsdp_cpu_ram_efficient_loading: false
 """
-BASE = dict(steps=3, batch_size=5, micro_batch=2, max_new_tokens=12, eval_prompts=2, eval_every=0, eval_before=False, progress=False, warmup=1, save_every=0)
-SAMPLED = dict(steps=4, batch_size=3, eval_prompts=0, save_every=2)
+BASE = dict(max_steps=3, batch_size=5, micro_batch_size=2, max_new_tokens=12, eval_size=2, eval_steps=0, eval_on_start=False, progress=False, warmup_steps=1, save_steps=0)
+SAMPLED = dict(max_steps=4, batch_size=3, eval_size=0, save_steps=2)
 
 
 class Some(Distiller):
     "The responses to every second prompt of a step are empty: those of the second process."
     empty = False
-    def text(self, items, writer, seed):
-        samples, n, first = super().text(items, writer, seed), self.accelerator.num_processes, self.accelerator.process_index
+    def text(self, items, text_source, seed):
+        samples, n, first = super().text(items, text_source, seed), self.accelerator.num_processes, self.accelerator.process_index
         for i, s in enumerate(samples):
             if self.empty and (first + i * n) % 2: s.student, s.teacher = [], []
         self.heard = getattr(self, "heard", []) + [[(s.item["prompt"], s.student) for s in samples]]
@@ -44,7 +44,7 @@ def vocabulary(role): return load_side("tiny", role).bv
 
 def distiller(out, obj="strict", callbacks=(), **kw):
     sides = [Side(role, load_model("tiny", role), vocabulary(role)) for role in ("student", "teacher")]
-    return Some(*sides, "tiny", obj, DistillConfig(**BASE | {"out": out} | kw), callbacks=callbacks)
+    return Some(*sides, "tiny", obj, DistillConfig(**BASE | {"output_dir": out} | kw), callbacks=callbacks)
 
 
 def plain(d):
@@ -59,7 +59,7 @@ def keep(d, file):
     if d.accelerator.is_main_process: torch.save(weights, file)
 
 
-CASES = {"texts": dict(max_grad_norm=.05), "silent": dict(eval_prompts=0), "few": dict(eval_prompts=0, batch_size=1), "hidden": dict(eval_prompts=0, max_grad_norm=.05)}
+CASES = {"texts": dict(max_grad_norm=.05), "silent": dict(eval_size=0), "few": dict(eval_size=0, batch_size=1), "hidden": dict(eval_size=0, max_grad_norm=.05)}
 
 
 def steps(out, name, case, **kw):
@@ -74,7 +74,7 @@ def steps(out, name, case, **kw):
 def texts(out, name, **kw):
     "What one step's processes write together, in the order of the prompts."
     from accelerate.utils import gather_object
-    d = distiller(out/name, steps=1, eval_prompts=0, batch_size=4, **kw); d.fit()
+    d = distiller(out/name, max_steps=1, eval_size=0, batch_size=4, **kw); d.fit()
     every, n = gather_object([d.heard[0]]), d.accelerator.num_processes
     mixed = [every[i % n][i // n] for i in range(4)]
     if d.accelerator.is_main_process: (out/f"{name}-ids.json").write_text(json.dumps([[p for p, _ in mixed], [x for _, x in mixed]]))
@@ -100,14 +100,14 @@ def describe(d, file):
 
 def both(out):
     for how in ("no", "student", "both"):
-        for case in {"no": ("texts", "silent", "few"), "student": ("texts",), "both": CASES}[how]: steps(out, f"two-{how}", case, shard=how)
-        d = distiller(out/f"two-{how}-whole", shard=how, **SAMPLED | ({"steps": 1} if how == "student" else {})); d.fit()
+        for case in {"no": ("texts", "silent", "few"), "student": ("texts",), "both": CASES}[how]: steps(out, f"two-{how}", case, fsdp=how)
+        d = distiller(out/f"two-{how}-whole", fsdp=how, **SAMPLED | ({"max_steps": 1} if how == "student" else {})); d.fit()
         keep(d, out/f"two-{how}-whole.pt"); describe(d, out/f"{how}-{d.accelerator.process_index}.json")
         if how == "student": continue
-        distiller(out/f"two-{how}-stopped", shard=how, callbacks=[Stop()], **SAMPLED).fit()
-        d = distiller(out/f"two-{how}-stopped", shard=how, **SAMPLED); d.fit(resume=True)
+        distiller(out/f"two-{how}-stopped", fsdp=how, callbacks=[Stop()], **SAMPLED).fit()
+        d = distiller(out/f"two-{how}-stopped", fsdp=how, **SAMPLED); d.fit(resume=True)
         keep(d, out/f"two-{how}-stopped.pt")
-    texts(out, "two-greedy", temperature=0); texts(out, "two-sampled"); texts(out, "two-again", shard="both")
+    texts(out, "two-greedy", temperature=0); texts(out, "two-sampled"); texts(out, "two-again", fsdp="both")
 
 
 if __name__ == "__main__":

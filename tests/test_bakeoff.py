@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def log(folder, method, seed, end, task="tiny", steps=40, reason="finished", lr=1e-3, **last):
-    config = dict(steps=steps, batch_size=16, lr=lr, seed=seed, out=f"runs/{method}")
+    config = dict(max_steps=steps, batch_size=16, learning_rate=lr, seed=seed, output_dir=f"runs/{method}")
     start = dict(event="start", step=0, config=config, objective=method, method=method, task=task, given=dict(student=task, teacher=task, prompts=task))
     eval_ = lambda s, y, **kw: dict(event="eval", step=s, n=256, accuracy_sampled=y, accuracy=y, **{**dict(stop_share=1., number_length=5., rkl_per_byte=.2, response_tokens=9.), **kw})
     costs = dict(student_tokens_written=1000, teacher_tokens_scored=700, teacher_tokens_written=0, flops=1e12, seconds=5.)
@@ -44,21 +44,21 @@ def test_rows_are_means_over_seeds_and_the_best_comes_first(tmp_path):
 
 def test_other_protocols_are_refused_and_named(tmp_path, capsys):
     log(tmp_path, "a", 0, .5); log(tmp_path, "b", 0, .5, steps=80)
-    assert set(differences(find_runs([tmp_path]))) == {"steps"}
+    assert set(differences(find_runs([tmp_path]))) == {"max_steps"}
     with pytest.raises(ValueError, match=r"steps: 40 \(tiny-a-0\) or 80 \(tiny-b-0\)"): refuse_mixture(find_runs([tmp_path]))
     assert main(["compare", str(tmp_path)]) == 1 and "--force" in capsys.readouterr().err
     assert main(["compare", "--force", str(tmp_path)]) == 0 and "learned" in capsys.readouterr().out
 
 
 def test_a_setting_that_a_log_is_too_old_for_had_its_default(tmp_path):
-    for name, more in (("old", {}), ("new", {"learn_from": "all", "track": "wandb"}), ("other", {"learn_from": "answer"})):
+    for name, more in (("old", {}), ("new", {"loss_on": "all", "report_to": "wandb"}), ("other", {"loss_on": "answer"})):
         log(tmp_path, name, 0, .5)
         path = tmp_path / f"tiny-{name}-0.jsonl"
         first, *rest = path.read_text().splitlines()
         start = json.loads(first)
         path.write_text("\n".join([json.dumps(start | {"config": start["config"] | more}), *rest]) + "\n")
     old, new, other = (find_runs([tmp_path / f"tiny-{n}-0.jsonl"])[0] for n in ("old", "new", "other"))
-    assert differences([old, new]) == {} and list(differences([old, new, other])) == ["learn_from"]
+    assert differences([old, new]) == {} and list(differences([old, new, other])) == ["loss_on"]
 
 
 def test_tasks_get_tables_of_their_own(tmp_path, capsys):
@@ -69,7 +69,7 @@ def test_tasks_get_tables_of_their_own(tmp_path, capsys):
 
 
 def test_runs_of_no_study_are_grouped_by_objective_and_knobs(tmp_path):
-    write_kept([dict(event="start", step=0, time=0., objective="gold", given={"objective": ["gold", {"beta": .1}]}, config={})], tmp_path / "x.jsonl")
+    write_kept([dict(event="start", step=0, time=0., objective="gold", args={"objective": ["gold", {"beta": .1}]}, config={})], tmp_path / "x.jsonl")
     assert method_of(find_runs([tmp_path / "x.jsonl"])[0]) == "gold beta=0.1"
 
 
@@ -80,8 +80,8 @@ def tool(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import bakeoff
     monkeypatch.setattr(bakeoff, "KEPT", tmp_path / "kept"); monkeypatch.setattr(bakeoff, "WORK", tmp_path / "work")
-    monkeypatch.setitem(bakeoff.TASKS, "tiny", dict(max_new_tokens=16, steps=2, eval_every=0, eval_prompts=4))
-    monkeypatch.setitem(bakeoff.SWEEP, "tiny", dict(steps=1, eval_every=0, eval_prompts=4))
+    monkeypatch.setitem(bakeoff.TASKS, "tiny", dict(max_new_tokens=16, max_steps=2, eval_steps=0, eval_size=4))
+    monkeypatch.setitem(bakeoff.SWEEP, "tiny", dict(max_steps=1, eval_steps=0, eval_size=4))
     monkeypatch.setitem(bakeoff.COMMON, "batch_size", 2)
     return bakeoff
 

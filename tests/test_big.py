@@ -19,13 +19,13 @@ from xtokd.distributed import finish_gradient
 from xtokd.models.side import load_side
 
 torch.set_num_threads(1)
-SMALL = dict(steps=2, batch_size=4, max_new_tokens=16, eval_prompts=0, progress=False, warmup=1, save_every=0)
+SMALL = dict(max_steps=2, batch_size=4, max_new_tokens=16, eval_size=0, progress=False, warmup_steps=1, save_steps=0)
 IDS = torch.tensor([[3, 4, 5, 6]])
 peft = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
 bits = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
-def distiller(out, obj="strict", student="tiny", teacher="tiny", **kw): return Distiller(student, teacher, "tiny", obj, DistillConfig(**SMALL | kw | {"out": out}))
+def distiller(out, obj="strict", student="tiny", teacher="tiny", **kw): return Distiller(student, teacher, "tiny", obj, DistillConfig(**SMALL | kw | {"output_dir": out}))
 def logits(model, ids=IDS):
     with torch.no_grad(): return model(ids).logits.float()
 
@@ -38,7 +38,7 @@ def test_a_package_that_is_missing_is_named_with_the_cure(monkeypatch, package, 
 
 @pytest.mark.parametrize("where", ["disk", "cpu", '{"model.embed_tokens": "cpu", "lm_head": "cpu", "model.norm": "disk", "model.rotary_emb": "cpu", "model.layers": "disk"}', "auto"])
 def test_an_offloaded_teacher_gives_the_same_logits(where, tmp_path):
-    whole, away = load_model("tiny", "teacher", device="cpu"), load_model("tiny", "teacher", device="cpu", device_map=where, offload_folder=tmp_path)
+    whole, away = load_model("tiny", "teacher", device="cpu"), load_model("tiny", "teacher", device="cpu", device_map=where, teacher_offload_dir=tmp_path)
     prompts, answers = [[1, 7, 9], [1, 5]], [[8, 9, 10], [11]]
     for a, b in zip(response_logits(whole, prompts, answers), response_logits(away, prompts, answers)): assert torch.equal(a, b)
     bv = load_side("tiny", "teacher", "cpu").bv
@@ -56,20 +56,20 @@ def test_few_bits(n, most, memory):
 
 @bits
 def test_a_run_with_a_teacher_of_8_bits_is_near_the_run_with_the_whole_one(tmp_path):
-    losses = [distiller(tmp_path/str(b), teacher_bits=b, steps=1).fit().steps[0]["loss"] for b in (None, 8)]
+    losses = [distiller(tmp_path/str(b), teacher_quantization=b, max_steps=1).fit().steps[0]["loss"] for b in (None, 8)]
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=.2)
 
 
 def test_a_run_with_an_offloaded_teacher_is_the_run_with_the_whole_one(tmp_path):
     runs = [distiller(tmp_path/str(w), teacher_device_map=w) for w in (None, "disk")]
     assert is_placed(runs[1].teacher.model) and [r["loss"] for r in runs[0].fit().steps] == [r["loss"] for r in runs[1].fit().steps]
-    with pytest.raises(ValueError, match="this one is in memory"): distiller(tmp_path/"x", teacher=(load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher")), teacher_bits=8)
+    with pytest.raises(ValueError, match="this one is in memory"): distiller(tmp_path/"x", teacher=(load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher")), teacher_quantization=8)
 
 
 @peft
 def test_only_the_adapter_is_trained_and_kept(tmp_path):
     from peft import PeftModel
-    d, base = distiller(tmp_path, lora=4, lr=1e-2), load_model("tiny", "student", device="cpu")
+    d, base = distiller(tmp_path, lora_r=4, learning_rate=1e-2), load_model("tiny", "student", device="cpu")
     assert torch.equal(logits(d.student.model), logits(base)) and len(d.params) == len(adapters(d.student.model)) == 28
     d.fit()
     end = logits(d.student.model)
@@ -84,19 +84,19 @@ def test_only_the_adapter_is_trained_and_kept(tmp_path):
 
 @peft
 def test_a_lora_run_goes_on_as_if_nothing_had_happened(tmp_path):
-    whole = distiller(tmp_path/"a", lora=4, steps=4, lr=1e-3); whole.fit()
-    distiller(tmp_path/"b", lora=4, steps=2, lr=1e-3).fit()
-    again = distiller(tmp_path/"b", lora=4, steps=4, lr=1e-3); again.fit(resume=True)
+    whole = distiller(tmp_path/"a", lora_r=4, max_steps=4, learning_rate=1e-3); whole.fit()
+    distiller(tmp_path/"b", lora_r=4, max_steps=2, learning_rate=1e-3).fit()
+    again = distiller(tmp_path/"b", lora_r=4, max_steps=4, learning_rate=1e-3); again.fit(resume=True)
     for a, b in zip(adapters(whole.student.model).values(), adapters(again.student.model).values(), strict=True): assert torch.equal(a, b)
     with pytest.raises(ValueError, match="give lora=4"): distiller(tmp_path/"c", student=tmp_path/"b"/"student")
-    with pytest.raises(ValueError, match="rank 4, lora is 8"): distiller(tmp_path/"c", student=tmp_path/"b"/"student", lora=8)
-    more = distiller(tmp_path/"c", student=tmp_path/"b"/"student", lora=4)
+    with pytest.raises(ValueError, match="rank 4, lora is 8"): distiller(tmp_path/"c", student=tmp_path/"b"/"student", lora_r=8)
+    more = distiller(tmp_path/"c", student=tmp_path/"b"/"student", lora_r=4)
     assert torch.equal(logits(more.student.model), logits(again.student.model))
 
 
 @peft
 def test_the_reference_is_the_same_model_with_its_adapter_off(tmp_path):
-    d = Distiller("tiny", "tiny", "tiny", "compass", DistillConfig(**SMALL | {"out": tmp_path, "lora": 4, "lr": 1e-2}), weak=load_side("tiny", "weak", "cpu"))
+    d = Distiller("tiny", "tiny", "tiny", "compass", DistillConfig(**SMALL | {"output_dir": tmp_path, "lora_r": 4, "learning_rate": 1e-2}), weak=load_side("tiny", "weak", "cpu"))
     start = logits(d.student.model)
     assert isinstance(d.others["reference"].model, Bare) and d.others["reference"].model.model is d.student.model
     d.fit()
@@ -137,7 +137,7 @@ def gradient(d, samples):
 
 @pytest.mark.parametrize("lora", [None, pytest.param(4, marks=peft)])
 def test_gradient_checkpointing_changes_no_gradient(tmp_path, lora):
-    plain, saving = (distiller(tmp_path, gradient_checkpointing=g, lora=lora) for g in (False, True))
+    plain, saving = (distiller(tmp_path, gradient_checkpointing=g, lora_r=lora) for g in (False, True))
     samples = write(load_prompts("tiny", limit=4), plain.student, plain.teacher, plain.config, seed=0)
     a, b = gradient(plain, samples), gradient(saving, samples)
     assert saving.student.model.is_gradient_checkpointing and a.norm() > 0 and (a - b).abs().max() < 1e-5
@@ -145,13 +145,13 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path, lora):
 
 @peft
 def test_bfloat16_weights_with_an_adapter(tmp_path):
-    d = distiller(tmp_path, lora=4, student_dtype="bfloat16", lr=1e-3)
+    d = distiller(tmp_path, lora_r=4, student_dtype="bfloat16", learning_rate=1e-3)
     assert d.student.model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert all(0 < r["grad_norm"] < float("inf") for r in d.fit().steps)
 
 
 def test_what_the_settings_refuse():
     with pytest.raises(ValueError, match="without lora"): DistillConfig(student_dtype="bfloat16")
-    with pytest.raises(ValueError, match="one of 4, 8"): DistillConfig(teacher_bits=3)
+    with pytest.raises(ValueError, match="one of 4, 8"): DistillConfig(teacher_quantization=3)
     with pytest.raises(ValueError, match="bits is 3"): placement(3)
     with pytest.raises(ImportError, match="pip install no_such"): need("no_such", "x")

@@ -162,7 +162,7 @@ def test_the_student_is_compared_and_gets_a_gradient(pair):                     
 
 def test_cross_entropy_is_a_knob_for_gold_text(pair):
     with pytest.raises(ValueError, match="gold"): objective("cdm", ce=.9)(full(pair)[0])
-    b = full(pair, writer="reference")[0]
+    b = full(pair, text_source="reference")[0]
     none, some = (objective("cdm", ce=x)(b) for x in (0., .9))
     assert torch.allclose(some.sum, .1 * none.sum - .9 * b.student.realised().sum(), rtol=1e-4) and some.count == len(b.student)
 

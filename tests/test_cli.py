@@ -70,7 +70,7 @@ def test_version(xtokd):
 
 
 def test_wrong_command_line(xtokd):
-    for argv in ([], ["dcotor"], ["align", "--svgg"], ["models", "fetch"], ["distill", "--steps", "many"]):
+    for argv in ([], ["dcotor"], ["align", "--svgg"], ["models", "fetch"], ["distill", "--max-steps", "many"]):
         code, out, err = xtokd(*argv)
         assert code == 2 and "usage:" in err and "Traceback" not in err
 
@@ -97,7 +97,7 @@ def test_an_unfit_pair_ends_with_1(xtokd, monkeypatch):
     monkeypatch.setattr(cli, "diagnose", lambda words, texts=None: unfit)
     code, out, err = xtokd("doctor")
     assert code == 1 and err == ""
-    refused(xtokd("distill", "--steps", "1"), "unfit", "no shared bytes", "--force")
+    refused(xtokd("distill", "--max-steps", "1"), "unfit", "no shared bytes", "--force")
 
 
 def test_doctor_refuses(xtokd, tmp_path):
@@ -151,28 +151,28 @@ def read(*argv):
 
 def test_flags_win_over_a_file_and_a_file_over_defaults(tmp_path):
     f = tmp_path / "run.json"
-    f.write_text(json.dumps({"steps": 7, "objective": "strict", "knobs": {"top_k": 4}, "lr": 0.5}))
-    s = read("--config", f, "--steps", 9, "--no-progress")
-    assert (s["steps"], s["objective"], s["knobs"], s["lr"], s["student"], s["progress"]) == (9, "strict", {"top_k": 4}, 0.5, "tiny", False)
+    f.write_text(json.dumps({"max_steps": 7, "objective": "strict", "knobs": {"top_k": 4}, "learning_rate": 0.5}))
+    s = read("--config", f, "--max-steps", 9, "--no-progress")
+    assert (s["max_steps"], s["objective"], s["knobs"], s["learning_rate"], s["student"], s["progress"]) == (9, "strict", {"top_k": 4}, 0.5, "tiny", False)
     assert read("--knob", "top_k=2", "divergence=rkl")["knobs"] == {"top_k": 2, "divergence": "rkl"}
 
 
 def test_toml(tmp_path):
     f = tmp_path / "run.toml"
-    f.write_text('steps = 3\nteacher = "smollm2"\n[knobs]\nbeta = 0.1\n')
+    f.write_text('max_steps = 3\nteacher = "smollm2"\n[knobs]\nbeta = 0.1\n')
     assert read("--config", f)["knobs"] == {"beta": .1} and read("--config", f)["teacher"] == "smollm2"
 
 
 def test_distill_refuses(xtokd, tmp_path):
     bad = tmp_path / "bad.json"
-    bad.write_text('{"stepz": 3}')
-    refused(xtokd("distill", "--config", bad), "stepz", "did you mean 'steps'")
+    bad.write_text('{"max_stepz": 3}')
+    refused(xtokd("distill", "--config", bad), "max_stepz", "did you mean 'max_steps'")
     bad.write_text("[1")
     refused(xtokd("distill", "--config", bad), "bad.json")
     refused(xtokd("distill", "--config", tmp_path / "none.toml"), "none.toml")
     refused(xtokd("distill", "--knob", "top_k"), "key=value")
-    refused(xtokd("distill", "--steps", "0"), "steps")
-    refused(xtokd("distill", "--resume"), "--out")
+    refused(xtokd("distill", "--max-steps", "0"), "steps")
+    refused(xtokd("distill", "--resume"), "--output-dir")
     refused(xtokd("distill", "--resume", tmp_path / "no-run"), "no-run")
     refused(xtokd("distill", "--student", tmp_path / "nowhere"), "nowhere")
     refused(xtokd("distill", "--prompts", tmp_path / "none.jsonl"), "none.jsonl")
@@ -187,14 +187,14 @@ def test_bad_prompts_name_their_line(xtokd, tmp_path):
 
 
 # ---- distill, compare: real runs --------------------------------------------------------------------------------------------
-FAST = ("--batch-size", 4, "--micro-batch", 4, "--max-new-tokens", 12, "--eval-prompts", 4, "--eval-every", 0, "--save-every", 1, "--no-progress")
+FAST = ("--batch-size", 4, "--micro-batch-size", 4, "--max-new-tokens", 12, "--eval-size", 4, "--eval-steps", 0, "--save-steps", 1, "--no-progress")
 
 
 def test_distill_then_resume_then_compare(xtokd, tmp_path):
     out = tmp_path / "run"
-    code, said, err = xtokd("distill", "--objective", "strict", "--steps", 1, "--out", out, *FAST)
+    code, said, err = xtokd("distill", "--objective", "strict", "--max-steps", 1, "--output-dir", out, *FAST)
     assert code == 0 and "accuracy" in said and "before" in said and "after" in said, err
-    code, said, err = xtokd("distill", "--resume", out, "--steps", 2)
+    code, said, err = xtokd("distill", "--resume", out, "--max-steps", 2)
     assert code == 0 and "2 steps" in said, err
     code, said, _ = xtokd("compare", out)
     assert code == 0 and "strict" in said and "accuracy before and after" in said

@@ -125,4 +125,4 @@ def test_refusals(pair):
         p = parts(pair, TEXTS[:1])
         p.pop(name)
         with pytest.raises(ValueError, match=text): objective("compass")(batch(pair, p))
-    with pytest.raises(ValueError, match="no sense on text of the teacher"): objective("compass")(full(pair, TEXTS[:1], writer="teacher")[0])
+    with pytest.raises(ValueError, match="no sense on text of the teacher"): objective("compass")(full(pair, TEXTS[:1], text_source="teacher")[0])

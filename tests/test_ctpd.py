@@ -58,7 +58,7 @@ def test_the_paper_s_numbers_through_a_batch():
     s = [rows(p.student, ids_s, x) for x in ([-1.5, -1.2], [-2.3, -.9])]
     t = [rows(p.teacher, ids_t, [-1.2, -.8, -1.])] * 2
     plus, minus = [torch.tensor([.25, .25, -1.]), torch.tensor([.2, .3, -1.])], [torch.tensor([0., 0., -1.])] * 2
-    b = PairBatch.from_logits(p, [ids_s] * 2, [ids_t] * 2, s, t, plus_logp=plus, minus_logp=minus, preferences=[1, -1], writer="reference")
+    b = PairBatch.from_logits(p, [ids_s] * 2, [ids_t] * 2, s, t, plus_logp=plus, minus_logp=minus, preferences=[1, -1], text_source="reference")
     assert b.alignment.chunks.tolist()[:2] == [[0, 1, 0, 2], [1, 2, 2, 3]]
     out = objective("ctpd")(b)
     assert out.count == 1 and abs(out.stats["margin"] - .7063) < 1e-3 and abs(out.sum - .65846) < 1e-4
@@ -66,13 +66,13 @@ def test_the_paper_s_numbers_through_a_batch():
 
 @pytest.mark.parametrize("texts", [TEXTS, UNICODE])
 def test_equals_the_formula(pair, texts):
-    b, _ = full(pair, texts, writer="reference")
+    b, _ = full(pair, texts, text_source="reference")
     out = objective("ctpd")(b)
     assert abs(out.sum - by_hand(b)) < 1e-4 and out.unit == "pair" and abs(out.count - 2) < 1e-6
 
 
 def test_identical_tokenizers_give_token_level_weights(same):
-    b, _ = full(same, writer="reference")
+    b, _ = full(same, text_source="reference")
     b.extra["plus_logp"], b.extra["minus_logp"] = b.extra["plus_logp"] * .3, b.extra["minus_logp"] * 2
     w = torch.exp(torch.tensor(b.extra["preferences"])[torch.as_tensor(b.alignment.chunk_sample).long()] * (b.extra["plus_logp"] - b.extra["minus_logp"]).clamp(-.5, 1.5))
     assert (b.alignment.kind == 0).all()
@@ -82,7 +82,7 @@ def test_identical_tokenizers_give_token_level_weights(same):
 
 @pytest.mark.parametrize("which", ["pair", "same"])
 def test_without_weights_and_with_the_student_as_reference_it_is_dpo(which, request):
-    b, _ = full(request.getfixturevalue(which), writer="reference")
+    b, _ = full(request.getfixturevalue(which), text_source="reference")
     gap = by_chunk(b.student.realised() - b.reference_logp, np.repeat(np.arange(4), np.diff(b.student.offsets)), 4)
     out = objective("ctpd", weights="none", reference="student")(b)
     assert torch.allclose(out.sum, -logsigmoid(.1 * (gap[::2] - gap[1::2])).sum(), atol=1e-5)
@@ -91,26 +91,26 @@ def test_without_weights_and_with_the_student_as_reference_it_is_dpo(which, requ
 def test_equal_tuned_teachers_weigh_alike(pair):
     p = parts(pair)
     p["minus_logp"] = p["plus_logp"]
-    b = batch(pair, p, writer="reference")
+    b = batch(pair, p, text_source="reference")
     for k in (1., 2.): assert torch.allclose(objective("ctpd", k=k)(b).sum, objective("ctpd", weights="none", k=k)(b).sum)
     assert objective("ctpd")(b).stats["span_weight"] == 1
 
 
 def test_swapping_the_answers_flips_the_margin(pair):
     p, obj = parts(pair, TEXTS[:2]), objective("ctpd", weights="none")
-    a, b = (obj(batch(pair, some(p, at), writer="reference")).stats["margin"] for at in ((0, 1), (1, 0)))
+    a, b = (obj(batch(pair, some(p, at), text_source="reference")).stats["margin"] for at in ((0, 1), (1, 0)))
     assert abs(a + b) < 1e-4 and abs(a) > 1e-3
 
 
 def test_the_rejected_answer_may_come_first(pair):
     p = parts(pair)
-    b, c = batch(pair, p, writer="reference"), batch(pair, some(p, (1, 0, 3, 2)), writer="reference")
+    b, c = batch(pair, p, text_source="reference"), batch(pair, some(p, (1, 0, 3, 2)), text_source="reference")
     c.extra["preferences"] = [-1, 1, -1, 1]
     assert torch.allclose(objective("ctpd")(b).sum, objective("ctpd")(c).sum)
 
 
 def test_the_sign_of_the_push(pair):
-    b, ls = full(pair, writer="reference")
+    b, ls = full(pair, text_source="reference")
     out = objective("ctpd")(b)
     sign = np.array(b.extra["preferences"])[out.ledger["sample"]]
     assert (out.ledger["signal"] * sign > 0)[out.ledger["weight"] > 0].all()
@@ -122,19 +122,19 @@ def test_the_sign_of_the_push(pair):
 def test_pairs_must_stand_side_by_side(pair):
     p = parts(pair)
     for wrong in ([1, 1, -1, -1], [1, -1, 0, 0], [1, -1, 2, -2]):
-        b = batch(pair, p, writer="reference")
+        b = batch(pair, p, text_source="reference")
         b.extra["preferences"] = wrong
         with pytest.raises(ValueError, match="side by side"): objective("ctpd")(b)
-    with pytest.raises(ValueError, match="no pairs"): objective("ctpd")(batch(pair, some(p, (0, 1, 2)), writer="reference"))
+    with pytest.raises(ValueError, match="no pairs"): objective("ctpd")(batch(pair, some(p, (0, 1, 2)), text_source="reference"))
     with pytest.raises(ValueError, match="Give one for each"): preference_pairs([1], 2)
 
 
 def test_refuses_what_makes_no_sense(pair):
-    b, _ = full(pair, writer="student")
+    b, _ = full(pair, text_source="student")
     with pytest.raises(ValueError, match="no sense on text of the student"): objective("ctpd")(b)
-    b, _ = full(pair, writer="reference")
+    b, _ = full(pair, text_source="reference")
     for need in ("plus_logp", "minus_logp", "preferences"):
-        c = batch(pair, parts(pair), writer="reference")
+        c = batch(pair, parts(pair), text_source="reference")
         del c.extra[need]
         with pytest.raises(ValueError, match=f"needs {need}"): objective("ctpd")(c)
     assert objective("ctpd", weights="none", reference="student").needs == {"student_logits", "preferences", "reference_logp"}
@@ -144,15 +144,15 @@ def test_refuses_what_makes_no_sense(pair):
 
 def test_splitting_and_permuting_pairs(pair):
     p = parts(pair)
-    whole = objective("ctpd")(batch(pair, p, writer="reference"))
-    halves = [objective("ctpd")(batch(pair, some(p, at), writer="reference")) for at in ((0, 1), (2, 3))]
-    turned = objective("ctpd")(batch(pair, some(p, (2, 3, 0, 1)), writer="reference"))
+    whole = objective("ctpd")(batch(pair, p, text_source="reference"))
+    halves = [objective("ctpd")(batch(pair, some(p, at), text_source="reference")) for at in ((0, 1), (2, 3))]
+    turned = objective("ctpd")(batch(pair, some(p, (2, 3, 0, 1)), text_source="reference"))
     assert torch.allclose(whole.sum, sum(h.sum for h in halves)) and torch.allclose(whole.sum, turned.sum)
     assert abs(whole.count - sum(h.count for h in halves)) < 1e-9
 
 
 def test_the_reference_teacher_matters(pair):
-    a, b = (objective("ctpd")(full(pair, writer="reference", scale=s)[0]).sum for s in (1., 2.))
+    a, b = (objective("ctpd")(full(pair, text_source="reference", scale=s)[0]).sum for s in (1., 2.))
     assert abs(a - b) > 1e-3
 
 
@@ -161,7 +161,7 @@ def test_a_lost_span_is_dropped_on_both_sides(pair):
     p = parts(pair)
     cut = dict(p, teacher_logits=[p["teacher_logits"][0][:-3], *p["teacher_logits"][1:]], ht=[p["ht"][0][:-3], *p["ht"][1:]])
     for k in ("weak_logp", "plus_logp", "minus_logp"): cut[k] = [p[k][0][:-3], *p[k][1:]]
-    b = batch(pair, cut, writer="reference")
+    b = batch(pair, cut, text_source="reference")
     out = objective("ctpd")(b)
     assert abs(out.sum - by_hand(b)) < 1e-4
     out.sum.backward()
@@ -173,7 +173,7 @@ def test_an_answer_that_is_lost_takes_its_pair_out(pair):
     p = parts(pair)
     for k, v in p.items():
         if k in ("teacher_logits", "ht", "weak_logp", "plus_logp", "minus_logp"): p[k] = [v[0][:0], *v[1:]]
-    b = batch(pair, p, writer="reference")
+    b = batch(pair, p, text_source="reference")
     out = objective("ctpd")(b)
     assert abs(out.count - 1) < 1e-6 and not out.ledger["weight"][out.ledger["sample"] < 2].any()
 
@@ -183,7 +183,7 @@ def test_impossible_tokens_and_infinite_ratios(pair):
     p["teacher_logits"][0][1] = -torch.inf
     p["teacher_logits"][0][1, 5] = 0.
     p["plus_logp"][1][0], p["minus_logp"][1][0], p["plus_logp"][2][0] = -torch.inf, -torch.inf, -torch.inf
-    b = batch(pair, p, writer="reference")
+    b = batch(pair, p, text_source="reference")
     out = objective("ctpd")(b)
     out.sum.backward()
     assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"])
@@ -193,12 +193,12 @@ def test_impossible_tokens_and_infinite_ratios(pair):
 def test_empty_answers(pair):
     for texts in (("", "", "x", "y"), ("", "x")):
         p = parts(pair, texts, stop=False)
-        out = objective("ctpd")(batch(pair, p, writer="reference"))
+        out = objective("ctpd")(batch(pair, p, text_source="reference"))
         assert torch.isfinite(out.sum) and abs(out.count - int("y" in texts)) < 1e-6
 
 
 def test_leaving_the_end_out(pair):
-    b, _ = full(pair, writer="reference")
+    b, _ = full(pair, text_source="reference")
     out = objective("ctpd", stop=False)(b)
     assert (out.ledger["reason"] == 107).sum() == 4 and abs(out.count - 2) < 1e-6
 
@@ -206,7 +206,7 @@ def test_leaving_the_end_out(pair):
 def test_window(pair):
     p = parts(pair)
     window = [np.arange(len(i)) < 3 for i in p["student_ids"]]
-    out = objective("ctpd")(batch(pair, p, writer="reference", window=window))
+    out = objective("ctpd")(batch(pair, p, text_source="reference", window=window))
     out.sum.backward()
     assert (out.ledger["reason"] == 106).any() and not any(l.grad[3:].any() for l in p["student_logits"]) and abs(out.count - 2) < 1e-6
 
@@ -215,9 +215,9 @@ def test_precision_and_padding(pair):
     p = parts(pair)
     wide = dict(p, student_logits=[torch.cat([l.detach(), torch.full((len(l), 9), 5.)], 1).double().requires_grad_() for l in p["student_logits"]],
                 teacher_logits=[torch.cat([l, torch.full((len(l), 9), 5.)], 1).double() for l in p["teacher_logits"]])
-    b = batch(pair, wide, writer="reference")
+    b = batch(pair, wide, text_source="reference")
     out = objective("ctpd")(b)
-    assert torch.allclose(out.sum.float(), objective("ctpd")(batch(pair, p, writer="reference")).sum)
+    assert torch.allclose(out.sum.float(), objective("ctpd")(batch(pair, p, text_source="reference")).sum)
     out.sum.backward()
     assert not any(l.grad[:, len(pair.student):].any() for l in wide["student_logits"])
 
@@ -229,4 +229,4 @@ def test_relabelling_the_teacher_changes_nothing():
     p = parts(one, texts)
     q = dict(p, teacher_ids=[[order[i] for i in ids] for ids in p["teacher_ids"]], teacher_logits=[torch.empty_like(l).index_copy(1, torch.tensor(order), l) for l in p["teacher_logits"]])
     assert q["teacher_ids"] != p["teacher_ids"]
-    assert torch.allclose(objective("ctpd")(batch(one, p, writer="reference")).sum, objective("ctpd")(batch(two, q, writer="reference")).sum)
+    assert torch.allclose(objective("ctpd")(batch(one, p, text_source="reference")).sum, objective("ctpd")(batch(two, q, text_source="reference")).sum)

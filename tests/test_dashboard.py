@@ -46,7 +46,7 @@ def test_decimation_keeps_ends_and_extremes(values, most):
 
 
 def test_a_long_run_stays_small():
-    state = vitals(Moment(events(20_000, loss=lambda k: k % 97 / 7, entropy=1., signal_share=.9, tokens_per_second=lambda k: k * 1.234567, **{f"loss_{k}": .5 for k in ("1-1", "1-n", "n-1", "n-m")})))
+    state = vitals(Moment(events(20_000, loss=lambda k: k % 97 / 7, entropy=1., coverage=.9, tokens_per_second=lambda k: k * 1.234567, **{f"loss_{k}": .5 for k in ("1-1", "1-n", "n-1", "n-m")})))
     assert all(len(c["x"]) <= 500 for p in state["panels"] for c in p["curves"]) and len(json.dumps(state)) < 200_000
 
 
@@ -90,8 +90,8 @@ def test_time_left_follows_the_clock():
     ("length", dict(response_tokens=(30, 15)), dict(response_tokens=(30, 9))),
     ("entropy", dict(entropy=(2., .2)), dict(entropy=(2., .09))),
     ("entropy", dict(entropy=(1., 2.5)), dict(entropy=(1., 3.5))),
-    ("signal", dict(signal_share=(.9, .6)), dict(signal_share=(.9, .4))),
-    ("signal", dict(signal_share=.2), dict(signal_share=.05)),
+    ("signal", dict(coverage=(.9, .6)), dict(coverage=(.9, .4))),
+    ("signal", dict(coverage=.2), dict(coverage=.05)),
     ("loss", dict(loss=(1., 2.)), dict(loss=(1., 3.5))),
     ("loss", dict(loss=(1., -2.)), dict(loss=lambda k: "NaN" if k == 38 else 1.)),
 ])
@@ -135,10 +135,10 @@ def sample(text, pair, **other):
 def test_hostile_texts_stay_text(k, pair, tmp_path):
     text = HOSTILE[k]
     log = RunLog(tmp_path)
-    for e in events(3, loss=1., config={"out": text}): log.write(**{a: b for a, b in e.items() if a != "time"} | ({"objective": text} if e["event"] == "start" else {}))
+    for e in events(3, loss=1., config={"output_dir": text}): log.write(**{a: b for a, b in e.items() if a != "time"} | ({"objective": text} if e["event"] == "start" else {}))
     clean = text.encode("utf8", "replace").decode("utf8")
     log.write(**{a: b for a, b in sample(clean, pair).items() if a != "time"})
-    log.write("sample", 2, source="heldout", item={"prompt": text, "messages": text}, text=text, score=text)
+    log.write("sample", 2, source="eval", item={"prompt": text, "messages": text}, text=text, score=text)
     log.write("warn", 2, message=text)
     log.close()
     state = vitals(Moment(Run(tmp_path).events), text)
@@ -252,7 +252,7 @@ def test_as_a_callback(run):
     from types import SimpleNamespace
     dash = Dashboard()
     assert dash.data["status"] == "waits for a run"
-    dash.on_start(SimpleNamespace(out=run.path.parent, control=run.control), {})
+    dash.on_start(SimpleNamespace(output_dir=run.path.parent, control=run.control), {})
     until(lambda: dash.data["step"] > 0)
     getattr(dash, "on_step", lambda *_: None)(None, {})     # the Distiller calls only what there is
     dash.stop(); dash.wait(10)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from faults import fault
 from xtokd.data.chat import render
-from xtokd.train.config import check_config, lr_factor, pick
+from xtokd.train.config import check_config, learning_rate_factor, prompt_indices
 from xtokd.train.callbacks import Callback
 from xtokd.train.distiller import Distiller
 from xtokd.train.config import DistillConfig
@@ -24,11 +24,11 @@ from xtokd.models.side import load_side
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
-SMALL = dict(steps=2, batch_size=4, max_new_tokens=24, eval_prompts=0, progress=False, warmup=1)
+SMALL = dict(max_steps=2, batch_size=4, max_new_tokens=24, eval_size=0, progress=False, warmup_steps=1)
 
 
 def distiller(out, obj="strict", student="tiny", teacher="tiny", callbacks=(), prompts="tiny", **kw):
-    return Distiller(student, teacher, prompts, obj, DistillConfig(**SMALL | kw | {"out": out}), callbacks=callbacks)
+    return Distiller(student, teacher, prompts, obj, DistillConfig(**SMALL | kw | {"output_dir": out}), callbacks=callbacks)
 
 
 def weights(d): return [p.detach().clone() for p in (d.student if isinstance(d, Distiller) else d).model.parameters()]
@@ -39,7 +39,7 @@ def gap(a, b): return max(float((x - y).abs().max()) for x, y in zip(a, b, stric
 class Wrapped:
     "An objective around another one; `change(batch_number, out)` may alter what it returns."
     name = "wrapped"
-    def __init__(self, change, inner="strict"): self.inner, self.change, self.calls = objective(inner), change, 0; self.needs, self.writer = self.inner.needs, self.inner.writer
+    def __init__(self, change, inner="strict"): self.inner, self.change, self.calls = objective(inner), change, 0; self.needs, self.text_source = self.inner.needs, self.inner.text_source
     def __call__(self, batch):
         self.calls += 1
         return self.change(self.calls, self.inner(batch))
@@ -53,8 +53,8 @@ class StopAfter(Callback):
 
 
 # ---- settings ---------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("bad, says", [(dict(steps=0), "steps is 0: it must be at least 1"), (dict(lr=float("nan")), "finite number above 0"), (dict(lr="1e-3"), "must be a number"),
-    (dict(batch_size=2.5), "whole number"), (dict(schedule="step"), "constant, cosine, linear"), (dict(mixed_precision="fp16"), "one of"), (dict(temperature=-1), "at least 0"), (dict(max_length=True), "must be a number")])
+@pytest.mark.parametrize("bad, says", [(dict(max_steps=0), "steps is 0: it must be at least 1"), (dict(learning_rate=float("nan")), "finite number above 0"), (dict(learning_rate="1e-3"), "must be a number"),
+    (dict(batch_size=2.5), "whole number"), (dict(lr_scheduler_type="step"), "constant, cosine, linear"), (dict(mixed_precision="fp16"), "one of"), (dict(temperature=-1), "at least 0"), (dict(max_length=True), "must be a number")])
 def test_settings_are_checked(bad, says):
     with pytest.raises(ValueError, match=says): DistillConfig(**bad)
 
@@ -62,14 +62,14 @@ def test_settings_are_checked(bad, says):
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 5))
 def test_every_prompt_once_an_epoch(n, batch, seed):
     steps = -(-2 * n // batch)
-    seen = [i for s in range(1, steps + 1) for i in pick(n, s, batch, seed)]
+    seen = [i for s in range(1, steps + 1) for i in prompt_indices(n, s, batch, seed)]
     assert sorted(seen[:n]) == list(range(n)) == sorted(seen[n:2 * n])
 
 
 @given(st.sampled_from(["constant", "cosine", "linear"]), st.integers(0, 10), st.integers(1, 50))
 def test_schedules(schedule, warmup, steps):
-    c = DistillConfig(schedule=schedule, warmup=warmup, steps=steps)
-    f = [lr_factor(c, s) for s in range(steps + 2)]
+    c = DistillConfig(lr_scheduler_type=schedule, warmup_steps=warmup, max_steps=steps)
+    f = [learning_rate_factor(c, s) for s in range(steps + 2)]
     assert all(0 <= x <= 1 for x in f) and f[0] > 0
 
 
@@ -79,11 +79,11 @@ def test_micro_batches_change_nothing(tmp_path, obj):
     "D13: the same weights, to float tolerance, for any micro-batch; the responses have different lengths. SGD, because Adam magnifies rounding where a gradient is near zero."
     out, start = {}, [p.detach() for p in load_model("tiny").parameters()]
     for m in (1, 4, 6):
-        d = distiller(tmp_path/str(m), obj, micro_batch=m, batch_size=6)
+        d = distiller(tmp_path/str(m), obj, micro_batch_size=m, batch_size=6)
         d.optimizer = torch.optim.SGD(d.params, lr=.1)
         d.scheduler = torch.optim.lr_scheduler.LambdaLR(d.optimizer, lambda s: 1.)
         run = d.fit()
-        out[m] = weights(d), [run.column(k)[0] for k in ("loss", "grad_norm", "count", "signal_share")]
+        out[m] = weights(d), [run.column(k)[0] for k in ("loss", "grad_norm", "count", "coverage")]
     moved = gap(out[6][0], start)
     for m in (1, 4):
         assert gap(out[m][0], out[6][0]) < 1e-3 * moved
@@ -99,7 +99,7 @@ from test_distill import distiller, Wrapped
 def change(call, out):
     if call == 4: os.kill(os.getpid(), signal.{signal})   # in the middle of step 4, before its gradient
     return out
-distiller({out!r}, Wrapped(change), steps=5, save_every=2, batch_size=3).fit(){after}
+distiller({out!r}, Wrapped(change), max_steps=5, save_steps=2, batch_size=3).fit(){after}
 """
 
 
@@ -110,11 +110,11 @@ def child(out, **kw):
 
 @fault("kill in the middle of a step", how="SIGKILL between rollout and gradient of step 4", outcome="--resume goes on from the newest checkpoint to the same weights, bit by bit; every step is once in the log")
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
-    whole = distiller(tmp_path/"whole", Wrapped(lambda n, out: out), steps=5, batch_size=3); whole.fit()
+    whole = distiller(tmp_path/"whole", Wrapped(lambda n, out: out), max_steps=5, batch_size=3); whole.fit()
     done = child(tmp_path/"killed")
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert [s["step"] for s in Run(tmp_path/"killed").steps] == [1, 2, 3] and not Run(tmp_path/"killed").finished
-    d = distiller(tmp_path/"killed", Wrapped(lambda n, out: out), steps=5, batch_size=3)
+    d = distiller(tmp_path/"killed", Wrapped(lambda n, out: out), max_steps=5, batch_size=3)
     run = d.fit(resume=True)
     assert same(weights(whole), weights(d)) and same(whole.optimizer.state_dict()["state"][0].values(), d.optimizer.state_dict()["state"][0].values())
     assert [s["step"] for s in run.steps] == [1, 2, 3, 4, 5] and run.finished
@@ -136,7 +136,7 @@ def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path):
 @fault("a resume with another tokenizer or other settings", how="a student with the teacher's tokenizer; another lr; a folder that holds a run", outcome="other tokenizers are refused by fingerprint, other settings are named in a warning, a run is not written over")
 def test_resume_refuses_other_tokenizers_and_warns_of_other_settings(tmp_path):
     distiller(tmp_path/"a").fit()
-    assert any("lr 0.0001 -> 0.01" in w["message"] for w in distiller(tmp_path/"a", lr=.01, steps=3).fit(resume=True).warnings)
+    assert any("learning_rate 0.0001 -> 0.01" in w["message"] for w in distiller(tmp_path/"a", learning_rate=.01, max_steps=3).fit(resume=True).warnings)
     with pytest.raises(ValueError, match="other tokenizers"): distiller(tmp_path/"a", student=(load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher"))).fit(resume=True)
     with pytest.raises(FileExistsError, match="holds a run already"): distiller(tmp_path/"a").fit()
 
@@ -144,29 +144,29 @@ def test_resume_refuses_other_tokenizers_and_warns_of_other_settings(tmp_path):
 @fault("a resume behind the warm-up", how="each schedule, stopped at step 3 of 5 with one step of warm-up", outcome="the run goes on to the weights of a run that was never stopped")
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_every_schedule_is_resumed(tmp_path, schedule):
-    whole = distiller(tmp_path/"whole", schedule=schedule, steps=5)
+    whole = distiller(tmp_path/"whole", lr_scheduler_type=schedule, max_steps=5)
     whole.fit()
-    stopped = distiller(tmp_path/"stopped", schedule=schedule, steps=5, save_every=3, callbacks=[StopAfter(3)])
+    stopped = distiller(tmp_path/"stopped", lr_scheduler_type=schedule, max_steps=5, save_steps=3, callbacks=[StopAfter(3)])
     stopped.fit()
-    resumed = distiller(tmp_path/"stopped", schedule=schedule, steps=5, save_every=3)
+    resumed = distiller(tmp_path/"stopped", lr_scheduler_type=schedule, max_steps=5, save_steps=3)
     run = resumed.fit(resume=True)
     assert [s["step"] for s in run.steps] == [1, 2, 3, 4, 5]
-    assert list(run.column("lr")) == list(Run(tmp_path/"whole").column("lr"))
+    assert list(run.column("learning_rate")) == list(Run(tmp_path/"whole").column("learning_rate"))
     assert same(weights(whole), weights(resumed))
 
 
 def test_checkpoints_of_version_0_1_with_numpy_rates_are_read(tmp_path):
     "Version 0.1 wrote the rates of a cosine schedule as numpy.float64, which torch.load(weights_only=True) refuses."
-    whole = distiller(tmp_path/"whole", schedule="cosine", steps=4)
+    whole = distiller(tmp_path/"whole", lr_scheduler_type="cosine", max_steps=4)
     whole.fit()
-    distiller(tmp_path/"old", schedule="cosine", steps=4, callbacks=[StopAfter(2)]).fit()
+    distiller(tmp_path/"old", lr_scheduler_type="cosine", max_steps=4, callbacks=[StopAfter(2)]).fit()
     file = tmp_path/"old/checkpoints/step-000002/state.pt"
     state = torch.load(file, weights_only=True)
     state["scheduler"]["_last_lr"] = [np.float64(x) for x in state["scheduler"]["_last_lr"]]
     for group in state["optimizer"]["param_groups"]: group["lr"] = np.float64(group["lr"])
     torch.save(state, file)
     with pytest.raises(Exception, match="numpy"): torch.load(file, weights_only=True)
-    resumed = distiller(tmp_path/"old", schedule="cosine", steps=4)
+    resumed = distiller(tmp_path/"old", lr_scheduler_type="cosine", max_steps=4)
     resumed.fit(resume=True)
     assert same(weights(whole), weights(resumed))
 
@@ -177,13 +177,13 @@ LONG = {"prompt": "word " * 2000}
 @fault("a prompt that does not fit", how="one of 6,000 tokens among 23 that fit, and one among the held-out ones", outcome="left out before the first step, counted in the log; the run and its evaluations finish")
 def test_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path):
     short = [{"prompt": f"What is {k}?"} for k in range(23)]
-    d = distiller(tmp_path/"a", prompts=[*short[:7], LONG, *short[7:]], steps=6, batch_size=4, eval_prompts=5, max_new_tokens=6)
+    d = distiller(tmp_path/"a", prompts=[*short[:7], LONG, *short[7:]], max_steps=6, batch_size=4, eval_size=5, max_new_tokens=6)
     assert [x.item for x in d.left_out] == [LONG] and "tokens of the student" in d.left_out[0].reason
     run = d.fit()
     assert run.finished and len(run.steps) == 6 and run.start["prompts_left_out"] == 1
     assert any("1 prompts are left out" in w["message"] for w in run.warnings)
-    judged = Distiller("tiny", "tiny", short, "strict", DistillConfig(**SMALL | {"out": tmp_path/"b", "eval_prompts": 3}), heldout=[*short[:2], LONG])
-    assert [x.item for x in judged.left_out_heldout] == [LONG] and judged.fit().finished
+    judged = Distiller("tiny", "tiny", short, "strict", DistillConfig(**SMALL | {"output_dir": tmp_path/"b", "eval_size": 3}), eval_prompts=[*short[:2], LONG])
+    assert [x.item for x in judged.left_out_eval_prompts] == [LONG] and judged.fit().finished
     with pytest.raises(ValueError, match="none of the 2 prompts fits"): distiller(tmp_path/"c", prompts=[LONG, LONG])
 
 
@@ -199,15 +199,15 @@ def test_max_prompt_length_leaves_out_prompts_of_either_side(tmp_path):
 def test_a_run_of_0_1_with_a_prompt_that_does_not_fit_can_be_resumed(tmp_path):
     "Version 0.1 died at the step that drew the prompt; its folder holds a log and a checkpoint, and the configuration of then."
     items = [*({"prompt": f"What is {k}?"} for k in range(11)), LONG]
-    stopped = distiller(tmp_path/"a", prompts=items, steps=6, batch_size=4, max_new_tokens=6, callbacks=[StopAfter(2)])
+    stopped = distiller(tmp_path/"a", prompts=items, max_steps=6, batch_size=4, max_new_tokens=6, callbacks=[StopAfter(2)])
     stopped.fit()
-    run = distiller(tmp_path/"a", prompts=items, steps=6, batch_size=4, max_new_tokens=6).fit(resume=True)
+    run = distiller(tmp_path/"a", prompts=items, max_steps=6, batch_size=4, max_new_tokens=6).fit(resume=True)
     assert run.finished and [s["step"] for s in run.steps] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_folder_knows_how_it_was_begun(tmp_path):
     distiller(tmp_path/"a", ("strict", {"top_k": 8})).fit()
-    d = Distiller.from_run(tmp_path/"a", config=DistillConfig(**SMALL | {"steps": 3, "out": tmp_path/"a"}))
+    d = Distiller.from_run(tmp_path/"a", config=DistillConfig(**SMALL | {"max_steps": 3, "output_dir": tmp_path/"a"}))
     assert len(d.fit(resume=True).steps) == 3 and repr(d.objective) and d.given["objective"][0] == "strict"
     distiller(tmp_path/"b", prompts=load_prompts("tiny", 20)).fit()
     with pytest.raises(ValueError, match="pass prompts="): Distiller.from_run(tmp_path/"b")
@@ -216,11 +216,11 @@ def test_a_run_folder_knows_how_it_was_begun(tmp_path):
 # ---- the log ----------------------------------------------------------------------------------------------------------------
 @fault("a run that nobody can repeat", how="a run with evaluations", outcome="its log carries config, versions, seed, fingerprints of both tokenizers, and the command")
 def test_the_log_of_a_run(tmp_path):
-    run = distiller(tmp_path/"a", steps=4, eval_prompts=8, eval_every=2).fit()
+    run = distiller(tmp_path/"a", max_steps=4, eval_size=8, eval_steps=2).fit()
     start = run.start
-    assert {"config", "versions", "seed", "fingerprints", "command", "given"} <= set(start) and start["config"]["steps"] == 4
+    assert {"config", "versions", "seed", "fingerprints", "command", "args"} <= set(start) and start["config"]["max_steps"] == 4
     assert [e["step"] for e in run.evals] == [0, 2, 4] and all({"accuracy", "rkl_per_byte", "n", "accuracy_low", "stop_share"} <= set(e) for e in run.evals)
-    for name in ("loss", "grad_norm", "signal_share", "tokens_per_second", "response_tokens", "stop_share", "share_1-1", "canonical_share"): assert np.isfinite(run.column(name)).all(), name
+    for name in ("loss", "grad_norm", "coverage", "tokens_per_second", "response_tokens", "stop_share", "share_1-1", "canonical_fraction"): assert np.isfinite(run.column(name)).all(), name
     spent = [[s["costs"][k] for s in run.steps] for k in ("student_tokens_written", "teacher_tokens_scored", "flops", "seconds")]
     assert all(a < b for c in spent for a, b in zip(c, c[1:])) and run.steps[-1]["costs"]["teacher_tokens_written"] == 0
     sample = next(s for s in run.samples if s["source"] == "train")
@@ -238,13 +238,13 @@ def test_callbacks_hear_every_record(tmp_path):
     heard = []
     class Ear(Callback):
         def __getattribute__(self, name): return (lambda d, r: heard.append((name, r["step"]))) if name.startswith("on_") else super().__getattribute__(name)
-    run = distiller(tmp_path/"a", callbacks=[Ear()], eval_prompts=4).fit()
+    run = distiller(tmp_path/"a", callbacks=[Ear()], eval_size=4).fit()
     assert heard == [("on_" + e["event"], e["step"]) for e in run.events]
 
 
 # ---- threads ----------------------------------------------------------------------------------------------------------------
 def test_a_run_in_a_thread_can_be_paused_stopped_and_gone_on_with(tmp_path):
-    run = distiller(tmp_path/"a", steps=10_000).fit(block=False)
+    run = distiller(tmp_path/"a", max_steps=10_000).fit(block=False)
     while not run.steps: time.sleep(.05)
     run.pause(); time.sleep(1.); n = len(run.steps); time.sleep(1.)
     assert len(run.steps) <= n + 1 and not run.finished
@@ -252,7 +252,7 @@ def test_a_run_in_a_thread_can_be_paused_stopped_and_gone_on_with(tmp_path):
     while len(run.steps) <= m: time.sleep(.05)
     last = run.stop().wait().steps[-1]["step"]
     assert run.finished and (tmp_path/f"a/checkpoints/step-{last:06d}").exists()
-    assert distiller(tmp_path/"a", steps=last + 1).fit(resume=True).steps[-1]["step"] == last + 1
+    assert distiller(tmp_path/"a", max_steps=last + 1).fit(resume=True).steps[-1]["step"] == last + 1
 
 
 def test_an_error_in_a_thread_comes_out_of_wait(tmp_path):
@@ -272,7 +272,7 @@ def silent(out):
 def test_no_signal_is_an_error_and_some_signal_is_not(tmp_path):
     "D25"
     with pytest.raises(RuntimeError, match="no student token of this step has a signal"): distiller(tmp_path/"a", Wrapped(lambda n, out: silent(out))).fit()
-    assert distiller(tmp_path/"b", Wrapped(lambda n, out: silent(out) if n % 2 else out), micro_batch=2).fit().finished
+    assert distiller(tmp_path/"b", Wrapped(lambda n, out: silent(out) if n % 2 else out), micro_batch_size=2).fit().finished
 
 
 def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path):
@@ -330,14 +330,14 @@ def test_a_teacher_without_room_masks_and_counts(tmp_path):
 @fault("a prompt that fills the context", how="five thousand words", outcome="refused before writing, with the length and what the model holds")
 def test_a_prompt_without_room_is_named(tmp_path):
     sides = load_side("tiny", "student"), load_side("tiny", "teacher")
-    for writer in ("student", "teacher"):
-        with pytest.raises(ValueError, match=f"leaves the {writer} no room to write"): write([LONG], *sides, DistillConfig(), writer)
+    for text_source in ("student", "teacher"):
+        with pytest.raises(ValueError, match=f"leaves the {text_source} no room to write"): write([LONG], *sides, DistillConfig(), text_source)
 
 
 def test_heldout_prompts_are_not_trained_on(tmp_path):
     items = load_prompts("tiny", 30)
-    d = Distiller("tiny", "tiny", items, "strict", DistillConfig(**SMALL | {"eval_prompts": 100, "out": tmp_path/"a"}))
-    assert len(d.heldout) == 6 and not {x["prompt"] for x in d.heldout} & {x["prompt"] for x in d.items}
+    d = Distiller("tiny", "tiny", items, "strict", DistillConfig(**SMALL | {"eval_size": 100, "output_dir": tmp_path/"a"}))
+    assert len(d.eval_prompts) == 6 and not {x["prompt"] for x in d.eval_prompts} & {x["prompt"] for x in d.items}
 
 
 # ---- what comes out ---------------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_the_saved_student_is_an_ordinary_folder(tmp_path):
 class Scaled(torch.nn.Module):
     "An objective with a parameter of its own."
     name = "scaled"
-    def __init__(self): super().__init__(); self.scale, self.inner = torch.nn.Parameter(torch.ones(())), objective("strict"); self.needs, self.writer = self.inner.needs, self.inner.writer
+    def __init__(self): super().__init__(); self.scale, self.inner = torch.nn.Parameter(torch.ones(())), objective("strict"); self.needs, self.text_source = self.inner.needs, self.inner.text_source
     def forward(self, batch):
         out = self.inner(batch)
         out.sum = out.sum * self.scale
@@ -359,17 +359,17 @@ class Scaled(torch.nn.Module):
 
 
 def test_parameters_of_an_objective_are_trained_saved_and_resumed(tmp_path):
-    d = distiller(tmp_path/"a", Scaled(), steps=3); d.fit()
+    d = distiller(tmp_path/"a", Scaled(), max_steps=3); d.fit()
     assert float(d.objective.scale.detach()) != 1
-    half = distiller(tmp_path/"b", Scaled(), steps=2); half.fit()
-    rest = distiller(tmp_path/"b", Scaled(), steps=3); rest.fit(resume=True)
+    half = distiller(tmp_path/"b", Scaled(), max_steps=2); half.fit()
+    rest = distiller(tmp_path/"b", Scaled(), max_steps=3); rest.fit(resume=True)
     assert torch.equal(rest.objective.scale, d.objective.scale) and same(weights(rest), weights(d))
 
 
 def test_a_teacher_of_the_same_tokenizer_has_no_distance_from_itself(tmp_path):
     t = load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher")
-    run = Distiller((load_model("tiny", "teacher"), t[1]), t, "tiny", "strict", DistillConfig(**SMALL | {"eval_prompts": 8, "out": tmp_path/"a", "lr": 1e-8})).fit()
-    assert abs(run.evals[0]["rkl_per_byte"]) < 1e-4 and run.column("signal_share").min() == 1 and abs(run.column("loss")[0]) < 1e-4
+    run = Distiller((load_model("tiny", "teacher"), t[1]), t, "tiny", "strict", DistillConfig(**SMALL | {"eval_size": 8, "output_dir": tmp_path/"a", "learning_rate": 1e-8})).fit()
+    assert abs(run.evals[0]["rkl_per_byte"]) < 1e-4 and run.column("coverage").min() == 1 and abs(run.column("loss")[0]) < 1e-4
 
 
 # ---- processes --------------------------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_distill import distiller, weights
-d = distiller({out!r}, temperature=0, batch_size=5, micro_batch=2, max_grad_norm=1e9)   # greedy: what is written does not depend on who writes it
+d = distiller({out!r}, temperature=0, batch_size=5, micro_batch_size=2, max_grad_norm=1e9)   # greedy: what is written does not depend on who writes it
 d.optimizer = torch.optim.SGD(d.params, lr=.1)
 d.scheduler = torch.optim.lr_scheduler.LambdaLR(d.optimizer, lambda s: 1.)
 d.fit()
@@ -404,7 +404,7 @@ def test_the_progress_bar_names_what_was_measured(capsys):
     from xtokd.train.callbacks import ProgressBar
     from types import SimpleNamespace
     bar = ProgressBar()
-    bar.on_start(SimpleNamespace(config=DistillConfig(steps=2), step=0, objective=objective("cover")), {})
+    bar.on_start(SimpleNamespace(config=DistillConfig(max_steps=2), step=0, objective=objective("cover")), {})
     for found in ({"accuracy": .5, "rkl_per_byte": .25}, {"rkl_per_byte": "NaN"}, {"accuracy": .5}, {}): bar.on_eval(None, {"step": 1, "n": 4, **found})
     bar.on_end(None, {})
     err = capsys.readouterr().err

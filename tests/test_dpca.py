@@ -325,4 +325,4 @@ def test_odd_texts_and_impossible_teacher_tokens(pair, stop):
 def test_refusals(pair):
     for knobs, text in ((dict(credit="average"), "pushes a student"), (dict(stop="name"), "Choose class, id"), (dict(denominator="all"), "Choose signal, response")):
         with pytest.raises(ValueError, match=text): objective("dpca", **knobs)
-    with pytest.raises(ValueError, match="no sense on text of the reference"): objective("dpca")(full(pair, TEXTS[:1], writer="reference")[0])
+    with pytest.raises(ValueError, match="no sense on text of the reference"): objective("dpca")(full(pair, TEXTS[:1], text_source="reference")[0])

@@ -82,7 +82,7 @@ def by_hand(b, obj, k, label):
 
 @pytest.mark.parametrize("texts", [TEXTS, UNICODE])
 def test_equals_the_formula(pair, texts):
-    b, _ = full(pair, texts, writer="teacher")
+    b, _ = full(pair, texts, text_source="teacher")
     with torch.no_grad(): b.extra["hidden"].student_head[:] *= 3
     obj = objective("dskd")
     out = obj(b)
@@ -92,7 +92,7 @@ def test_equals_the_formula(pair, texts):
 
 
 def test_only_rows_that_agree_with_the_label_are_followed(pair):
-    b, ls = full(pair, writer="teacher")
+    b, ls = full(pair, text_source="teacher")
     obj = objective("dskd")
     obj(b)
     grads = torch.autograd.grad(obj(b).sum, ls[:4])
@@ -102,7 +102,7 @@ def test_only_rows_that_agree_with_the_label_are_followed(pair):
 
 @pytest.mark.parametrize("knobs", KNOBS)
 def test_gradient_reaches_projectors_and_states_only(pair, knobs):
-    b, ls = full(pair, writer="teacher")
+    b, ls = full(pair, text_source="teacher")
     h = b.extra["hidden"]
     frozen = [h.student_head, h.teacher_head, h.student_embedding, h.teacher_embedding]
     for x in frozen: x.requires_grad_()
@@ -115,7 +115,7 @@ def test_gradient_reaches_projectors_and_states_only(pair, knobs):
 @pytest.mark.parametrize("knobs", KNOBS)
 def test_splitting_and_permuting(pair, knobs):
     p, obj = parts(pair), objective("dskd", **knobs)
-    run = lambda at: obj(batch(pair, some(p, at), writer="teacher"))
+    run = lambda at: obj(batch(pair, some(p, at), text_source="teacher"))
     whole, turned = run((0, 1, 2, 3)), run((2, 0, 3, 1))
     pieces = [run(at) for at in ((0,), (1, 3), (2,))]
     assert torch.allclose(whole.sum, turned.sum, rtol=1e-5) and torch.allclose(whole.sum, sum(x.sum for x in pieces), rtol=1e-5) and whole.count == sum(x.count for x in pieces)
@@ -124,21 +124,21 @@ def test_splitting_and_permuting(pair, knobs):
 def test_the_published_scale_looks_at_batch_mates(pair):
     p, obj = parts(pair), objective("dskd", scale="batch")
     p["ht"][0] = p["ht"][0] * 9
-    run = lambda at: obj(batch(pair, some(p, at), writer="teacher"))
+    run = lambda at: obj(batch(pair, some(p, at), text_source="teacher"))
     assert abs(run((0, 1)).sum - run((0,)).sum - run((1,)).sum) > 1e-3
 
 
 def test_student_text_has_no_gold(pair):
     p = parts(pair)
     obj = objective("dskd")
-    out = obj(batch(pair, p, writer="student"))
+    out = obj(batch(pair, p, text_source="student"))
     assert out.stats["t2s_ce"] == out.stats["t2s_kd"] == out.stats["labelled"] == 0 and out.stats["s2t_kd"] > 0
     out.sum.backward()
     assert all(l.grad is None or not l.grad.any() for l in p["student_logits"]) and all(l.grad.abs().sum() > 0 for l in p["hs"])
-    with pytest.raises(ValueError, match="wants gold text"): objective("dskd", ce=1.)(batch(pair, p, writer="student"))
-    gold = batch(pair, p, writer="reference")
+    with pytest.raises(ValueError, match="wants gold text"): objective("dskd", ce=1.)(batch(pair, p, text_source="student"))
+    gold = batch(pair, p, text_source="reference")
     assert torch.allclose(objective("dskd", ce=2.)(gold).sum - objective("dskd")(gold).sum, -2 * gold.student.realised().sum(), rtol=1e-3)
-    ours = objective("dskd", labels="teacher")(batch(pair, p, writer="student"))
+    ours = objective("dskd", labels="teacher")(batch(pair, p, text_source="student"))
     assert ours.stats["t2s_ce"] > 0 and 0 < ours.stats["labelled"] < 1
 
 
@@ -187,7 +187,7 @@ def noise(pair, numbers, seed, head):
     g, ids = torch.Generator().manual_seed(seed), [pair.student.encode(str(n)) for n in numbers]
     rand = lambda d: [torch.randn(len(i), d, generator=g) for i in ids]
     same = Pair(pair.student, pair.student)
-    return PairBatch.from_logits(same, ids, ids, rand(len(pair.student)), rand(len(pair.student)), hidden=Hidden(rand(32), rand(32), head, head), writer="teacher")
+    return PairBatch.from_logits(same, ids, ids, rand(len(pair.student)), rand(len(pair.student)), hidden=Hidden(rand(32), rand(32), head, head), text_source="teacher")
 
 
 @pytest.mark.parametrize("leak", [True, False])
@@ -216,37 +216,37 @@ def test_without_the_leak_nobody_looks_ahead(pair):
 
 
 def test_the_teacher_matters(pair):
-    a, b = (objective("dskd")(full(pair, writer="student", scale=s)[0]).sum for s in (1., 2.))
+    a, b = (objective("dskd")(full(pair, text_source="student", scale=s)[0]).sum for s in (1., 2.))
     assert abs(a - b) > 1e-3
 
 
-@pytest.mark.parametrize("writer", ["teacher", "student"])
-def test_empty_answers_and_lost_teachers(pair, writer):
+@pytest.mark.parametrize("text_source", ["teacher", "student"])
+def test_empty_answers_and_lost_teachers(pair, text_source):
     p = parts(pair, ("", "12", "7"), stop=False)
     p["teacher_ids"][2], p["teacher_logits"][2], p["ht"][2] = [], p["teacher_logits"][2][:0], p["ht"][2][:0]
     for k in ("weak_logp", "plus_logp", "minus_logp"): p[k][2] = p[k][2][:0]
     obj = objective("dskd")
-    out = obj(batch(pair, p, writer=writer))
+    out = obj(batch(pair, p, text_source=text_source))
     out.sum.backward()
     assert torch.isfinite(out.sum) and out.count == 2 and out.ledger["reason"].tolist() == [0, 0, 103]
     assert all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["hs"]) if l.grad is not None) and all(torch.isfinite(q.grad).all() for q in obj.parameters() if q.grad is not None)
-    empty = obj(batch(pair, parts(pair, ("", ""), stop=False), writer=writer))
+    empty = obj(batch(pair, parts(pair, ("", ""), stop=False), text_source=text_source))
     assert empty.count == 0 and empty.sum == 0
 
 
 def test_impossible_tokens_padding_and_precision(pair):
     p = parts(pair)
-    plain = objective("dskd")(batch(pair, p, writer="teacher")).sum
+    plain = objective("dskd")(batch(pair, p, text_source="teacher")).sum
     wide = dict(p, student_logits=[torch.cat([l.detach(), torch.full((len(l), 9), 5.)], 1).double().requires_grad_() for l in p["student_logits"]],
                 teacher_logits=[torch.cat([l, torch.full((len(l), 9), 5.)], 1).double() for l in p["teacher_logits"]])
-    b = batch(pair, wide, writer="teacher")
+    b = batch(pair, wide, text_source="teacher")
     b.extra["hidden"].student_head = torch.cat([b.extra["hidden"].student_head, torch.ones(9, 6)])
     b.extra["hidden"].teacher_head = torch.cat([b.extra["hidden"].teacher_head, torch.ones(9, 8)])
     out = objective("dskd")(b)
     out.sum.backward()
     assert torch.allclose(out.sum, plain, rtol=1e-5) and not any(l.grad[:, len(pair.student):].any() for l in wide["student_logits"])
     p["teacher_logits"][0][2, 3:] = -torch.inf
-    out = objective("dskd")(batch(pair, p, writer="teacher"))
+    out = objective("dskd")(batch(pair, p, text_source="teacher"))
     out.sum.backward()
     assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["hs"])
 

@@ -209,7 +209,7 @@ def test_a_teacher_that_is_the_student_asks_for_nothing(pair, kind):
 
 def test_on_policy_and_gold(pair):
     p = parts(pair)
-    own, gold = batch(pair, p, writer="student"), batch(pair, p, writer="reference")
+    own, gold = batch(pair, p, text_source="student"), batch(pair, p, text_source="reference")
     assert torch.allclose(objective("dskdv2")(own).sum, objective("dskdv2")(gold).sum)          # nothing in it is gold
     with pytest.raises(ValueError, match="wants gold text"): objective("dskdv2", ce=1.)(own)
     out = objective("dskdv2", ce=.5)(gold)

@@ -40,7 +40,7 @@ def test_every_objective_that_can_hears_the_same(samples, name, knobs):
 
 @scoring
 def test_a_run_is_the_run_with_the_local_teacher(tmp_path):
-    near, far = (Distiller("tiny", t, "tiny", "sampled", DistillConfig(**SMALL, out=str(tmp_path/name))).fit() for name, t in (("near", "tiny"), ("far", RemoteTeacher(ENGINE, BV))))
+    near, far = (Distiller("tiny", t, "tiny", "sampled", DistillConfig(**SMALL, output_dir=str(tmp_path/name))).fit() for name, t in (("near", "tiny"), ("far", RemoteTeacher(ENGINE, BV))))
     same_run(near, far)
 
 
@@ -58,7 +58,7 @@ def test_another_tokenizer_is_refused():
 
 @writing
 def test_it_follows_a_student(tmp_path):
-    settings = dict(SMALL, steps=3, lr=3e-3, warmup=0, temperature=0., eval_prompts=0)
-    far, near = (Distiller(WRITER[1], data_dir()/"tiny/weak", "tiny", "sampled", DistillConfig(**settings, out=str(tmp_path/name), engine=url)).fit() for name, url in (("far", WRITER[0]), ("near", None)))
+    settings = dict(SMALL, max_steps=3, learning_rate=3e-3, warmup_steps=0, temperature=0., eval_size=0)
+    far, near = (Distiller(WRITER[1], data_dir()/"tiny/weak", "tiny", "sampled", DistillConfig(**settings, output_dir=str(tmp_path/name), generation_url=url)).fit() for name, url in (("far", WRITER[0]), ("near", None)))
     assert all(s["engine_gap"] < 1e-3 for s in far.steps)
     assert all(abs(a["loss"] - b["loss"]) < 1e-3 for a, b in zip(far.steps, near.steps)) and len({round(s["loss"], 3) for s in near.steps}) == 3

@@ -114,14 +114,14 @@ def test_a_log_cut_at_every_byte(tmp_path):
 
 @fault("kill while the log is written", how="a log that ends in the middle of a step's line, and no checkpoint of that step", outcome="a resumed run goes on from the newest checkpoint, with every step once in the log")
 def test_killed_in_the_log_and_resumed(tmp_path):
-    whole = distiller(tmp_path/"whole", steps=4, batch_size=2, save_every=2); whole.fit()
+    whole = distiller(tmp_path/"whole", max_steps=4, batch_size=2, save_steps=2); whole.fit()
     size = (tmp_path/"whole/run.jsonl").read_bytes()
     out = tmp_path/"cut"
     shutil.copytree(tmp_path/"whole", out)
     shutil.rmtree(out/"checkpoints/step-000004"); shutil.rmtree(out/"student")
     at = size.index(b'"step": 3') + 20
     (out/"run.jsonl").write_bytes(size[:at])
-    d = distiller(out, steps=4, batch_size=2, save_every=2)
+    d = distiller(out, max_steps=4, batch_size=2, save_steps=2)
     run = d.fit(resume=True)
     assert [s["step"] for s in run.steps] == [1, 2, 3, 4] and run.finished and run.broken <= 1 and same(weights(d), weights(whole))
 
@@ -137,11 +137,11 @@ def test_a_full_disk_at_a_checkpoint(tmp_path, monkeypatch, module, name):
     class Later:
         def on_step(self, d, r):
             if r["step"] == 3: monkeypatch.setattr(module, name, full)
-    with pytest.raises(OSError, match="while writing a checkpoint .* --resume"): distiller(tmp_path/"a", steps=4, save_every=2, batch_size=2, callbacks=[Later()]).fit()
+    with pytest.raises(OSError, match="while writing a checkpoint .* --resume"): distiller(tmp_path/"a", max_steps=4, save_steps=2, batch_size=2, callbacks=[Later()]).fit()
     monkeypatch.undo()
     assert [p.name for p in checkpoints(tmp_path/"a/checkpoints")] == ["step-000002"] and "No space left" in Run(tmp_path/"a").events[-1]["reason"]
     if name != "replace": assert not list((tmp_path/"a/checkpoints").glob(".new-*"))
-    assert distiller(tmp_path/"a", steps=4, save_every=2, batch_size=2).fit(resume=True).finished
+    assert distiller(tmp_path/"a", max_steps=4, save_steps=2, batch_size=2).fit(resume=True).finished
 
 
 @pytest.mark.parametrize("block", [True, False])
@@ -159,7 +159,7 @@ def test_a_full_disk_at_the_log(tmp_path, block):
 
 def test_a_full_disk_is_one_message_of_a_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch, "save", full)
-    assert main(["distill", "--objective", "strict", "--steps", "1", "--batch-size", "2", "--max-new-tokens", "8", "--eval-prompts", "0", "--no-progress", "--out", str(tmp_path/"a")]) == 1
+    assert main(["distill", "--objective", "strict", "--max-steps", "1", "--batch-size", "2", "--max-new-tokens", "8", "--eval-size", "0", "--no-progress", "--output-dir", str(tmp_path/"a")]) == 1
     err = capsys.readouterr().err
     assert "No space left on device while writing a checkpoint" in err and "Traceback" not in err
 
@@ -171,11 +171,11 @@ def test_ctrl_c_twice(tmp_path):
         if call == 3: os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)
         return out
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt): distiller(tmp_path/"a", Wrapped(change), steps=4, save_every=2, batch_size=2).fit()
+    with pytest.raises(KeyboardInterrupt): distiller(tmp_path/"a", Wrapped(change), max_steps=4, save_steps=2, batch_size=2).fit()
     assert signal.getsignal(signal.SIGINT) is before
     run = Run(tmp_path/"a")
     assert [s["step"] for s in run.steps] == [1, 2] and run.events[-1]["reason"].startswith("KeyboardInterrupt") and [p.name for p in checkpoints(tmp_path/"a/checkpoints")] == ["step-000002"]
-    assert [s["step"] for s in distiller(tmp_path/"a", Wrapped(lambda n, out: out), steps=4, save_every=2, batch_size=2).fit(resume=True).steps] == [1, 2, 3, 4]
+    assert [s["step"] for s in distiller(tmp_path/"a", Wrapped(lambda n, out: out), max_steps=4, save_steps=2, batch_size=2).fit(resume=True).steps] == [1, 2, 3, 4]
 
 
 @fault("Ctrl-C twice while a checkpoint is written", how="KeyboardInterrupt out of the sync", outcome="the half checkpoint is removed, the one before is whole")
@@ -188,8 +188,8 @@ def test_ctrl_c_in_a_save(tmp_path, monkeypatch):
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------------
-PARTS = {"rollout": ("while the student wrote", "max_new_tokens"), "teacher_rows": ("while the teacher scored", "micro_batch"), "response_logits": ("the student's forward pass", "micro_batch"),
-         "objective": ("in the objective", "micro_batch"), "backward": ("in the backward pass", "micro_batch"), "optimizer": ("in the optimiser's step", "LoRA"), "evaluate": ("in an evaluation", "eval_prompts")}
+PARTS = {"rollout": ("while the student wrote", "max_new_tokens"), "teacher_rows": ("while the teacher scored", "micro_batch_size"), "response_logits": ("the student's forward pass", "micro_batch_size"),
+         "objective": ("in the objective", "micro_batch_size"), "backward": ("in the backward pass", "micro_batch_size"), "optimizer": ("in the optimiser's step", "LoRA"), "evaluate": ("in an evaluation", "eval_size")}
 
 
 @pytest.mark.parametrize("place", PARTS)
@@ -198,7 +198,7 @@ def test_out_of_memory(tmp_path, monkeypatch, place):
     def out_of(*a, **k): raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
     class Bursting(Wrapped):
         def __call__(self, batch): return out_of()
-    d = distiller(tmp_path/"a", Bursting(None) if place == "objective" else "strict", batch_size=2, eval_prompts=2 if place == "evaluate" else 0)
+    d = distiller(tmp_path/"a", Bursting(None) if place == "objective" else "strict", batch_size=2, eval_size=2 if place == "evaluate" else 0)
     if place in ("rollout", "teacher_rows"): monkeypatch.setattr(xtokd.train.step, place, out_of)
     if place == "response_logits":
         real = xtokd.train.step.response_logits
@@ -215,7 +215,7 @@ def test_out_of_memory(tmp_path, monkeypatch, place):
 @fault("a student whose gradient is not finite, five times in a row", how="an objective times NaN", outcome="each step is left out with a warning, the fifth ends the run with what to change; the weights are as before")
 def test_five_bad_gradients_end_the_run(tmp_path):
     def nan(n, out): out.sum = out.sum * float("nan"); return out
-    d = distiller(tmp_path/"a", Wrapped(nan), steps=9, batch_size=2)
+    d = distiller(tmp_path/"a", Wrapped(nan), max_steps=9, batch_size=2)
     before = weights(d)
     with pytest.raises(FloatingPointError, match="five steps in a row .* lower lr"): d.fit()
     assert same(before, weights(d)) and len([w for w in Run(tmp_path/"a").warnings if w["message"].startswith("the gradient")]) == 5
@@ -229,11 +229,11 @@ def test_a_student_that_cannot_write(tmp_path):
 
 
 # ---- too little signal ------------------------------------------------------------------------------------------------------
-@fault("too few tokens with a signal", how="an objective that leaves most tokens out, under min_signal=0.5", outcome="after five steps the run ends with the share, the threshold and the reasons; under the threshold of 0.01 it goes on")
+@fault("too few tokens with a signal", how="an objective that leaves most tokens out, under min_coverage=0.5", outcome="after five steps the run ends with the share, the threshold and the reasons; under the threshold of 0.01 it goes on")
 def test_a_low_coverage_ends_the_run(tmp_path):
-    def thin(n, out): out.stats["signal_share"] = .2; return out
-    with pytest.raises(RuntimeError, match="20.0% of the student's tokens had a signal over the last 5 steps, less than min_signal=0.5"): distiller(tmp_path/"a", Wrapped(thin), steps=9, batch_size=2, min_signal=.5).fit()
-    assert distiller(tmp_path/"b", Wrapped(thin), steps=6, batch_size=2).fit().finished
+    def thin(n, out): out.stats["coverage"] = .2; return out
+    with pytest.raises(RuntimeError, match="20.0% of the student's tokens had a signal over the last 5 steps, less than min_coverage=0.5"): distiller(tmp_path/"a", Wrapped(thin), max_steps=9, batch_size=2, min_coverage=.5).fit()
+    assert distiller(tmp_path/"b", Wrapped(thin), max_steps=6, batch_size=2).fit().finished
 
 
 # ---- other runs, other students, other names --------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_a_low_coverage_ends_the_run(tmp_path):
 def test_a_checkpoint_of_another_student(tmp_path):
     distiller(tmp_path/"a", batch_size=2).fit()
     other = LlamaForCausalLM(LlamaConfig(vocab_size=load_model("tiny").config.vocab_size, hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2))
-    d = distiller(tmp_path/"a", student=(other, load_tokenizer("tiny")), batch_size=2, steps=3)
+    d = distiller(tmp_path/"a", student=(other, load_tokenizer("tiny")), batch_size=2, max_steps=3)
     before = weights(d)
     with pytest.raises(ValueError, match="another student .*hidden_size 96 there, 32 here"): d.fit(resume=True)
     assert same(before, weights(d))
@@ -250,17 +250,17 @@ def test_a_checkpoint_of_another_student(tmp_path):
 @fault("runs of different protocols side by side", how="xtokd compare on runs of 2 and 3 steps, and --by-method", outcome="the table comes with the fields that differ; a table of methods is refused")
 def test_compare_says_what_differs(tmp_path, capsys):
     for name, steps in (("a", 2), ("b", 3)):
-        log = RunLog(tmp_path/name); log.write("start", 0, objective="cover", config={"steps": steps}, given={}); log.write("eval", 0, accuracy=.3, n=9); log.close()
-    assert main(["compare", str(tmp_path)]) == 0 and 'different protocols: steps: 2 (a) or 3 (b)' in capsys.readouterr().err
+        log = RunLog(tmp_path/name); log.write("start", 0, objective="cover", config={"max_steps": steps}, args={}); log.write("eval", 0, accuracy=.3, n=9); log.close()
+    assert main(["compare", str(tmp_path)]) == 0 and 'different protocols: max_steps: 2 (a) or 3 (b)' in capsys.readouterr().err
     assert main(["compare", "--by-method", str(tmp_path)]) == 1 and "--force" in capsys.readouterr().err
 
 
 @fault("a setting with an unknown or mistyped name", how="DistillConfig, a config file and a flag with a name that is not there", outcome="refused, with the nearest name that is")
 def test_mistyped_names(tmp_path, capsys):
-    with pytest.raises(TypeError, match="no setting 'microbatch'; did you mean 'micro_batch'"): DistillConfig(microbatch=3)
-    (tmp_path/"c.json").write_text('{"min_signl": 0.1}')
-    assert main(["distill", "--config", str(tmp_path/"c.json")]) == 1 and "did you mean 'min_signal'" in capsys.readouterr().err
-    for bad, says in ((dict(min_signal=2), "at most 1"), (dict(min_signal=-1), "at least 0")):
+    with pytest.raises(TypeError, match="no setting 'microbatch': did you mean 'micro_batch_size'"): DistillConfig(microbatch=3)
+    (tmp_path/"c.json").write_text('{"min_coverge": 0.1}')
+    assert main(["distill", "--config", str(tmp_path/"c.json")]) == 1 and "did you mean 'min_coverage'" in capsys.readouterr().err
+    for bad, says in ((dict(min_coverage=2), "at most 1"), (dict(min_coverage=-1), "at least 0")):
         with pytest.raises(ValueError, match=says): DistillConfig(**bad)
 
 
@@ -292,7 +292,7 @@ def test_weights_are_safetensors_only(tmp_path):
     (folder/"model.safetensors").unlink(); (folder/"pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path/"ran").encode() + b"'\ntR.")
     with pytest.raises(ValueError, match="safetensors only.*save_pretrained"): load_model(folder)
     assert not (tmp_path/"ran").exists()
-    distiller(tmp_path/"a", batch_size=2, steps=1).fit()
+    distiller(tmp_path/"a", batch_size=2, max_steps=1).fit()
     assert list((tmp_path/"a/student").glob("*.safetensors")) and not [f for f in (tmp_path/"a").rglob("*.bin")]
 
 

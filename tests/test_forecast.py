@@ -9,10 +9,10 @@ from xtokd.train.distiller import Distiller
 from xtokd.train.config import DistillConfig
 from xtokd.train.dry_run import Held, forecast
 
-PLAN = dict(steps=6, batch_size=16, micro_batch=4, max_new_tokens=24, eval_prompts=0, lr=1e-6, progress=False)
+PLAN = dict(max_steps=6, batch_size=16, micro_batch_size=4, max_new_tokens=24, eval_size=0, learning_rate=1e-6, progress=False)
 
 
-def planned(out, objective="cover", prompts="tiny", **kw): return Distiller("tiny", "tiny", prompts, objective, DistillConfig(**PLAN | kw | {"out": str(out)}))
+def planned(out, objective="cover", prompts="tiny", **kw): return Distiller("tiny", "tiny", prompts, objective, DistillConfig(**PLAN | kw | {"output_dir": str(out)}))
 
 
 def test_a_forecast_is_near_the_run(tmp_path):
@@ -24,7 +24,7 @@ def test_a_forecast_is_near_the_run(tmp_path):
     assert told.tokens["student a step"] == pytest.approx(mean(lambda s: s["response_tokens"] * s["samples"]), rel=.2)
     assert told.tokens["student in all"] == pytest.approx(steps[-1]["costs"]["student_tokens_written"], rel=.2)
     assert told.tokens["teacher a step"] == pytest.approx(steps[-1]["costs"]["teacher_tokens_scored"] / len(steps), rel=.2)
-    assert told.coverage["signal_share"] == pytest.approx(mean(lambda s: s["signal_share"]), abs=.05) and told.coverage["stop_share"] == pytest.approx(mean(lambda s: s["stop_share"]), abs=.15)
+    assert told.coverage["coverage"] == pytest.approx(mean(lambda s: s["coverage"]), abs=.05) and told.coverage["stop_share"] == pytest.approx(mean(lambda s: s["stop_share"]), abs=.15)
     again = forecast(planned(tmp_path/"never"), n=24)            # the machine may have become faster or slower since
     low, high = (f(x.seconds["step"][k] for x in (told, again)) for k, f in enumerate((min, max)))
     assert low / 5 < mean(lambda s: s["seconds"]) < high * 5, "time: a factor of five, on a machine that does other work"
@@ -33,7 +33,7 @@ def test_a_forecast_is_near_the_run(tmp_path):
 
 
 def test_memory_grows_with_the_plan(tmp_path):
-    parts = {m: forecast(planned(tmp_path/"never", micro_batch=m, batch_size=m)).memory for m in (1, 8)}
+    parts = {m: forecast(planned(tmp_path/"never", micro_batch_size=m, batch_size=m)).memory for m in (1, 8)}
     assert parts[8]["activations"] > 2 * parts[1]["activations"] and parts[8]["rows"] == pytest.approx(8 * parts[1]["rows"], rel=.3)
     assert all(p["weights"] > 0 and p["optimiser"] == pytest.approx(2 * p["gradients"]) for p in parts.values())
     long = forecast(planned(tmp_path/"never", max_new_tokens=200)).memory
@@ -48,7 +48,7 @@ def test_what_the_graph_holds_is_counted_once_and_without_weights():
     assert held.most == 400 + 400 or held.most == 400 + 400 + 400
 
 
-@pytest.mark.parametrize("kw, says", [(dict(max_new_tokens=3), "reached max_new_tokens=3"), (dict(min_signal=1.), "less than min_signal=1"), (dict(max_length=30), "has room for 30 tokens")])
+@pytest.mark.parametrize("kw, says", [(dict(max_new_tokens=3), "reached max_new_tokens=3"), (dict(min_coverage=1.), "less than min_coverage=1"), (dict(max_length=30), "has room for 30 tokens")])
 def test_a_plan_that_will_fail_is_told(tmp_path, kw, says): assert any(says in w for w in forecast(planned(tmp_path/"never", **kw)).warnings)
 
 
@@ -59,8 +59,8 @@ def test_a_plan_without_any_signal_is_told_and_does_not_raise(tmp_path):
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["doctor", "--dry-run", "--objective", "strict", "--steps", "3", "--batch-size", "4", "--max-new-tokens", "16", "--eval-prompts", "0", "--no-progress"]) == 0
+    assert main(["doctor", "--dry-run", "--objective", "strict", "--max-steps", "3", "--batch-size", "4", "--max-new-tokens", "16", "--eval-size", "0", "--no-progress"]) == 0
     out = capsys.readouterr().out
     assert "verdict" in out and "student tokens with a signal" in out and "memory: most at once" in out and not any(tmp_path.iterdir())
-    assert main(["doctor", "--json", "--dry-run", "--steps", "3", "--max-new-tokens", "16", "--no-progress"]) == 0
+    assert main(["doctor", "--json", "--dry-run", "--max-steps", "3", "--max-new-tokens", "16", "--no-progress"]) == 0
     assert json.loads(capsys.readouterr().out)["forecast"]["samples"] == 10

@@ -32,7 +32,7 @@ def side(): return load_side("tiny", "student", "cpu")
 def run(tmp_path_factory):
     "Two steps of the tiny pair, large ones, so that the student is another."
     out = tmp_path_factory.mktemp("runs")/"one"
-    Distiller("tiny", "tiny", "tiny", config=DistillConfig(steps=2, lr=3e-2, warmup=0, batch_size=2, max_new_tokens=8, eval_prompts=0, save_every=1, progress=False, out=str(out))).fit()
+    Distiller("tiny", "tiny", "tiny", config=DistillConfig(max_steps=2, learning_rate=3e-2, warmup_steps=0, batch_size=2, max_new_tokens=8, eval_size=0, save_steps=1, progress=False, output_dir=str(out))).fit()
     return out
 
 
@@ -93,7 +93,7 @@ def test_what_to_compare_with(run, tmp_path):
 
 @peft
 def test_an_adapter_is_put_on_the_model_that_it_was_trained_for(tmp_path):
-    d = Distiller("tiny", "tiny", "tiny", config=DistillConfig(steps=1, lr=1e-1, warmup=0, lora=2, batch_size=2, max_new_tokens=8, eval_prompts=0, progress=False, out=str(tmp_path/"run")))
+    d = Distiller("tiny", "tiny", "tiny", config=DistillConfig(max_steps=1, learning_rate=1e-1, warmup_steps=0, lora_r=2, batch_size=2, max_new_tokens=8, eval_size=0, progress=False, output_dir=str(tmp_path/"run")))
     d.fit()
     ids = torch.tensor([BV.encode(PROMPT)])
     with torch.no_grad():
@@ -136,8 +136,8 @@ def test_what_it_refuses(xtokd, tmp_path):
 
 
 def test_template_arguments_are_the_runs_own_or_those_given(tmp_path, xtokd):
-    d = Distiller("tiny", "tiny", "tiny", config=DistillConfig(steps=1, batch_size=2, max_new_tokens=4, eval_prompts=0, progress=False, template_args={"student": {"mood": 1}}, out=str(tmp_path/"run")))
+    d = Distiller("tiny", "tiny", "tiny", config=DistillConfig(max_steps=1, batch_size=2, max_new_tokens=4, eval_size=0, progress=False, chat_template_kwargs={"student": {"mood": 1}}, output_dir=str(tmp_path/"run")))
     d.fit()
     say = lambda *argv: xtokd(tmp_path/"run", PROMPT, "--max-new-tokens", 4, *argv)[2]
-    assert "makes no use of mood" in say() and "makes no use of tone" in say("--template-args", '{"tone": 2}') and "makes no use" not in say("--template-args", "{}")
-    assert "not JSON" in say("--template-args", "{")
+    assert "makes no use of mood" in say() and "makes no use of tone" in say("--chat-template-kwargs", '{"tone": 2}') and "makes no use" not in say("--chat-template-kwargs", "{}")
+    assert "not JSON" in say("--chat-template-kwargs", "{")

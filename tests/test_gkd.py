@@ -152,7 +152,7 @@ def test_other_vocabularies_and_wrong_knobs_are_refused():
 
 
 def test_teacher_text_and_windows_are_fine(same):
-    for by in ("teacher", "reference"): assert objective("gkd")(full(same, TEXTS[:1], writer=by)[0]).count > 0
+    for by in ("teacher", "reference"): assert objective("gkd")(full(same, TEXTS[:1], text_source=by)[0]).count > 0
     p = parts(same, TEXTS[:1])
     n = len(p["student_ids"][0])
     assert objective("gkd")(batch(same, p, window=[np.arange(n) < 3])).count == 3

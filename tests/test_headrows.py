@@ -25,7 +25,7 @@ def pairs():
     return two, Pair(two.teacher, two.teacher)
 
 
-def both(pair, texts, writer=None, cap=None, bias=False, scale=1., padding=0, temperature=1., seed=0):
+def both(pair, texts, text_source=None, cap=None, bias=False, scale=1., padding=0, temperature=1., seed=0):
     "A batch of logits, the same batch of hidden states, and what gets a gradient."
     p, g = parts(pair, texts, seed=seed), torch.Generator().manual_seed(seed)
     hs, ht = [x.detach().requires_grad_() for x in p["hs"]], p["ht"]
@@ -34,7 +34,7 @@ def both(pair, texts, writer=None, cap=None, bias=False, scale=1., padding=0, te
     b = torch.randn(len(weight), generator=g).requires_grad_() if bias else None
     s_head, t_head = Head(weight, b, scale, cap), Head(other, None, 1 / scale, cap)
     keys = ("student_ids", "teacher_ids", "behaviour_logp", "reference_logp", "weak_logp", "plus_logp", "minus_logp")
-    more = {k: p[k] for k in keys} | {"preferences": [1 - 2 * (k % 2) for k in range(len(texts))], "temperature": temperature} | ({"writer": writer} if writer else {})
+    more = {k: p[k] for k in keys} | {"preferences": [1 - 2 * (k % 2) for k in range(len(texts))], "temperature": temperature} | ({"text_source": text_source} if text_source else {})
     hidden = Hidden(hs, ht, weight, other)
     dense = PairBatch.from_logits(pair, student_logits=[s_head(h) for h in hs], teacher_logits=[t_head(h) for h in ht], hidden=hidden, **more)
     thin = PairBatch.from_hidden(pair, student_hidden=hs, teacher_hidden=ht, student_head=s_head, teacher_head=t_head, hidden=hidden, **more)
@@ -47,7 +47,7 @@ def fit(name, texts): return [*texts, *texts[-1:]] if "preferences" in objective
 def compare(name, pair, texts, **how):
     torch.manual_seed(0)
     obj = objective(name)
-    dense, thin, leaves = both(pair, fit(name, texts), OBJECTIVES[name].writer, **how)
+    dense, thin, leaves = both(pair, fit(name, texts), OBJECTIVES[name].text_source, **how)
     outs = [obj(dense), obj(thin)]
     grads = [torch.autograd.grad(o.sum, leaves, allow_unused=True) if o.sum.requires_grad else [None] * len(leaves) for o in outs]
     size = max([float(x.abs().max()) for x in grads[0] if x is not None and x.numel()] + [1e-6])
@@ -130,10 +130,10 @@ def test_a_run_from_states_is_the_run_from_logits(tmp_path, name, student):
     from xtokd.train.distiller import Distiller
     from xtokd.train.config import DistillConfig
     def weights(rows):
-        config = DistillConfig(steps=2, batch_size=4, micro_batch=2, max_new_tokens=8, eval_every=0, eval_prompts=0, save_every=0, lr=1e-3, warmup=0, progress=False, rows=rows, out=str(tmp_path / rows))
+        config = DistillConfig(max_steps=2, batch_size=4, micro_batch_size=2, max_new_tokens=8, eval_steps=0, eval_size=0, save_steps=0, learning_rate=1e-3, warmup_steps=0, progress=False, logits=rows, output_dir=str(tmp_path / rows))
         d = Distiller(student, "tiny", "tiny", name, config, **({"weak": "tiny"} if name == "compass" else {}))
         run = d.fit()
         return run, torch.cat([p.detach().flatten() for p in d.student.model.parameters()])
-    (a, x), (b, y) = weights("logits"), weights("states")
-    for key in ("loss", "entropy", "count", "signal_share"): assert np.allclose(a.steps[-1][key], b.steps[-1][key], rtol=1e-3, atol=1e-5)
+    (a, x), (b, y) = weights("keep"), weights("recompute")
+    for key in ("loss", "entropy", "count", "coverage"): assert np.allclose(a.steps[-1][key], b.steps[-1][key], rtol=1e-3, atol=1e-5)
     assert float((x - y).abs().max()) < 2e-4 and float((x - torch.cat([p.detach().flatten() for p in load_model(student, "student").parameters()])).abs().max()) > 1e-3

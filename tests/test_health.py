@@ -39,12 +39,12 @@ def test_alarms_on_runs_that_collapse():
     ("numbers", (4., 3.6), (4., 3.2)), ("repetition", (.1, .25), (.1, .35)), ("stop", (1., .85), (1., .75)),
     ("entropy", (1., .06), (1., .04)), ("entropy", (1., 2.8), (1., 3.2)), ("length", (20, 9), (20, 7)), ("signal", (.9, .5), (.9, .4)), ("loss", (1., 2.8), (1., 3.2))])
 def test_each_sign_has_its_bound(sign, good, bad):
-    column = dict(numbers="number_length", repetition="repetition", stop="stop_share", entropy="entropy", length="response_tokens", signal="signal_share", loss="loss")[sign]
+    column = dict(numbers="number_length", repetition="repetition", stop="stop_share", entropy="entropy", length="response_tokens", signal="coverage", loss="loss")[sign]
     assert names(steps(**{column: good})) == set() and names(steps(**{column: bad})) == {sign}
     assert all(":" in str(x) and x.first != x.last for x in look(steps(**{column: bad})))
 
 
-@given(st.lists(st.floats(0, 2), min_size=20, max_size=60), st.sampled_from(["number_length", "stop_share", "response_tokens", "repetition", "entropy", "signal_share", "loss"]))
+@given(st.lists(st.floats(0, 2), min_size=20, max_size=60), st.sampled_from(["number_length", "stop_share", "response_tokens", "repetition", "entropy", "coverage", "loss"]))
 @settings(max_examples=100, deadline=None)
 def test_a_run_that_stays_as_it_began_has_no_sign(values, column):
     half = values[:len(values) // 2] or [1.]
@@ -62,7 +62,7 @@ def test_noise_is_no_sign():
 
 def test_text_of_others_and_missing_columns_say_nothing():
     bad = steps(entropy=(1., 0.), stop_share=(1., 0.))
-    assert names(bad) and not names([e | {"writer": "teacher"} for e in bad]) and not names(steps()) and not names([])
+    assert names(bad) and not names([e | {"text_source": "teacher"} for e in bad]) and not names(steps()) and not names([])
     assert not names([e if k % 3 else {"step": k} for k, e in enumerate(steps(entropy="NaN"))])
 
 
@@ -85,24 +85,24 @@ def test_repetition_counts_what_stood_there_before(ids):
 def collapsing(tmp_path, **kw):
     from test_distill import Wrapped, distiller
     def wide(n, out):
-        out.stats["signal_share"] = .9 if n <= 10 else .2
+        out.stats["coverage"] = .9 if n <= 10 else .2
         return out
-    return distiller(tmp_path / "a", Wrapped(wide), steps=24, batch_size=2, max_new_tokens=8, **kw)
+    return distiller(tmp_path / "a", Wrapped(wide), max_steps=24, batch_size=2, max_new_tokens=8, **kw)
 
 
 def test_a_run_warns_once_and_a_resumed_one_not_again(tmp_path):
-    d = collapsing(tmp_path, save_every=22); d.fit()
+    d = collapsing(tmp_path, save_steps=22); d.fit()
     told = [w for w in Run(tmp_path / "a").warnings if w.get("sign") == "signal"]
     assert len(told) == 1 and told[0]["step"] == 20 and told[0]["first"] == .9 and "xtokd doctor" in told[0]["message"]
-    again = collapsing(tmp_path); again.config.steps = 26
+    again = collapsing(tmp_path); again.config.max_steps = 26
     again.objective.calls = 24
     assert len([w for w in again.fit(resume=True).warnings if w.get("sign") == "signal"]) == 1
     record = Run(tmp_path / "a").steps[0]
-    assert {"number_length", "repetition"} <= set(record) and record["writer"] == "student"
+    assert {"number_length", "repetition"} <= set(record) and record["text_source"] == "student"
 
 
 def test_it_can_be_turned_off(tmp_path):
-    assert not [w for w in collapsing(tmp_path, health=False).fit().warnings if "sign" in w]
+    assert not [w for w in collapsing(tmp_path, collapse_warnings=False).fit().warnings if "sign" in w]
 
 
 def test_a_sign_is_told_again_after_it_was_over():

@@ -52,10 +52,10 @@ class TestExperiment:
         assert a["teacher"]["accuracy"] == b["teacher"]["accuracy"] and a["room"] == b["room"]
 
     def test_the_terminal(self, tmp_path, capsys):
-        assert main(["--student", "tiny", "--teacher", "tiny", "--steps", "1", "--out", str(tmp_path / "a")]) == 0
+        assert main(["--student", "tiny", "--teacher", "tiny", "--max-steps", "1", "--output-dir", str(tmp_path / "a")]) == 0
         said = capsys.readouterr().out
         assert "student at the start" in said and "after sft" in said
-        assert main(["--student", "tiny", "--teacher", "tiny", "--out", str(tmp_path / "a")]) == 2
+        assert main(["--student", "tiny", "--teacher", "tiny", "--output-dir", str(tmp_path / "a")]) == 2
         assert "holds an experiment already" in capsys.readouterr().err
 
     def test_a_folder_without_one_is_named(self, tmp_path):
@@ -102,7 +102,7 @@ class TestAway:
         parts, tmp = parcel
         (tmp / "bare.py").write_text("import sys, runpy\n"
             "for name in ('gguf', 'plotly', 'nbdev', 'fastcore', 'IPython', 'ipywidgets', 'anywidget', 'jupyterlab', 'tqdm.notebook'): sys.modules[name] = None\n"
-            f"sys.argv = ['away.py', 'run', '--size', 'smoke', '--out', 'out', '--steps', '1', '--anyway']\nrunpy.run_path({str(REPO / 'tools/away.py')!r}, run_name='__main__')\n")
+            f"sys.argv = ['away.py', 'run', '--size', 'smoke', '--out', 'out', '--max-steps', '1', '--anyway']\nrunpy.run_path({str(REPO / 'tools/away.py')!r}, run_name='__main__')\n")
         done = subprocess.run([sys.executable, "bare.py"], cwd=tmp, capture_output=True, text=True, env={**os.environ, "XTOKD_AWAY": str(tmp / "store"), "HF_HUB_OFFLINE": "1"})
         assert done.returncode == 0, done.stderr[-2000:]
         assert sorted(f.name for f in (tmp / "out").iterdir()) == ["lesson.jsonl", "on-policy.jsonl", "sft.jsonl", "tables.txt"]

@@ -144,7 +144,7 @@ def test_the_matrix_is_what_the_doctor_measures():
     for i, teacher in enumerate((pair.student, pair.teacher)):
         for j, student in enumerate((pair.student, pair.teacher)):
             total = Pair(student, teacher).doctor().total
-            assert np.allclose([m.coverage[i, j], m.one_to_one[i, j], m.inflation[i, j]], [total["shared_bytes"], total["1-1"], total["inflation"]], atol=1e-4)
+            assert np.allclose([m.coverage[i, j], m.one_to_one[i, j], m.teacher_tokens_per_student_token[i, j]], [total["shared_bytes"], total["1-1"], total["teacher_tokens_per_student_token"]], atol=1e-4)
     ET.fromstring(m.svg())
     assert m.figure().data[0].y == ("s", "t") and set(m._repr_mimebundle_()) == {"image/svg+xml", "text/plain"}
 

@@ -24,7 +24,7 @@ text = st.text(alphabet="ab1 7.é中😀\n\t\u0301", min_size=0, max_size=12)
 def exceptions(name): return getattr(OBJECTIVES[name].cls, "exceptions", {})
 def spared(invariant): return [n for n in NAMES if invariant not in exceptions(n)]
 def needs(name): return objective(name).needs
-def writer(name): return OBJECTIVES[name].writer
+def text_source(name): return OBJECTIVES[name].text_source
 def reads_teacher(name): return bool(needs(name) - {"student_logits", "gold"})
 def fit(name, texts): return [*texts, *texts[-1:]] if "preferences" in needs(name) and len(texts) % 2 else list(texts)
 
@@ -51,7 +51,7 @@ def ready():
         if (name, id(p)) not in made:
             torch.manual_seed(0)
             made[name, id(p)] = obj = objective(name)
-            obj(full(p, TEXTS, writer(name))[0])
+            obj(full(p, TEXTS, text_source(name))[0])
         return made[name, id(p)]
     return get
 
@@ -70,19 +70,19 @@ def near(a, b, rtol=1e-3, atol=1e-5): return torch.allclose(a, b, rtol=rtol, ato
 def test_the_map_is_filled_in(name):
     entry = OBJECTIVES[name]
     assert all((entry.summary, entry.source, entry.alignment, entry.bridge, entry.measure, entry.cls.__doc__))
-    assert objective(name).needs <= set(NEEDS) and entry.writer in entry.writers
+    assert objective(name).needs <= set(NEEDS) and entry.text_source in entry.text_sources
     assert all(isinstance(k, str) and v for k, v in exceptions(name).items())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_splitting_changes_nothing(pair, ready, name):                            # I8, D13
     p, obj = parts(pair), ready(name, pair)
-    whole, grads = gradients(obj, batch(pair, p, writer(name)), leaves(p))
+    whole, grads = gradients(obj, batch(pair, p, text_source(name)), leaves(p))
     for cut in ([2, 2],) if whole.unit == "pair" else ([1, 3], [1, 1, 1, 1]):
         total, count, at = 0., 0., 0
         for x in leaves(p): x.grad = None
         for n in cut:
-            out = obj(batch(pair, some(p, range(at, at + n)), writer(name)))
+            out = obj(batch(pair, some(p, range(at, at + n)), text_source(name)))
             if out.sum.requires_grad: out.sum.backward()
             total, count, at = total + out.sum.detach(), count + out.count, at + n
         if "I8" in exceptions(name): continue
@@ -94,7 +94,7 @@ def test_splitting_changes_nothing(pair, ready, name):                          
 def test_the_order_of_samples_changes_nothing(pair, ready, name):
     p, obj = parts(pair), ready(name, pair)
     order = [2, 3, 0, 1]                                                          # pairs of answers stay side by side
-    a, b = (obj(batch(pair, some(p, at), writer(name))) for at in (range(4), order))
+    a, b = (obj(batch(pair, some(p, at), text_source(name))) for at in (range(4), order))
     assert near(a.sum.detach(), b.sum.detach()) and abs(a.count - b.count) < 1e-3
 
 
@@ -103,7 +103,7 @@ def test_the_teacher_reaches_the_gradient(pair, ready, name):                   
     a, b = (parts(pair, scale=x) for x in (.3, .6))
     if not needs(name) & {"teacher_logits"}: return
     for k in ("ht", "plus_logp", "weak_logp"): b[k] = [2 * x for x in b[k]]
-    one, two = (gradients(ready(name, pair), batch(pair, x, writer(name)), leaves(x))[1] for x in (a, b))
+    one, two = (gradients(ready(name, pair), batch(pair, x, text_source(name)), leaves(x))[1] for x in (a, b))
     assert not all(near(x, y, atol=1e-7) for x, y in zip(one, two))
 
 
@@ -111,7 +111,7 @@ def test_the_teacher_reaches_the_gradient(pair, ready, name):                   
 def test_shifted_teacher_rows_change_the_result(pair, ready, name):               # D10
     p = parts(pair)
     q = {**p, "teacher_logits": [x.roll(1, 0) for x in p["teacher_logits"]], "ht": [x.roll(1, 0) for x in p["ht"]]}
-    a, b = (ready(name, pair)(batch(pair, x, writer(name))) for x in (p, q))
+    a, b = (ready(name, pair)(batch(pair, x, text_source(name))) for x in (p, q))
     assert abs(float(a.sum.detach() - b.sum.detach())) > 1e-4
 
 
@@ -120,7 +120,7 @@ def test_padded_heads_change_nothing(pair, ready, name):                        
     p, obj = parts(pair), ready(name, pair)
     wide = lambda x: torch.cat([x.detach(), torch.full((len(x), 37), 9.)], 1)
     q = {**p, "student_logits": [wide(x).requires_grad_() for x in p["student_logits"]], "teacher_logits": [wide(x) for x in p["teacher_logits"]]}
-    a, b = (gradients(obj, batch(pair, x, writer(name)), x["student_logits"]) for x in (p, q))
+    a, b = (gradients(obj, batch(pair, x, text_source(name)), x["student_logits"]) for x in (p, q))
     assert near(a[0].sum.detach(), b[0].sum.detach()) and all(near(x, y[:, : x.shape[1]]) and not y[:, x.shape[1]:].any() for x, y in zip(a[1], b[1]))
 
 
@@ -129,7 +129,7 @@ def test_no_gradient_reaches_the_teacher(pair, ready, name):                    
     p = parts(pair)
     p["teacher_logits"], p["ht"] = [x.requires_grad_() for x in p["teacher_logits"]], [x.requires_grad_() for x in p["ht"]]
     head = [x.clone().requires_grad_() for x in heads(pair)]
-    b = batch(pair, p, writer(name))
+    b = batch(pair, p, text_source(name))
     b.extra["hidden"] = Hidden(p["hs"], p["ht"], *head)
     out = ready(name, pair)(b)
     if out.sum.requires_grad: out.sum.backward()
@@ -139,9 +139,9 @@ def test_no_gradient_reaches_the_teacher(pair, ready, name):                    
 @pytest.mark.parametrize("name", NAMES)
 def test_empty_responses(pair, ready, name):                                      # D14
     p, obj = parts(pair, fit(name, ("", "7 altogether."))), ready(name, pair)
-    out, grads = gradients(obj, batch(pair, p, writer(name)), leaves(p))
+    out, grads = gradients(obj, batch(pair, p, text_source(name)), leaves(p))
     assert torch.isfinite(out.sum) and all(torch.isfinite(g).all() for g in grads)
-    none = obj(batch(pair, parts(pair, fit(name, ("", "")), stop=False), writer(name)))
+    none = obj(batch(pair, parts(pair, fit(name, ("", "")), stop=False), text_source(name)))
     assert float(none.sum.detach()) == 0 and none.count in (0, 1)                          # a pair of empty answers is a pair
 
 
@@ -149,16 +149,16 @@ def test_empty_responses(pair, ready, name):                                    
 def test_impossible_teacher_tokens_leave_the_gradient_finite(pair, ready, name):  # D14
     p = parts(pair)
     for x in p["teacher_logits"]: x[:, ::3] = -torch.inf
-    out, grads = gradients(ready(name, pair), batch(pair, p, writer(name)), leaves(p))
+    out, grads = gradients(ready(name, pair), batch(pair, p, text_source(name)), leaves(p))
     assert torch.isfinite(out.sum) and all(torch.isfinite(g).all() for g in grads)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_token_has_a_signal_or_a_reason(pair, ready, name):                 # D25
-    out = ready(name, pair)(full(pair, writer=writer(name))[0])
+    out = ready(name, pair)(full(pair, text_source=text_source(name))[0])
     silent = out.ledger["weight"] == 0
     assert (out.ledger["reason"][silent] > 0).all() and (out.ledger["reason"][~silent] == 0).all()
-    assert all(Reason(w).text for w in np.unique(out.ledger["reason"][silent])) and abs(out.stats["signal_share"] - (~silent).mean()) < 1e-6
+    assert all(Reason(w).text for w in np.unique(out.ledger["reason"][silent])) and abs(out.stats["coverage"] - (~silent).mean()) < 1e-6
     assert out.count > 0 and abs(out.count - out.ledger["weight"].sum()) < 1e-3 * out.count
 
 
@@ -167,7 +167,7 @@ def test_half_precision_and_truncated_teachers(pair, ready, name):              
     p = parts(pair)
     p["student_logits"] = [x.detach().bfloat16().requires_grad_() for x in p["student_logits"]]
     cut = {k: [x[:4] for x in p[k]] for k in ("teacher_logits", "ht", "weak_logp", "plus_logp", "minus_logp")}
-    out, grads = gradients(ready(name, pair), batch(pair, {**p, **cut}, writer(name)), leaves(p))
+    out, grads = gradients(ready(name, pair), batch(pair, {**p, **cut}, text_source(name)), leaves(p))
     assert out.sum.dtype == torch.float32 and torch.isfinite(out.sum) and all(torch.isfinite(g).all() for g in grads)
 
 
@@ -179,7 +179,7 @@ def test_equal_models_do_not_move(same, ready, name):                           
     own = lambda rows, ids: torch.log_softmax(rows.detach(), -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
     for k in ("behaviour_logp", "reference_logp", "weak_logp"): p[k] = [own(r, i) for r, i in zip(p["student_logits"], p["student_ids"])]
     for x, y in zip(p["plus_logp"], p["minus_logp"]): x.copy_(y)
-    b = PairBatch.from_logits(same, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, writer=writer(name), hidden=Hidden(p["hs"], p["ht"], *heads(same, (8, 8))))
+    b = PairBatch.from_logits(same, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=Hidden(p["hs"], p["ht"], *heads(same, (8, 8))))
     _, grads = gradients(ready(name, same), b, p["student_logits"])
     assert max(float(g.abs().max()) for g in grads) < 1e-4
 
@@ -188,12 +188,12 @@ def test_equal_models_do_not_move(same, ready, name):                           
 def test_what_comes_later_changes_nothing_before(pair, ready, name):              # I6
     if OBJECTIVES[name].cls.__dict__.get("unit") == "pair": return
     p = parts(pair, fit(name, TEXTS[:1]))
-    a = ready(name, pair)(batch(pair, p, writer(name)))
-    b0 = batch(pair, p, writer(name)).alignment
+    a = ready(name, pair)(batch(pair, p, text_source(name)))
+    b0 = batch(pair, p, text_source(name)).alignment
     middle = b0.chunks[len(b0.chunks) // 2]
     q = {k: [x.detach().clone() if torch.is_tensor(x) else list(x) for x in v] for k, v in p.items()}
     for k, at in (("student_logits", middle[0]), ("teacher_logits", middle[2]), ("hs", middle[0]), ("ht", middle[2])): q[k][0][at:] = torch.randn_like(q[k][0][at:])
-    b = ready(name, pair)(batch(pair, q, writer(name)))
+    b = ready(name, pair)(batch(pair, q, text_source(name)))
     before = int(b0.chunks[max(len(b0.chunks) // 2 - 2, 0)][1])
     assert near(a.token_loss[:before], b.token_loss[:before], rtol=1e-2, atol=1e-3)
 
@@ -221,7 +221,7 @@ def test_names_of_teacher_ids_mean_nothing(name):                               
         p["teacher_logits"] = [x[:, columns] for x in p["teacher_logits"]]
         h = heads(make_pair(S, T))
         torch.manual_seed(0)
-        b = PairBatch.from_logits(pair, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, writer=writer(name), hidden=Hidden(p["hs"], p["ht"], h[0], h[1][columns]))
+        b = PairBatch.from_logits(pair, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=Hidden(p["hs"], p["ht"], h[0], h[1][columns]))
         losses.append(objective(name)(b).token_loss)
     assert near(*losses, atol=1e-4)
 
@@ -231,7 +231,7 @@ def test_names_of_teacher_ids_mean_nothing(name):                               
 @few
 def test_any_text(pair, ready, name, texts):                                      # I9
     p = parts(pair, texts)
-    out, grads = gradients(ready(name, pair), batch(pair, p, writer(name)), leaves(p))
+    out, grads = gradients(ready(name, pair), batch(pair, p, text_source(name)), leaves(p))
     assert torch.isfinite(out.sum) and all(torch.isfinite(g).all() for g in grads) and len(out.token_loss) == sum(map(len, p["student_ids"]))
 
 
@@ -245,14 +245,14 @@ def test_an_incomplete_character_of_the_student(pair, ready, name):             
     for k, ids, width in (("student", broken, len(s)), ("teacher", t, len(pair.teacher))): p[f"{k}_ids"][0], p[f"{k}_logits"][0] = ids, torch.randn(len(ids), width, generator=g)
     for k, n in (("behaviour_logp", len(broken)), ("reference_logp", len(broken)), ("weak_logp", len(t)), ("plus_logp", len(t)), ("minus_logp", len(t))): p[k][0] = -torch.rand(n, generator=g)
     p["hs"][0], p["ht"][0] = torch.randn(len(broken), 6, generator=g), torch.randn(len(t), 8, generator=g)
-    assert torch.isfinite(ready(name, pair)(batch(pair, p, writer(name))).sum)
+    assert torch.isfinite(ready(name, pair)(batch(pair, p, text_source(name))).sum)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_window_silences_what_is_outside(pair, ready, name):
     p = parts(pair)
     window = [np.arange(len(x)) >= len(x) // 2 for x in p["student_ids"]]
-    out = ready(name, pair)(batch(pair, p, writer(name), window=window))
+    out = ready(name, pair)(batch(pair, p, text_source(name), window=window))
     outside = ~np.concatenate(window)
     assert not (out.ledger["weight"][outside] > 0).any() and (out.ledger["reason"][outside] > 0).all() and torch.isfinite(out.sum)
 
@@ -261,10 +261,10 @@ def test_a_window_silences_what_is_outside(pair, ready, name):
 def test_what_is_missing_is_named(pair, name):
     p = parts(pair)
     for need in needs(name) - {"student_logits", "gold"}:
-        b = batch(pair, p, writer(name))
+        b = batch(pair, p, text_source(name))
         if need == "teacher_logits": b.teacher = None
         elif need in ("behaviour_logp", "reference_logp"): setattr(b, need, None)
         else: b.extra.pop(need)
         with pytest.raises(ValueError, match=need): objective(name)(b)
-    for by in {"student", "teacher", "reference"} - set(OBJECTIVES[name].writers):
+    for by in {"student", "teacher", "reference"} - set(OBJECTIVES[name].text_sources):
         with pytest.raises(ValueError, match="no sense|gold"): objective(name)(batch(pair, p, by))

@@ -14,7 +14,7 @@ ITEMS = [x | {"chosen": x["reference"], "rejected": x["reference"][::-1]} for x 
 THIRD = {"weak_logp": "weak", "plus_logp": "plus", "minus_logp": "minus"}
 
 
-def config(out, **how): return DistillConfig(**dict(steps=2, batch_size=4, micro_batch=2, lr=1e-3, max_new_tokens=8, eval_every=0, eval_prompts=0, progress=False, out=str(out)) | how)
+def config(out, **how): return DistillConfig(**dict(max_steps=2, batch_size=4, micro_batch_size=2, learning_rate=1e-3, max_new_tokens=8, eval_steps=0, eval_size=0, progress=False, output_dir=str(out)) | how)
 
 
 def third(name):
@@ -25,7 +25,7 @@ def third(name):
 
 
 def distiller(name, out, **how):
-    knobs = {"warmup": 0} | how.pop("config", {})
+    knobs = {"warmup_steps": 0} | how.pop("config", {})
     student = load_side("tiny", "teacher", "cpu") if OBJECTIVES[name].equal_vocabularies else load_side("tiny", "student", "cpu")
     others = {THIRD[n]: "tiny" for n in objective(name).needs & set(THIRD)}
     if others: others = {k: third(k) for k in others}
@@ -43,11 +43,11 @@ def test_every_objective_trains(name, tmp_path):
 
 
 def test_a_share_of_the_steps_is_off_policy(tmp_path):
-    d = distiller("strict", tmp_path / "mixed", config=dict(steps=8, on_policy=.5, off_policy="reference"))
+    d = distiller("strict", tmp_path / "mixed", config=dict(max_steps=8, on_policy_fraction=.5, off_policy_source="reference"))
     run = d.fit()
     per_step = np.diff([0, *[s["costs"]["student_tokens_written"] for s in run.steps]])
     assert 0 < (per_step == 0).sum() < 8 and run.steps[-1]["costs"]["teacher_tokens_written"] == 0
-    with pytest.raises(ValueError, match="makes no sense on text of the teacher"): distiller("sampled", tmp_path / "no", config=dict(on_policy=.5))
+    with pytest.raises(ValueError, match="makes no sense on text of the teacher"): distiller("sampled", tmp_path / "no", config=dict(on_policy_fraction=.5))
 
 
 def test_a_window_and_a_context(tmp_path):

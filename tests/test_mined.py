@@ -68,7 +68,7 @@ def test_stops_are_one_event():
 def test_one_hot_on_gold_text_only(pair):
     b, _ = full(pair)
     own = objective("mined")(b)
-    gold = objective("mined")(full(pair, writer="reference")[0])
+    gold = objective("mined")(full(pair, text_source="reference")[0])
     alone = own.ledger["weight"] == 0
     assert 0 < alone.sum() < len(alone) and (own.ledger["reason"][alone] == 100).all() and own.stats["one_hot_share"] == 0
     assert gold.count == len(b.student) and abs(gold.stats["one_hot_share"] - alone.mean()) < 1e-6
@@ -78,7 +78,7 @@ def test_one_hot_on_gold_text_only(pair):
 
 def test_cross_entropy_is_a_knob_for_gold_text(pair):
     with pytest.raises(ValueError, match="gold"): objective("mined", ce=.9)(full(pair)[0])
-    b = full(pair, writer="teacher")[0]
+    b = full(pair, text_source="teacher")[0]
     none, some, all_ = (objective("mined", ce=x)(b) for x in (0., .25, 1.))
     assert torch.allclose(some.sum, .75 * none.sum + .25 * all_.sum, rtol=1e-4) and torch.allclose(all_.sum, -b.student.realised().sum(), rtol=1e-4)
 
@@ -107,12 +107,12 @@ def test_the_target_sums_to_one_and_zero_at_the_carried_teacher(pair):
     assert objective("mined")(batch(pair, p)).loss.abs() < 1e-4
 
 
-@pytest.mark.parametrize("writer", ["student", "reference"])
-def test_what_every_method_keeps(pair, writer):
+@pytest.mark.parametrize("text_source", ["student", "reference"])
+def test_what_every_method_keeps(pair, text_source):
     obj = objective("mined")
-    check_parts(pair, obj, writer=writer)
-    check_hard_cases(pair, obj, writer=writer)
-    check_relabelling(pair, obj, writer=writer)
+    check_parts(pair, obj, text_source=text_source)
+    check_hard_cases(pair, obj, text_source=text_source)
+    check_relabelling(pair, obj, text_source=text_source)
 
 
 def test_zero_gradient_at_equal_models(pair): assert same_gradient(pair, objective("mined")) < 1e-6

@@ -118,7 +118,7 @@ def test_equal_models_leave_the_documented_rest(pair):
 
 def test_cross_entropy_is_a_knob_for_gold_text(pair):
     with pytest.raises(ValueError, match="gold"): objective("multilevel_ot", ce=1.)(full(pair)[0])
-    b = full(pair, writer="reference")[0]
+    b = full(pair, text_source="reference")[0]
     none, some = (objective("multilevel_ot", ce=x)(b) for x in (0., 1.))
     off = b.student.offsets
     want = none.sum - sum(b.student.realised()[x: y].mean() for x, y in zip(off, off[1:]))

@@ -221,4 +221,4 @@ def test_refusals(pair):
                               ("minillm", dict(sampled=0, single_step=0), "no loss")):
         with pytest.raises(ValueError, match=text): objective(name, **knobs)
     for name in METHODS:
-        with pytest.raises(ValueError, match="no sense on text of the teacher"): objective(name)(full(pair, TEXTS[:1], writer="teacher")[0])
+        with pytest.raises(ValueError, match="no sense on text of the teacher"): objective(name)(full(pair, TEXTS[:1], text_source="teacher")[0])

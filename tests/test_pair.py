@@ -50,7 +50,7 @@ def test_probes_are_byte_exact():
 def test_the_same_tokenizer_is_fit():
     r = doctor(SMALL, SMALL)
     assert r.verdict == "fit" and r.reasons == [] and r.vocab["identical"] and r.vocab["jaccard"] == 1
-    assert r.total["1-1"] == 1 and r.total["inflation"] == 1 and r.total["shared_bytes"] == 1 and not r.digits["trap"]
+    assert r.total["1-1"] == 1 and r.total["teacher_tokens_per_student_token"] == 1 and r.total["shared_bytes"] == 1 and not r.digits["trap"]
 
 
 def test_a_lossy_wordpiece_is_refused():
@@ -113,7 +113,7 @@ def test_normalisers_are_reported_by_text():
 
 def test_inflation_and_lost_bytes():
     r = doctor(hf(bpe(["th", "the"])), SMALL, "the" * 80)
-    assert r.total["inflation"] == 3 and r.total["1-n"] == 1 and "3.00 tokens" in complaints(r)
+    assert r.total["teacher_tokens_per_student_token"] == 3 and r.total["1-n"] == 1 and "3.00 tokens" in complaints(r)
     lower = hf(bpe(normalizer=normalizers.Lowercase()))
     r = doctor(SMALL, lower, "ABCDEF GHIJK")
     assert r.total["lost_bytes"] > THRESHOLDS["lost_bytes"][1] and r.verdict == "unfit"

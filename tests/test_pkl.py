@@ -159,8 +159,8 @@ def test_all_ways_to_stop_are_one_event(pair):
 
 def test_gold_text_mixes_in_cross_entropy(pair):
     p = parts(pair)
-    for writer in ("teacher", "reference"):
-        b = batch(pair, p, writer=writer)
+    for text_source in ("teacher", "reference"):
+        b = batch(pair, p, text_source=text_source)
         got, own = PKL(ce=.2)(b), PKL()(b)
         assert torch.allclose(got.sum, .8 * own.sum - .2 * b.student.realised().sum(), rtol=1e-4) and got.count == len(b.student)
     with pytest.raises(ValueError, match="gold"): objective("pkl", ce=.2)(batch(pair, p))

@@ -58,7 +58,7 @@ def test_two_processes_take_the_steps_of_one(found, start, how):
     "D13: five prompts (three and two), texts of many lengths, micro-batches (two and one a process); the loss, the norm, the clipped gradient and the weights after three steps."
     one, two = Run(found/"one-texts"), Run(found/f"two-{how}-texts")
     assert len(two.steps) == 3 and [s["samples"] for s in two.steps] == [5] * 3
-    for k in ("loss", "grad_norm", "count", "signal_share"): assert np.allclose(one.column(k), two.column(k), rtol=1e-4), k
+    for k in ("loss", "grad_norm", "count", "coverage"): assert np.allclose(one.column(k), two.column(k), rtol=1e-4), k
     a, b = weights(found, "one-texts"), weights(found, f"two-{how}-texts")
     assert gap(a, start) > 1e-4 and gap(a, b) < 1e-3 * gap(a, start)
     assert two.evals[-1]["rkl_per_byte"] == pytest.approx(one.evals[-1]["rkl_per_byte"], rel=1e-3)
@@ -94,8 +94,8 @@ def test_each_process_holds_its_share(found):
 
 def test_a_model_that_is_not_shared_out_is_refused():
     with pytest.raises(RuntimeError, match="is not sharded: this process holds 6 of its 6"): check_share(torch.nn.Linear(2, 2), 2)
-    with pytest.raises(ValueError, match="there is one process only"): child.Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(shard="both", progress=False))
-    with pytest.raises(ValueError, match="shard is 'all': it is one of"): DistillConfig(shard="all")
+    with pytest.raises(ValueError, match="there is one process only"): child.Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(fsdp="both", progress=False))
+    with pytest.raises(ValueError, match="fsdp is 'all': it is one of"): DistillConfig(fsdp="all")
 
 
 # ---- kept, resumed, logged --------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_a_sharded_run_leaves_whole_files(found):
     kept = AutoModelForCausalLM.from_pretrained(place/"student")
     assert type(kept).__name__ == "LlamaForCausalLM" and gap(weights(found, "two-both-whole"), kept.state_dict()) == 0
     assert len(list((place/"student").glob("*.safetensors"))) == 1 and json.loads((place/"student/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
-    d = child.distiller(place, **child.SAMPLED | {"steps": 5, "shard": "no"})
+    d = child.distiller(place, **child.SAMPLED | {"max_steps": 5, "fsdp": "no"})
     assert d.fit(resume=True).steps[-1]["step"] == 5 and len(d.optimizer.state_dict()["state"][0]["exp_avg"]) == len(d.params[0])
 
 
@@ -135,8 +135,8 @@ def test_what_is_written(found):
 def test_accelerate_launch_with_an_fsdp_config(tmp_path):
     "On a CPU accelerate's own plug-in would have given DDP."
     (tmp_path/"fsdp.yaml").write_text(child.FSDP_CONFIG)
-    code, out, err = launch("accelerate.commands.launch", "--config_file", tmp_path/"fsdp.yaml", "--main_process_port", port(), "-m", "xtokd.cli.commands", "distill", "--steps", 2, "--batch-size", 3, "--max-new-tokens", 16,
-                            "--eval-prompts", 2, "--objective", "strict", "--out", tmp_path/"run", cwd=tmp_path)
+    code, out, err = launch("accelerate.commands.launch", "--config_file", tmp_path/"fsdp.yaml", "--main_process_port", port(), "-m", "xtokd.cli.commands", "distill", "--max-steps", 2, "--batch-size", 3, "--max-new-tokens", 16,
+                            "--eval-size", 2, "--objective", "strict", "--output-dir", tmp_path/"run", cwd=tmp_path)
     assert code == 0, err[-3000:]
     assert out.count("run log") == 1 and Run(tmp_path/"run").finished and Run(tmp_path/"run").start["processes"] == 2 and Run(tmp_path/"run").start["sharded"] == ["student", "teacher"]
 

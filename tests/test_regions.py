@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.data.chat import args_of, read_args, render, template_args, told, unused_args, with_args
+from xtokd.data.chat import args_of, read_args, render, chat_template_kwargs, told, unused_args, with_args
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
@@ -116,7 +116,7 @@ def test_arguments_reach_the_template_of_their_side():
 
 @pytest.mark.parametrize("given_,words", [("{", "not JSON"), ([1], "is a list"), ("3", "is a int"), ({"tokenize": True}, "holds 'tokenize'"), ({"student": {"add_generation_prompt": False}}, "add_generation_prompt")])
 def test_bad_arguments_are_refused(given_, words):
-    with pytest.raises(ValueError, match=words): DistillConfig(template_args=given_)
+    with pytest.raises(ValueError, match=words): DistillConfig(chat_template_kwargs=given_)
 
 
 def test_both_sides_or_each():
@@ -126,7 +126,7 @@ def test_both_sides_or_each():
 # ---- a run ------------------------------------------------------------------------------------------------------------------
 def distiller(out, prompts, **how):
     sides = [(load_model("tiny", r), with_template(r)) for r in ("student", "teacher")]
-    return Distiller(*sides, prompts, objective="cover", config=DistillConfig(steps=1, batch_size=2, max_new_tokens=12, eval_prompts=0, progress=False, health=False, out=str(out), **how))
+    return Distiller(*sides, prompts, objective="cover", config=DistillConfig(max_steps=1, batch_size=2, max_new_tokens=12, eval_size=0, progress=False, collapse_warnings=False, output_dir=str(out), **how))
 
 
 THOUGHT = "<think>8 is even</think>It is 8."
@@ -134,7 +134,7 @@ ITEMS = [{"prompt": "a number", "reference": THOUGHT}, {"prompt": "another", "re
 
 
 def test_a_run_names_its_regions(tmp_path):
-    d = distiller(tmp_path, ITEMS, on_policy=0., off_policy="reference", template_args={"student": {"think_first": False}, "teacher": {"no_such": 1}})
+    d = distiller(tmp_path, ITEMS, on_policy_fraction=0., off_policy_source="reference", chat_template_kwargs={"student": {"think_first": False}, "teacher": {"no_such": 1}})
     run = d.fit()
     step, sample = run.steps[0], run.samples[0]
     assert step["share_think"] + step["share_text"] == pytest.approx(1) and 0 < step["share_think"] < 1 and np.isfinite(step["loss_think"])
@@ -143,24 +143,24 @@ def test_a_run_names_its_regions(tmp_path):
 
 
 def test_a_logged_sample_keeps_its_regions(tmp_path):
-    sample = distiller(tmp_path, ITEMS[:1] * 2, on_policy=0., off_policy="reference").fit().samples[0]
+    sample = distiller(tmp_path, ITEMS[:1] * 2, on_policy_fraction=0., off_policy_source="reference").fit().samples[0]
     bv = ByteVocab(load_tokenizer("tiny", "student"))
     assert sample["region"] == token_regions(bv, sample["student_ids"]).tolist() and set(sample["region"]) == {0, 1}
 
 
 def test_without_thoughts_nothing_is_said(tmp_path):
-    step = distiller(tmp_path, ITEMS[1:] * 2, on_policy=0., off_policy="reference").fit().steps[0]
+    step = distiller(tmp_path, ITEMS[1:] * 2, on_policy_fraction=0., off_policy_source="reference").fit().steps[0]
     assert not [k for k in step if "think" in k or k == "share_text"]
 
 
 def test_learning_from_the_answer_leaves_thoughts_out(tmp_path):
     from xtokd.train.step import accumulate
-    def told_of(learn_from):
-        d = distiller(tmp_path/learn_from, ITEMS, on_policy=0., off_policy="reference", learn_from=learn_from)
+    def told_of(loss_on):
+        d = distiller(tmp_path/loss_on, ITEMS, on_policy_fraction=0., off_policy_source="reference", loss_on=loss_on)
         samples = d.text(d.items[:1], "reference", 0)
         _, (_, out) = accumulate(samples, d.pair, d.student, d.teacher, d.objective, d.config, d.autocast, d.others, "reference")
         return out
-    every, answer = told_of("all"), told_of("answer")
+    every, answer = told_of("response"), told_of("answer")
     think = every.ledger["region"] == REGIONS.index("think")
     assert think.any() and (every.ledger["weight"][think] > 0).any()
     assert (answer.ledger["weight"][think] == 0).all() and set(answer.ledger["reason"][think]) <= {106} and (answer.ledger["weight"][~think] > 0).any()
@@ -169,14 +169,14 @@ def test_learning_from_the_answer_leaves_thoughts_out(tmp_path):
 
 
 def test_an_open_thought_teaches_nothing_and_says_so(tmp_path):
-    d = distiller(tmp_path, ITEMS[1:] * 2, on_policy=0., off_policy="reference", learn_from="answer", template_args={"student": {"think_first": True}})
+    d = distiller(tmp_path, ITEMS[1:] * 2, on_policy_fraction=0., off_policy_source="reference", loss_on="answer", chat_template_kwargs={"student": {"think_first": True}})
     d.student.bv.hf.chat_template = d.student.bv.hf.chat_template.replace(": ", "\n")
     with pytest.raises(RuntimeError, match="outside the supervision window"): d.fit()
 
 
 def test_preferences_by_name_and_thoughts_outside(tmp_path):
     items = [{"prompt": "a number", "chosen": THOUGHT, "rejected": "It is 9."}] * 2
-    d = Distiller("tiny", "tiny", items, objective="ctpd", plus="tiny", minus="tiny", config=DistillConfig(steps=1, batch_size=2, eval_prompts=0, learn_from="answer", progress=False, out=str(tmp_path)))
+    d = Distiller("tiny", "tiny", items, objective="ctpd", plus="tiny", minus="tiny", config=DistillConfig(max_steps=1, batch_size=2, eval_size=0, loss_on="answer", progress=False, output_dir=str(tmp_path)))
     assert [s.window is not None for s in d.text(d.items, "reference", 0)] == [True, False] * 2
     assert {n: s.params for n, s in d.others.items() if n != "reference"} == {n: d.teacher.params for n in ("plus", "minus")}
     step = d.fit().steps[0]

@@ -276,7 +276,7 @@ def pair_batch(samples, name):
     own, ids = [s.student for s in samples], [s.teacher for s in samples]
     student = response_logits(load_model("tiny", device="cpu"), [s.student_prompt for s in samples], own)
     extra = {k: [torch.full((len(x),), -1.) for x in (ids if k == "weak_logp" else own)] for k in ("weak_logp", "reference_logp")}
-    return PairBatch.from_logits(PAIR, own, ids, [l.clone().requires_grad_() for l in student], response_logits(TEACHER, [s.teacher_prompt for s in samples], ids), preferences=[1, -1, 1, -1], writer="reference" if name == "ctpd" else "student", **extra)
+    return PairBatch.from_logits(PAIR, own, ids, [l.clone().requires_grad_() for l in student], response_logits(TEACHER, [s.teacher_prompt for s in samples], ids), preferences=[1, -1, 1, -1], text_source="reference" if name == "ctpd" else "student", **extra)
 
 
 def hears_the_same(remote, samples, name, knobs):
@@ -293,17 +293,17 @@ def test_every_objective_that_can_hears_the_same_over_the_wire(samples, name, kn
     with serve(*PASSING, times=1) as s: hears_the_same(remote(s, retries=20), samples, name, knobs)
 
 
-SMALL = dict(steps=2, batch_size=4, max_new_tokens=24, eval_prompts=4, eval_samples=1, progress=False, micro_batch=2)
+SMALL = dict(max_steps=2, batch_size=4, max_new_tokens=24, eval_size=4, eval_log_samples=1, progress=False, micro_batch_size=2)
 
 
 def same_run(near, far):
     "Steps and evaluation of two runs agree, to what float32 rounds."
-    for a, b in zip(near.steps, far.steps): assert abs(a["loss"] - b["loss"]) < 1e-4 and a["signal_share"] == b["signal_share"] and abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"]
+    for a, b in zip(near.steps, far.steps): assert abs(a["loss"] - b["loss"]) < 1e-4 and a["coverage"] == b["coverage"] and abs(a["grad_norm"] - b["grad_norm"]) < 1e-3 * a["grad_norm"]
     assert len(far.steps) == 2 and abs(near.evals[-1]["rkl_per_byte"] - far.evals[-1]["rkl_per_byte"]) < 1e-3
 
 
 def test_a_run_with_a_served_teacher_is_the_run_with_the_local_one(tmp_path):
-    config = lambda name: DistillConfig(**SMALL, out=str(tmp_path/name))
+    config = lambda name: DistillConfig(**SMALL, output_dir=str(tmp_path/name))
     near = Distiller("tiny", "tiny", "tiny", "sampled", config("near")).fit()
     with serve(*PASSING, times=1) as s:
         t = remote(s, retries=20)
@@ -313,15 +313,15 @@ def test_a_run_with_a_served_teacher_is_the_run_with_the_local_one(tmp_path):
 
 
 def test_objectives_that_read_whole_rows_are_refused_before_training(tmp_path):
-    with serve() as s, pytest.raises(ValueError, match="'cover' reads whole rows.*sampled"): Distiller("tiny", remote(s), "tiny", "cover", DistillConfig(**SMALL, out=str(tmp_path/"a")))
+    with serve() as s, pytest.raises(ValueError, match="'cover' reads whole rows.*sampled"): Distiller("tiny", remote(s), "tiny", "cover", DistillConfig(**SMALL, output_dir=str(tmp_path/"a")))
     assert not (tmp_path/"a").exists()
 
 
 def test_a_served_teacher_is_named_by_its_url_and_a_run_goes_on(tmp_path):
     with serve() as s:
-        config = DistillConfig(**SMALL | {"steps": 1, "out": str(tmp_path/"a")})
+        config = DistillConfig(**SMALL | {"max_steps": 1, "output_dir": str(tmp_path/"a")})
         Distiller("tiny", f"{s.url}#{TOKENIZER.name_or_path}", "tiny", "sampled", config).fit()
-        run = Distiller.from_run(tmp_path/"a", config=replace(config, steps=2)).fit(resume=True)
+        run = Distiller.from_run(tmp_path/"a", config=replace(config, max_steps=2)).fit(resume=True)
     assert [x["step"] for x in run.steps] == [1, 2]
 
 
@@ -329,16 +329,16 @@ def test_the_served_teacher_writes(tmp_path):
     with serve() as s:
         t = remote(s)
         assert t.write(PROMPTS, 6, 0.) == [x for x in __import__("xtokd.models.sampling", fromlist=["rollout"]).rollout(TEACHER, BV, PROMPTS, 6, 0.)]
-        run = Distiller("tiny", t, "tiny", "sft", DistillConfig(**SMALL, out=str(tmp_path/"a"))).fit()
+        run = Distiller("tiny", t, "tiny", "sft", DistillConfig(**SMALL, output_dir=str(tmp_path/"a"))).fit()
     assert len(run.steps) == 2 and run.steps[-1]["costs"]["teacher_tokens_written"] > 0
 
 
 def test_a_number_that_is_not_known_counts_against_the_run(tmp_path):
-    with serve(left_out) as s, pytest.raises(FloatingPointError, match="more than 1 %.*engine"): Distiller("tiny", remote(s), "tiny", "sampled", DistillConfig(**SMALL | {"eval_prompts": 0}, out=str(tmp_path/"a"))).fit()
+    with serve(left_out) as s, pytest.raises(FloatingPointError, match="more than 1 %.*engine"): Distiller("tiny", remote(s), "tiny", "sampled", DistillConfig(**SMALL | {"eval_size": 0}, output_dir=str(tmp_path/"a"))).fit()
 
 
 def test_the_command_line_learns_from_a_served_teacher(tmp_path):
     from xtokd.cli.commands import main
     with serve() as s:
-        args = ["distill", "--teacher", s.url, "--objective", "sampled", "--steps", "1", "--batch-size", "4", "--eval-prompts", "0", "--no-progress", "--out", str(tmp_path/"a")]
+        args = ["distill", "--teacher", s.url, "--objective", "sampled", "--max-steps", "1", "--batch-size", "4", "--eval-size", "0", "--no-progress", "--output-dir", str(tmp_path/"a")]
         assert main(args) == 1 and main([*args, "--teacher-tokenizer", TOKENIZER.name_or_path]) == 0

@@ -41,13 +41,13 @@ def test_every_event_has_event_step_and_time(tmp_path):
 
 
 def test_a_run_is_read_while_it_is_written(tmp_path):
-    log = RunLog(tmp_path); log.write("start", 0, config={"steps": 2})
+    log = RunLog(tmp_path); log.write("start", 0, config={"max_steps": 2})
     run = Run(tmp_path)
     for step in (1, 2):
         log.write("step", step, loss=1 / step)
         assert len(run.steps) == step and not run.finished
     log.write("end", 2)
-    assert run.finished and run.config == {"steps": 2} and run.column("loss").tolist() == [1, .5] and np.isnan(run.column("nothing")).all()
+    assert run.finished and run.config == {"max_steps": 2} and run.column("loss").tolist() == [1, .5] and np.isnan(run.column("nothing")).all()
 
 
 @given(st.integers(1, 80))
@@ -82,7 +82,7 @@ def test_resume_undoes_what_came_after_the_checkpoint(tmp_path):
 def test_compare_and_the_ways_to_show(tmp_path):
     for name, acc in (("a", .5), ("<b>", .9)):
         log = RunLog(tmp_path/name); log.write("start", 0, config={}, objective=name); log.write("eval", 0, accuracy=.3, n=50)
-        log.write("step", 1, loss=1, signal_share=.9, costs=Costs({"flops": 1e12})); log.write("eval", 1, accuracy=acc, n=50); log.write("end", 1)
+        log.write("step", 1, loss=1, coverage=.9, costs=Costs({"flops": 1e12})); log.write("eval", 1, accuracy=acc, n=50); log.write("end", 1)
     table = Run(tmp_path/"a").compare(tmp_path/"<b>")
     assert [r["accuracy after"] for r in table] == [.5, .9] and [r["accuracy before"] for r in table] == [.3, .3] and table[0]["flops"] == 1e12
     assert "&lt;b&gt;" in table._repr_html_() and "<b>" not in table._repr_html_() and "accuracy after" in repr(table)

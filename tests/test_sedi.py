@@ -248,9 +248,9 @@ def test_a_lone_candidate_on_own_text_is_masked():
     logits = torch.full((2, len(t)), -9.)
     logits[1, t.bytes.index(b"201")], logits[1, t.bytes.index(b"35")] = 5., 4.
     make = lambda **extra: PairBatch.from_logits(make_pair(s, t), [ids[0]], [ids[1]], [torch.zeros(4, len(s))], [logits], **extra)
-    own, gold = SeDi(k=2)(make()), SeDi(k=2)(make(writer="teacher"))
+    own, gold = SeDi(k=2)(make()), SeDi(k=2)(make(text_source="teacher"))
     assert own.ledger["weight"].tolist() == [1, 1, 0, 0] and own.ledger["reason"].tolist() == [0, 0, 100, 100] and gold.ledger["weight"].tolist() == [1] * 4
-    assert SeDi(k=2, lone="keep")(make()).count == 4 and SeDi(k=2, lone="mask")(make(writer="teacher")).count == 2
+    assert SeDi(k=2, lone="keep")(make()).count == 4 and SeDi(k=2, lone="mask")(make(text_source="teacher")).count == 2
     assert abs(own.stats["kept_mass"] - gold.stats["kept_mass"]) < 1e-6
 
 
@@ -266,7 +266,7 @@ def test_a_digit_teacher_gives_its_marginal():
 
 
 def test_switches_of_the_released_code(pair):                                     # table 1.6, a to i
-    gold, _ = full(pair, writer="reference")
+    gold, _ = full(pair, text_source="reference")
     out = {name: SeDi(**how)(gold) for name, how in dict(paper=PAPER, released=RELEASED, ours={}, sample=dict(entropy="sample"), twice=dict(entropy_weight=2.), normal=dict(normalised_entropy=True),
            hot=dict(overwrite=True), static=dict(static_map=True), warm=dict(temperature=2.), max=dict(collision="max"), flat=dict(background=0.), few=dict(k=3), all=dict(k=None)).items()}
     assert all(torch.isfinite(o.sum) and o.sum >= 0 for o in out.values()) and len({round(o.sum.item(), 3) for o in out.values()}) >= 11

@@ -26,7 +26,7 @@ class Stops:
     def __len__(self): return len(self.bv)
 
 
-def writer(obj): return "reference" if "gold" in obj.needs or obj.writer == "reference" else obj.writer
+def text_source(obj): return "reference" if "gold" in obj.needs or obj.text_source == "reference" else obj.text_source
 
 
 def both(name, knobs, pair=PAIR, seed=0):
@@ -34,7 +34,7 @@ def both(name, knobs, pair=PAIR, seed=0):
     found = []
     for slim in (False, True):
         obj = objective(name, **knobs)
-        b, leaves = full(pair, writer=writer(obj), seed=seed)
+        b, leaves = full(pair, text_source=text_source(obj), seed=seed)
         if slim: b = replace(b, teacher=thin(b.teacher, obj.teacher_top))
         out = obj(b)
         if out.sum.requires_grad: out.sum.backward()
@@ -58,7 +58,7 @@ def test_what_a_class_says_that_it_reads_is_true(name):
     obj = objective(name)
     assert obj.reads(PAIR) in READS and type(obj).teacher_reads in READS
     pair = SAME if obj.equal_vocabularies else PAIR
-    b, _ = full(pair, writer=writer(obj))
+    b, _ = full(pair, text_source=text_source(obj))
     b = replace(b, teacher=thin(b.teacher))
     if obj.reads(pair) != "all":
         assert obj(b).count > 0

@@ -15,7 +15,7 @@ from xtokd.train.trackers import scalars
 board = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
 
 
-def distiller(out, **how): return Distiller("tiny", "tiny", "tiny", config=DistillConfig(**dict(steps=2, batch_size=2, max_new_tokens=8, eval_prompts=2, save_every=1, progress=False, track="tensorboard", out=str(out)) | how))
+def distiller(out, **how): return Distiller("tiny", "tiny", "tiny", config=DistillConfig(**dict(max_steps=2, batch_size=2, max_new_tokens=8, eval_size=2, save_steps=1, progress=False, report_to="tensorboard", output_dir=str(out)) | how))
 
 
 def read_back(folder):
@@ -47,19 +47,19 @@ def test_tensorboard_has_the_numbers_of_the_run_log(tmp_path):
 
 @board
 def test_a_run_goes_on_in_its_tracker_without_what_was_undone(tmp_path):
-    distiller(tmp_path/"b", steps=3).fit()
+    distiller(tmp_path/"b", max_steps=3).fit()
     shutil.rmtree(checkpoints(tmp_path/"b"/"checkpoints")[-1])      # back to step 2
-    run = distiller(tmp_path/"b", steps=4).fit(resume=True)
+    run = distiller(tmp_path/"b", max_steps=4).fit(resume=True)
     found = read_back(tmp_path/"b"/"tensorboard")
     assert [e["step"] for e in run.steps] == [1, 2, 3, 4] == sorted(found["train/loss"]) and found["train/loss"] == pytest.approx({e["step"]: e["loss"] for e in run.steps})
 
 
 def test_what_is_not_there_is_said_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(big, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="track='wandb' needs the package wandb, which is not installed: pip install wandb"): Distiller("no/such", "tiny", "tiny", config=DistillConfig(track="wandb"))
-    with pytest.raises(ValueError, match="track is 'board': it is one of tensorboard, wandb"): DistillConfig(track="board")
+    with pytest.raises(ImportError, match="report_to='wandb' needs the package wandb, which is not installed: pip install wandb"): Distiller("no/such", "tiny", "tiny", config=DistillConfig(report_to="wandb"))
+    with pytest.raises(ValueError, match="report_to is 'board': it is one of tensorboard, wandb"): DistillConfig(report_to="board")
 
 
 def test_no_tracker_where_none_is_asked_for(tmp_path):
-    distiller(tmp_path, track=None, steps=1).fit()
+    distiller(tmp_path, report_to=None, max_steps=1).fit()
     assert not (tmp_path/"tensorboard").exists()

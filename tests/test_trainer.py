@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
-from xtokd.train.config import DistillConfig, mix
+from xtokd.train.config import DistillConfig, combine_seeds
 from xtokd.train.distiller import read_objective
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import OBJECTIVES, objective
@@ -44,7 +44,7 @@ def own_gradient(t, samples, obj, others=None):
     side = Side("student", load_model("tiny", "student", device="cpu").train(), t.student.bv)
     o = read_objective(obj)
     if hasattr(o, "prepare"): o.prepare(t.pair, side, TEACHER)
-    tally, _ = accumulate(samples, t.pair, side, TEACHER, o, t.distill, contextlib.nullcontext, others, t.writer)
+    tally, _ = accumulate(samples, t.pair, side, TEACHER, o, t.distill, contextlib.nullcontext, others, t.text_source)
     finish_gradient(list(side.model.parameters()), tally["count"], t.accelerator)
     return torch.cat([p.grad.flatten() for p in side.model.parameters()]), tally
 
@@ -64,7 +64,7 @@ def test_the_gradient_is_that_of_our_own_loop(tmp_path, obj):
     expected, tally = own_gradient(t, kept[0], obj)
     assert expected.norm() > 0 and (t.look.found[0] - expected).abs().max() < 1e-5
     assert t.state.log_history[0]["loss"] == pytest.approx(tally["loss"] / tally["count"], rel=1e-3)   # the Trainer rounds it
-    assert t.state.log_history[0]["signal_share"] == pytest.approx(tally.stats()["signal_share"], abs=1e-6)
+    assert t.state.log_history[0]["coverage"] == pytest.approx(tally.stats()["coverage"], abs=1e-6)
 
 
 @pytest.mark.parametrize("split,obj", [((4, 2), "strict"), ((2, 4), "dpca"), ((1, 8), "strict"), ((3, 3), "cover")])
@@ -91,7 +91,7 @@ def test_a_micro_batch_without_any_signal_counts_for_nothing(tmp_path):
 
 def test_a_step_without_any_signal_is_an_error(tmp_path):
     class Silent:
-        name, needs, writer = "silent", objective("strict").needs, "student"
+        name, needs, text_source = "silent", objective("strict").needs, "student"
         def __call__(self, batch):
             out = objective("strict")(batch)
             out.sum, out.count = out.sum.detach() * 0, 0
@@ -105,12 +105,12 @@ def test_texts_are_those_of_our_own_loop(tmp_path):
     kept = kept_samples(t)
     t.train()
     student = Side("student", load_model("tiny", "student", device="cpu"), t.student.bv)
-    ours = write(ITEMS, student, TEACHER, t.distill, "student", mix(t.distill.seed, 1, 0))
+    ours = write(ITEMS, student, TEACHER, t.distill, "student", combine_seeds(t.distill.seed, 1, 0))
     assert [s.student for s in kept[0]] == [s.student for s in ours] and len({tuple(s.student) for s in ours}) > 1
 
 
 def test_references_and_preferences(tmp_path):
-    refs = trainer(tmp_path, distill=DistillConfig(on_policy=0., off_policy="reference"), items=[{**i, "reference": str(i["answer"])} for i in ITEMS])
+    refs = trainer(tmp_path, distill=DistillConfig(on_policy_fraction=0., off_policy_source="reference"), items=[{**i, "reference": str(i["answer"])} for i in ITEMS])
     kept = kept_samples(refs)
     refs.train()
     assert [refs.student.bv.decode(s.student[:-1]).decode() for s in kept[0]] == [str(i["answer"]) for i in ITEMS]
@@ -173,7 +173,7 @@ def test_inside_trl(tmp_path):
     t.train(); parted.train()
     expected, tally = own_gradient(t, kept[0], "strict")
     assert (t.look.found[0] - expected).abs().max() < 1e-5 and (t.look.found[0] - parted.look.found[0]).abs().max() < 1e-5
-    assert t.state.log_history[0]["signal_share"] == pytest.approx(tally.stats()["signal_share"], abs=1e-6)
+    assert t.state.log_history[0]["coverage"] == pytest.approx(tally.stats()["coverage"], abs=1e-6)
 
 
 TWO = """

@@ -38,7 +38,7 @@ def s_bv(): return ByteVocab(load_tokenizer("tiny", "student"))
 
 
 def short(tmp_path, **more):
-    how = dict(steps=6, batch_size=8, micro_batch=8, lr=2e-3, warmup=1, max_new_tokens=12, eval_prompts=0, save_every=0, progress=False, out=str(tmp_path / "run"))
+    how = dict(max_steps=6, batch_size=8, micro_batch_size=8, learning_rate=2e-3, warmup_steps=1, max_new_tokens=12, eval_size=0, save_steps=0, progress=False, output_dir=str(tmp_path / "run"))
     return DistillConfig(**how | more)
 
 
@@ -182,16 +182,16 @@ def test_byte_tokenizer_of_a_bare_one():
 
 
 # ---- self-distillation ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("objective, writer", [("alm", "teacher"), ("cover", "teacher"), (("alm", {"form": "limit"}), "student")], ids=str)
-def test_subwords_to_subwords(teacher, t_bv, s_bv, tmp_path, objective, writer):
+@pytest.mark.parametrize("objective, text_source", [("alm", "teacher"), ("cover", "teacher"), (("alm", {"form": "limit"}), "student")], ids=str)
+def test_subwords_to_subwords(teacher, t_bv, s_bv, tmp_path, objective, text_source):
     before, flags = deepcopy(teacher.state_dict()), [p.requires_grad for p in teacher.parameters()]
-    steps = 12 if writer == "teacher" else 3
-    out = transfer(teacher, t_bv, s_bv, load_prompts("tiny", 32), objective, short(tmp_path, steps=steps), writer, {"<user>": "Question:\n", "<reply>": "Answer:\n"})
+    steps = 12 if text_source == "teacher" else 3
+    out = transfer(teacher, t_bv, s_bv, load_prompts("tiny", 32), objective, short(tmp_path, max_steps=steps), text_source, {"<user>": "Question:\n", "<reply>": "Answer:\n"})
     loss = out.run.column("loss")
     assert len(loss) == steps and np.isfinite(loss).all()
-    if writer == "teacher": assert np.mean(loss[-4:]) < .9 * np.mean(loss[:4])
+    if text_source == "teacher": assert np.mean(loss[-4:]) < .9 * np.mean(loss[:4])
     costs = out.run.steps[-1]["costs"]
-    assert (costs["teacher_tokens_written"] > 0) == (writer == "teacher")
+    assert (costs["teacher_tokens_written"] > 0) == (text_source == "teacher")
     assert out.model.get_output_embeddings().weight is out.model.get_input_embeddings().weight and not out.model.training
     assert [p.requires_grad for p in teacher.parameters()] == flags and all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     folder = out.save(tmp_path / "saved")
@@ -199,7 +199,7 @@ def test_subwords_to_subwords(teacher, t_bv, s_bv, tmp_path, objective, writer):
 
 
 def test_subwords_to_bytes(student, s_bv, tmp_path):
-    out = transfer(student, s_bv, byte_tokenizer(s_bv), load_prompts("tiny", 32), config=short(tmp_path, steps=10, max_new_tokens=16), untie=True)
+    out = transfer(student, s_bv, byte_tokenizer(s_bv), load_prompts("tiny", 32), config=short(tmp_path, max_steps=10, max_new_tokens=16), untie=True)
     loss = out.run.column("loss")
     assert np.mean(loss[-3:]) < np.mean(loss[:3]) and out.report["tied"] is False and out.report["copied"] == 256
     folder = out.save(tmp_path / "saved")
@@ -209,7 +209,7 @@ def test_subwords_to_bytes(student, s_bv, tmp_path):
 
 
 def test_transfer_refuses(teacher, t_bv, s_bv):
-    with pytest.raises(ValueError, match="old model"): transfer(teacher, t_bv, s_bv, ["x"], writer="reference")
+    with pytest.raises(ValueError, match="old model"): transfer(teacher, t_bv, s_bv, ["x"], text_source="reference")
     with pytest.raises(ValueError, match="does not learn from text of the teacher"): transfer(teacher, t_bv, s_bv, ["x"], objective="sampled")
 
 
@@ -234,7 +234,7 @@ def test_an_ensemble_is_a_model(student, teacher, t_bv, s_bv, tmp_path):
     for temperature in (0, 1.): assert rollout(Ensemble([student], s_bv), s_bv, prompts, 12, temperature, seed=1) == rollout(student, s_bv, prompts, 12, temperature, seed=1)
     assert rollout(Ensemble([student, moved], s_bv, weights=[1, 0]), s_bv, prompts, 12, 0) == rollout(student, s_bv, prompts, 12, 0)
     with pytest.raises(ValueError, match="bring it to this tokenizer first"): Ensemble([student, teacher], t_bv)
-    run = Distiller((deepcopy(student), s_bv), (both, s_bv), load_prompts("tiny", 8), "strict", short(tmp_path, steps=1)).fit()
+    run = Distiller((deepcopy(student), s_bv), (both, s_bv), load_prompts("tiny", 8), "strict", short(tmp_path, max_steps=1)).fit()
     assert np.isfinite(run.column("loss")).all()
 
 

@@ -15,17 +15,17 @@ from xtokd.serving.http import RemoteError
 
 TOKENIZER = load_tokenizer("tiny")
 BV = ByteVocab(TOKENIZER)
-SMALL = dict(steps=3, batch_size=4, micro_batch=2, max_new_tokens=12, eval_prompts=0, lr=3e-3, warmup=0, temperature=0., progress=False)
+SMALL = dict(max_steps=3, batch_size=4, micro_batch_size=2, max_new_tokens=12, eval_size=0, learning_rate=3e-3, warmup_steps=0, temperature=0., progress=False)
 
 
 def server(**kw): return Server(load_model("tiny", device="cpu"), TOKENIZER, "tiny", **{"follow": True} | kw)
-def run(tmp_path, name, **kw): return Distiller("tiny", "tiny", "tiny", "sampled", DistillConfig(**SMALL, out=str(tmp_path/name), **kw)).fit()
+def run(tmp_path, name, **kw): return Distiller("tiny", "tiny", "tiny", "sampled", DistillConfig(**SMALL, output_dir=str(tmp_path/name), **kw)).fit()
 
 
 def test_a_run_whose_engine_follows_is_the_run_without_one(tmp_path):
     with server() as s:
         start = s.model.get_input_embeddings().weight.clone()
-        far = run(tmp_path, "far", engine=s.url)
+        far = run(tmp_path, "far", generation_url=s.url)
         assert (s.model.get_input_embeddings().weight - start).abs().max() > 1e-3        # it has learned too
     near = run(tmp_path, "near")
     assert [round(x["loss"], 4) for x in far.steps] == [round(x["loss"], 4) for x in near.steps] and len({round(x["loss"], 4) for x in near.steps}) == 3
@@ -36,12 +36,12 @@ def test_a_run_whose_engine_follows_is_the_run_without_one(tmp_path):
        outcome="its log-probs of a probe are compared before it writes: above 0.05 nats a token the run ends and says why; below, the gap is in the log")
 def test_an_engine_that_keeps_its_weights_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setitem(FOLLOWING, "/collective_rpc", lambda server, body: {"results": [None]})
-    with server() as s, pytest.raises(RemoteError, match="other weights than the student.*tied head"): run(tmp_path, "a", engine=s.url)
+    with server() as s, pytest.raises(RemoteError, match="other weights than the student.*tied head"): run(tmp_path, "a", generation_url=s.url)
 
 
 @fault("an engine that cannot be given weights", how="a server without the two development paths", outcome="the run ends before the first text and names the switch: VLLM_SERVER_DEV_MODE=1, or `xtokd serve --follow`")
 def test_an_engine_that_takes_no_weights_is_named_with_the_cure(tmp_path):
-    with server(follow=False) as s, pytest.raises(RemoteError, match="VLLM_SERVER_DEV_MODE=1.*xtokd serve --follow"): run(tmp_path, "a", engine=s.url)
+    with server(follow=False) as s, pytest.raises(RemoteError, match="VLLM_SERVER_DEV_MODE=1.*xtokd serve --follow"): run(tmp_path, "a", generation_url=s.url)
 
 
 def test_another_student_behind_the_engine_is_refused():
@@ -68,12 +68,12 @@ def test_requests_say_that_nothing_is_cut_off():
 
 
 def test_engine_and_lora_are_refused():
-    with pytest.raises(ValueError, match="whole weights"): DistillConfig(engine="http://127.0.0.1:1/v1", lora=4)
+    with pytest.raises(ValueError, match="whole weights"): DistillConfig(generation_url="http://127.0.0.1:1/v1", lora_r=4)
 
 
 def test_a_trainer_refuses_an_engine(tmp_path):
     with pytest.raises(ValueError, match="Leave engine out"):
-        DistillTrainer(model=load_model("tiny", device="cpu"), teacher="tiny", processing_class=TOKENIZER, args=TrainingArguments(str(tmp_path), report_to=[]), distill=DistillConfig(engine="http://127.0.0.1:1/v1"))
+        DistillTrainer(model=load_model("tiny", device="cpu"), teacher="tiny", processing_class=TOKENIZER, args=TrainingArguments(str(tmp_path), report_to=[]), distill=DistillConfig(generation_url="http://127.0.0.1:1/v1"))
 
 
 def test_its_own_opinion_is_without_dropout():

@@ -273,7 +273,7 @@ def test_learnt_weights(pair):
 
 
 def test_gold_text_and_cross_entropy(pair):
-    b = full(pair, writer="reference")[0]
+    b = full(pair, text_source="reference")[0]
     plain, more = (XToken(ce=c)(b) for c in (0., .1))
     inside = torch.as_tensor(b.alignment.student_chunk >= 0)
     assert torch.allclose(more.sum - plain.sum, -.1 * b.student.realised()[inside].sum(), rtol=1e-3)

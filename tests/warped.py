@@ -42,7 +42,7 @@ def check_hard_cases(pair, obj, **how):
     p = parts(pair, UNICODE)
     for texts in (p, some(p, [0])): assert torch.isfinite(obj(batch(pair, texts, **how)).sum)
     assert obj(batch(pair, parts(pair, ("",), stop=False), **how)).loss == 0
-    assert obj(PairBatch.from_logits(pair, [], [], [], [], **({"writer": how["writer"]} if "writer" in how else {}))).loss == 0
+    assert obj(PairBatch.from_logits(pair, [], [], [], [], **({"text_source": how["text_source"]} if "text_source" in how else {}))).loss == 0
     p = parts(pair, TEXTS[:2])
     for k, x in enumerate(p["teacher_logits"]): x[:, 1::3] = -torch.inf
     out = obj(batch(pair, p, **how))

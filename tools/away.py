@@ -157,7 +157,7 @@ def run(size, out, extra=()):
     said = io.StringIO()
     os.chdir(here)
     names = {role: f"./{role}/{f.name}" for role, f in folders.items()}
-    with redirect_stdout(said): code = main(["--student", names["student"], "--teacher", names["teacher"], "--size", size, "--out", "run", *extra])
+    with redirect_stdout(said): code = main(["--student", names["student"], "--teacher", names["teacher"], "--size", size, "--output-dir", "run", *extra])
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / "tables.txt").write_text(said.getvalue())
     print(said.getvalue())

@@ -26,12 +26,12 @@ REPO = Path(__file__).resolve().parent.parent
 KEPT, WORK = REPO / "data/runs/bakeoff", Path("runs/bakeoff")
 RATES, SEEDS, SWEEP_SEED, THIN = (1e-4, 4e-4, 1.5e-3), (0, 1, 2), 100, 20
 
-COMMON = dict(batch_size=16, micro_batch=16, schedule="cosine", max_grad_norm=.3, save_every=0, eval_samples=10 ** 6, progress=False)
-TASKS = {"tiny": dict(max_new_tokens=16, steps=300, eval_every=100, eval_prompts=256), "tiny2": dict(max_new_tokens=96, steps=80, eval_every=40, eval_prompts=96)}
-SWEEP = {"tiny": dict(steps=80, eval_every=0, eval_prompts=256), "tiny2": dict(steps=40, eval_every=0, eval_prompts=64)}
+COMMON = dict(batch_size=16, micro_batch_size=16, lr_scheduler_type="cosine", max_grad_norm=.3, save_steps=0, eval_log_samples=10 ** 6, progress=False)
+TASKS = {"tiny": dict(max_new_tokens=16, max_steps=300, eval_steps=100, eval_size=256), "tiny2": dict(max_new_tokens=96, max_steps=80, eval_steps=40, eval_size=96)}
+SWEEP = {"tiny": dict(max_steps=80, eval_steps=0, eval_size=256), "tiny2": dict(max_steps=40, eval_steps=0, eval_size=64)}
 FIRST = {"tiny2": "tiny"}                                                                                # the task whose sweep says which methods are swept here
 
-by_teacher = dict(on_policy=0., off_policy="teacher")
+by_teacher = dict(on_policy_fraction=0., off_policy_source="teacher")
 METHODS = { # name: objective, knobs, settings beside the common ones
     "cover": ("cover",), "bpm": ("bpm",), "pkl": ("pkl",),
     "escd": ("escd",), "escd-root": ("escd", dict(child=0.)),                                           # with and without child events
@@ -50,7 +50,7 @@ LEFT_OUT = {"gkd": "compares rows of equal vocabularies only", "ctpd": "needs pr
 def settings(task, name, seed, lr=None, sweep=False):
     "Every number of one run."
     own = METHODS[name][2] if len(METHODS[name]) > 2 else {}
-    return {**COMMON, **TASKS[task], **own, **(SWEEP[task] if sweep else {}), "lr": lr, "seed": seed}
+    return {**COMMON, **TASKS[task], **own, **(SWEEP[task] if sweep else {}), "learning_rate": lr, "seed": seed}
 
 
 def label(task, name, tail): return f"{task}-{name}-{tail}"
@@ -64,19 +64,19 @@ def train(task, name, config, out, heldout):
     torch.set_num_threads(1)
     objective, knobs = (*METHODS[name], {}, {})[:2]
     third = {"weak": task} if name in WEAK else {}
-    run = Distiller(task, task, task, (objective, knobs), DistillConfig(**config, out=str(out)), heldout=heldout, **third).fit()
+    run = Distiller(task, task, task, (objective, knobs), DistillConfig(**config, output_dir=str(out)), eval_prompts=heldout, **third).fit()
     if any(e.get("reason") == "stopped" for e in run.of("end")): sys.exit("stopped; what was begun is not kept")
     return run
 
 
 # ---- logs: what is kept of them --------------------------------------------------------------------------------------------
-STEP = ("loss", "entropy", "response_tokens", "stop_share", "canonical_share", "signal_share", "costs")
+STEP = ("loss", "entropy", "response_tokens", "stop_share", "canonical_fraction", "coverage", "costs")
 
 
 def lengths(samples, step):
     "Mean digits of the last number and characters of the likeliest answers of one evaluation, and what is right."
     from xtokd.train.monitor import number_digits
-    mine = [s for s in samples if s["step"] == step and s.get("source") == "heldout"]
+    mine = [s for s in samples if s["step"] == step and s.get("source") == "eval"]
     digits = [number_digits(s["text"], s["item"]["answer"]) or 0 for s in mine]
     n = max(len(mine), 1)
     return {"number_length": sum(digits) / n, "answer_length": sum(len(s["text"]) for s in mine) / n, "number_length_right": sum(len(s["item"]["answer"]) for s in mine) / n}
@@ -164,7 +164,7 @@ def run_one(task, name, seed):
 def measure(task, name):
     "Seconds a step and seconds an evaluation of 32 prompts, from two steps."
     with tempfile.TemporaryDirectory() as out:
-        try: run = train(task, name, settings(task, name, 0, 1e-5) | dict(steps=3, eval_every=0, eval_prompts=32), Path(out) / "run", f"{task}:validation")
+        try: run = train(task, name, settings(task, name, 0, 1e-5) | dict(max_steps=3, eval_steps=0, eval_size=32), Path(out) / "run", f"{task}:validation")
         except Exception as e: return None, f"{type(e).__name__}: {e}"
         return (run.steps[-1]["costs"]["seconds"] - run.steps[0]["costs"]["seconds"]) / 2, run.evals[-1]["seconds"]
 
@@ -181,7 +181,7 @@ def plan(tasks, names, seeds):
                 file.parent.mkdir(parents=True, exist_ok=True); file.write_text(json.dumps(known))
             step, judge = known[key]
             if step is None: print(f"{key}: cannot train: {judge}", flush=True); continue
-            cost = lambda c: c["steps"] * step + (2 + (c["eval_every"] and (c["steps"] - 1) // c["eval_every"])) * judge * c["eval_prompts"] / 32
+            cost = lambda c: c["steps"] * step + (2 + (c["eval_steps"] and (c["steps"] - 1) // c["eval_steps"])) * judge * c["eval_size"] / 32
             lr, mine = chosen(task, name)
             to_sweep = [] if weak_first(task, name) else [x for x in RATES if "end" not in rates(task).get(f"{name} {x:g}", {})]
             to_run = [s for s in seeds if s in (mine if lr else seeds) and not (KEPT / f"{label(task, name, s)}.jsonl").exists()]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 OBJECTIVES = {"cover": "cover", "cover-jsd": ("cover", {"divergence": "jsd"}), "bpm": "bpm", "strict": "strict", "sft": "sft",
               "sampled": "sampled", "sampled-shift": ("sampled", {"credit": "shift"}), "sampled-prior": ("sampled", {"credit": "semantic_prior"})}
-SETTINGS = dict(steps=400, batch_size=32, micro_batch=32, lr=1.5e-3, max_grad_norm=.3, schedule="cosine", max_new_tokens=16,
-                eval_every=50, eval_prompts=512, save_every=0, progress=False)
+SETTINGS = dict(max_steps=400, batch_size=32, micro_batch_size=32, learning_rate=1.5e-3, max_grad_norm=.3, lr_scheduler_type="cosine", max_new_tokens=16,
+                eval_steps=50, eval_size=512, save_steps=0, progress=False)
 # A policy gradient is noisier than a row: at 1e-3 and 3e-4 it falls to nothing within 150 steps (see `--rates`), so it gets the mildest rate.
-OWN, RATES = {name: dict(lr=1e-4) for name in ("sampled", "sampled-shift", "sampled-prior")}, (1e-4, 3e-4, 1e-3)
+OWN, RATES = {name: dict(learning_rate=1e-4) for name in ("sampled", "sampled-shift", "sampled-prior")}, (1e-4, 3e-4, 1e-3)
 THIN, REPO = 5, Path(__file__).resolve().parent.parent
 
 
@@ -32,7 +32,7 @@ def one(name, seed, out, **other):
     from xtokd.train.distiller import Distiller
     from xtokd.train.config import DistillConfig
     torch.set_num_threads(1)
-    config = DistillConfig(**{**SETTINGS, **OWN.get(name, {}), **other}, seed=seed, out=out)
+    config = DistillConfig(**{**SETTINGS, **OWN.get(name, {}), **other}, seed=seed, output_dir=out)
     return Distiller("tiny", "tiny", "tiny", objective=OBJECTIVES[name], config=config).fit()
 
 
@@ -41,7 +41,7 @@ def rates(name, steps=150):
     import tempfile
     for lr in RATES:
         with tempfile.TemporaryDirectory() as out:
-            evals = one(name, 0, out + "/run", lr=lr, steps=steps, eval_every=50).evals
+            evals = one(name, 0, out + "/run", lr=lr, steps=steps, eval_steps=50).evals
         print(f"{name}, lr {lr:g}:", [round(e["accuracy_sampled"], 3) for e in evals], flush=True)
 
 

@@ -37,7 +37,7 @@ from xtokd.train.distiller import Distiller
 from xtokd.train.config import DistillConfig
 from xtokd.data.tasks.number_words import check
 from xtokd.viz.dashboard import Dashboard
-config = DistillConfig(steps=60, batch_size=16, max_new_tokens=16, eval_every=10, eval_prompts=16, out=tempfile.mkdtemp() + "/run", progress=False)
+config = DistillConfig(steps=60, batch_size=16, max_new_tokens=16, eval_steps=10, eval_size=16, out=tempfile.mkdtemp() + "/run", progress=False)
 run = Distiller("tiny", "tiny", "tiny", check=check, config=config).fit(block=False)
 time.sleep(8)
 Dashboard(run)"""

@@ -10,15 +10,15 @@ import errno, os
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/13_support/01_errors.ipynb #66b19bd7
+# %% ../nbs/13_support/01_errors.ipynb #c3810535
 _PARTS = {  # part of a step: what it was, and the settings that make it smaller
     "writing": ("while the {who} wrote (its cache grows with every token and prompt)", ("max_new_tokens", "batch_size")),
-    "teacher": ("while the teacher scored", ("micro_batch", "max_length", "max_new_tokens")),
-    "student": ("in the student's forward pass", ("micro_batch", "max_length", "max_new_tokens")),
-    "objective": ("in the objective (it compares rows as wide as a vocabulary)", ("micro_batch", "max_new_tokens")),
-    "backward": ("in the backward pass", ("micro_batch", "max_length", "max_new_tokens")),
+    "teacher": ("while the teacher scored", ("micro_batch_size", "max_length", "max_new_tokens")),
+    "student": ("in the student's forward pass", ("micro_batch_size", "max_length", "max_new_tokens")),
+    "objective": ("in the objective (it compares rows as wide as a vocabulary)", ("micro_batch_size", "max_new_tokens")),
+    "backward": ("in the backward pass", ("micro_batch_size", "max_length", "max_new_tokens")),
     "optimiser": ("in the optimiser's step (AdamW keeps two numbers for every weight)", ()),
-    "evaluation": ("in an evaluation", ("micro_batch", "max_new_tokens", "eval_prompts"))}
+    "evaluation": ("in an evaluation", ("micro_batch_size", "max_new_tokens", "eval_size"))}
 
 def is_out_of_memory(e):
     "Is this error the allocator's? By its name, so that torch is not needed to ask"

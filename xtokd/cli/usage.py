@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['HELP']
 
-# %% ../../nbs/12_cli/01_usage.ipynb #41ae4616
+# %% ../../nbs/12_cli/01_usage.ipynb #afbd5550
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
   xtokd doctor                        is the tiny pair fit to distil? (and any other pair)
   xtokd align "Certainly: 894772."       see how two tokenizers cut one text
-  xtokd distill --steps 60            let the tiny student learn from the tiny teacher
+  xtokd distill --max-steps 60            let the tiny student learn from the tiny teacher
   xtokd compare runs/                 what came of it
 
 STUDENT and TEACHER are hub names, folders, `smollm2`, `gemma`, `tiny2`, or `tiny` (the default).""",
@@ -37,9 +37,9 @@ XTOKD_SERVE_KEY is what a client must send (as XTOKD_TEACHER_KEY there).""",
     distill="""The student writes, the teacher scores, the student learns. Everything is logged in a run folder, and a run that was
 stopped or killed goes on with --resume.
 
-  xtokd distill --steps 60
-  xtokd distill --objective strict --knob top_k=16 --seed 1 --out runs/strict-1
-  xtokd distill --student gemma --teacher smollm2 --prompts prompts.jsonl --steps 3
+  xtokd distill --max-steps 60
+  xtokd distill --objective strict --knob top_k=16 --seed 1 --output-dir runs/strict-1
+  xtokd distill --student gemma --teacher smollm2 --prompts prompts.jsonl --max-steps 3
   xtokd distill --config run.toml
   xtokd distill --resume runs/strict-1
 

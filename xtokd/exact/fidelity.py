@@ -94,12 +94,12 @@ def kl(t, q):
     "Divergence [n] of targets t from the truth q, in nats."
     return (t * (np.log(np.maximum(t, 1e-30)) - np.log(np.maximum(q, FLOOR)))).sum(-1).clip(0)
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #04b32398
+# %% ../../nbs/09_exact/05_fidelity.ipynb #e1254d1b
 @dataclass
 class Answer:
     "What one objective said of a case."
     label: str
-    writer: str            # who writes the text that it trains on
+    text_source: str            # who writes the text that it trains on
     family: str            # the divergence that it is an estimate of: "fkl" or "rkl"
     grad: np.ndarray       # float64 [n, Vs]: gradient of the summed loss with respect to the student's logits
     value: np.ndarray      # float64 [n]: loss per token
@@ -117,10 +117,10 @@ def ask(obj, case, label="", family=""):
     if not out.sum.requires_grad: raise ValueError("its loss does not depend on the student's rows")
     grads = torch.autograd.grad(out.sum, rows, allow_unused=True)
     grad = np.concatenate([np.zeros(l.shape) if g is None else g.double().numpy() for g, l in zip(grads, rows)])
-    family = family or ("fkl" if obj.writer == "teacher" else "rkl")     # what sampled texts of that writer estimate
-    return Answer(label or obj.name, obj.writer, family, grad, out.token_loss.double().numpy(), out.ledger)
+    family = family or ("fkl" if obj.text_source == "teacher" else "rkl")     # what sampled texts of that writer estimate
+    return Answer(label or obj.name, obj.text_source, family, grad, out.token_loss.double().numpy(), out.ledger)
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #9f8e177c
+# %% ../../nbs/09_exact/05_fidelity.ipynb #a0416546
 KNOBS = {"divergence": ("fkl", "rkl"), "credit": ("full", "shift", "semantic_prior")}
 
 
@@ -145,15 +145,15 @@ def ask_all(case, wanted=None):
     for label, (name, knobs) in (variants() if wanted is None else wanted).items():
         try:
             obj, family = objective(name, **knobs), {**OBJECTIVES[name].defaults, **knobs}.get("divergence", "")
-            if obj.writer in case.chance: answers.append(ask(obj, case, label, family))
-            else: refused[label] = f"needs texts of the {obj.writer}"
+            if obj.text_source in case.chance: answers.append(ask(obj, case, label, family))
+            else: refused[label] = f"needs texts of the {obj.text_source}"
         except Exception as e: refused[label] = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
     return answers, refused
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #dbe4d45f
-def weights(case, writer):
+# %% ../../nbs/09_exact/05_fidelity.ipynb #979f289a
+def weights(case, text_source):
     "Probability [n] that a text of `writer` is the row's text."
-    return np.repeat(case.chance[writer], case.size)
+    return np.repeat(case.chance[text_source], case.size)
 
 
 def by_state(case, x, w):
@@ -197,7 +197,7 @@ def places(case):
             before += bv.bytes[i]
     return np.array(out)
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #8f32a695
+# %% ../../nbs/09_exact/05_fidelity.ipynb #26dd1247
 def at_truth(case):
     "The same texts with the truth as the student, who then writes as the teacher does."
     cuts = np.cumsum(case.size)[:-1]
@@ -215,14 +215,14 @@ def one_token(case, p, a):
 
 def fidelity_row(case, p, a, still=None):
     "(numbers, target KL [n]) of an Answer `a`; `still` is the answer of the same objective at the truth."
-    w = weights(case, a.writer)
+    w = weights(case, a.text_source)
     (mean, mass), (sp, _), (sq, _) = (by_state(case, x, w) for x in (a.grad, p, case.truth))
     exact = exact_gradient(sp, sq, a.family)
     cosine, ratio, bias = compare(mean, exact, mass)
     spread = by_state(case, ((a.grad - mean[case.state]) ** 2).sum(1), w)[0]
     size = max((mass[:, None] * exact ** 2).sum(), 1e-24) ** .5
     gap = kl(implied_target(sp, mean, a.family), sq)
-    row = {"objective": a.label, "writer": a.writer, "against": a.family, "target KL": float((mass * gap).sum() / mass.sum()), "bias": bias,
+    row = {"objective": a.label, "text_source": a.text_source, "against": a.family, "target KL": float((mass * gap).sum() / mass.sum()), "bias": bias,
            "noise": (mass * spread).sum() ** .5 / size, "cosine": cosine, "ratio": ratio, "signal": float(((a.ledger["weight"] > 0) * w).sum() / w.sum())}
     row |= truth_numbers(case, still) if still else {}
     if len(sp) < len(p): return row, gap[case.state]
@@ -233,11 +233,11 @@ def fidelity_row(case, p, a, still=None):
 
 def truth_numbers(case, still):
     "Loss a token, and half the absolute sum of the expected gradient, where the student is the truth."
-    w = weights(at_truth(case), still.writer)
+    w = weights(at_truth(case), still.text_source)
     mean, mass = by_state(case, still.grad, w)
     return {"value at truth": float((still.value * w).sum() / w.sum()), "pull at truth": float((mass * np.abs(mean).sum(1)).sum() / mass.sum() / 2)}
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #30126222
+# %% ../../nbs/09_exact/05_fidelity.ipynb #e931f5af
 @dataclass
 class Fidelity:
     "The lab's report on one case: a table of objectives, target KL of every row, and what could not be asked."
@@ -260,7 +260,7 @@ class Fidelity:
         "Mean target KL by `place` of the written token, or by chunk `kind`: one row an objective."
         out, every = [], places(self.case)
         for r in (r for r in self.rows if self.kl[r["objective"]] is not None):
-            w, label = weights(self.case, r["writer"]), r["objective"]
+            w, label = weights(self.case, r["text_source"]), r["objective"]
             names = every if by == "place" else np.array((*KINDS, "none"))[self.ledgers[label]["kind"]]
             share = {n: w[names == n] for n in (PLACES if by == "place" else KINDS)}
             out.append({"objective": label} | {n: float((self.kl[label][names == n] * x).sum() / x.sum()) for n, x in share.items() if x.sum() > 0})
@@ -280,7 +280,7 @@ def fidelity(case, wanted=None):
     found = [fidelity_row(case, p, a, still.get(a.label)) for a in answers]
     return Fidelity(case, [r for r, _ in found], {a.label: g for a, (_, g) in zip(answers, found)}, {a.label: a.ledger for a in answers}, refused)
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #9c966873
+# %% ../../nbs/09_exact/05_fidelity.ipynb #2e1c13ad
 def written(case, logits):
     "Probability [B] of each text under rows of logits [n, Vs], among the texts of the case."
     import torch
@@ -301,19 +301,19 @@ def journey(case, name, steps=80, rate=.15, **knobs):
         rows = z.detach()[case.state]
         now = replace(case, student_logits=list(rows.split(case.size.tolist())), chance=case.chance | {"student": written(case, rows)})
         far.append(float((mass * kl(q, torch.softmax(z.detach().double(), -1).numpy())).sum()))
-        z.grad = torch.as_tensor(by_state(now, ask(obj, now).grad, weights(now, obj.writer))[0], dtype=z.dtype)
+        z.grad = torch.as_tensor(by_state(now, ask(obj, now).grad, weights(now, obj.text_source))[0], dtype=z.dtype)
         opt.step()
     return np.array(far)
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #0e8c97ab
+# %% ../../nbs/09_exact/05_fidelity.ipynb #d30084d6
 def model_case(pair, student_ids, teacher_ids, student_logits, teacher_logits,
                exact,    # per text an `ExactRows`: `.value` [n_i, Vs] and `.lost` [n_i]
-               writer="student", name="models"):
+               text_source="student", name="models"):
     "The case of texts that one model wrote; the truth is what was followed of the teacher's mass, `slack` the share that was not."
     n, lost = len(student_ids), np.concatenate([e.lost for e in exact])
     cut = lambda rows, bv: [l.detach()[:, : len(bv)] for l in rows]
     return Case(name, pair, student_ids, teacher_ids, cut(student_logits, pair.student), cut(teacher_logits, pair.teacher),
-                np.concatenate([e.value for e in exact]), {writer: np.full(n, 1 / n)}, np.arange(len(lost)), float(lost.mean()))
+                np.concatenate([e.value for e in exact]), {text_source: np.full(n, 1 / n)}, np.arange(len(lost)), float(lost.mean()))
 
 
 def text_gradients(model, prompt, ids, rows):
@@ -345,7 +345,7 @@ def parameter_table(case, model, prompts, answers):
     out = {"bias": norm(gap) / norm(exact), "chance": left, "noise": noise, "cosine": (mean * exact).sum(1) / norm(mean) / norm(exact), "ratio": norm(mean) / norm(exact)}
     return Table([{"objective": a.label, "against": a.family} | {k: float(v[i]) for k, v in out.items()} for i, a in enumerate(answers)], f"{case.name}: parameter gradients over {n} texts")
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #b6686061
+# %% ../../nbs/09_exact/05_fidelity.ipynb #a88a5abb
 def digits_written(sample):
     "Digits of the last number of a sample over the digits that were asked; None where no number was asked."
     import re
@@ -363,7 +363,7 @@ def collapse(run):
     from xtokd.train.runlog import Run
     run = run if isinstance(run, Run) else Run(run)
     series = {"accuracy": run.column("accuracy", "eval"), "tokens": run.column("response_tokens"), "stops": run.column("stop_share"), "entropy": run.column("entropy")}
-    digits = np.array([d for s in run.samples if s.get("source") == "heldout" and (d := digits_written(s)) is not None])
+    digits = np.array([d for s in run.samples if s.get("source") == "eval" and (d := digits_written(s)) is not None])
     series = {k: v[np.isfinite(v)] for k, v in series.items()} | {"digits": digits}
     part = lambda v: (float(v[: max(len(v) // 8, 1)].mean()), float(v[-max(len(v) // 8, 1):].mean())) if len(v) else (None, None)
     acc = series.pop("accuracy")

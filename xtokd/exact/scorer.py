@@ -6,13 +6,13 @@
 __all__ = ['Scorer', 'Response', 'Node', 'walk_path', 'Walk', 'ExactRows', 'exact_rows', 'sampled_rows', 'CanonicalMass',
            'canonical_mass']
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #20cc52a9
+# %% ../../nbs/09_exact/04_scorer.ipynb #2e89720a
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from .canonical_prefixes import _text, cuts, reader, writer
+from .canonical_prefixes import _text, cuts, reader, text_source
 
 # %% ../../nbs/09_exact/04_scorer.ipynb #87e691d7
 def _hosts(prefixes):
@@ -145,11 +145,11 @@ def walk_path(scorer, write, data):
                     at[end].append(Node((*node.ids, int(v)), write.window((*node.window, int(v))), data[:end], node.logm + _log(q[v]), end))
     return [node for part in at for node in part], mass, reach
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #b355896a
+# %% ../../nbs/09_exact/04_scorer.ipynb #1214ddce
 class Walk:
     "Books of one response: `got` (row, student token, log mass), `lost` and `aside` (last row it could reach, log mass), and `open` nodes."
     def __init__(self, scorer, answer, floor, first=0):
-        self.scorer, self.answer, self.first, self.write = scorer, answer, first, writer(scorer.bv)
+        self.scorer, self.answer, self.first, self.write = scorer, answer, first, text_source(scorer.bv)
         self.got, self.lost, self.aside, self.open = [], [], [], []
         self.stop_ids, self.content = list(scorer.bv.stop_ids), scorer.bv.lengths > 0
         nodes, mass, reach = walk_path(scorer, self.write, answer.data)
@@ -310,7 +310,7 @@ class CanonicalMass:
         return (f"CanonicalMass({self.sampled:.2%} of {self.texts} texts are not canonical [{self.low:.2%}, {self.high:.2%}]; along the way {self.path:.2%} per text, "
                 f"{self.per_token:.1e} per token; control {self.control:.1e}, not asked {self.unasked:.1e} per token)")
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #7e32fdb0
+# %% ../../nbs/09_exact/04_scorer.ipynb #ddb3bb86
 def _break_mass(write, ids, q, light):
     "(non-canonical, control, unasked) mass of each row up to the first break in `ids`, and the place of the break or -1."
     bv, out, window = write.bv, [], ()
@@ -330,7 +330,7 @@ def canonical_mass(model, bv, prompts, n=1, max_new_tokens=64, temperature=1., s
     import torch
     from xtokd.models.sampling import rollout
     from xtokd.models.forward import response_logits
-    prompts, write, masses, breaks = [p for p in prompts for _ in range(n)], writer(bv), [], []
+    prompts, write, masses, breaks = [p for p in prompts for _ in range(n)], text_source(bv), [], []
     texts = rollout(model, bv, prompts, max_new_tokens, temperature=temperature, seed=seed)
     for p, ids in zip(prompts, texts):
         with torch.no_grad(): q = (response_logits(model, [p], [ids])[0][:, : len(bv)].double() / temperature).softmax(-1).cpu().numpy()

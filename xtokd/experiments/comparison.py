@@ -27,17 +27,17 @@ def find_runs(words: list) -> list:
         found += [Run(f) for f in inside] or [Run(word)]
     return found
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #ed9285f9
+# %% ../../nbs/11_experiments/01_comparison.ipynb #1693ebcb
 def method_of(run) -> str:
     "The method that a run is a seed of."
-    start, given = run.start, run.start.get("given", {}).get("objective")
+    start, given = run.start, run.start.get("args", {}).get("objective")
     if "method" in start: return start["method"]
     knobs = given[1] if isinstance(given, list) else {}
     return " ".join([str(start.get("objective")), *(f"{k}={v}" for k, v in knobs.items())])
 
 def task_of(run) -> str:
     "The task of a run: student, teacher and prompts, in one word where they have one name."
-    given = run.start.get("given", {})
+    given = run.start.get("args", {})
     return run.start.get("task") or ", ".join(dict.fromkeys(str(given.get(k)) for k in ("student", "teacher", "prompts")))
 
 def grouped(runs, key=method_of) -> dict:
@@ -46,15 +46,16 @@ def grouped(runs, key=method_of) -> dict:
     for run in runs: found[key(run)].append(run)
     return dict(found)
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #fab041ca
-FREE = {"lr", "objective_lr", "on_policy", "off_policy", "out", "seed", "micro_batch", "progress", "save_every", "keep", "eval_before", "eval_samples", "health", "min_signal", "shard", "rows", "track"}
+# %% ../../nbs/11_experiments/01_comparison.ipynb #145eda77
+FREE = {"learning_rate", "objective_learning_rate", "on_policy_fraction", "off_policy_source", "output_dir", "seed", "micro_batch_size", "progress",
+        "save_steps", "save_total_limit", "eval_on_start", "eval_log_samples", "collapse_warnings", "min_coverage", "fsdp", "logits", "report_to"}
 
 def protocol(run) -> dict:
     "Everything that has to be the same for a comparison."
     start = run.start
     config = {f.name: f.default for f in fields(DistillConfig)} | start.get("config", {})
-    return {k: v for k, v in config.items() if k not in FREE} | {k: start.get("given", {}).get(k) for k in ("student", "teacher", "prompts", "heldout")} | {
-        "tokenizers": start.get("fingerprints"), "prompts in all": start.get("prompts"), "prompts held out": start.get("heldout")}
+    return {k: v for k, v in config.items() if k not in FREE} | {k: start.get("args", {}).get(k) for k in ("student", "teacher", "prompts", "eval_prompts")} | {
+        "tokenizers": start.get("fingerprints"), "prompts in all": start.get("prompts"), "prompts held out": start.get("eval_prompts")}
 
 def differences(runs) -> dict:
     "Fields of the protocol that are not the same in all runs: `{field: {value: [names]}}`."
@@ -110,7 +111,7 @@ def verdict(runs, signs=Signs()) -> str:
     why = reasons(runs, signs)
     return f"collapsed: {'; '.join(why)}" if why else "lost"
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #c2752950
+# %% ../../nbs/11_experiments/01_comparison.ipynb #fbc1f524
 def row(method: str, runs) -> dict:
     "One method's row."
     y, spent = at_ends(runs, share(runs[0])), [(r.of("end") or r.steps or [{}])[-1].get("costs", {}) for r in runs]
@@ -118,7 +119,7 @@ def row(method: str, runs) -> dict:
     low, high = wilson(float(y[:, 1].mean()), n) if np.isfinite(y).all() else (np.nan, np.nan)
     cost = lambda k: float(np.mean([number(c.get(k)) for c in spent]))
     last = lambda name: float(at_ends(runs, name)[:, 1].mean())
-    return {"method": method, "seeds": len(runs), "rate": "/".join(f"{x:g}" for x in sorted({r.config.get("lr", np.nan) for r in runs})), "start": y[:, 0].mean(), "end": y[:, 1].mean(), "95 %": f"{low:.3f}-{high:.3f}",
+    return {"method": method, "seeds": len(runs), "rate": "/".join(f"{x:g}" for x in sorted({r.config.get("learning_rate", np.nan) for r in runs})), "start": y[:, 0].mean(), "end": y[:, 1].mean(), "95 %": f"{low:.3f}-{high:.3f}",
             "worst-best seed": f"{y[:, 1].min():.3f}-{y[:, 1].max():.3f}", "greedy": last("accuracy"), "rKL/byte": last("rkl_per_byte"), "digits": last("number_length"), "tokens": last("response_tokens"),
             "student wrote": cost("student_tokens_written"), "teacher scored": cost("teacher_tokens_scored"), "teacher wrote": cost("teacher_tokens_written"), "TFLOP": cost("flops") / 1e12, "seconds": cost("seconds"), "verdict": verdict(runs)}
 

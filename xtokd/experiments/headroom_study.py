@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'Size', 'Data', 'lesson_data', 'tiny_data', 'own_score', 'he
            'equal_steps', 'arm', 'load_sides', 'opening', 'experiment', 'no_room', 'both_arms', 'Lesson', 'record',
            'main']
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #66dc98a7
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #66c35a74
 import argparse, copy, hashlib, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from ..cli.arguments import read_knobs
-from ..train.config import DistillConfig, machine, versions
+from ..train.config import DistillConfig
+from ..train.runlog import device_name, versions, Run, RunLog, Table, write_kept
 from ..train.distiller import Distiller, read_objective
 from ..train.evaluate import evaluate
 from ..vocab.bytevocab import response_text
@@ -23,13 +24,12 @@ from ..alignment.kept import keep, kept
 from ..hub import resolve
 from ..alignment.pair import Pair
 from ..data.prompts import load_prompts
-from ..train.runlog import Run, RunLog, Table, write_kept
 from ..models.side import Side
 from ..train.step import make_batch, write
 from ..data.tasks.word_problems import check as right, sentences, word_problems
 from ..serving.client import open_side
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #ee26744d
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #4806fdf6
 @dataclass(frozen=True)
 class Size:
     "How large an experiment is"
@@ -40,12 +40,12 @@ class Size:
     looks: int           # held-out items of which every token's signal is kept
     max_new_tokens: int
     lr: float
-    eval_every: int = 0  # 0: only before and after
-    micro_batch: int = 8
+    eval_steps: int = 0  # 0: only before and after
+    micro_batch_size: int = 8
 
 SIZES = {"smoke": Size(steps=3, batch_size=4, heldout=18, sentences=2, looks=4, max_new_tokens=48, lr=2e-4),
          "cpu": Size(steps=32, batch_size=8, heldout=54, sentences=16, looks=18, max_new_tokens=48, lr=2e-4),
-         "full": Size(steps=40, batch_size=32, heldout=270, sentences=16, looks=36, max_new_tokens=64, lr=2e-4, eval_every=20, micro_batch=32)}
+         "full": Size(steps=40, batch_size=32, heldout=270, sentences=16, looks=36, max_new_tokens=64, lr=2e-4, eval_steps=20, micro_batch_size=32)}
 
 # %% ../../nbs/11_experiments/02_headroom_study.ipynb #8b975e29
 @dataclass
@@ -66,23 +66,23 @@ def tiny_data(size):
     from xtokd.data.tasks.number_words import check
     return Data(load_prompts("tiny"), load_prompts("tiny:heldout", size.heldout), check)
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #ba53ab44
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #4c63e5d5
 def own_score(side, items, check, size):
     "Accuracy of one side on the items that have an answer, in its own template"
     items = [i for i in items if check(i, "") is not None]
-    return evaluate(side.model, None, Pair(side.bv, side.bv), items, check, size.max_new_tokens, micro_batch=size.micro_batch)[0]
+    return evaluate(side.model, None, Pair(side.bv, side.bv), items, check, size.max_new_tokens, micro_batch_size=size.micro_batch_size)[0]
 
 def headroom(student, teacher, items, check, size):
     "`{student, teacher, room}`: both sides' scores, and whether the teacher is better beyond both intervals"
     found = {"student": own_score(student, items, check, size), "teacher": own_score(teacher, items, check, size)}
     return found | {"room": found["teacher"]["accuracy_low"] > found["student"]["accuracy_high"]}
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #8d91f8f7
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #4c6a6b3f
 def looks(student, teacher, pair, objective, items, check, size):
     "One record per item: the student's likeliest text, its score, its alignment, and per token the loss (nats) and whether it has a signal"
     config, found = DistillConfig(temperature=0., max_new_tokens=size.max_new_tokens), []
-    for i in range(0, len(items), size.micro_batch):
-        samples = write(items[i:i + size.micro_batch], student, teacher, config)
+    for i in range(0, len(items), size.micro_batch_size):
+        samples = write(items[i:i + size.micro_batch_size], student, teacher, config)
         with torch.no_grad():
             batch, _ = make_batch(samples, pair, student, teacher, objective.needs, config)
             out = objective(batch)
@@ -109,7 +109,7 @@ def weights_of(name, role="student"):
         with open(f, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
     return {f.name: digest(f) for f in sorted(place.glob("*.safetensors"))}
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #f4448dc4
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #8aebcd2c
 def equal_steps(tokens, batch_size, per_text):
     "Steps after which `batch_size` teacher texts a step have cost `tokens` teacher tokens"
     return max(1, round(tokens / max(batch_size * per_text, 1)))
@@ -117,11 +117,11 @@ def equal_steps(tokens, batch_size, per_text):
 def arm(name, objective, student, teacher, data, size, out, steps=None, seed=0, progress=True):
     "Train a copy of the student; returns its Run and the trained Side"
     mine = Side(student.name, copy.deepcopy(student.model), student.bv)
-    config = DistillConfig(steps=steps or size.steps, batch_size=size.batch_size, micro_batch=size.micro_batch, lr=size.lr, warmup=min(5, size.steps // 4), schedule="cosine", max_new_tokens=size.max_new_tokens,
-                           eval_every=size.eval_every, eval_before=objective != "sft", eval_prompts=len(data.heldout), eval_samples=len(data.heldout), save_every=0, keep=1, seed=seed, out=str(Path(out)/name), progress=progress)
-    return Distiller(mine, teacher, data.train, objective, config, data.check, heldout=data.heldout).fit(), mine
+    config = DistillConfig(max_steps=steps or size.steps, batch_size=size.batch_size, micro_batch_size=size.micro_batch_size, learning_rate=size.lr, warmup_steps=min(5, size.steps // 4), lr_scheduler_type="cosine", max_new_tokens=size.max_new_tokens,
+                           eval_steps=size.eval_steps, eval_on_start=objective != "sft", eval_size=len(data.heldout), eval_log_samples=len(data.heldout), save_steps=0, save_total_limit=1, seed=seed, output_dir=str(Path(out)/name), progress=progress)
+    return Distiller(mine, teacher, data.train, objective, config, data.check, eval_prompts=data.heldout).fit(), mine
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #702bee41
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #41e97c2e
 def load_sides(student, teacher):
     "Both sides on the GPU where there is one: the student in float32, the teacher in bfloat16 there and float32 on a CPU"
     student, teacher = open_side(student, "student", dtype=torch.float32), open_side(teacher, "teacher")
@@ -132,7 +132,7 @@ def opening(student, teacher, size, seed, room, names):
     "What the log of an experiment begins with"
     device = next(student.model.parameters()).device
     return {"student": repr(student), "teacher": repr(teacher), "weights": {r: weights_of(n, r) for r, n in zip(("student", "teacher"), names)}, "size": asdict(size), "seed": seed, "headroom": room,
-            "date": time.strftime("%Y-%m-%d"), "device": str(device), "machine": machine(device), "versions": versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+            "date": time.strftime("%Y-%m-%d"), "device": str(device), "machine": device_name(device), "versions": versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
 
 def experiment(student, teacher,       # names, folders, or Sides
                out,                    # folder for the logs and the two trained students
@@ -229,23 +229,23 @@ def record(path, to):
         write_kept([e for e in run.events if not (e["event"] == "sample" and e.get("source") == "train")], to/f"{name}.jsonl")
     return Lesson(to)
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #6936178c
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #19db7f66
 def main(argv=None):
     "Run an experiment and print its tables; exit code 2 where the input is no good"
     p = argparse.ArgumentParser(prog="python -m xtokd.experiments.headroom_study", description="Headroom, on-policy distillation and cross-entropy on teacher text at equal teacher tokens.")
     p.add_argument("--student", default="smollm2", help="a name, folder or hub name (default: smollm2)")
     p.add_argument("--teacher", default="Qwen/Qwen2.5-Coder-0.5B-Instruct", help="likewise; needs another tokenizer to be of interest (default: %(default)s, from the hub)")
     p.add_argument("--size", choices=SIZES, default="smoke")
-    p.add_argument("--out", help="folder for logs and students (default: runs/lesson-<time>)")
+    p.add_argument("--output-dir", help="folder for logs and students (default: runs/lesson-<time>)")
     p.add_argument("--objective", default="cover", help="of the on-policy arm (default: cover)")
     p.add_argument("--knob", nargs="*", default=[], metavar="NAME=VALUE", help="knobs of the objective")
-    p.add_argument("--steps", type=int, help="other than the size's")
-    p.add_argument("--lr", type=float, help="other than the size's")
+    p.add_argument("--max-steps", type=int, help="other than the size's")
+    p.add_argument("--learning-rate", type=float, help="other than the size's")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--anyway", action="store_true", help="train although the teacher has no headroom")
     a = p.parse_args(argv)
-    size = replace(SIZES[a.size], **{k: getattr(a, k) for k in ("steps", "lr") if getattr(a, k)})
-    out = a.out or f"runs/lesson-{time.strftime('%Y%m%d-%H%M%S')}"
+    size = replace(SIZES[a.size], **{k: v for k, v in (("steps", a.max_steps), ("lr", a.learning_rate)) if v})
+    out = a.output_dir or f"runs/lesson-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         lesson = experiment(a.student, a.teacher, out, size, (a.objective, read_knobs(a.knob)), anyway=a.anyway, seed=a.seed)
     except (ValueError, FileNotFoundError, FileExistsError) as e:

@@ -171,7 +171,7 @@ def byte_tokenizer(like):
     return PreTrainedTokenizerFast(tokenizer_object=tok, clean_up_tokenization_spaces=False, padding_side="left", chat_template=getattr(bv.hf, "chat_template", None),
                                    **{f"{'eos' if r == 'stop' else r}_token": t for r, t in word.items()})
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #e9bc0b17
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #58ec3ed6
 @dataclass(repr=False)
 class Transferred:
     "A model that has moved: model, tokenizer, the `Run` of its distillation, and the report of its initialisation."
@@ -187,16 +187,16 @@ def transfer(model, tokenizer, new_tokenizer,
              prompts,            # what `load_prompts` takes
              objective="alm",    # a name, (name, knobs), or a callable on a PairBatch
              config=None,        # DistillConfig
-             writer="teacher",   # who writes: the old model ("teacher"), or the copy ("student")
+             text_source="teacher",   # who writes: the old model ("teacher"), or the copy ("student")
              roles=None, untie=False, rescale=False,
              **how):             # `check`, `heldout`, `callbacks` of the Distiller
     "Move a model to another tokenizer: FVT, then distillation from itself. The model itself is left as it was."
     from xtokd.train.distiller import Distiller, read_objective
-    if writer not in ("teacher", "student"): raise ValueError(f'writer is "teacher" (the old model) or "student" (the copy), not {writer!r}')
+    if text_source not in ("teacher", "student"): raise ValueError(f'writer is "teacher" (the old model) or "student" (the copy), not {text_source!r}')
     old, new, objective = ByteVocab(tokenizer), ByteVocab(new_tokenizer), read_objective(objective)
-    if writer not in objective.writers: raise ValueError(f"objective {objective.name!r} does not learn from text of the {writer}; it takes {', '.join(objective.writers)}")
+    if text_source not in objective.text_sources: raise ValueError(f"objective {objective.name!r} does not learn from text of the {text_source}; it takes {', '.join(objective.text_sources)}")
     made, report = with_tokenizer(model, old, new, roles, untie, rescale)
-    objective.writer = writer
+    objective.text_source = text_source
     flags, training = [p.requires_grad for p in model.parameters()], model.training
     made.requires_grad_(True)
     try:

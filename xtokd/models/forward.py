@@ -105,11 +105,11 @@ def _tried(model):
     finally: model.train(training)
     return torch.allclose(a, b, rtol=0, atol=torch.finfo(a.dtype).eps ** .5 * float(a.abs().max()))
 
-# %% ../../nbs/06_models/04_forward.ipynb #d4b5c456
+# %% ../../nbs/06_models/04_forward.ipynb #92f0ad50
 def response_logits(model,
                     prompt_ids,       # B lists of ids, each with at least one
                     response_ids,     # B lists of ids
-                    micro_batch=None, # samples a forward pass; None for all at once
+                    micro_batch_size=None, # samples a forward pass; None for all at once
                     grad=False,       # keep the graph?
                     max_length=None,  # prompt and response tokens together; what is longer is cut at the end
                     hidden=False):    # give the last hidden states too?
@@ -118,17 +118,17 @@ def response_logits(model,
         if not hidden: return [last_rows(model, sequences, *how)]
         with caught(model, run=True) as c: logits = last_rows(model, sequences, *how)
         return logits, c.states[-1][:, -logits.shape[1]:]
-    found = _rows_of(model, prompt_ids, response_ids, micro_batch, grad, max_length, read, [head_width(model), states_width(model)][:1 + hidden])
+    found = _rows_of(model, prompt_ids, response_ids, micro_batch_size, grad, max_length, read, [head_width(model), states_width(model)][:1 + hidden])
     return tuple(found) if hidden else found[0]
 
-def response_states(model, prompt_ids, response_ids, micro_batch=None, grad=False, max_length=None):
+def response_states(model, prompt_ids, response_ids, micro_batch_size=None, grad=False, max_length=None):
     "What enters the model's head for the rows of `response_logits`, [n_i, D]; the head computes nothing"
     def read(sequences, n, first):
         with caught(model) as c: last_rows(model, sequences, n, first)
         return [c.states[-1][:, -n:]]
-    return _rows_of(model, prompt_ids, response_ids, micro_batch, grad, max_length, read, [states_width(model)])[0]
+    return _rows_of(model, prompt_ids, response_ids, micro_batch_size, grad, max_length, read, [states_width(model)])[0]
 
-def _rows_of(model, prompt_ids, response_ids, micro_batch, grad, max_length, read, widths):
+def _rows_of(model, prompt_ids, response_ids, micro_batch_size, grad, max_length, read, widths):
     "Per sample rows [n_i, width], for each tensor that `read(sequences, n, first)` gives: n rows, the first ids shared"
     context = context_length(model)
     kept = [_fit(i, p, r, max_length, context) for i, (p, r) in enumerate(zip(prompt_ids, response_ids, strict=True))]
@@ -136,8 +136,8 @@ def _rows_of(model, prompt_ids, response_ids, micro_batch, grad, max_length, rea
     found = [[torch.zeros(0, width, dtype=weight.dtype, device=device) for _ in kept] for width in widths]
     order = sorted((i for i in range(len(kept)) if kept[i]), key=lambda i: len(prompt_ids[i]) + len(kept[i])) or [0] * (is_sharded(model) and len(kept) > 0)   # its processes make equally many passes
     with torch.set_grad_enabled(grad):
-        for start in range(0, len(order), micro_batch or len(order) or 1):
-            part = order[start:start + (micro_batch or len(order))]
+        for start in range(0, len(order), micro_batch_size or len(order) or 1):
+            part = order[start:start + (micro_batch_size or len(order))]
             n, sequences = max(1, *(len(kept[i]) for i in part)), [[*prompt_ids[i], *kept[i]][:-1] or [0] for i in part]
             first = worth_sharing(model, [prompt_ids[i] for i in part], max(map(len, sequences)))
             for rows, new in zip(found, read(sequences, n, first)):

@@ -46,11 +46,11 @@ def load_tokenizer(name, role="student", **kwargs):
     from transformers import AutoTokenizer
     return _read(AutoTokenizer.from_pretrained, "tokenizer", name, role, **kwargs)
 
-# %% ../../nbs/06_models/01_loading.ipynb #04d6fd2e
+# %% ../../nbs/06_models/01_loading.ipynb #c0d4e17d
 def load_model(name, role="student",
                dtype=None,   # a torch dtype or its name; None: float32 on a CPU, bfloat16 on a GPU
                device=None,  # None: a GPU where there is one
-               bits=None, device_map=None, offload_folder=None, # for a model that is too big: see `xtokd.models.lora.placement`
+               bits=None, device_map=None, teacher_offload_dir=None, # for a model that is too big: see `xtokd.models.lora.placement`
                **kwargs):
     "The causal language model of a name, in evaluation mode."
     import torch
@@ -59,7 +59,7 @@ def load_model(name, role="student",
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str): dtype = getattr(torch, dtype)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    if bits or device_map: kwargs |= placement(bits, device_map, offload_folder, device, dtype)
+    if bits or device_map: kwargs |= placement(bits, device_map, teacher_offload_dir, device, dtype)
     if (Path(str(name)) / "adapter_config.json").is_file(): need("peft", f"the adapter in {name}")
     return move(_read(AutoModelForCausalLM.from_pretrained, "model", name, role, dtype=dtype, **{"use_safetensors": True} | kwargs), device).eval()
 

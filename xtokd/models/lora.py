@@ -18,10 +18,10 @@ def need(package, purpose):
     "Raise an ImportError with the cure where `package` is not installed"
     if find_spec(package) is None: raise ImportError(f"{purpose} needs the package {package}, which is not installed: pip install {package}")
 
-# %% ../../nbs/06_models/03_lora.ipynb #16280e2d
+# %% ../../nbs/06_models/03_lora.ipynb #debe2675
 def placement(bits=None,           # 8 or 4; None: as they are
               device_map=None,     # "auto", "cpu", "disk", a dict from parts of the model to devices, or that dict as JSON
-              offload_folder=None, # for weights that are not safetensors and go to the disk
+              teacher_offload_dir=None, # for weights that are not safetensors and go to the disk
               device=None,         # where a model in few bits goes without a device_map
               dtype=torch.float32): # what is computed in
     "Arguments of `from_pretrained` for a teacher in few bits or in several places"
@@ -29,7 +29,7 @@ def placement(bits=None,           # 8 or 4; None: as they are
     if isinstance(device_map, str) and device_map.lstrip()[:1] == "{": device_map = json.loads(device_map)
     if device_map in ("cpu", "disk"): device_map = {"": device_map}
     how = {"device_map": device_map or {"": str(device or "cpu")}}
-    if offload_folder: how["offload_folder"] = str(offload_folder)
+    if teacher_offload_dir: how["offload_folder"] = str(teacher_offload_dir)
     if bits: how["quantization_config"] = few_bits(bits, dtype)
     return how
 
@@ -105,10 +105,10 @@ def load_adapter(folder, model):
     if set(found) != set(mine): raise ValueError(f"{folder} holds another adapter than the student's: {len(found)} weights, expected {len(mine)} (such as {sorted(set(found) ^ set(mine))[0]})")
     for n, p in mine.items(): p.data.copy_(found[n])
 
-# %% ../../nbs/06_models/03_lora.ipynb #e5f89097
+# %% ../../nbs/06_models/03_lora.ipynb #a6f237d2
 def ready_student(model, config):
     "The student as the run's settings want it trained: with an adapter, with gradient checkpointing"
-    if config.lora: add_lora(model, config.lora, config.lora_alpha, config.seed)
+    if config.lora_r: add_lora(model, config.lora_r, config.lora_alpha, config.seed)
     elif is_lora(model): raise ValueError(f"the student is an adapter of rank {model.peft_config['default'].r} on {model.peft_config['default'].base_model_name_or_path}: give lora={model.peft_config['default'].r} to go on training it")
     if config.gradient_checkpointing: model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -116,8 +116,8 @@ def ready_student(model, config):
 
 def held_teacher(teacher, config, device, shards=(), dtype=None):
     "`teacher` as it was given, or loaded in few bits or several places as the run's settings want it: (model, tokenizer)"
-    if not (config.teacher_bits or config.teacher_device_map): return teacher
-    if not isinstance(teacher, (str, Path)): raise ValueError("teacher_bits and teacher_device_map say how to load a teacher, this one is in memory: give its name or folder")
+    if not (config.teacher_quantization or config.teacher_device_map): return teacher
+    if not isinstance(teacher, (str, Path)): raise ValueError("teacher_quantization and teacher_device_map say how to load a teacher, this one is in memory: give its name or folder")
     if "teacher" in shards: raise ValueError("a teacher in few bits or in several places cannot be sharded over processes too: set shard='student' or shard='no'")
     from xtokd.models.loading import load_model, load_tokenizer
-    return load_model(teacher, "teacher", dtype, device, config.teacher_bits, config.teacher_device_map, config.offload_folder), load_tokenizer(teacher, "teacher")
+    return load_model(teacher, "teacher", dtype, device, config.teacher_quantization, config.teacher_device_map, config.teacher_offload_dir), load_tokenizer(teacher, "teacher")

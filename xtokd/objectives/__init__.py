@@ -44,13 +44,13 @@ def make_ledger(batch, signal, weight, reason=None, unknown=None):
     return {"sample": sample, "position": np.arange(n) - a.student_offsets[sample], "chunk": chunk, "kind": kind,
             "signal": as_np(signal, np.float32), "weight": weight, "unknown": as_np(unknown, np.float32), "reason": reason}
 
-# %% ../../nbs/05_objectives/01_base.ipynb #bd56d256
+# %% ../../nbs/05_objectives/01_base.ipynb #2ac242ce
 def coverage(batch, ledger):
     "Shares of student tokens: with a signal, per chunk kind, without a chunk."
     from xtokd.alignment.byte_align import KINDS
     n = max(len(ledger["reason"]), 1)
     out = {f"share_{k}": float((ledger["kind"] == i).sum()) / n for i, k in enumerate(KINDS)}
-    return {"signal_share": float((ledger["weight"] > 0).sum()) / n, **out, "share_no_chunk": float((ledger["kind"] < 0).sum()) / n,
+    return {"coverage": float((ledger["weight"] > 0).sum()) / n, **out, "unaligned_fraction": float((ledger["kind"] < 0).sum()) / n,
             "unknown_mass": float(ledger["unknown"].mean()) if len(ledger["unknown"]) else 0.0}
 
 # %% ../../nbs/05_objectives/01_base.ipynb #544366a6
@@ -98,7 +98,7 @@ def divergence(student, teacher, kind="rkl", beta=0.5):
     mix = torch.logaddexp(*(x.clamp_min(-1e30) + np.log(w) for x, w in ((student, 1 - beta), (teacher, beta))))   # -inf on both sides would have the gradient NaN
     return beta * kl(teacher, mix) + (1 - beta) * kl(student, mix)
 
-# %% ../../nbs/05_objectives/01_base.ipynb #3c052a9d
+# %% ../../nbs/05_objectives/01_base.ipynb #d49175f9
 NEEDS = {"student_logits": "the student's rows", "teacher_logits": "the teacher's rows", "behaviour_logp": "the student's log-probs at the time of writing",
          "reference_logp": "log-probs of the student as it was at the start", "weak_logp": "realised log-probs of a weak model of the teacher's family (`weak=` of the Distiller)",
          "hidden": "hidden states and heads of both models", "plus_logp": "realised log-probs of a teacher tuned on preferences", "minus_logp": "realised log-probs of a teacher tuned on reversed preferences",
@@ -121,8 +121,8 @@ class Objective:
     "Base of all objectives: subclasses say what they are and define `signal(batch) -> Output`."
     summary = source = alignment = bridge = measure = ""    # one line each, for the map
     needs = frozenset({"student_logits", "teacher_logits"}) # names of `NEEDS`
-    writer = "student"                                      # who writes the text where nobody says: "student" (on-policy), "teacher" or "reference"
-    writers = ("student", "teacher", "reference")           # whose text it can learn from
+    text_source = "student"                                      # who writes the text where nobody says: "student" (on-policy), "teacher" or "reference"
+    text_sources = ("student", "teacher", "reference")           # whose text it can learn from
     equal_vocabularies = False                              # does it compare rows column by column?
     teacher_reads = "all"                                   # of the teacher's rows, as its defaults are: a word of `READS`
     teacher_top = 0                                         # how many likeliest ids it reads, where it reads "top"
@@ -137,8 +137,8 @@ class Objective:
         "Make what depends on the pair (and on the models): parameters, bridges. The Distiller calls this before it makes its optimiser."
 
     def __call__(self, batch):
-        by = batch.extra.get("writer", self.writer)
-        if by not in self.writers: raise ValueError(f"objective {self.name!r} makes no sense on text of the {by}. It learns from: {', '.join(self.writers)}.")
+        by = batch.extra.get("text_source", self.text_source)
+        if by not in self.text_sources: raise ValueError(f"objective {self.name!r} makes no sense on text of the {by}. It learns from: {', '.join(self.text_sources)}.")
         have = {"student_logits": batch.student, "teacher_logits": batch.teacher, "behaviour_logp": batch.behaviour_logp, "reference_logp": batch.reference_logp,
                 "gold": True if by != "student" else None, **batch.extra}
         refuse_thin(self, batch.teacher, batch.pair)
@@ -215,9 +215,9 @@ def objective(name, **knobs):
     obj.name = name
     return obj
 
-# %% ../../nbs/05_objectives/01_base.ipynb #ae5d2d85
+# %% ../../nbs/05_objectives/01_base.ipynb #45bb1708
 def methods():
     "What every registered method is, as dicts: method, alignment, bridge, measure, needs, what it reads of the teacher, learns from, source."
     named = lambda e: ", ".join(sorted(e.needs - {"student_logits"})) or "only the student's rows"
     return [{"method": name, "summary": e.summary, "alignment": e.alignment, "bridge": e.bridge, "measure": e.measure, "needs": named(e), "reads of the teacher": READS["none" if "teacher_logits" not in e.needs else e.teacher_reads],
-             "learns from": "text of the " + ", ".join(e.writers) + (", equal vocabularies only" if e.equal_vocabularies else ""), "source": e.source} for name, e in OBJECTIVES.items()]
+             "learns from": "text of the " + ", ".join(e.text_sources) + (", equal vocabularies only" if e.equal_vocabularies else ""), "source": e.source} for name, e in OBJECTIVES.items()]

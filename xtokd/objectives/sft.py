@@ -10,13 +10,13 @@ import torch
 
 from . import Objective, finish
 
-# %% ../../nbs/05_objectives/06_sft.ipynb #db80b8ba
+# %% ../../nbs/05_objectives/06_sft.ipynb #58c7b0fa
 class SFT(Objective):
     "Cross-entropy of the student on text that the teacher wrote; loss unit: token."
     summary, source = "cross-entropy on text that somebody else wrote", "sequence-level distillation, arXiv 1606.07947"
     alignment, bridge, measure = "none", "none", "cross-entropy"
     needs = frozenset({"student_logits", "gold"})
-    writer, writers = "teacher", ("teacher", "reference")
+    text_source, text_sources = "teacher", ("teacher", "reference")
 
     def signal(self, batch):
         loss = -batch.student.realised()

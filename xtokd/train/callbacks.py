@@ -9,7 +9,7 @@ __all__ = ['Callback', 'ProgressBar', 'interruptible']
 import signal, sys, threading
 from contextlib import contextmanager
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #9f5862f1
+# %% ../../nbs/08_train/08_callbacks.ipynb #c8d35b8e
 class Callback:
     "Something that watches a run; override what you need. `record` is the log's record of the event"
     def on_start(self, distiller, record): pass
@@ -25,10 +25,10 @@ class ProgressBar(Callback):
     bar = None
     def on_start(self, d, r):
         from tqdm.auto import tqdm
-        self.bar = tqdm(total=d.config.steps, initial=d.step, desc=d.objective.name, unit="step", mininterval=.2 if sys.stderr.isatty() else 5)
+        self.bar = tqdm(total=d.config.max_steps, initial=d.step, desc=d.objective.name, unit="step", mininterval=.2 if sys.stderr.isatty() else 5)
     on_resume = on_start
     def on_step(self, d, r):
-        self.bar.set_postfix_str(f"loss {float(r['loss']):.4f}, signal {float(r['signal_share']):.0%}, {r['tokens_per_second']:,.0f} tokens/s", refresh=False)
+        self.bar.set_postfix_str(f"loss {float(r['loss']):.4f}, signal {float(r['coverage']):.0%}, {r['tokens_per_second']:,.0f} tokens/s", refresh=False)
         self.bar.update()
     def on_eval(self, d, r):
         said = [f"accuracy {r['accuracy']:.3f} of {r.get('accuracy_n', r.get('n'))}"] if "accuracy" in r else []

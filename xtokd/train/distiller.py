@@ -6,7 +6,7 @@
 __all__ = ['read_objective', 'split_prompts', 'Parts', 'Setup', 'Watch', 'Judge', 'Keep', 'Step', 'due', 'Loop', 'Opening',
            'Described', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #7f99deaa
+# %% ../../nbs/08_train/11_distiller.ipynb #4a2b2817
 import sys, threading, time
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,9 +18,12 @@ from accelerate.utils import gather_object
 
 from .callbacks import ProgressBar, interruptible
 from ..models.lora import held_teacher, move, ready_student
-from ..data.chat import args_of, template_args, told, unused_args
+from ..data.chat import args_of, chat_template_kwargs, told, unused_args
 from .checkpoint import checkpoints, load_checkpoint, rng_state, save_checkpoint, save_student, set_rng_state, whole_folder
-from .config import DistillConfig, lr_factor, machine, mix, peak_memory, pick, versions, writer_of
+from xtokd.train.config import (
+    DistillConfig, learning_rate_factor, combine_seeds, prompt_indices, choose_text_source,
+)
+from .runlog import device_name, peak_memory, versions, Control, Costs, Run, RunLog, log_file
 from ..serving.engine import Engine, opinion
 from .evaluate import evaluate
 from ..vocab.bytevocab import response_text
@@ -32,13 +35,12 @@ from ..alignment.pair import Pair
 from ..distributed import agree, begin, clip_gradient, cut_optimizer, finish_gradient, gathered, is_sharded, let_go, put_together, shard, shared, whole_weights
 from ..data.prompts import load_prompts, own_check
 from ..data.segments import answers_only
-from .runlog import Control, Costs, Run, RunLog, log_file
 from .step import plug_in, accumulate, prompts_that_fit, references, report, write, written
 from ..models.side import third_models
 from .trackers import Tracker
 from ..serving.client import open_side
 
-# %% ../../nbs/08_train/11_distiller.ipynb #342c5d73
+# %% ../../nbs/08_train/11_distiller.ipynb #17ea9194
 def read_objective(x):
     "An objective from its name, from (name, knobs), or as it is"
     if isinstance(x, str): x = x, {}
@@ -46,16 +48,16 @@ def read_objective(x):
     if not hasattr(x, "needs"): raise ValueError(f"objective is a {type(x).__name__}: give a name, (name, knobs), or a callable with `needs` and `writer`")
     return x
 
-def split_prompts(prompts, heldout, config):
+def split_prompts(prompts, eval_prompts, config):
     "Training items and held-out items; without held-out ones of their own, the last few (a fifth at most) are held out"
     items = load_prompts(prompts)
-    if not config.eval_prompts: return items, []
-    if heldout is None and own_check(prompts): heldout = f"{prompts.partition(':')[0]}:heldout"
-    if heldout is not None: return items, load_prompts(heldout, config.eval_prompts)
-    n = min(config.eval_prompts, len(items) // 5)
+    if not config.eval_size: return items, []
+    if eval_prompts is None and own_check(prompts): eval_prompts = f"{prompts.partition(':')[0]}:heldout"
+    if eval_prompts is not None: return items, load_prompts(eval_prompts, config.eval_size)
+    n = min(config.eval_size, len(items) // 5)
     return items[:len(items) - n], items[len(items) - n:]
 
-# %% ../../nbs/08_train/11_distiller.ipynb #350abf45
+# %% ../../nbs/08_train/11_distiller.ipynb #97929c90
 class Parts:
     "What is asked of a set-up again and again"
     @property
@@ -67,7 +69,7 @@ class Parts:
         "Keep the prompts that leave room for a response on both sides; without any of them there is no run"
         sides = {"student": self.student, "teacher": self.teacher}
         self.items, self.left_out = prompts_that_fit(self.items, sides, self.config)
-        self.heldout, self.left_out_heldout = prompts_that_fit(self.heldout, sides, self.config)
+        self.eval_prompts, self.left_out_eval_prompts = prompts_that_fit(self.eval_prompts, sides, self.config)
         if not self.items:
             raise ValueError(f"none of the {len(self.left_out)} prompts fits (the first: {self.left_out[0].reason}): shorten them, or raise "
                              f"max_prompt_length ({self.config.max_prompt_length}) or max_length ({self.config.max_length})")
@@ -75,7 +77,7 @@ class Parts:
         bf16 = self.config.mixed_precision == "bf16" or (self.config.mixed_precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #fe9152a2
+# %% ../../nbs/08_train/11_distiller.ipynb #85bb3a76
 class Setup(Parts):
     "Everything that a run needs, in place"
     def __init__(self,
@@ -86,22 +88,22 @@ class Setup(Parts):
                  config=None,        # DistillConfig
                  check=None,         # check(item, text) -> score; the tiny task brings its own
                  callbacks=(),
-                 heldout=None,       # prompts to evaluate on, again what `load_prompts` takes
+                 eval_prompts=None,       # prompts to evaluate on, again what `load_prompts` takes
                  window=None,        # window(item, text) -> SupervisionWindow, or None for all of the text (see the notebook on ROSD)
                  context=None,       # context(item, text) -> messages that the teacher reads instead of the prompt
                  **others):          # models that some objectives ask for, each with the teacher's tokenizer: weak, plus, minus
-        self.config = c = config or DistillConfig(); tracked = [Tracker(c.track)] if c.track else []
-        self.given = {"student": student, "teacher": teacher, "prompts": prompts, "heldout": heldout, "objective": objective, **others}
-        self.accelerator = begin(); shards = shared(c.shard, self.accelerator)
+        self.config = c = config or DistillConfig(); tracked = [Tracker(c.report_to)] if c.report_to else []
+        self.given = {"student": student, "teacher": teacher, "prompts": prompts, "eval_prompts": eval_prompts, "objective": objective, **others}
+        self.accelerator = begin(); shards = shared(c.fsdp, self.accelerator)
         torch.manual_seed(c.seed)  # an objective with parameters starts alike in every process
-        self.objective, (self.items, self.heldout) = read_objective(objective), split_prompts(prompts, heldout, c)
-        if c.on_policy < 1 and c.off_policy not in getattr(self.objective, "writers", (c.off_policy,)):
-            raise ValueError(f"objective {self.objective.name!r} makes no sense on text of the {c.off_policy}: on_policy must be 1 (it is {c.on_policy}), or off_policy another of {', '.join(self.objective.writers)}")
+        self.objective, (self.items, self.eval_prompts) = read_objective(objective), split_prompts(prompts, eval_prompts, c)
+        if c.on_policy_fraction < 1 and c.off_policy_source not in getattr(self.objective, "text_sources", (c.off_policy_source,)):
+            raise ValueError(f"objective {self.objective.name!r} makes no sense on text of the {c.off_policy_source}: on_policy_fraction must be 1 (it is {c.on_policy_fraction}), or off_policy_source another of {', '.join(self.objective.text_sources)}")
         self.student, self.teacher = open_side(student, "student", "cpu", getattr(torch, c.student_dtype)), open_side(held_teacher(teacher, c, self.device, shards), "teacher", "cpu", None if self.device.type == "cpu" else torch.bfloat16)
         for role in {"student", "teacher"} - {*shards}: move(getattr(self, role).model, self.device)
         ready_student(self.student.model, c); self.teacher.model.eval().requires_grad_(False)
-        self.student, self.teacher = (told(getattr(self, r), args_of(c.template_args, r)) for r in ("student", "teacher"))
-        self.pair, self.student.engine = Pair(self.student.bv, self.teacher.bv), Engine(c.engine, self.student.bv) if c.engine else None
+        self.student, self.teacher = (told(getattr(self, r), args_of(c.chat_template_kwargs, r)) for r in ("student", "teacher"))
+        self.pair, self.student.engine = Pair(self.student.bv, self.teacher.bv), Engine(c.generation_url, self.student.bv) if c.generation_url else None
         refuse_thin(self.objective, self.teacher, self.pair)
         self.leave_out_long_prompts()
         self.others = third_models(others, self.objective, self.student, self.teacher, self.device)
@@ -109,20 +111,20 @@ class Setup(Parts):
         for role in shards: shard(getattr(self, role).model, self.device, self.accelerator.num_processes)
         check = check or own_check(prompts)
         self.window, self.context = window, context
-        self.check, self.callbacks = check, [*callbacks] + [Health()] * c.health + tracked + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
+        self.check, self.callbacks = check, [*callbacks] + [Health()] * c.collapse_warnings + tracked + [ProgressBar()] * (c.progress and self.accelerator.is_main_process)
         own, extra = [p for p in self.student.model.parameters() if p.requires_grad], self.objective_params()
-        self.params, groups = own + extra, [{"params": own}] + [{"params": extra, "lr": c.objective_lr or c.lr}] * bool(extra)
-        self.optimizer = torch.optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay, fused=self.device.type in ("cpu", "cuda") or None)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: lr_factor(c, s))
-        self.coverage = Coverage(c.min_signal)
-        self.step, self.costs, self.out = 0, Costs(), Path(c.out or agree(f"runs/{getattr(self.objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        self.params, groups = own + extra, [{"params": own}] + [{"params": extra, "lr": c.objective_learning_rate or c.learning_rate}] * bool(extra)
+        self.optimizer = torch.optim.AdamW(groups, lr=c.learning_rate, weight_decay=c.weight_decay, fused=self.device.type in ("cpu", "cuda") or None)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda s: learning_rate_factor(c, s))
+        self.coverage = Coverage(c.min_coverage)
+        self.step, self.costs, self.output_dir = 0, Costs(), Path(c.output_dir or agree(f"runs/{getattr(self.objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #f06fa7d5
+# %% ../../nbs/08_train/11_distiller.ipynb #831fc0ad
 class Watch(Setup):
     "Log, count, refuse"
     def emit(self, event, step, **fields):
         if not self.accelerator.is_main_process: return
-        with disk("the run log", self.log.path, self.out): record = self.log.write(event, step, **fields)
+        with disk("the run log", self.log.path, self.output_dir): record = self.log.write(event, step, **fields)
         for c in self.callbacks: getattr(c, f"on_{event}", lambda *_: None)(self, record)
     def refuse_emptiness(self, t):
         rows = t.get("teacher_tokens_scored", 0)
@@ -130,7 +132,7 @@ class Watch(Setup):
             raise FloatingPointError(f"{int(t['teacher_rows_not_finite'])} of the teacher's {int(rows)} rows are not finite, more than 1 %: {getattr(self.teacher, 'cure', 'load the teacher in float32 or bfloat16 (not float16), and check its weights')}")
         if not t["count"] > 0:
             raise RuntimeError(f"no student token of this step has a signal ({t.reasons() or 'every response is empty'}). See xtokd doctor for this pair, and look at what the student writes")
-        self.coverage.add(t.stats().get("signal_share"), t.reasons())
+        self.coverage.add(t.stats().get("coverage"), t.reasons())
     def spend(self, t, seconds):
         s, teach = self.student.params, self.teacher.params
         by_teacher = t["written_by_teacher"] > 0
@@ -140,18 +142,18 @@ class Watch(Setup):
         self.costs.forward(teach, int(t.get("teacher_tokens_fed", 0)))
         self.costs.train(s, int(t.get("student_tokens_fed", 0)))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #5e01cb69
+# %% ../../nbs/08_train/11_distiller.ipynb #60cc3d9b
 class Judge(Watch):
     "Evaluate, and log samples"
     def evaluate(self):
         "Accuracy and distance on the held-out prompts, logged, with a few samples"
-        if not self.heldout: return
+        if not self.eval_prompts: return
         began, c = time.perf_counter(), self.config
         with self.autocast(), during("evaluation", c), gathered(self.student.model):
             if not (self.accelerator.is_main_process or is_sharded(self.teacher.model)): return     # a sharded teacher reads only where all processes ask it
-            found, samples = evaluate(self.student.model, self.teacher.model, self.pair, self.heldout, self.check, c.max_new_tokens, micro_batch=c.micro_batch, max_length=c.max_length, seed=c.seed)
+            found, samples = evaluate(self.student.model, self.teacher.model, self.pair, self.eval_prompts, self.check, c.max_new_tokens, micro_batch_size=c.micro_batch_size, max_length=c.max_length, seed=c.seed)
         self.emit("eval", self.step, **found, seconds=time.perf_counter() - began)
-        for s in samples[:c.eval_samples]: self.emit("sample", self.step, source="heldout", **s)
+        for s in samples[:c.eval_log_samples]: self.emit("sample", self.step, source="eval", **s)
     def show_sample(self, sample, out):
         "Log one training sample with what each of its tokens was told"
         mine = out.ledger["sample"] == 0
@@ -159,7 +161,7 @@ class Judge(Watch):
                   alignment=keep(self.pair.align(sample.student, sample.teacher)),
                   token_loss=out.token_loss.detach().float().cpu().numpy()[mine], **{k: out.ledger[k][mine] for k in ("chunk", "kind", "signal", "weight", "reason", *(["region"] if out.ledger["region"][mine].any() else []))})
 
-# %% ../../nbs/08_train/11_distiller.ipynb #3bf4b765
+# %% ../../nbs/08_train/11_distiller.ipynb #7b68b714
 class Keep(Judge):
     "Save and load"
     def save(self):
@@ -168,7 +170,7 @@ class Keep(Judge):
         if main:
             state = {"optimizer": optimizer, "scheduler": self.scheduler.state_dict(), "costs": dict(self.costs), "rngs": rngs}
             if self.objective_params(): state["objective"] = self.objective.state_dict()
-            with disk("a checkpoint", self.out, self.out): save_checkpoint(self.out/"checkpoints", self.step, self.student.model, self.student.tokenizer, state, self.config.keep, weights)
+            with disk("a checkpoint", self.output_dir, self.output_dir): save_checkpoint(self.output_dir/"checkpoints", self.step, self.student.model, self.student.tokenizer, state, self.config.save_total_limit, weights)
         self.accelerator.wait_for_everyone()
     def load(self, path):
         "Go back to a checkpoint"
@@ -182,43 +184,43 @@ class Keep(Judge):
         "The student as an ordinary model folder, `out/student`"
         weights = whole_weights(self.student.model, self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            with disk("the student", self.out, self.out), whole_folder(self.out/name) as work: save_student(work, self.student.model, self.student.tokenizer, weights)
+            with disk("the student", self.output_dir, self.output_dir), whole_folder(self.output_dir/name) as work: save_student(work, self.student.model, self.student.tokenizer, weights)
         self.accelerator.wait_for_everyone()
     def hand_over(self):
         "The newest weights to the engine that writes, and how far it is from them, in nats a token"
         self.keep_student("engine")
         near = opinion(self.student.model, self.student.bv)
         gap = None
-        if self.accelerator.is_main_process: self.student.engine.load(self.out/"engine"); gap = self.student.engine.gap(near)
+        if self.accelerator.is_main_process: self.student.engine.load(self.output_dir/"engine"); gap = self.student.engine.gap(near)
         return agree(gap)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #e8476c64
+# %% ../../nbs/08_train/11_distiller.ipynb #eb7ffb00
 class Step(Keep):
     "One step"
     def train_step(self, step):
         "Pick, write, score, learn; returns what is to be logged"
         began, c, acc = time.perf_counter(), self.config, self.accelerator
-        mine = pick(len(self.items), step, c.batch_size, c.seed)[acc.process_index::acc.num_processes]
-        writer, items = writer_of(c, step, self.objective.writer), [self.items[i] for i in mine]
-        gap = {"engine_gap": self.hand_over()} if writer == "student" and self.student.engine else {}
-        with self.autocast(), gathered(*(s.model for s in (self.student, self.teacher) if s is getattr(self, writer, None))):
-            samples = self.text(items, writer, mix(c.seed, step, acc.process_index)) if mine else []
+        mine = prompt_indices(len(self.items), step, c.batch_size, c.seed)[acc.process_index::acc.num_processes]
+        text_source, items = choose_text_source(c, step, self.objective.text_source), [self.items[i] for i in mine]
+        gap = {"engine_gap": self.hand_over()} if text_source == "student" and self.student.engine else {}
+        with self.autocast(), gathered(*(s.model for s in (self.student, self.teacher) if s is getattr(self, text_source, None))):
+            samples = self.text(items, text_source, combine_seeds(c.seed, step, acc.process_index)) if mine else []
         self.student.model.train(); self.optimizer.zero_grad()
-        tally, first = accumulate(samples, self.pair, self.student, self.teacher, self.objective, c, self.autocast, self.others, writer)
+        tally, first = accumulate(samples, self.pair, self.student, self.teacher, self.objective, c, self.autocast, self.others, text_source)
         let_go(self.teacher.model)
-        tally = tally.add(**written(samples, self.pair, writer)).over_processes()
+        tally = tally.add(**written(samples, self.pair, text_source)).over_processes()
         self.refuse_emptiness(tally)
         finish_gradient(self.params, tally["count"], acc)
         norm = clip_gradient(self.params, c.max_grad_norm)
         self.learn(step, norm)
         self.spend(tally, time.perf_counter() - began)
-        return {"writer": writer, "loss": tally["loss"] / tally["count"], "grad_norm": norm, "lr": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), **gap, "peak_memory_gib": peak_memory(self.device), "costs": self.costs}, first
+        return {"text_source": text_source, "loss": tally["loss"] / tally["count"], "grad_norm": norm, "learning_rate": self.scheduler.get_last_lr()[0], **report(tally, time.perf_counter() - began), **gap, "peak_memory_gib": peak_memory(self.device), "costs": self.costs}, first
 
-    def text(self, items, writer, seed):
+    def text(self, items, text_source, seed):
         "Samples of one step; two for each item where preferences are asked for"
         if "preferences" in self.objective.needs: samples = references(items, self.student, self.teacher, ("chosen", "rejected"))
-        else: samples = plug_in(write(items, self.student, self.teacher, self.config, writer, seed=seed), self.student.bv, self.teacher.bv, self.window, self.context)
-        return answers_only(samples, self.student.bv) if self.config.learn_from == "answer" else samples
+        else: samples = plug_in(write(items, self.student, self.teacher, self.config, text_source, seed=seed), self.student.bv, self.teacher.bv, self.window, self.context)
+        return answers_only(samples, self.student.bv) if self.config.loss_on == "answer" else samples
 
     def learn(self, step, norm):
         "The optimiser's step; a gradient that is not finite is left out, and five in a row end the run"
@@ -226,10 +228,10 @@ class Step(Keep):
         if np.isfinite(norm):
             with during("optimiser", self.config): self.optimizer.step()
         else: self.emit("warn", step, message=f"the gradient is not finite ({norm}): step left out")
-        if self.bad_steps >= 5: raise FloatingPointError(f"five steps in a row with a gradient that is not finite (step {step}): lower lr (it is {self.config.lr}) or use mixed_precision='no'")
+        if self.bad_steps >= 5: raise FloatingPointError(f"five steps in a row with a gradient that is not finite (step {step}): lower lr (it is {self.config.learning_rate}) or use mixed_precision='no'")
         self.scheduler.step()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #762aace5
+# %% ../../nbs/08_train/11_distiller.ipynb #4ec2d6e1
 def due(step, every): "Is it time at this step? Never where `every` is 0"; return bool(every) and step % every == 0
 
 class Loop(Step):
@@ -237,68 +239,68 @@ class Loop(Step):
     def train(self, control):
         "Steps until the last one or a stop; evaluates and saves when it is time"
         c = self.config
-        for step in range(self.step + 1, c.steps + 1):
+        for step in range(self.step + 1, c.max_steps + 1):
             if self.stopped(control): return "stopped"
             record, first = self.train_step(step)
             self.step = step
             self.emit("step", step, **record)
-            if first and (step == 1 or due(step, c.eval_every)): self.show_sample(*first)
-            if due(step, c.eval_every) and step < c.steps: self.evaluate()
-            if due(step, c.save_every) and step < c.steps: self.save()
+            if first and (step == 1 or due(step, c.eval_steps)): self.show_sample(*first)
+            if due(step, c.eval_steps) and step < c.max_steps: self.evaluate()
+            if due(step, c.save_steps) and step < c.max_steps: self.save()
         return "finished"
     def stopped(self, control):
         "Was a stop asked for, in any process?"
         return any(gather_object([control.hold()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #ff49941c
+# %% ../../nbs/08_train/11_distiller.ipynb #754b473c
 class Opening(Loop):
     "Begin a log, or go on with one"
     def open(self, resume):
         "Begin the log, or go back to the newest checkpoint and say so in it"
-        had = log_file(self.out).exists() and log_file(self.out).stat().st_size > 0
-        if had and not resume: raise FileExistsError(f"{self.out} holds a run already: give another `out`, or resume it with fit(resume=True) or `xtokd distill --out {self.out} --resume`")
-        before = Run(self.out).start if had else {}
+        had = log_file(self.output_dir).exists() and log_file(self.output_dir).stat().st_size > 0
+        if had and not resume: raise FileExistsError(f"{self.output_dir} holds a run already: give another `out`, or resume it with fit(resume=True) or `xtokd distill --output-dir {self.output_dir} --resume`")
+        before = Run(self.output_dir).start if had else {}
         self.refuse_others(before)
         torch.manual_seed(self.config.seed)
-        found = checkpoints(self.out/"checkpoints") if resume else []
+        found = checkpoints(self.output_dir/"checkpoints") if resume else []
         if found: self.load(found[-1])
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process: self.log = RunLog(self.out)
+        if self.accelerator.is_main_process: self.log = RunLog(self.output_dir)
         self.emit("resume" if had else "start", self.step, **self.describe())
         self.warn_of_changes(before)
-        for name, left_out in ("prompts", self.left_out), ("held-out prompts", self.left_out_heldout):
+        for name, left_out in ("prompts", self.left_out), ("held-out prompts", self.left_out_eval_prompts):
             if left_out: self.emit("warn", self.step, message=f"{len(left_out)} {name} are left out, because they do not fit: {left_out[0].reason} ({str(left_out[0].item)[:60]} ...)")
         for role, bv in ("student", self.student.bv), ("teacher", self.teacher.bv):
-            if lost := unused_args(bv, template_args(bv)): self.emit("warn", self.step, message=f"the chat template of the {role} ({bv.name}) makes no use of {', '.join(lost)}: look for the name that it does use, or leave it out of template_args")
+            if lost := unused_args(bv, chat_template_kwargs(bv)): self.emit("warn", self.step, message=f"the chat template of the {role} ({bv.name}) makes no use of {', '.join(lost)}: look for the name that it does use, or leave it out of chat_template_kwargs")
     def refuse_others(self, before):
         "A run goes on with the tokenizers that it was begun with"
         now = {side: getattr(self, side).bv.fingerprint for side in ("student", "teacher")}
-        if before.get("fingerprints", now) != now: raise ValueError(f"{self.out} was begun with other tokenizers ({before['student']}, {before['teacher']}): give the same student and teacher, or another `out`")
+        if before.get("fingerprints", now) != now: raise ValueError(f"{self.output_dir} was begun with other tokenizers ({before['student']}, {before['teacher']}): give the same student and teacher, or another `out`")
     def warn_of_changes(self, before):
         "Name the settings that change the result and are not those that the run was begun with"
-        free = {"out", "micro_batch", "gradient_checkpointing", "teacher_device_map", "offload_folder", "shard", "progress", "track", "health", "eval_every", "save_every", "keep", "steps" if self.config.schedule == "constant" else ""}
+        free = {"output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map", "teacher_offload_dir", "fsdp", "progress", "report_to", "collapse_warnings", "eval_steps", "save_steps", "save_total_limit", "max_steps" if self.config.lr_scheduler_type == "constant" else ""}
         then, now = before.get("config", {}), asdict(self.config)
         other = [f"{k} {then[k]!r} -> {v!r}" for k, v in now.items() if k in then and k not in free and then[k] != v]
         if other: self.emit("warn", self.step, message=f"this run goes on with other settings: {', '.join(other)}")
 
-# %% ../../nbs/08_train/11_distiller.ipynb #6d8a02df
+# %% ../../nbs/08_train/11_distiller.ipynb #16838a8a
 class Described(Opening):
     "What a run was given, and a run again from that"
     def describe(self):
         "What a reader of the log must know to repeat the run"
         given = {k: v if v is None or isinstance(v, (str, Path)) or k == "objective" and isinstance(v, (tuple, list)) else repr(v)[:200] if k == "objective" else "in memory" for k, v in self.given.items()}
-        return {"config": asdict(self.config) | {"out": str(self.out)}, "given": given, "objective": getattr(self.objective, "name", repr(self.objective)), "needs": sorted(self.objective.needs),
+        return {"config": asdict(self.config) | {"output_dir": str(self.output_dir)}, "args": given, "objective": getattr(self.objective, "name", repr(self.objective)), "needs": sorted(self.objective.needs),
                 "student": repr(self.student), "teacher": repr(self.teacher), "fingerprints": {"student": self.student.bv.fingerprint, "teacher": self.teacher.bv.fingerprint},
-                "prompts": len(self.items), "prompts_left_out": len(self.left_out), "heldout": len(self.heldout), "seed": self.config.seed, "versions": versions(), "device": str(self.device), "machine": machine(self.device), "processes": self.accelerator.num_processes, "sharded": [r for r in ("student", "teacher") if is_sharded(getattr(self, r).model)], "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
+                "prompts": len(self.items), "prompts_left_out": len(self.left_out), "eval_prompts": len(self.eval_prompts), "seed": self.config.seed, "versions": versions(), "device": str(self.device), "machine": device_name(self.device), "processes": self.accelerator.num_processes, "sharded": [r for r in ("student", "teacher") if is_sharded(getattr(self, r).model)], "command": [Path(sys.argv[0]).name, *sys.argv[1:]]}
     @classmethod
     def from_run(cls, out, **changes):
         "The Distiller of a run folder, to go on with: what was given by name then is given again; `changes` replaces arguments"
         start = Run(out).start
-        again = {**start["given"], "config": DistillConfig(**start["config"] | {"out": str(out)}), **changes}
+        again = {**start["args"], "config": DistillConfig(**start["config"] | {"output_dir": str(out)}), **changes}
         if lost := [k for k, v in again.items() if v == "in memory"]: raise ValueError(f"{out} was started with {', '.join(lost)} in memory, which a log cannot give back: pass {lost[0]}=... too")
         return cls(**again)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #fba7b6c6
+# %% ../../nbs/08_train/11_distiller.ipynb #158cf8dc
 class Distiller(Described):
     "Distils a teacher into a student with another tokenizer, on text that the student writes"
     def fit(self,
@@ -308,7 +310,7 @@ class Distiller(Described):
         self.control = control = Control()
         self.open(resume)
         if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats(self.device)
-        run = Run(self.out, control)
+        run = Run(self.output_dir, control)
         if block:
             with interruptible(control): self.work(control)
             return run.wait()
@@ -318,13 +320,13 @@ class Distiller(Described):
     def work(self, control):
         "The whole of a run: evaluation before, steps, evaluation after, last checkpoint, student folder"
         try:
-            if self.step == 0 and self.config.eval_before: self.evaluate()
+            if self.step == 0 and self.config.eval_on_start: self.evaluate()
             reason = self.train(control)
             if reason == "finished": self.evaluate()
             self.save()
             self.keep_student()
-            self.emit("end", self.step, reason=reason, costs=self.costs, peak_memory_gib=peak_memory(self.device), student=str(self.out/"student"))
-            if reason == "stopped": print(f"stopped after step {self.step} of {self.config.steps}, saved in {self.out}. To go on: fit(resume=True), or `xtokd distill --out {self.out} --resume`", file=sys.stderr)
+            self.emit("end", self.step, reason=reason, costs=self.costs, peak_memory_gib=peak_memory(self.device), student=str(self.output_dir/"student"))
+            if reason == "stopped": print(f"stopped after step {self.step} of {self.config.max_steps}, saved in {self.output_dir}. To go on: fit(resume=True), or `xtokd distill --output-dir {self.output_dir} --resume`", file=sys.stderr)
         except BaseException as e:
             control.error = e
             with suppress(OSError): self.emit("end", self.step, reason=f"{type(e).__name__}: {e}")

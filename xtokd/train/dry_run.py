@@ -6,15 +6,15 @@
 __all__ = ['GIB', 'Held', 'Measured', 'lengths', 'dry_run', 'weight_bytes', 'cache_bytes', 'full_length', 'memory', 'room',
            'seconds', 'trouble', 'Forecast', 'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #695d2fdb
+# %% ../../nbs/08_train/12_dry_run.ipynb #1eff2bcd
 import os, time
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from .config import mix, peak_memory, pick, writer_of
-from .runlog import Table
+from .config import combine_seeds, prompt_indices, choose_text_source
+from .runlog import peak_memory, Table
 from ..models.forward import context_length, head_width, shortest
 from .step import accumulate, report, written
 from ..distributed import finish_gradient
@@ -30,7 +30,7 @@ class Held:
     def __enter__(self): self.hooks = saved_tensors_hooks(self.pack, lambda x: x); self.hooks.__enter__(); return self
     def __exit__(self, *e): self.hooks.__exit__(*e); self.most = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #bc73b004
+# %% ../../nbs/08_train/12_dry_run.ipynb #196e8ba1
 @dataclass
 class Measured:
     "What ten responses and a step showed"
@@ -54,18 +54,18 @@ def dry_run(d,         # a Distiller that has not begun
             n=10):     # prompts
     "Write, score, learn once, on `n` prompts"
     c = d.config
-    writer = writer_of(c, 1, d.objective.writer)
-    items = [d.items[i] for i in pick(len(d.items), 1, min(n, len(d.items)), c.seed)]
+    text_source = choose_text_source(c, 1, d.objective.text_source)
+    items = [d.items[i] for i in prompt_indices(len(d.items), 1, min(n, len(d.items)), c.seed)]
     began = time.perf_counter()
-    with d.autocast(): samples = d.text(items, writer, mix(c.seed, 1, 0))
+    with d.autocast(): samples = d.text(items, text_source, combine_seeds(c.seed, 1, 0))
     wrote = time.perf_counter() - began
     d.student.model.train()
-    longest = sorted(samples, key=len)[-c.micro_batch:] if "preferences" not in d.objective.needs else samples[:max(2, c.micro_batch // 2 * 2)]
-    learn = lambda some: accumulate(some, d.pair, d.student, d.teacher, d.objective, c, d.autocast, d.others, writer)[0]
+    longest = sorted(samples, key=len)[-c.micro_batch_size:] if "preferences" not in d.objective.needs else samples[:max(2, c.micro_batch_size // 2 * 2)]
+    learn = lambda some: accumulate(some, d.pair, d.student, d.teacher, d.objective, c, d.autocast, d.others, text_source)[0]
     with Held([*d.student.model.parameters(), *d.teacher.model.parameters()]) as held: learn(longest)
     d.optimizer.zero_grad()
     began = time.perf_counter()
-    tally = learn(samples).add(**written(samples, d.pair, writer))
+    tally = learn(samples).add(**written(samples, d.pair, text_source))
     if tally["count"] > 0:
         finish_gradient(d.params, tally["count"], d.accelerator)
         d.optimizer.step()
@@ -73,7 +73,7 @@ def dry_run(d,         # a Distiller that has not begun
     full = sum(len(s.student) >= c.max_new_tokens and s.student[-1] not in d.pair.student.stop_ids for s in samples) / len(samples)
     return Measured(len(samples), wrote, learned, held.most, len(longest), lengths(samples), report(tally, wrote + learned), tally.reasons(), full, peak_memory(d.device))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #fc749527
+# %% ../../nbs/08_train/12_dry_run.ipynb #7600a653
 GIB = 2 ** 30
 
 def weight_bytes(model): return sum(p.numel() * p.element_size() for p in model.parameters())
@@ -86,15 +86,15 @@ def cache_bytes(model, tokens):
 
 def full_length(m, c, who):
     "Tokens of the longest sample of one side, if its response ran to `max_new_tokens`"
-    t, other = m.tokens[who], m.figures["inflation"] if who == "teacher" else 1.
+    t, other = m.tokens[who], m.figures["teacher_tokens_per_student_token"] if who == "teacher" else 1.
     response = max(t["response"], c.max_new_tokens * max(other, 1e-9))
     return min(t["prompt"] + response, c.max_length or 1 << 40)
 
 def memory(d, m):
     "GiB of a process by what holds them, and the most that are held at once"
     c, learning = d.config, [p for p in d.params]
-    scale = full_length(m, c, "student") / max(m.tokens["student"]["prompt"] + m.tokens["student"]["response"], 1) * min(c.micro_batch, c.batch_size) / m.micro
-    rows = min(c.micro_batch, c.batch_size) * 4 * (2 * c.max_new_tokens * head_width(d.student.model) + c.max_new_tokens * max(m.figures["inflation"], 1) * head_width(d.teacher.model))
+    scale = full_length(m, c, "student") / max(m.tokens["student"]["prompt"] + m.tokens["student"]["response"], 1) * min(c.micro_batch_size, c.batch_size) / m.micro
+    rows = min(c.micro_batch_size, c.batch_size) * 4 * (2 * c.max_new_tokens * head_width(d.student.model) + c.max_new_tokens * max(m.figures["teacher_tokens_per_student_token"], 1) * head_width(d.teacher.model))
     parts = {"weights": sum(weight_bytes(s.model) for s in (d.student, d.teacher, *d.others.values())), "optimiser": 2 * sum(p.numel() * p.element_size() for p in learning),
              "gradients": sum(p.numel() * p.element_size() for p in learning), "activations": 1.5 * m.held * max(scale, 1), "rows": rows,
              "cache while writing": cache_bytes(d.student.model, min(c.batch_size, 64) * full_length(m, c, "student"))}
@@ -111,39 +111,39 @@ def room(device):
     try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (AttributeError, ValueError, OSError): return None
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #7e8b51a2
+# %% ../../nbs/08_train/12_dry_run.ipynb #61836fc3
 def seconds(d, m):
     "Least and most seconds of a step and of the whole run, evaluations included"
     c = d.config
     more = c.batch_size / m.samples
     step = [m.seconds_writing * min(more, 1) + m.seconds_learning * more * .5, m.seconds_writing * max(more, 1) * 1.2 + m.seconds_learning * max(more, 1) * 1.5]
-    evals = (2 - (not c.eval_before) + ((c.steps - 1) // c.eval_every if c.eval_every else 0)) if d.heldout else 0
-    one = len(d.heldout) / m.samples * (2 * m.seconds_writing + .5 * m.seconds_learning)
-    return {"step": step, "run": [c.steps * step[0] + evals * one * .2, c.steps * step[1] + evals * one * 1.5]}
+    evals = (2 - (not c.eval_on_start) + ((c.max_steps - 1) // c.eval_steps if c.eval_steps else 0)) if d.eval_prompts else 0
+    one = len(d.eval_prompts) / m.samples * (2 * m.seconds_writing + .5 * m.seconds_learning)
+    return {"step": step, "run": [c.max_steps * step[0] + evals * one * .2, c.max_steps * step[1] + evals * one * 1.5]}
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #4e67a9d0
+# %% ../../nbs/08_train/12_dry_run.ipynb #ee5fce82
 def trouble(d, m, held, there):
     "Warnings, each with its cure"
     c, f = d.config, m.figures
     if d.left_out: yield f"{len(d.left_out)} of {len(d.left_out) + len(d.items)} prompts are left out, because they do not fit ({d.left_out[0].reason}): shorten them, or raise max_prompt_length or max_length"
     if m.at_limit > .5: yield f"{m.at_limit:.0%} of the responses reached max_new_tokens={c.max_new_tokens}: raise it, or the student learns from beginnings only (a base model that never stops needs prompts with an end in sight)"
     elif not f["stop_share"]: yield "no response ended by itself: see with xtokd doctor that the student has a stop id, and that its template ends a turn with it"
-    share = f.get("signal_share")
+    share = f.get("coverage")
     if not f["count"] > 0: yield f"no token has a signal, so the first step would be an error ({m.reasons}): take an objective that covers more, or see xtokd doctor"
-    elif share is not None and share < max(c.min_signal, .3): yield f"{share:.0%} of the student's tokens have a signal" + (f", less than min_signal={c.min_signal:g}: the run would end" if share < c.min_signal else "") + f" ({m.reasons}): take an objective that covers more (cover)"
+    elif share is not None and share < max(c.min_coverage, .3): yield f"{share:.0%} of the student's tokens have a signal" + (f", less than min_coverage={c.min_coverage:g}: the run would end" if share < c.min_coverage else "") + f" ({m.reasons}): take an objective that covers more (cover)"
     for who, side in (("student", d.student), ("teacher", d.teacher)):
-        limit, need = shortest(c.max_length, context_length(side.model)), m.tokens[who]["prompt"] + c.max_new_tokens * (f["inflation"] if who == "teacher" else 1)
-        if limit and need > limit: yield f"the {who} has room for {limit} tokens and would need up to {need:.1f} (prompt {m.tokens[who]['prompt']}, {f['inflation']:.2f} teacher tokens for one of the student): what is beyond is masked; shorten prompts, or lower max_new_tokens"
+        limit, need = shortest(c.max_length, context_length(side.model)), m.tokens[who]["prompt"] + c.max_new_tokens * (f["teacher_tokens_per_student_token"] if who == "teacher" else 1)
+        if limit and need > limit: yield f"the {who} has room for {limit} tokens and would need up to {need:.1f} (prompt {m.tokens[who]['prompt']}, {f['teacher_tokens_per_student_token']:.2f} teacher tokens for one of the student): what is beyond is masked; shorten prompts, or lower max_new_tokens"
     if f["teacher_rows_not_finite"]: yield f"{f['teacher_rows_not_finite']} teacher rows are not finite: load the teacher in float32 or bfloat16"
     if f["teacher_tokens_masked"] or f["student_tokens_masked"]: yield f"{f['student_tokens_masked']} student and {f['teacher_tokens_masked']} teacher tokens did not fit and were masked"
-    if there and held["most at once"] > there: yield f"up to {held['most at once']:.1f} GiB are needed and {there:.1f} are there: lower micro_batch (it is {c.micro_batch}), max_new_tokens (it is {c.max_new_tokens}) or batch_size, or take a teacher in fewer bits"
+    if there and held["most at once"] > there: yield f"up to {held['most at once']:.1f} GiB are needed and {there:.1f} are there: lower micro_batch_size (it is {c.micro_batch_size}), max_new_tokens (it is {c.max_new_tokens}) or batch_size, or take a teacher in fewer bits"
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #d738eda4
+# %% ../../nbs/08_train/12_dry_run.ipynb #70fd50b4
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take"
     samples: int
-    coverage: dict      # signal_share, samples_without_signal, and the reasons of tokens without
+    coverage: dict      # coverage, samples_without_signal, and the reasons of tokens without
     tokens: dict        # of a step and of the run
     memory: dict        # GiB by what holds them
     seconds: dict       # [least, most] of a step and of the run
@@ -152,7 +152,7 @@ class Forecast:
     def to_dict(self): return asdict(self)
     def table(self):
         rng = lambda k: "{:,.3g} to {:,.3g} s".format(*self.seconds[k])
-        share = self.coverage["signal_share"]
+        share = self.coverage["coverage"]
         rows = {"student tokens with a signal": "unknown" if share is None else f"{share:.1%}", "responses that end": f"{self.coverage['stop_share']:.0%}",
                 "student tokens a step": f"{self.tokens['student a step']:,.0f}", "teacher tokens a step": f"{self.tokens['teacher a step']:,.0f}", "student tokens in all": f"{self.tokens['student in all']:,.0f}",
                 "time a step": rng("step"), "time in all": rng("run"), **{f"memory: {k}": f"{v:,.3f} GiB" for k, v in self.memory.items()}, "memory there": f"{self.there:,.1f} GiB" if self.there else "unknown"}
@@ -166,5 +166,5 @@ def forecast(d, n=10):
     m, c = dry_run(d, n), d.config
     held, there, f = memory(d, m), room(d.device), m.figures
     each = {who: m.tokens[who]["written"] / m.samples * c.batch_size for who in ("student", "teacher")}
-    return Forecast(m.samples, {"signal_share": f.get("signal_share"), "samples_without_signal": f["samples_without_signal"], "stop_share": f["stop_share"], "at_limit": m.at_limit, "reasons": m.reasons},
-                    {**{f"{who} a step": v for who, v in each.items()}, **{f"{who} in all": v * c.steps for who, v in each.items()}}, held, seconds(d, m), there, [*trouble(d, m, held, there)])
+    return Forecast(m.samples, {"coverage": f.get("coverage"), "samples_without_signal": f["samples_without_signal"], "stop_share": f["stop_share"], "at_limit": m.at_limit, "reasons": m.reasons},
+                    {**{f"{who} a step": v for who, v in each.items()}, **{f"{who} in all": v * c.max_steps for who, v in each.items()}}, held, seconds(d, m), there, [*trouble(d, m, held, there)])

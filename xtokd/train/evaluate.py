@@ -23,24 +23,24 @@ def ratio(totals, sizes):
     r = totals.sum() / sizes.sum()
     return float(r), float((totals - r*sizes).std() / sizes.mean() / len(sizes)**.5) if len(sizes) > 1 else math.nan
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #aba464b9
+# %% ../../nbs/08_train/05_evaluate.ipynb #ab9a1173
 @torch.no_grad()
-def text_logp(model, bv, prompts, ids, micro_batch=8, max_length=None):
+def text_logp(model, bv, prompts, ids, micro_batch_size=8, max_length=None):
     "Log-probability of each response under its own model; None where it does not fit into `max_length`"
     if getattr(model, "remote", False): return model.text_logps(prompts, ids, max_length)
     found = []
-    for i in range(0, len(ids), micro_batch):
-        part = slice(i, i + micro_batch)
+    for i in range(0, len(ids), micro_batch_size):
+        part = slice(i, i + micro_batch_size)
         rows = response_logits(model, prompts[part], ids[part], max_length=max_length)
         found += [float(sequence_logp(r, x, len(bv), bv.stop_ids)) if len(r) == len(x) else None for r, x in zip(rows, ids[part])]
     return found
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #5910fb4d
-def differences(student, teacher, pair, prompts, responses, micro_batch=8, max_length=None):
+# %% ../../nbs/08_train/05_evaluate.ipynb #8f12714e
+def differences(student, teacher, pair, prompts, responses, micro_batch_size=8, max_length=None):
     "`(log p_S - log p_T, bytes)` of each response; None where one side cannot score it. `prompts` is (student's ids, teacher's ids)"
     other = retokenise(pair.student, pair.teacher, responses)
-    ours = text_logp(student, pair.student, prompts[0], responses, micro_batch, max_length)
-    theirs = text_logp(teacher, pair.teacher, prompts[1], other, micro_batch, max_length)
+    ours = text_logp(student, pair.student, prompts[0], responses, micro_batch_size, max_length)
+    theirs = text_logp(teacher, pair.teacher, prompts[1], other, micro_batch_size, max_length)
     sizes = [max(len(pair.student.decode(x)), 1) for x in responses]
     same = [pair.student.decode(x) == pair.teacher.decode(y) for x, y in zip(responses, other)]
     known = [s and a is not None and b is not None and math.isfinite(a - b) for s, a, b in zip(same, ours, theirs)]
@@ -69,12 +69,12 @@ def summarise(rows):
     sampled = accuracy(column("sampled"))
     return found | ({"accuracy_sampled": sampled["accuracy"]} if sampled else {}) | accuracy(column("best"))
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #25c97018
+# %% ../../nbs/08_train/05_evaluate.ipynb #0629635c
 def evaluate(student, teacher, # models; without a teacher no distance is taken
              pair,             # Pair of their tokenizers
              items,            # held-out prompts
              check=None,       # check(item, text) -> score in 0..1, or None for an item without an answer
-             max_new_tokens=64, batch_size=64, micro_batch=8, max_length=None, seed=0):
+             max_new_tokens=64, batch_size=64, micro_batch_size=8, max_length=None, seed=0):
     "Metrics and samples: accuracy of the likeliest text, reverse KL per byte of sampled text, its length and share of stops"
     bv, check = pair.student, check or (lambda item, text: None)
     score = lambda item, text: None if (x := check(item, text)) is None else float(x)
@@ -83,7 +83,7 @@ def evaluate(student, teacher, # models; without a teacher no distance is taken
     rows = [{"item": i, "text": response_text(bv, w), "tokens": len(w), "stopped": bool(w) and w[-1] in bv.stop_ids, "best": None} for i, w in zip(items, written)]
     for r in rows: r["sampled"] = score(r["item"], r["text"])
     if teacher is not None:
-        for r, d in zip(rows, differences(student, teacher, pair, prompts, written, micro_batch, max_length)): r["apart"] = d
+        for r, d in zip(rows, differences(student, teacher, pair, prompts, written, micro_batch_size, max_length)): r["apart"] = d
     asked = [i for i, r in enumerate(rows) if r["sampled"] is not None]
     likeliest = rollout(student, bv, [prompts[0][i] for i in asked], max_new_tokens, 0.0, batch_size)
     for i, w in zip(asked, likeliest): rows[i] |= {"text": response_text(bv, w), "best": score(items[i], response_text(bv, w))}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gather', 'Writing', 'Dividing', 'Telling', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #3dea36c7
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #f35faf2e
 import time, warnings
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from ..vocab.bytevocab import ByteVocab
-from .config import DistillConfig, mix, writer_of
+from .config import DistillConfig, combine_seeds, choose_text_source
 from .distiller import read_objective
 from .evaluate import evaluate
 from xtokd.train.step import (
@@ -30,30 +30,30 @@ def gather(items):
     "A batch that holds its items; columns that a data set filled up with None are left out"
     return {"items": [{k: v for k, v in item.items() if v is not None} for item in items]}
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #68ed540d
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #6e705175
 class Writing:
     "The student writes, for all micro-batches of a step at once"
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         items, step = [i for b in batches for i in b["items"]], self.state.global_step + 1
-        self.writer, self.began = writer_of(self.distill, step, self.objective.writer), time.perf_counter()
-        with self.compute_loss_context_manager(): samples = self.texts(items, self.writer, mix(self.distill.seed, step, self.accelerator.process_index)) if items else []
-        self.tally = Tally(samples=len(samples), count=0, loss=0, tokens=0, with_signal=0).add(**written(samples, self.pair, self.writer))
+        self.text_source, self.began = choose_text_source(self.distill, step, self.objective.text_source), time.perf_counter()
+        with self.compute_loss_context_manager(): samples = self.texts(items, self.text_source, combine_seeds(self.distill.seed, step, self.accelerator.process_index)) if items else []
+        self.tally = Tally(samples=len(samples), count=0, loss=0, tokens=0, with_signal=0).add(**written(samples, self.pair, self.text_source))
         for p in self.extra: p.grad = None
         each, samples = len(samples) // max(len(items), 1), iter(samples)
         return [{"samples": [next(samples) for _ in range(each * len(b["items"]))]} for b in batches], None
 
-    def texts(self, items, writer, seed):
+    def texts(self, items, text_source, seed):
         "Samples of one step; two for each item where preferences are asked for"
         if "preferences" in self.objective.needs: return references(items, self.student, self.teacher, ("chosen", "rejected"))
-        return plug_in(write(items, self.student, self.teacher, self.distill, writer, seed), self.student.bv, self.teacher.bv, self.window, self.context)
+        return plug_in(write(items, self.student, self.teacher, self.distill, text_source, seed), self.student.bv, self.teacher.bv, self.window, self.context)
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #0957c311
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #12e54ed5
 class Dividing(Writing):
     "The objective's sum goes backward; the gradient is divided by the count of the whole step"
     loss_is_scaled_for_ga = True
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        batch, counts = make_batch(inputs["samples"], self.pair, self.student, self.teacher, self.objective.needs, self.distill, self.others, self.writer)
+        batch, counts = make_batch(inputs["samples"], self.pair, self.student, self.teacher, self.objective.needs, self.distill, self.others, self.text_source)
         with torch.autocast(self.args.device.type, enabled=False): out = self.objective(batch)
         self.tally.add(**counts, entropy=entropy(batch.student)); self.tally.output(out)
         total = out.sum if out.sum.requires_grad else out.sum + torch.zeros_like(out.sum, requires_grad=True)
@@ -68,7 +68,7 @@ class Dividing(Writing):
         self.said.append(report(total, max(time.perf_counter() - self.began, 1e-9)))
         return nothing + total["loss"] / total["count"]
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #bf8df078
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #624c1bd1
 class Telling(Dividing):
     "Logs, evaluations and the objective's own parameters"
     def log(self, logs, *args, **kwargs):
@@ -80,7 +80,7 @@ class Telling(Dividing):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         "Accuracy, length and reverse KL per byte on held-out prompts, logged under `eval_...`"
         items, c = list(self.eval_dataset if eval_dataset is None else eval_dataset), self.distill
-        with self.compute_loss_context_manager(): found, _ = evaluate(self.student.model, self.teacher.model, self.pair, gather(items)["items"], self.check, c.max_new_tokens, micro_batch=c.micro_batch, max_length=c.max_length, seed=c.seed)
+        with self.compute_loss_context_manager(): found, _ = evaluate(self.student.model, self.teacher.model, self.pair, gather(items)["items"], self.check, c.max_new_tokens, micro_batch_size=c.micro_batch_size, max_length=c.max_length, seed=c.seed)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in found.items() if isinstance(v, (int, float))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -88,7 +88,7 @@ class Telling(Dividing):
 
     def create_optimizer(self, *args, **kwargs):
         new, optimizer = self.optimizer is None, super().create_optimizer(*args, **kwargs)
-        if new and self.extra: optimizer.add_param_group({"params": self.extra, "lr": self.distill.objective_lr or self.args.learning_rate})
+        if new and self.extra: optimizer.add_param_group({"params": self.extra, "lr": self.distill.objective_learning_rate or self.args.learning_rate})
         return optimizer
 
     def _save(self, output_dir=None, state_dict=None):
@@ -99,7 +99,7 @@ class Telling(Dividing):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.extra: self.objective.load_state_dict(load_file(Path(resume_from_checkpoint)/"objective.safetensors"))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #a4ea5435
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #c9c470a9
 class Distilling(Telling):
     "Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`. Its data are prompts, its loss is an objective"
     def __init__(self, *args,
@@ -111,8 +111,8 @@ class Distilling(Telling):
                  window=None, context=None, # as in `Distiller`
                  **kwargs):
         self.objective, self.distill, self.check, self.window, self.context = read_objective(objective), distill or DistillConfig(), check, window, context
-        self.tally, self.said, self.writer, self.extra, self.began = Tally(), [], "student", [], time.perf_counter()
-        if self.distill.engine: raise ValueError("engine: a trainer of transformers writes with the model that it trains. Leave engine out, or use xtokd's own Distiller")
+        self.tally, self.said, self.text_source, self.extra, self.began = Tally(), [], "student", [], time.perf_counter()
+        if self.distill.generation_url: raise ValueError("engine: a trainer of transformers writes with the model that it trains. Leave engine out, or use xtokd's own Distiller")
         super().__init__(*args, **{"data_collator": gather, **kwargs})
         self.args.remove_unused_columns = False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled: raise ValueError("Distilling divides gradients after the backward pass, which sharded trainers do not hand out: use DDP here, or xtokd's own Distiller for FSDP")

@@ -97,14 +97,14 @@ def writing_signs(steps, limit, s):
     if last - first > s.repetition and last - first >= s.sure * noise:
         yield Sign("repetition", first, last, f"{last:.0%} of the 4-grams of a response stood in it before, {first:.0%} at the start", "the text runs in circles; lower lr, or go back to an earlier checkpoint")
 
-# %% ../../nbs/08_train/09_monitor.ipynb #b0c1d6ca
+# %% ../../nbs/08_train/09_monitor.ipynb #131b79fb
 def learning_signs(steps, s):
     "Signs in what the student learns from"
     first, last, noise = ends(steps, "entropy", s)
     sure = abs(last - first) >= s.sure * noise
     if last <= s.entropy_down * first and sure: yield Sign("entropy", first, last, f"the student's entropy fell from {first:.2g} to {last:.2g} nats per token", "it has stopped choosing; lower lr, or take a forward divergence")
     if last >= s.entropy_up * first and sure: yield Sign("entropy", first, last, f"the student's entropy grew from {first:.2g} to {last:.2g} nats per token", "its text dissolves; lower lr")
-    first, last, noise = ends(steps, "signal_share", s)
+    first, last, noise = ends(steps, "coverage", s)
     if last <= max(s.signal * first, s.signal_floor): yield Sign("signal", first, last, f"{last:.0%} of the student's tokens have a signal, at first {first:.0%}", "see what it writes, and xtokd doctor for the pair")
     losses = [number(e["loss"]) for e in steps[-s.window:] if "loss" in e]
     if not np.isfinite(losses).all(): yield Sign("loss", math.nan, math.nan, "the loss is not finite", "lower lr, or use mixed_precision='no'")
@@ -120,8 +120,8 @@ def answer_signs(evals, s):
     (first, (low, _)), recent = known[0], known[-2:]
     if all(high < low for _, (_, high) in recent): yield Sign("answers", first, recent[-1][0], f"{recent[-1][0]:.1%} of the held-out answers are right, {first:.1%} at the start", "the student unlearns the task; lower lr, or take another objective (xtokd methods)")
 
-# %% ../../nbs/08_train/09_monitor.ipynb #974c9749
-def by_student(step): return step.get("writer", "student") == "student"
+# %% ../../nbs/08_train/09_monitor.ipynb #4072488f
+def by_student(step): return step.get("text_source", "student") == "student"
 
 def look(steps, evals=(), config=None, signs=Signs()):
     "The signs that a run shows now, from its step and eval records"
@@ -138,13 +138,13 @@ def replay(run, signs=Signs()):
         for x in look(steps, evals, run.config, signs): found.setdefault(x.name, e["step"])
     return found
 
-# %% ../../nbs/08_train/09_monitor.ipynb #fbe186ff
+# %% ../../nbs/08_train/09_monitor.ipynb #a1912ae7
 class Health:
     "Warns of signs of a collapse: once each, until it is over"
     def __init__(self, signs=Signs()): self.signs, self.steps, self.evals, self.told = signs, [], [], set()
     def on_start(self, distiller, record): self.steps, self.evals, self.told = [], [], set()
     def on_resume(self, distiller, record):
-        run = Run(distiller.out)
+        run = Run(distiller.output_dir)
         self.steps, self.evals = run.steps, run.evals
         self.told = {x.name for x in look(self.steps, self.evals, run.config, self.signs)}
     def on_eval(self, distiller, record): self.evals.append(record)
@@ -158,7 +158,7 @@ class Health:
 
 def record_config(distiller): return {"max_new_tokens": distiller.config.max_new_tokens}
 
-# %% ../../nbs/08_train/09_monitor.ipynb #f7b26afc
+# %% ../../nbs/08_train/09_monitor.ipynb #8613d2aa
 class Coverage:
     "The share of tokens with a signal over the last ten steps; refuses to go on below `at_least`"
     def __init__(self, at_least): self.at_least, self.last = at_least, deque(maxlen=10)
@@ -169,5 +169,5 @@ class Coverage:
         self.last.append(share)
         mean = sum(self.last) / len(self.last)
         if len(self.last) >= 5 and mean < self.at_least:
-            raise RuntimeError(f"{mean:.1%} of the student's tokens had a signal over the last {len(self.last)} steps, less than min_signal={self.at_least:g} ({reasons}). "
-                               "See xtokd doctor for this pair, take an objective that covers more (cover), or lower min_signal")
+            raise RuntimeError(f"{mean:.1%} of the student's tokens had a signal over the last {len(self.last)} steps, less than min_coverage={self.at_least:g} ({reasons}). "
+                               "See xtokd doctor for this pair, take an objective that covers more (cover), or lower min_coverage")

@@ -29,7 +29,7 @@ from ..rows.topk import thin
 from ..models.side import THIRD
 from ..vocab.bytevocab import response_text
 
-# %% ../../nbs/08_train/04_step.ipynb #77c7dde8
+# %% ../../nbs/08_train/04_step.ipynb #c06c6429
 @dataclass
 class Sample:
     "One prompt and one response in the ids of both sides"
@@ -42,19 +42,19 @@ class Sample:
     window_found: bool = True
     def __len__(self): return len(self.student_prompt) + len(self.student)
 
-def write(items, student, teacher, config, writer="student", seed=None):
+def write(items, student, teacher, config, text_source="student", seed=None):
     "Samples written by one side and put into the other side's tokens, or the items' own references"
-    if writer == "reference": return references(items, student, teacher)
+    if text_source == "reference": return references(items, student, teacher)
     samples = [Sample(item, render(student.bv, item), render(teacher.bv, item)) for item in items]
-    me, other = (student, teacher) if writer == "student" else (teacher, student)
-    prompts = [getattr(s, f"{writer}_prompt") for s in samples]
+    me, other = (student, teacher) if text_source == "student" else (teacher, student)
+    prompts = [getattr(s, f"{text_source}_prompt") for s in samples]
     room = shortest(config.max_length, context_length(me.model), 1 << 40) - max(map(len, prompts))
-    if room < 1: raise ValueError(f"a prompt has {max(map(len, prompts))} tokens, which leaves the {writer} no room to write: shorten it, or raise max_length (the model holds {context_length(me.model)})")
-    with during("writing", config, writer):
+    if room < 1: raise ValueError(f"a prompt has {max(map(len, prompts))} tokens, which leaves the {text_source} no room to write: shorten it, or raise max_length (the model holds {context_length(me.model)})")
+    with during("writing", config, text_source):
         new = min(config.max_new_tokens, room)
         served = me if getattr(me, "remote", False) else me.engine
         ids = served.write(prompts, new, config.temperature, seed) if served else rollout(me.model, me.bv, prompts, new, config.temperature, seed=seed)
-    for s, x, y in zip(samples, ids, retokenise(me.bv, other.bv, ids)): s.student, s.teacher = (x, y) if writer == "student" else (y, x)
+    for s, x, y in zip(samples, ids, retokenise(me.bv, other.bv, ids)): s.student, s.teacher = (x, y) if text_source == "student" else (y, x)
     return samples
 
 # %% ../../nbs/08_train/04_step.ipynb #b46af676
@@ -95,11 +95,11 @@ def references(items, student, teacher, keys=("reference",)):
         samples += [Sample(item, *prompts, closed(student.bv, item[k]), closed(teacher.bv, item[k])) for k in keys]
     return samples
 
-# %% ../../nbs/08_train/04_step.ipynb #cfe96c5d
+# %% ../../nbs/08_train/04_step.ipynb #190de9fe
 WIDE = 1 << 26     # logits of a micro-batch above so many numbers (256 MB in float32) are not kept
 
 def narrow(side, samples, whose, config):
-    "The Head that makes a side's rows from its states; None where logits are kept: they are few, the head is not a plain one, or `config.rows` says so"
+    "The Head that makes a side's rows from its states; None where logits are kept: they are few, the head is not a plain one, or `config.logits` says so"
     choice = getattr(config, "rows", "auto")
     if side is None or choice == "logits" or getattr(side, "remote", False) or is_sharded(side.model): return None
     if choice == "auto" and len(side.bv) * sum(len(getattr(s, whose)) for s in samples) <= WIDE or side.head is None: return None
@@ -150,8 +150,8 @@ def states_of(student, teacher, s_states, t_states):
     matrix = lambda side, name: getattr(side.model, f"get_{name}_embeddings")().weight
     return Hidden(s_states, t_states, matrix(student, "output"), matrix(teacher, "output"), matrix(student, "input"), matrix(teacher, "input"))
 
-# %% ../../nbs/08_train/04_step.ipynb #1b0aa222
-def make_batch(samples, pair, student, teacher, needs, config, others=None, writer="student", slim=None):   # slim: see `thin_top`
+# %% ../../nbs/08_train/04_step.ipynb #f846016c
+def make_batch(samples, pair, student, teacher, needs, config, others=None, text_source="student", slim=None):   # slim: see `thin_top`
     "PairBatch of some samples, student rows with gradient, and the counts of the teacher's pass; `others` holds the third models by name"
     deep = "hidden" in needs
     asked, t_logits, t_states, t_thin, counts = "teacher_logits" in needs or deep, None, None, None, {}
@@ -166,7 +166,7 @@ def make_batch(samples, pair, student, teacher, needs, config, others=None, writ
     ids = [s.student[:len(l)] for s, l in zip(samples, s_logits)]
     sizes = np.diff(t_thin.offsets) if t_thin is not None else [None if t_logits is None else len(l) for l in t_logits or samples]
     t_ids = [s.teacher[:n] for s, n in zip(samples, sizes)]
-    temperature, extra = config.temperature or 1.0, {"writer": writer}
+    temperature, extra = config.temperature or 1.0, {"text_source": text_source}
     for need in THIRD.keys() & needs:
         name, whose = THIRD[need]
         extra[need] = third_logp(others[name], samples, ids if whose == "student" else t_ids, whose, temperature if whose == "student" else 1., narrow(others[name], samples, whose, config))
@@ -217,18 +217,18 @@ class Tally(dict):
     def losses(self): return {f"loss_{k}": self[f"loss {k}"] / self[f"weight {k}"] for k in KINDS if self.get(f"weight {k}", 0) > 0}
     def reasons(self): return "; ".join(f"{int(n)} tokens: {Reason(int(k[4:])).text or 'with weight 0'}" for k, n in sorted(self.items(), key=lambda x: -x[1]) if k.startswith("why ") and (k != "why 0" or not self["count"] > 0))   # 0: a token with a signal, where there is any
 
-# %% ../../nbs/08_train/04_step.ipynb #460d805e
+# %% ../../nbs/08_train/04_step.ipynb #2724c0c4
 def micro_batches(samples, size, together=1):
     "Samples of similar length together, `size` at a time; `together` that stand side by side are not parted (the answers of a preference)"
     units = sorted((samples[i:i + together] for i in range(0, len(samples), together)), key=lambda u: max(map(len, u)))
     size = max(1, size // together)
     return [[s for u in units[i:i + size] for s in u] for i in range(0, len(units), size)]
 
-def accumulate(samples, pair, student, teacher, objective, config, autocast, others=None, writer="student"):
+def accumulate(samples, pair, student, teacher, objective, config, autocast, others=None, text_source="student"):
     "Backward of the objective's sum over all micro-batches; returns the tally and, of the first, batch and output"
     tally, first = Tally(samples=len(samples), count=0, loss=0, tokens=0, with_signal=0), None
-    for part in in_step(micro_batches(samples, config.micro_batch, 2 if "preferences" in objective.needs else 1), student.model, teacher.model):
-        with autocast(), watched(student.model) as seen: batch, counts = make_batch(part or [Sample({}, [0], [0], [], [])], pair, student, teacher, objective.needs, config, others, writer, thin_top(objective, pair))
+    for part in in_step(micro_batches(samples, config.micro_batch_size, 2 if "preferences" in objective.needs else 1), student.model, teacher.model):
+        with autocast(), watched(student.model) as seen: batch, counts = make_batch(part or [Sample({}, [0], [0], [], [])], pair, student, teacher, objective.needs, config, others, text_source, thin_top(objective, pair))
         with during("objective", config): out = objective(batch) if part else None
         if part: out.ledger["region"] = region_column(out.ledger, part, pair.student)
         with during("backward", config): backward(out.sum if part else None, seen)
@@ -237,13 +237,13 @@ def accumulate(samples, pair, student, teacher, objective, config, autocast, oth
         first = first or (part[0], out)
     return tally, first
 
-# %% ../../nbs/08_train/04_step.ipynb #f0f07343
-def written(samples, pair, writer):
+# %% ../../nbs/08_train/04_step.ipynb #30a35708
+def written(samples, pair, text_source):
     "Counts of what was written: tokens of both sides, stops, samples whose ids are not the tokenizer's own choice"
     ids = [s.student for s in samples]
-    habits_of = habit_sums([pair.student.decode(x).decode("utf-8", "replace") for x in ids], ids, [s.item.get("answer") for s in samples]) if writer == "student" else {}
-    return habits_of | {"written_student": sum(map(len, ids)), "written_teacher": sum(len(s.teacher) for s in samples), "written_by_teacher": (writer == "teacher") * sum(len(s.teacher) for s in samples), "written_by_student": (writer == "student") * sum(map(len, ids)),
-            "prompt_tokens": (writer != "reference") * sum(len(s.student_prompt if writer == "student" else s.teacher_prompt) for s in samples),
+    habits_of = habit_sums([pair.student.decode(x).decode("utf-8", "replace") for x in ids], ids, [s.item.get("answer") for s in samples]) if text_source == "student" else {}
+    return habits_of | {"written_student": sum(map(len, ids)), "written_teacher": sum(len(s.teacher) for s in samples), "written_by_teacher": (text_source == "teacher") * sum(len(s.teacher) for s in samples), "written_by_student": (text_source == "student") * sum(map(len, ids)),
+            "prompt_tokens": (text_source != "reference") * sum(len(s.student_prompt if text_source == "student" else s.teacher_prompt) for s in samples),
             "windows": sum(s.window is not None for s in samples), "windows_found": sum(s.window is not None and s.window_found for s in samples),
             "stopped": sum(bool(x) and x[-1] in pair.student.stop_ids for x in ids),
             "canonical": sum(bool(pair.student.is_canonical(x[:-1] if x and x[-1] in pair.student.stop_ids else x)) for x in ids)}
@@ -252,7 +252,7 @@ def report(t, seconds):
     "The readable part of a tally"
     n = max(t["samples"], 1)
     return t.losses() | t.stats() | habits(t) | region_stats(t) | {"entropy": t.get("entropy", 0) / max(t.get("tokens", 0), 1), "samples": int(t["samples"]), "samples_without_signal": int(t["samples"] - t["with_signal"]), "count": t["count"], "response_tokens": t["written_student"] / n,
-        "stop_share": t["stopped"] / n, "canonical_share": t["canonical"] / n, "inflation": t["written_teacher"] / max(t["written_student"], 1), "seconds": seconds,
+        "stop_share": t["stopped"] / n, "canonical_fraction": t["canonical"] / n, "teacher_tokens_per_student_token": t["written_teacher"] / max(t["written_student"], 1), "seconds": seconds,
         "tokens_per_second": t["written_student"] / seconds, **({"window_found": t["windows_found"] / t["windows"]} if t.get("windows") else {}), **{k: int(t.get(k, 0)) for k in ("teacher_tokens_masked", "student_tokens_masked", "teacher_rows_not_finite")}}
 
 # %% ../../nbs/08_train/04_step.ipynb #492dab30

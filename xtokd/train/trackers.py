@@ -21,17 +21,17 @@ def scalars(record, under):
         elif isinstance(v, (int, float)) and not isinstance(v, bool) and k not in ("step", "time") and abs(v) < float("inf"): found[f"{under}/{k}"] = v
     return found
 
-# %% ../../nbs/08_train/10_trackers.ipynb #3827ae5c
+# %% ../../nbs/08_train/10_trackers.ipynb #29b95195
 class Tracker(Callback):
     "Hands the numbers of a run to tensorboard or wandb; `name` says which"
     def __init__(self, name):
-        need(name, f"track={name!r}")
+        need(name, f"report_to={name!r}")
         self.name = name
     def on_start(self, d, record):
         self.accelerator = acc = d.accelerator
-        acc.project_configuration.logging_dir, acc.trackers = str(d.out), []
+        acc.project_configuration.logging_dir, acc.trackers = str(d.output_dir), []
         acc.log_with = filter_trackers([self.name], acc.logging_dir)
-        how = {"tensorboard": {"purge_step": record["step"] + 1 if record["event"] == "resume" else None}, "wandb": {"name": d.out.name, "dir": str(d.out)}}
+        how = {"tensorboard": {"purge_step": record["step"] + 1 if record["event"] == "resume" else None}, "wandb": {"name": d.output_dir.name, "dir": str(d.output_dir)}}
         settings = {k: v if isinstance(v, (int, float, str)) else json.dumps(v) for k, v in record["config"].items()}
         acc.init_trackers("tensorboard" if self.name == "tensorboard" else "xtokd", config=settings, init_kwargs=how)
     on_resume = on_start

@@ -258,7 +258,7 @@ def _close(self):
     self._closing.set()
     super(Dashboard, self).close()
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #e462608a
+# %% ../../nbs/10_viz/07_dashboard.ipynb #20f46a9c
 class Dashboard(Face):
     "A run as it trains: `Dashboard(run)`, `Dashboard.replay(log)`, or `callbacks=[Dashboard()]` for the run that will start."
     def __init__(self,
@@ -290,7 +290,7 @@ class Dashboard(Face):
             self._thread.start()
         return self
 
-    def on_start(self, distiller, record): self.follow(Run(distiller.out, distiller.control))
+    def on_start(self, distiller, record): self.follow(Run(distiller.output_dir, distiller.control))
     on_resume = on_start
 
     def pause(self): "Hold before the next step"; self.wish = "pause"

@@ -22,14 +22,14 @@ from .vocab_map import overlap
 from .svg_charts import bars_svg, caption, heat_svg, ratio_ramp, stacked_svg, svg_frame, words
 from ..vocab.overlap import owners, text_ids
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #14c096a7
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #7b9df096
 @dataclass(repr=False)
 class PairMatrix:
     "All pairs of some tokenizers on the same texts; rows are teachers, columns are students. Draws itself."
     names: list
     coverage: np.ndarray      # float64[teacher, student]: share of the text's bytes in student tokens that the teacher has
     one_to_one: np.ndarray    # float64[teacher, student]: share of student tokens in 1-1 chunks
-    inflation: np.ndarray     # float64[teacher, student]: teacher tokens per student token
+    teacher_tokens_per_student_token: np.ndarray     # float64[teacher, student]: teacher tokens per student token
     texts: int
     bytes: int
 
@@ -54,11 +54,11 @@ class _Candidate:
 
     def has(self, piece) -> bool: k = self.place.get(piece, -1); return k >= 0 and bool(self.owns[k])
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #7ba50113
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #c2b38cec
 def pair_matrix(tokenizers: dict,   # name -> tokenizer, folder, name or ByteVocab
                 texts=None,         # a dict or a list of texts; None: the probe texts
                 ) -> PairMatrix:
-    "Coverage, share of 1-1 and inflation of every student with every teacher."
+    "Coverage, share of 1-1 and teacher_tokens_per_student_token of every student with every teacher."
     texts = probes() if texts is None else texts
     texts = list(texts.values()) if isinstance(texts, dict) else [texts] if isinstance(texts, str) else list(texts)
     if not tokenizers: raise ValueError("no tokenizers to compare; give a dict such as {'mine': tokenizer, 'theirs': folder}")
@@ -73,13 +73,13 @@ def pair_matrix(tokenizers: dict,   # name -> tokenizer, folder, name or ByteVoc
             out[:, i, j] = s.width[shared[s.back]].sum() / max(size, 1), one.mean(), len(t.flat) / len(s.flat)
     return PairMatrix(list(map(str, tokenizers)), *out, len(texts), size)
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #b36eb7e4
-_PANELS = (("coverage", "Coverage: bytes in tokens that both have"), ("one_to_one", "One to one: student tokens with one counterpart"), ("inflation", "Inflation: teacher tokens per student token"))
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #51dd4045
+_PANELS = (("coverage", "Coverage: bytes in tokens that both have"), ("one_to_one", "One to one: student tokens with one counterpart"), ("teacher_tokens_per_student_token", "Inflation: teacher tokens per student token"))
 
 
 def _said(m: PairMatrix, key: str) -> list:
     "The numbers of a panel as they are written."
-    return [["" if v != v else f"{v:.2f}" if key == "inflation" else f"{v:.0%}" for v in row] for row in getattr(m, key)]
+    return [["" if v != v else f"{v:.2f}" if key == "teacher_tokens_per_student_token" else f"{v:.0%}" for v in row] for row in getattr(m, key)]
 
 
 def _where(m: PairMatrix) -> str: return f"{m.texts} texts, {m.bytes:,} bytes. Rows are teachers, columns are students; on the diagonal a tokenizer meets itself."
@@ -91,7 +91,7 @@ def matrix_svg(m: PairMatrix) -> str:
     for key, title in _PANELS:
         tips = [[f"student {s}, teacher {t}" for s in m.names] for t in m.names]
         wide = max(64, 8 + int(6.4 * max(map(len, m.names))))
-        heats.append(heat_svg(getattr(m, key), m.names, m.names, title, text=_said(m, key), tips=tips, colour=ratio_ramp if key == "inflation" else ramp_of, across="student", down="teacher", cell=(wide, 30)))
+        heats.append(heat_svg(getattr(m, key), m.names, m.names, title, text=_said(m, key), tips=tips, colour=ratio_ramp if key == "teacher_tokens_per_student_token" else ramp_of, across="student", down="teacher", cell=(wide, 30)))
     return stacked_svg(heats + [svg_frame(caption(8, 14, _where(m), 110)[0], 700, 22, "", heading=False)], "Which teacher for which student?", matrix_text(m), 10)
 
 
@@ -110,13 +110,13 @@ def matrix_text(m: PairMatrix) -> str:
         lines += [f"{n:<{wide}}  " + "  ".join(f"{v:>{wide}}" for v in row) for n, row in zip(m.names, _said(m, key))] + [""]
     return "\n".join([*lines, _where(m)])
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #2d8bd55b
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #1e8592a2
 def matrix_figure(m: PairMatrix) -> go.Figure:
     "The matrix in plotly, three panels side by side."
     fig = make_subplots(1, 3, subplot_titles=[t.split(":")[0] for _, t in _PANELS], horizontal_spacing=.03)
     for col, (key, title) in enumerate(_PANELS, 1):
         z = getattr(m, key)
-        look = dict(z=np.log(z), zmin=-np.log(4), zmax=np.log(4), colorscale=[[0, "#0072B2"], [.5, "#fff"], [1, "#D55E00"]]) if key == "inflation" else dict(z=z, zmin=0, zmax=1, colorscale=[[0, "#fff"], [.9, ramp_of(.9)], [1, "#0072B2"]])
+        look = dict(z=np.log(z), zmin=-np.log(4), zmax=np.log(4), colorscale=[[0, "#0072B2"], [.5, "#fff"], [1, "#D55E00"]]) if key == "teacher_tokens_per_student_token" else dict(z=z, zmin=0, zmax=1, colorscale=[[0, "#fff"], [.9, ramp_of(.9)], [1, "#0072B2"]])
         fig.add_trace(go.Heatmap(x=list(map(escape, m.names)), y=list(map(escape, m.names)), text=_said(m, key), texttemplate="%{text}", xgap=2, ygap=2, showscale=False, hoverongaps=False,
                                  hovertemplate=f"student %{{x}}, teacher %{{y}}: %{{text}}<extra>{title}</extra>", **look), row=1, col=col)
         fig.update_yaxes(autorange="reversed", showgrid=False, showticklabels=col == 1, title_text="teacher" if col == 1 else "", row=1, col=col)
@@ -169,7 +169,7 @@ def page_html(p: Page) -> str:
     return (f'<section aria-label="{escape(p.title)}" style="background:#fff;color:#222;padding:8px"><h2 style="color:#222">{escape(p.title)}</h2><p style="font-size:20px;color:{colour}"><strong>{glyph} {escape(r.verdict)}</strong></p>'
             f'<ul>{reasons}</ul>{figures}<details><summary>All numbers</summary><pre style="color:#222;background:#fff;overflow-x:auto">{escape(report_text(r))}</pre></details></section>')
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #927b5e3d
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #3abcc7f0
 def kinds_svg(r: Report) -> str:
     "How each category of text is cut: student tokens by kind of chunk."
     rows = {c: [sum(x[f"kind_{k}"] for x in r.texts if x["category"] == c) for k in (*KINDS, "none")] for c in r.categories}
@@ -178,11 +178,11 @@ def kinds_svg(r: Report) -> str:
 
 
 def texts_svg(r: Report) -> str:
-    "Shared bytes, inflation and longest chunk of each category."
-    rows = {k: v for k, v in [*r.categories.items(), ("all", r.total)] if v.get("inflation") is not None}
-    table = [[v["shared_bytes"], v["1-1"], v["inflation"]] for v in rows.values()]
+    "Shared bytes, teacher_tokens_per_student_token and longest chunk of each category."
+    rows = {k: v for k, v in [*r.categories.items(), ("all", r.total)] if v.get("teacher_tokens_per_student_token") is not None}
+    table = [[v["shared_bytes"], v["1-1"], v["teacher_tokens_per_student_token"]] for v in rows.values()]
     colours = np.array([[a, b, .5 * np.clip(abs(np.log(max(c, .01))) / np.log(8), 0, 1)] for a, b, c in table]).reshape(-1, 3)
-    return heat_svg(colours, list(rows), ["shared bytes", "1-1", "inflation"], "Each kind of text", "Inflation: teacher tokens per student token; deeper where it is farther from one.", [[f"{a:.0%}", f"{b:.0%}", f"{c:.2f}"] for a, b, c in table], strong=("numbers",), cell=(110, 26))
+    return heat_svg(colours, list(rows), ["shared bytes", "1-1", "teacher_tokens_per_student_token"], "Each kind of text", "Inflation: teacher tokens per student token; deeper where it is farther from one.", [[f"{a:.0%}", f"{b:.0%}", f"{c:.2f}"] for a, b, c in table], strong=("numbers",), cell=(110, 26))
 
 
 def digits_svg(r: Report) -> str:

@@ -105,7 +105,7 @@ def distance_chart(runs, by="objective") -> go.Figure:
     "Reverse KL from student to teacher per byte of student text, over steps."
     return curves(runs, "rkl_per_byte", "Reverse KL to the teacher", "nats per byte", by=by)
 
-# %% ../../nbs/10_viz/05_run_charts.ipynb #81a2f9de
+# %% ../../nbs/10_viz/05_run_charts.ipynb #da127157
 _KINDS = {"1-1": "#0072B2", "1-n": "#E69F00", "n-1": "#009E73", "n-m": "#CC79A7"}
 
 
@@ -116,7 +116,7 @@ def signal_chart(run, window: int = 10) -> go.Figure:
     for kind, colour in _KINDS.items():
         x, y = curve(run, f"share_{kind}", "step")
         if len(x) and y.any(): fig.add_trace(go.Scatter(x=x, y=smooth(y, window), name=kind, stackgroup="kinds", mode="lines", line=dict(width=.5, color=colour), fillcolor=tint(colour, .45)))
-    x, y = curve(run, "signal_share", "step")
+    x, y = curve(run, "coverage", "step")
     if len(x): fig.add_trace(go.Scatter(x=x, y=smooth(y, window), name="with a signal", mode="lines", line=dict(color="#000", width=2, dash="dot")))
     return fig.update_yaxes(range=[0, 1.02])
 

@@ -101,19 +101,19 @@ def ticks(low: float, high: float, most: int = 4) -> list[list]:
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return [[round(float(v), digits + 1), f"{v + 0.:,.{digits}f}" if digits < 5 else f"{v + 0.:.3g}"] for v in at]
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #7564a099
+# %% ../../nbs/10_viz/06_run_state.ipynb #25280516
 _KINDS = ("1-1", "1-n", "n-1", "n-m")
 _PANELS = [ # key, title, unit, where, {column: look}, floor, top
     ("loss", "Loss by kind of chunk", "per unit of the objective", "steps", {"loss": "all", **{f"loss_{k}": k for k in _KINDS}}, None, None),
     ("kl", "Reverse KL to the teacher, held out", "nats per byte", "evals", {"rkl_per_byte": "all"}, 0., None),
     ("accuracy", "Held-out accuracy", "share right", "evals", {"accuracy": "all"}, 0., 1.),
-    ("signal", "Student tokens by kind; with a signal", "share", "steps", {"signal_share": "all", **{f"share_{k}": k for k in _KINDS}}, 0., 1.),
+    ("signal", "Student tokens by kind; with a signal", "share", "steps", {"coverage": "all", **{f"share_{k}": k for k in _KINDS}}, 0., 1.),
     ("length", "Response length", "tokens", "steps", {"response_tokens": "all"}, 0., None),
     ("entropy", "Entropy of the student", "nats per token", "steps", {"entropy": "all"}, 0., None),
     ("speed", "Speed", "student tokens per second", "steps", {"tokens_per_second": "all"}, 0., None),
     ("memory", "Peak memory", "GiB", "steps", {"peak_memory_gib": "all"}, 0., None)]
 
-_NAMES = {"rkl_per_byte": "reverse KL", "signal_share": "with a signal", "response_tokens": "mean", "tokens_per_second": "tokens/s", "peak_memory_gib": "GiB"}
+_NAMES = {"rkl_per_byte": "reverse KL", "coverage": "with a signal", "response_tokens": "mean", "tokens_per_second": "tokens/s", "peak_memory_gib": "GiB"}
 
 def sig(values, digits: int = 4) -> list:
     "Floats of `digits` significant digits, as a list."
@@ -182,12 +182,12 @@ def numerals(now: Moment, window: int = 10) -> list[tuple[str, str, str]]:
     return [("step", str(now.steps[-1]["step"] if now.steps else 0), f"of {total}" if total else ""), ("loss", show(loss, ".4g"), f"mean of {min(window, max(len(now.steps), 1))}"),
             ("tokens/s", show(speed, ",.0f"), "written by the student"), time]
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #5ef76820
+# %% ../../nbs/10_viz/06_run_state.ipynb #9ed27242
 def pair_of(start: dict):
     "The Pair that a log names, where it lies on this machine and has the log's fingerprints; otherwise None."
     from pathlib import Path
     from xtokd.alignment.pair import Pair
-    names = [str((start.get("given") or {}).get(side)) for side in ("student", "teacher")]
+    names = [str((start.get("args") or {}).get(side)) for side in ("student", "teacher")]
     if not all(n == "tiny" or Path(n).is_dir() for n in names): return None
     try: pair = Pair(*names) if names != ["tiny", "tiny"] else Pair("tiny")
     except Exception: return None    # a picture less, never an error in a view

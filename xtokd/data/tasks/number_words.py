@@ -327,13 +327,13 @@ def train_pair(seed: int = 0, out="data/tiny", teacher_steps: int = 1600, studen
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
 
-# %% ../../../nbs/02_data/04_number_words.ipynb #7cf74d7b
+# %% ../../../nbs/02_data/04_number_words.ipynb #2236099a
 def main(argv=None) -> None:
     "Retrain the tiny pair: `python -m xtokd.data.tasks.number_words [--out FOLDER] [--seed N]`."
     import argparse
     import torch
     parser = argparse.ArgumentParser(prog="python -m xtokd.data.tasks.number_words", description="Train the tiny pair again.")
-    parser.add_argument("--out", default=None, help="the folder to write (default: tiny/ in the library's data folder)")
+    parser.add_argument("--output-dir", default=None, help="the folder to write (default: tiny/ in the library's data folder)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.out is None:

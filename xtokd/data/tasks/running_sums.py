@@ -80,7 +80,7 @@ def train_side(role: str, tok, seed: int, steps: int, report=None) -> tuple:  # 
     if side == "teacher": spell_digits(model, tok, seed=seed)
     return model, supervised(model, tok, lambda: [make_item(rng) for _ in range(32)], steps, probe=items(200, seed + 1000), score=accuracy, report=report, **SIDES[role])
 
-# %% ../../../nbs/02_data/05_running_sums.ipynb #118fc5e7
+# %% ../../../nbs/02_data/05_running_sums.ipynb #e0e176c7
 def train_pair(seed: int = 0, out="data/tiny2", steps: dict | None = None, report=None) -> dict:
     "Make all of `data/tiny2`: items, models with the tokenizers of `tiny`, and the record of the training, which is also returned."
     from xtokd.models.loading import load_tokenizer
@@ -100,7 +100,7 @@ def main(argv=None) -> None:
     import torch
     from xtokd.hub import data_dir
     parser = argparse.ArgumentParser(prog="python -m xtokd.data.tasks.running_sums", description="Train the second tiny pair again.")
-    parser.add_argument("--out", default=None, help="the folder to write (default: tiny2/ in the library's data folder)")
+    parser.add_argument("--output-dir", default=None, help="the folder to write (default: tiny2/ in the library's data folder)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

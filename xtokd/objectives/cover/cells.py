@@ -42,7 +42,7 @@ def components(n, a, b):
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #41198ab9
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #79cf4c14
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
     small = 4096   # up to this many tokens a side every row is taken apart exactly (notebook on joint futures); beyond, by the tokens that the teacher can mean
@@ -60,9 +60,9 @@ class CellGraph:
         return s, t, cls._first(student, s, teacher), cls._first(teacher, t, student)      # teacher id -> student's first token; student id -> teacher's
 
     @staticmethod
-    def _first(writer, trie, of):
+    def _first(text_source, trie, of):
         out, ids = np.full(len(of), -1, np.int64), np.flatnonzero(of.lengths > 0)
-        out[ids] = first_tokens(writer, trie, [of.bytes[i] for i in ids])
+        out[ids] = first_tokens(text_source, trie, [of.bytes[i] for i in ids])
         return out
 
     def _join(self):

@@ -63,7 +63,7 @@ def teacher_labels(batch):
     label[torch.as_tensor(rows[:, 0], device=label.device)] = torch.as_tensor(to_student(batch.pair), device=label.device)[best]
     return label
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #cb240045
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #e712d4ab
 def seeded(seed, sizes, device):
     "Linear maps of these (inputs, outputs), the same for the same seed, whatever was drawn before."
     with torch.random.fork_rng(devices=[]):
@@ -87,7 +87,7 @@ def hidden_of(batch):
 
 def no_gold(objective, batch):
     "Whether the text is the student's own; a cross-entropy to gold is then refused."
-    own = batch.extra.get("writer", objective.writer) == "student"
+    own = batch.extra.get("text_source", objective.text_source) == "student"
     if own and objective.ce: raise ValueError(f"objective {objective.name!r}: ce={objective.ce} wants gold text, and the student wrote this one. Set ce=0, or let the teacher or a reference write.")
     return own
 
@@ -137,13 +137,13 @@ def read_back(batch, h, states, temperature=1.):
     sample = torch.as_tensor(np.repeat(np.arange(len(batch)), size), device=loss.device)
     return torch.zeros(len(batch), device=loss.device).index_add(0, sample, loss) / torch.as_tensor(np.maximum(size, 1), device=loss.device)
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #3a7336cf
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #7b2f6014
 class DSKD(Objective, torch.nn.Module):
     "Rows in both models' spaces through learned projectors and cross-model attention (arXiv 2406.17328); loss unit: token."
     summary, source = "hidden states cross over by learned projectors and attention", "arXiv 2406.17328"
     alignment, bridge, measure = "learned attention", "hidden states through the other head", "fkl, rkl, jsd + cross-entropy"
     needs = frozenset({"student_logits", "teacher_logits", "hidden"})
-    writer = "teacher"
+    text_source = "teacher"
     exceptions = {"I1": "the bridge is learned", "I3": "the bridge is learned: at teacher = student the projectors are not the identity",
                   "I6": "attention reads the whole answer", "I8": "holds with scale='sample' only"}
 

@@ -19,14 +19,14 @@ def span_means(batch, values, side="student"):
     chunk, k = a.student_chunk if side == "student" else a.teacher_chunk, len(a.chunks)
     return by_chunk(values, chunk, k) / by_chunk(torch.ones_like(values), chunk, k).clamp_min(1)
 
-# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #e967bbb0
+# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #a59264d9
 class Compass(Objective):
     "Teacher minus a weak model of its family, less alpha times the departure from the start (arXiv 2609.10154); loss unit: token."
     summary, source = "teacher minus weak sibling, with a pull to the start", "arXiv 2609.10154"
     alignment, bridge, measure = "chunks", "realised text", "policy gradient; fixed point start * exp(difference / alpha)"
     needs = frozenset({"student_logits", "teacher_logits", "weak_logp", "reference_logp"})
     teacher_reads = "realised"
-    writers = ("student",)
+    text_sources = ("student",)
     exceptions = {"I1": "differs from the sampled log-ratio by design", "I3": "zero where the weak model is the teacher and the start is the student: the student's target is not the teacher"}
 
     def __init__(self, alpha=.5, own="span", clamp=None):

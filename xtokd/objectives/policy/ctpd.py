@@ -70,14 +70,14 @@ def pair_output(obj, batch, margin, whole, good, weight, sign, **stats):
     return finish(batch, -logsigmoid(obj.beta * margin)[as_t(sample // 2)], as_t(share.astype(np.float32)), unit="pair", signal=signal, reason=why, margin=mean(counted),
                   preferred=mean((counted > 0).float()), span_weight=mean(weight[good]), **stats)
 
-# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #cffd0f43
+# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #dbc8d977
 class CTPD(Objective):
     "DPO on span rewards, spans weighed by a pair of tuned teachers (arXiv 2601.11865); loss unit: pair."
     summary, source = "preference pairs; spans weighed by two tuned teachers", "arXiv 2601.11865"
     alignment, bridge, measure = "chunks", "realised text", "DPO"
     needs = frozenset({"student_logits", "teacher_logits", "plus_logp", "minus_logp", "preferences"})
     teacher_reads = "realised"
-    writer, writers = "reference", ("reference", "teacher")
+    text_source, text_sources = "reference", ("reference", "teacher")
     exceptions = {"I1": "a preference, no divergence", "I3": "no divergence: at teacher = student the loss is log 2 and still has a gradient",
                   "I6": "both answers of a pair share one margin", "I8": "a pair must stay in one micro-batch"}
 

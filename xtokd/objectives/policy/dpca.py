@@ -75,13 +75,13 @@ def end_chunks(batch):
     chunk[s[both]] = len(a.chunks) + np.arange(both.sum())
     return chunk, t[both]
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #f82a8813
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #ddd0c8c4
 class DPCA(Objective):
     "Chunk log-ratios shared by the student's surprisal, clipped surrogate (arXiv 2606.09456); loss unit: token."
     summary, source = "chunk log-ratios shared by surprisal, released rules", "arXiv 2606.09456"
     alignment, bridge, measure = "chunks", "realised text", "policy gradient of the reverse KL"
     teacher_reads = "realised"
-    writers = ("student",)
+    text_sources = ("student",)
     exceptions = {"I3": "zero where `behaviour_logp` is the student's own of now (or not given): the advantage is that of the time of writing"}
 
     def __init__(self, credit="semantic_prior", clamp=10., large_chunk=6, low=.8, high=1.28, dual=10., stop="class", denominator="signal"):   # large_chunk: more tokens than this on a side: no signal

@@ -28,13 +28,13 @@ def discounted(values, gamma, offsets):
         values, step = values + gamma ** step * ahead, 2 * step
     return values
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #62f7b9b5
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #5cd2c57d
 class OPD(Objective):
     "Log-ratio of each realised 1-1 token as its advantage (Thinking Machines, 2025); loss unit: token."
     summary, source = "sampled log-ratio per token, 1-1 chunks", "Thinking Machines 2025"
     alignment, bridge, measure = "1-1 chunks", "realised text", "policy gradient of the reverse KL"
     teacher_reads = "realised"
-    writers = ("student",)
+    text_sources = ("student",)
     exceptions = {"I3": "zero where `behaviour_logp` is the student's own of now (or not given): the advantage is that of the time of writing"}
 
     def __init__(self, scale=1., discount=0., clamp=None):
@@ -57,13 +57,13 @@ def returns(ratio, gamma, offsets, normalise=True, own_step=True):
     total = discounted(ratio, gamma, offsets) - own
     return total / (discounted(torch.ones_like(ratio), gamma, offsets) - size).clamp_min(1e-6) if normalise else total
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #d9337df4
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #63e0ed61
 class MiniLLM(Objective):
     "Reverse KL of whole texts by returns of chunk log-ratios, plus the exact reverse KL of each row (arXiv 2306.08543); loss unit: token."
     summary, source = "length-normalised returns, and the exact single step", "arXiv 2306.08543"
     alignment, bridge, measure = "chunks", "realised text; equal vocabularies for the exact step", "policy gradient of the reverse KL, rkl"
     teacher_reads = "realised"
-    writers = ("student",)
+    text_sources = ("student",)
 
     def __init__(self, gamma=0., normalise=True, own_step=True, sampled=1., single_step="equal", clip=.2, clamp=None):   # single_step: a weight, or "equal": 1 where the vocabularies are equal
         if not 0 <= gamma <= 1: raise ValueError(f"gamma {gamma} is not between 0 (each token for itself) and 1 (all that follows).")

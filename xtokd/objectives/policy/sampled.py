@@ -83,13 +83,13 @@ def policy_output(batch, logp, old, advantage, weight, reason=None, clamp=None, 
     return finish(batch, value if more is None else value + more, weight, signal=adv, reason=reason, advantage=float((adv * weight).sum() / weight.sum().clamp_min(1e-9)),
                   clamped_share=clamped, non_finite=float((~finite).sum()), **stats)
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #25129d4c
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #0a232e41
 class Sampled(Objective):
     "Chunk log-ratios of realised tokens as advantages; loss unit: token with a signal."
     summary, source = "log-ratio of realised chunks as a policy gradient", "arXiv 2606.09456, Thinking Machines 2025"
     alignment, bridge, measure = "chunks", "realised text", "policy gradient of the reverse KL"
     teacher_reads = "realised"
-    writers = ("student",)
+    text_sources = ("student",)
     exceptions = {"I3": "zero where `behaviour_logp` is the student's own of now (or not given): the advantage is that of the time of writing"}
     def __init__(self, credit="full", clamp=10.0, surrogate=False, large_chunk=None, ends=True):   # large_chunk: more tokens than this on a side: no signal; ends=False: no advantage for tokens that end the text
         if credit not in CREDITS: chunk_advantage(torch.zeros(0), None, torch.zeros(0), credit)

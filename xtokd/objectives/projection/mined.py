@@ -53,7 +53,7 @@ def one_stop(pair, *rows):
     stop, rest = (torch.as_tensor(x, device=rows[0].device) for x in (stops, np.setdiff1d(np.arange(rows[0].shape[1]), stops)))
     return tuple(torch.cat([x.index_select(1, rest), x.index_select(1, stop).logsumexp(1, keepdim=True)], 1) for x in rows)
 
-# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #b390e956
+# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #0ae3523b
 class MinED(Objective):
     "Divergence from the teacher's row carried over by spelling; the written token where that fails and the text is gold; loss unit: token."
     summary, source = "warped by spelling, the nearest token by edits, one-hot where that fails", "FuseLLM (FuseAI)"
@@ -68,7 +68,7 @@ class MinED(Objective):
         if ce: self.needs = self.needs | {"gold"}
 
     def signal(self, batch):
-        gold, n = batch.extra.get("writer", self.writer) != "student", len(batch.student)
+        gold, n = batch.extra.get("text_source", self.text_source) != "student", len(batch.student)
         pairs, _, cost = warp(batch)
         found = matched(batch, pairs, self.match)
         rows = np.arange(n) if gold else np.flatnonzero(found >= 0)

@@ -160,7 +160,7 @@ class Candidates:
         self.kept[at] = torch.zeros(len(c), device=dev).index_add(0, as_t(chunk)[first], (as_t(value)[first] - total.to(dev)[as_t(chunk)[first], 0]).exp())
         return as_t(c[chunk, 0] + place), as_t(to), as_t(value)
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #eba2d8fb
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #1d716c3e
 class SeDi(Objective, torch.nn.Module):
     "Forward KL from the teacher's re-cut candidates, tilted by a learnt adapter, plus the squared gap of entropies; loss unit: token."
     summary, source = "top candidates cut again by the student, entropy alignment, adapter", "SeDi, AAAI-26 p. 33494"
@@ -186,7 +186,7 @@ class SeDi(Objective, torch.nn.Module):
     def signal(self, batch):
         self.prepare(batch.pair)
         if self.adapter is not None and self.adapter.device != batch.student.device: self.to(batch.student.device)
-        own = batch.extra.get("writer", self.writer) == "student"
+        own = batch.extra.get("text_source", self.text_source) == "student"
         if own and (self.ce or self.overwrite): raise ValueError("sedi: ce and overwrite learn the text itself, and on the student's own text that is learning its errors. Set ce=0 and overwrite=False, or give text of a teacher or a reference.")
         found = Candidates(batch, self.recut, self.k, self.prefix_consistent, self.collision, self.truncated)
         rows, static = self._rows(batch, found, own)

@@ -143,7 +143,7 @@ def fold(p, stops):
     total = p[:, at].sum(1, keepdim=True)
     return p.index_fill(1, at, 0.).index_copy(1, at[:1], total)
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #80429d23
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #f9f8a77b
 class XToken(Objective, torch.nn.Module):
     "P-KL or H-KL through a sparse matrix from student ids to teacher ids; loss unit: chunk."
     summary, source = "sparse projection of the student's row, or a common set enlarged by it", "arXiv 2605.21699"
@@ -175,7 +175,7 @@ class XToken(Objective, torch.nn.Module):
     def signal(self, batch):
         self.prepare(batch.pair)
         if self.free is not None and self.free.device != batch.student.device: self.to(batch.student.device)
-        own = batch.extra.get("writer", self.writer) == "student"
+        own = batch.extra.get("text_source", self.text_source) == "student"
         if own and self.ce: raise ValueError("xtoken: ce learns the text itself, and on the student's own text that is learning its errors. Set ce=0, or give text of a teacher or a reference.")
         rest, step = self._rest(batch), handful(batch.teacher if batch.teacher.width > batch.student.width else batch.student)
         k = len(batch.alignment.chunks)
