@@ -110,11 +110,12 @@ def memo(batches, tokens=40):
     from xtokd.objectives.cover.cells import cell_graph
     from xtokd.alignment.pair import Pair
     from xtokd.models.side import load_side
-    from xtokd.train.step import make_batch, write
+    from xtokd.train.forward_batch import ModelSet, build_batch
+    from xtokd.train.samples import generate_samples
     torch.set_num_threads(1)
     student, teacher, pair = load_side("smollm2", "student", "cpu"), load_side("gemma", "teacher", "cpu"), Pair("smollm2", "gemma")
     config, cover, asked = DistillConfig(max_new_tokens=tokens, micro_batch_size=4), objective("cover"), Asked(cell_graph(pair.student, pair.teacher))
-    def batch(prompts, seed): return make_batch(write([{"prompt": p} for p in prompts], student, teacher, config, "student", seed=seed), pair, student, teacher, cover.needs, config)[0]
+    def batch(prompts, seed): return build_batch(generate_samples([{"prompt": p} for p in prompts], student, teacher, config, "student", seed=seed), ModelSet(student, teacher), cover, config)[0]
     second = {"other prompts": [batch(OTHERS[:4], 100), batch(OTHERS[4:], 101)], "the same prompts": [batch(PROMPTS[:4], 200), batch(PROMPTS[4:], 201)]}
     nothing, seen, rows = asked.memory(), 0, []
     def ask(memory):

@@ -21,7 +21,8 @@ from xtokd.hub import data_dir
 from xtokd.objectives import objective
 from xtokd.alignment.pair import Pair
 from xtokd.models.side import load_side
-from xtokd.train.step import make_batch, write
+from xtokd.train.forward_batch import ModelSet, build_batch
+from xtokd.train.samples import generate_samples
 
 
 def clock(f):
@@ -50,8 +51,8 @@ NAMES = ("student tokens", "reading rows, s", "projection, s", "cover, s", "cove
 
 def one_round(k, items, student, teacher, pair, config, asked):
     "The figures of NAMES for one batch."
-    samples, t_write = clock(lambda: write(items, student, teacher, config, "student", seed=k))
-    (batch, _), t_rows = clock(lambda: make_batch(samples, pair, student, teacher, asked["cover"].needs, config))
+    samples, t_write = clock(lambda: generate_samples(items, student, teacher, config, "student", seed=k))
+    (batch, _), t_rows = clock(lambda: build_batch(samples, ModelSet(student, teacher), asked["cover"], config))
     t = {n: loss_time(asked[n], pair, batch) for n in (("rows", "bpm", "cover") if k % 2 else ("cover", "bpm", "rows"))}
     out = asked["cover"](batch)
     t_back = clock(lambda: out.sum.backward())[1]

@@ -30,12 +30,16 @@ SAMPLED = dict(max_steps=4, batch_size=3, eval_size=0, save_steps=2)
 class Some(Distiller):
     "The responses to every second prompt of a step are empty: those of the second process."
     empty = False
-    def text(self, items, text_source, seed):
-        samples, n, first = super().text(items, text_source, seed), self.accelerator.num_processes, self.accelerator.process_index
-        for i, s in enumerate(samples):
-            if self.empty and (first + i * n) % 2: s.student, s.teacher = [], []
-        self.heard = getattr(self, "heard", []) + [[(s.item["prompt"], s.student) for s in samples]]
-        return samples
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.heard, generate = [], self.generator.samples
+        def samples(items, text_source, seed):
+            found, n, first = generate(items, text_source, seed), self.accelerator.num_processes, self.accelerator.process_index
+            for i, s in enumerate(found):
+                if self.empty and (first + i * n) % 2: s.student_ids, s.teacher_ids = [], []
+            self.heard.append([(s.item["prompt"], s.student_ids) for s in found])
+            return found
+        self.generator.samples = samples
 
 
 @cache
@@ -49,8 +53,8 @@ def distiller(out, obj="strict", callbacks=(), **kw):
 
 def plain(d):
     "SGD, because Adam magnifies rounding where a gradient is near zero."
-    d.optimizer = torch.optim.SGD(d.params, lr=.1)
-    d.scheduler = torch.optim.lr_scheduler.LambdaLR(d.optimizer, lambda s: 1.)
+    d.state.optimizer = torch.optim.SGD(d.state.parameters, lr=.1)
+    d.state.scheduler = torch.optim.lr_scheduler.LambdaLR(d.state.optimizer, lambda s: 1.)
     return d
 
 
@@ -95,7 +99,7 @@ def describe(d, file):
         model = getattr(d, side).model
         held[side] = dict(zip(("held", "all"), share(model)), types=sorted({type(p.data).__name__ for p in model.parameters()}))
     local = lambda t: t.to_local() if hasattr(t, "to_local") else t
-    file.write_text(json.dumps(held | {"moments": sum(local(s["exp_avg"]).numel() for s in d.optimizer.state.values())}))
+    file.write_text(json.dumps(held | {"moments": sum(local(s["exp_avg"]).numel() for s in d.state.optimizer.state.values())}))
 
 
 def both(out):

@@ -14,7 +14,8 @@ from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.data.prompts import load_prompts
 from xtokd.models.sampling import rollout
 from xtokd.models.forward import accepts, one_by_one, response_logits
-from xtokd.train.step import accumulate, write
+from xtokd.train.step import DistillStep
+from xtokd.train.samples import generate_samples
 from xtokd.distributed import finish_gradient
 from xtokd.models.side import load_side
 
@@ -70,7 +71,7 @@ def test_a_run_with_an_offloaded_teacher_is_the_run_with_the_whole_one(tmp_path)
 def test_only_the_adapter_is_trained_and_kept(tmp_path):
     from peft import PeftModel
     d, base = distiller(tmp_path, lora_r=4, learning_rate=1e-2), load_model("tiny", "student", device="cpu")
-    assert torch.equal(logits(d.student.model), logits(base)) and len(d.params) == len(adapters(d.student.model)) == 28
+    assert torch.equal(logits(d.student.model), logits(base)) and len(d.state.parameters) == len(adapters(d.student.model)) == 28
     d.fit()
     end = logits(d.student.model)
     assert (end - logits(base)).abs().max() > 1e-3
@@ -96,11 +97,11 @@ def test_a_lora_run_goes_on_as_if_nothing_had_happened(tmp_path):
 
 @peft
 def test_the_reference_is_the_same_model_with_its_adapter_off(tmp_path):
-    d = Distiller("tiny", "tiny", "tiny", "compass", DistillConfig(**SMALL | {"output_dir": tmp_path, "lora_r": 4, "learning_rate": 1e-2}), weak=load_side("tiny", "weak", "cpu"))
+    d = Distiller("tiny", "tiny", "tiny", "compass", DistillConfig(**SMALL | {"output_dir": tmp_path, "lora_r": 4, "learning_rate": 1e-2}), auxiliary_models={"weak": load_side("tiny", "weak", "cpu")})
     start = logits(d.student.model)
-    assert isinstance(d.others["reference"].model, Bare) and d.others["reference"].model.model is d.student.model
+    assert isinstance(d.models.auxiliary["reference"].model, Bare) and d.models.auxiliary["reference"].model.model is d.student.model
     d.fit()
-    assert torch.equal(logits(d.others["reference"].model), start) and not torch.equal(logits(d.student.model), start)
+    assert torch.equal(logits(d.models.auxiliary["reference"].model), start) and not torch.equal(logits(d.student.model), start)
     assert all(p.requires_grad for p in adapters(d.student.model).values())
 
 
@@ -129,16 +130,16 @@ def test_another_adapter_is_refused_by_name(tmp_path):
 
 
 def gradient(d, samples):
-    d.student.model.train(); d.optimizer.zero_grad()
-    tally = accumulate(samples, d.pair, d.student, d.teacher, d.objective, d.config, contextlib.nullcontext)[0]
-    finish_gradient(d.params, tally["count"], d.accelerator)
-    return torch.cat([p.grad.flatten() for p in d.params])
+    d.student.model.train(); d.state.optimizer.zero_grad()
+    totals = DistillStep(d.models, d.objective, d.config, contextlib.nullcontext).forward_backward(samples)
+    finish_gradient(d.state.parameters, totals.num_units, d.accelerator)
+    return torch.cat([p.grad.flatten() for p in d.state.parameters])
 
 
 @pytest.mark.parametrize("lora", [None, pytest.param(4, marks=peft)])
 def test_gradient_checkpointing_changes_no_gradient(tmp_path, lora):
     plain, saving = (distiller(tmp_path, gradient_checkpointing=g, lora_r=lora) for g in (False, True))
-    samples = write(load_prompts("tiny", limit=4), plain.student, plain.teacher, plain.config, seed=0)
+    samples = generate_samples(load_prompts("tiny", limit=4), plain.student, plain.teacher, plain.config, seed=0)
     a, b = gradient(plain, samples), gradient(saving, samples)
     assert saving.student.model.is_gradient_checkpointing and a.norm() > 0 and (a - b).abs().max() < 1e-5
 

@@ -19,7 +19,8 @@ from xtokd.train.runlog import Run
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import objective
 from xtokd.data.prompts import load_prompts
-from xtokd.train.step import finite_rows, teacher_rows, write
+from xtokd.train.forward_batch import finite_rows, teacher_rows
+from xtokd.train.samples import generate_samples
 from xtokd.models.side import load_side
 
 torch.set_num_threads(1)
@@ -80,8 +81,8 @@ def test_micro_batches_change_nothing(tmp_path, obj):
     out, start = {}, [p.detach() for p in load_model("tiny").parameters()]
     for m in (1, 4, 6):
         d = distiller(tmp_path/str(m), obj, micro_batch_size=m, batch_size=6)
-        d.optimizer = torch.optim.SGD(d.params, lr=.1)
-        d.scheduler = torch.optim.lr_scheduler.LambdaLR(d.optimizer, lambda s: 1.)
+        d.state.optimizer = torch.optim.SGD(d.state.parameters, lr=.1)
+        d.state.scheduler = torch.optim.lr_scheduler.LambdaLR(d.state.optimizer, lambda s: 1.)
         run = d.fit()
         out[m] = weights(d), [run.column(k)[0] for k in ("loss", "grad_norm", "count", "coverage")]
     moved = gap(out[6][0], start)
@@ -116,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     assert [s["step"] for s in Run(tmp_path/"killed").steps] == [1, 2, 3] and not Run(tmp_path/"killed").finished
     d = distiller(tmp_path/"killed", Wrapped(lambda n, out: out), max_steps=5, batch_size=3)
     run = d.fit(resume=True)
-    assert same(weights(whole), weights(d)) and same(whole.optimizer.state_dict()["state"][0].values(), d.optimizer.state_dict()["state"][0].values())
+    assert same(weights(whole), weights(d)) and same(whole.state.optimizer.state_dict()["state"][0].values(), d.state.optimizer.state_dict()["state"][0].values())
     assert [s["step"] for s in run.steps] == [1, 2, 3, 4, 5] and run.finished
     before, after = Run(tmp_path/"whole").steps, run.steps
     for a, b in zip(before, after): assert a["loss"] == b["loss"] and a["costs"]["flops"] == b["costs"]["flops"]
@@ -183,7 +184,7 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path):
     assert run.finished and len(run.steps) == 6 and run.start["prompts_left_out"] == 1
     assert any("1 prompts are left out" in w["message"] for w in run.warnings)
     judged = Distiller("tiny", "tiny", short, "strict", DistillConfig(**SMALL | {"output_dir": tmp_path/"b", "eval_size": 3}), eval_prompts=[*short[:2], LONG])
-    assert [x.item for x in judged.left_out_eval_prompts] == [LONG] and judged.fit().finished
+    assert [x.item for x in judged.left_out_eval_items] == [LONG] and judged.fit().finished
     with pytest.raises(ValueError, match="none of the 2 prompts fits"): distiller(tmp_path/"c", prompts=[LONG, LONG])
 
 
@@ -208,7 +209,7 @@ def test_a_run_of_0_1_with_a_prompt_that_does_not_fit_can_be_resumed(tmp_path):
 def test_a_run_folder_knows_how_it_was_begun(tmp_path):
     distiller(tmp_path/"a", ("strict", {"top_k": 8})).fit()
     d = Distiller.from_run(tmp_path/"a", config=DistillConfig(**SMALL | {"max_steps": 3, "output_dir": tmp_path/"a"}))
-    assert len(d.fit(resume=True).steps) == 3 and repr(d.objective) and d.given["objective"][0] == "strict"
+    assert len(d.fit(resume=True).steps) == 3 and repr(d.objective) and d.arguments["objective"][0] == "strict"
     distiller(tmp_path/"b", prompts=load_prompts("tiny", 20)).fit()
     with pytest.raises(ValueError, match="pass prompts="): Distiller.from_run(tmp_path/"b")
 
@@ -299,9 +300,10 @@ class Broken(torch.nn.Module):
 def test_teacher_rows_that_are_not_finite(tmp_path):
     "D14: counted and neutralised; more than 1 % end the run."
     t = load_side("tiny", "teacher"); s = load_side("tiny", "student")
-    samples = write(load_prompts("tiny", 4), s, t, DistillConfig(**SMALL), seed=0)
+    samples = generate_samples(load_prompts("tiny", 4), s, t, DistillConfig(**SMALL), seed=0)
     t.model = Broken(t.model, .5)
-    rows, _, counts = teacher_rows(samples, t)
+    scored = teacher_rows(samples, t)
+    rows, counts = scored.rows, scored.counts
     assert all(torch.isfinite(r).all() for r in rows) and counts["teacher_rows_not_finite"] > 0
     bad = Broken(load_model("tiny", "teacher"), .5), load_tokenizer("tiny", "teacher")
     with pytest.raises(FloatingPointError, match="not finite, more than 1 %"): distiller(tmp_path/"a", teacher=bad).fit()
@@ -321,7 +323,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(tmp_path):
 def test_a_teacher_without_room_masks_and_counts(tmp_path):
     "D23"
     d = distiller(tmp_path/"a")
-    longest = max(len(s.teacher_prompt) for s in write(load_prompts("tiny", 12), d.student, d.teacher, d.config, seed=0))
+    longest = max(len(s.teacher_prompt_ids) for s in generate_samples(load_prompts("tiny", 12), d.student, d.teacher, d.config, seed=0))
     d.config.max_length = longest + 4
     run = d.fit()
     assert run.finished and run.column("teacher_tokens_masked").sum() > 0
@@ -331,13 +333,13 @@ def test_a_teacher_without_room_masks_and_counts(tmp_path):
 def test_a_prompt_without_room_is_named(tmp_path):
     sides = load_side("tiny", "student"), load_side("tiny", "teacher")
     for text_source in ("student", "teacher"):
-        with pytest.raises(ValueError, match=f"leaves the {text_source} no room to write"): write([LONG], *sides, DistillConfig(), text_source)
+        with pytest.raises(ValueError, match=f"leaves the {text_source} no room to write"): generate_samples([LONG], *sides, DistillConfig(), text_source)
 
 
 def test_heldout_prompts_are_not_trained_on(tmp_path):
     items = load_prompts("tiny", 30)
     d = Distiller("tiny", "tiny", items, "strict", DistillConfig(**SMALL | {"eval_size": 100, "output_dir": tmp_path/"a"}))
-    assert len(d.eval_prompts) == 6 and not {x["prompt"] for x in d.eval_prompts} & {x["prompt"] for x in d.items}
+    assert len(d.eval_items) == 6 and not {x["prompt"] for x in d.eval_items} & {x["prompt"] for x in d.items}
 
 
 # ---- what comes out ---------------------------------------------------------------------------------------------------------
@@ -379,8 +381,8 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_distill import distiller, weights
 d = distiller({out!r}, temperature=0, batch_size=5, micro_batch_size=2, max_grad_norm=1e9)   # greedy: what is written does not depend on who writes it
-d.optimizer = torch.optim.SGD(d.params, lr=.1)
-d.scheduler = torch.optim.lr_scheduler.LambdaLR(d.optimizer, lambda s: 1.)
+d.state.optimizer = torch.optim.SGD(d.state.parameters, lr=.1)
+d.state.scheduler = torch.optim.lr_scheduler.LambdaLR(d.state.optimizer, lambda s: 1.)
 d.fit()
 torch.save(weights(d), {out!r} + f"-{{d.accelerator.process_index}}.pt")
 """
@@ -404,7 +406,7 @@ def test_the_progress_bar_names_what_was_measured(capsys):
     from xtokd.train.callbacks import ProgressBar
     from types import SimpleNamespace
     bar = ProgressBar()
-    bar.on_start(SimpleNamespace(config=DistillConfig(max_steps=2), step=0, objective=objective("cover")), {})
+    bar.on_start(SimpleNamespace(config=DistillConfig(max_steps=2), state=SimpleNamespace(step=0), objective=objective("cover")), {})
     for found in ({"accuracy": .5, "rkl_per_byte": .25}, {"rkl_per_byte": "NaN"}, {"accuracy": .5}, {}): bar.on_eval(None, {"step": 1, "n": 4, **found})
     bar.on_end(None, {})
     err = capsys.readouterr().err

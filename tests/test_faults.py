@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import xtokd.train.checkpoint, xtokd.train.distiller, xtokd.train.step
+import xtokd.train.checkpoint, xtokd.train.distiller, xtokd.train.forward_batch, xtokd.train.samples
 from faults import fault, rows
 from test_distill import ROOT, SMALL, Wrapped, distiller, same, weights
 from xtokd.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, whole_folder
 from xtokd.cli.commands import main
-from xtokd.train.distiller import Distiller
+from xtokd.train.distiller import Distiller, open_run
 from xtokd.train.config import DistillConfig
-from xtokd.train.runlog import Run
+from xtokd.train.runlog import Control, Run
 from xtokd.hub import ModelNotFound
 from xtokd.models.loading import load_model, load_tokenizer, remote_code
 from xtokd.objectives import objective
@@ -148,11 +148,12 @@ def test_a_full_disk_at_a_checkpoint(tmp_path, monkeypatch, module, name):
 @fault("a full disk at the log", how="the log is /dev/full, where the system itself says ENOSPC", outcome="the run ends with the same message, in a thread too: nobody waits forever")
 def test_a_full_disk_at_the_log(tmp_path, block):
     d = distiller(tmp_path/"a", batch_size=2)
-    d.open(False)
-    d.log.file.close(); d.log.file = open("/dev/full", "ab")
-    d.control = control = xtokd.train.distiller.Control()
-    if block: d.work(control)
-    else: (t := threading.Thread(target=d.work, args=(control,))).start(); t.join(60)
+    open_run(d, False)
+    log = d.log.file
+    log.file.close(); log.file = open("/dev/full", "ab")
+    d.control = control = Control()
+    if block: d._run()
+    else: (t := threading.Thread(target=d._run)).start(); t.join(60)
     assert control.done.is_set()
     with pytest.raises(OSError, match="while writing the run log .* --resume"): Run(tmp_path/"a", control).wait()
 
@@ -199,12 +200,13 @@ def test_out_of_memory(tmp_path, monkeypatch, place):
     class Bursting(Wrapped):
         def __call__(self, batch): return out_of()
     d = distiller(tmp_path/"a", Bursting(None) if place == "objective" else "strict", batch_size=2, eval_size=2 if place == "evaluate" else 0)
-    if place in ("rollout", "teacher_rows"): monkeypatch.setattr(xtokd.train.step, place, out_of)
+    if place == "rollout": monkeypatch.setattr(xtokd.train.samples, place, out_of)
+    if place == "teacher_rows": monkeypatch.setattr(xtokd.train.forward_batch, place, out_of)
     if place == "response_logits":
-        real = xtokd.train.step.response_logits
-        monkeypatch.setattr(xtokd.train.step, place, lambda *a, **k: out_of() if k.get("grad") else real(*a, **k))
+        real = xtokd.train.forward_batch.response_logits
+        monkeypatch.setattr(xtokd.train.forward_batch, place, lambda *a, **k: out_of() if k.get("grad") else real(*a, **k))
     if place == "backward": monkeypatch.setattr(torch.Tensor, "backward", out_of)
-    if place == "optimizer": d.optimizer.step = out_of
+    if place == "optimizer": d.state.optimizer.step = out_of
     if place == "evaluate": monkeypatch.setattr(xtokd.train.distiller, "evaluate", out_of)
     what, knob = PARTS[place]
     with pytest.raises(torch.cuda.OutOfMemoryError, match=what) as e: d.fit()
@@ -217,7 +219,7 @@ def test_five_bad_gradients_end_the_run(tmp_path):
     def nan(n, out): out.sum = out.sum * float("nan"); return out
     d = distiller(tmp_path/"a", Wrapped(nan), max_steps=9, batch_size=2)
     before = weights(d)
-    with pytest.raises(FloatingPointError, match="five steps in a row .* lower lr"): d.fit()
+    with pytest.raises(FloatingPointError, match="five steps in a row .* lower learning_rate"): d.fit()
     assert same(before, weights(d)) and len([w for w in Run(tmp_path/"a").warnings if w["message"].startswith("the gradient")]) == 5
 
 

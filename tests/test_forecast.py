@@ -7,7 +7,7 @@ import torch
 from xtokd.cli.commands import main
 from xtokd.train.distiller import Distiller
 from xtokd.train.config import DistillConfig
-from xtokd.train.dry_run import Held, forecast
+from xtokd.train.dry_run import ActivationMeter, forecast
 
 PLAN = dict(max_steps=6, batch_size=16, micro_batch_size=4, max_new_tokens=24, eval_size=0, learning_rate=1e-6, progress=False)
 
@@ -16,7 +16,7 @@ def planned(out, objective="cover", prompts="tiny", **kw): return Distiller("tin
 
 
 def test_a_forecast_is_near_the_run(tmp_path):
-    told = forecast(planned(tmp_path/"never"), n=24)
+    told = forecast(planned(tmp_path/"never"), 24)
     assert not (tmp_path/"never").exists()
     run = planned(tmp_path/"run").fit()
     steps = run.steps
@@ -25,7 +25,7 @@ def test_a_forecast_is_near_the_run(tmp_path):
     assert told.tokens["student in all"] == pytest.approx(steps[-1]["costs"]["student_tokens_written"], rel=.2)
     assert told.tokens["teacher a step"] == pytest.approx(steps[-1]["costs"]["teacher_tokens_scored"] / len(steps), rel=.2)
     assert told.coverage["coverage"] == pytest.approx(mean(lambda s: s["coverage"]), abs=.05) and told.coverage["stop_share"] == pytest.approx(mean(lambda s: s["stop_share"]), abs=.15)
-    again = forecast(planned(tmp_path/"never"), n=24)            # the machine may have become faster or slower since
+    again = forecast(planned(tmp_path/"never"), 24)            # the machine may have become faster or slower since
     low, high = (f(x.seconds["step"][k] for x in (told, again)) for k, f in enumerate((min, max)))
     assert low / 5 < mean(lambda s: s["seconds"]) < high * 5, "time: a factor of five, on a machine that does other work"
     assert told.memory["most at once"] >= max(s["peak_memory_gib"] for s in steps)
@@ -35,17 +35,17 @@ def test_a_forecast_is_near_the_run(tmp_path):
 def test_memory_grows_with_the_plan(tmp_path):
     parts = {m: forecast(planned(tmp_path/"never", micro_batch_size=m, batch_size=m)).memory for m in (1, 8)}
     assert parts[8]["activations"] > 2 * parts[1]["activations"] and parts[8]["rows"] == pytest.approx(8 * parts[1]["rows"], rel=.3)
-    assert all(p["weights"] > 0 and p["optimiser"] == pytest.approx(2 * p["gradients"]) for p in parts.values())
+    assert all(p["weights"] > 0 and p["optimizer"] == pytest.approx(2 * p["gradients"]) for p in parts.values())
     long = forecast(planned(tmp_path/"never", max_new_tokens=200)).memory
     assert long["activations"] > 3 * forecast(planned(tmp_path/"never")).memory["activations"], "scaled to responses of full length"
 
 
 def test_what_the_graph_holds_is_counted_once_and_without_weights():
     w, x = torch.ones(100, requires_grad=True), torch.ones(100)
-    with Held([w]) as held: y = (w * x) * x
-    assert held.most == 400
-    with Held([]) as held: (w * x).exp()
-    assert held.most == 400 + 400 or held.most == 400 + 400 + 400
+    with ActivationMeter([w]) as held: y = (w * x) * x
+    assert held.bytes == 400
+    with ActivationMeter([]) as held: (w * x).exp()
+    assert held.bytes == 400 + 400 or held.bytes == 400 + 400 + 400
 
 
 @pytest.mark.parametrize("kw, says", [(dict(max_new_tokens=3), "reached max_new_tokens=3"), (dict(min_coverage=1.), "less than min_coverage=1"), (dict(max_length=30), "has room for 30 tokens")])

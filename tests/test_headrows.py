@@ -131,7 +131,7 @@ def test_a_run_from_states_is_the_run_from_logits(tmp_path, name, student):
     from xtokd.train.config import DistillConfig
     def weights(rows):
         config = DistillConfig(max_steps=2, batch_size=4, micro_batch_size=2, max_new_tokens=8, eval_steps=0, eval_size=0, save_steps=0, learning_rate=1e-3, warmup_steps=0, progress=False, logits=rows, output_dir=str(tmp_path / rows))
-        d = Distiller(student, "tiny", "tiny", name, config, **({"weak": "tiny"} if name == "compass" else {}))
+        d = Distiller(student, "tiny", "tiny", name, config, **({"auxiliary_models": {"weak": "tiny"}} if name == "compass" else {}))
         run = d.fit()
         return run, torch.cat([p.detach().flatten() for p in d.student.model.parameters()])
     (a, x), (b, y) = weights("keep"), weights("recompute")

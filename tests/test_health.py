@@ -106,7 +106,7 @@ def test_it_can_be_turned_off(tmp_path):
 
 
 def test_a_sign_is_told_again_after_it_was_over():
-    said, d = [], SimpleNamespace(config=SimpleNamespace(max_new_tokens=64), emit=lambda event, step, **f: said.append(f["sign"]))
+    said, d = [], SimpleNamespace(config=SimpleNamespace(max_new_tokens=64), log=SimpleNamespace(emit=lambda event, step, **f: said.append(f["sign"])))
     h = Health()
     for e in steps(30, entropy=1.) + steps(20, entropy=.01) + steps(20, entropy=1.) + steps(20, entropy=.01): h.on_step(d, e)
     assert said == ["entropy", "entropy"]

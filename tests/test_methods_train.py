@@ -29,17 +29,17 @@ def distiller(name, out, **how):
     student = load_side("tiny", "teacher", "cpu") if OBJECTIVES[name].equal_vocabularies else load_side("tiny", "student", "cpu")
     others = {THIRD[n]: "tiny" for n in objective(name).needs & set(THIRD)}
     if others: others = {k: third(k) for k in others}
-    return Distiller((student.model, student.tokenizer), "tiny", ITEMS, objective=name, config=config(out, **knobs), **others, **how)
+    return Distiller((student.model, student.tokenizer), "tiny", ITEMS, objective=name, config=config(out, **knobs), auxiliary_models=others, **how)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains(name, tmp_path):
     d = distiller(name, tmp_path / name)
-    before = [p.detach().clone() for p in d.params]
+    before = [p.detach().clone() for p in d.state.parameters]
     run = d.fit()
     assert run.finished and len(run.steps) == 2 and all(np.isfinite(s["loss"]) for s in run.steps) and run.steps[-1]["count"] > 0
-    moved = [not torch.equal(a, b) for a, b in zip(before, d.params)]
-    assert any(moved[: len(before) - len(d.objective_params())]) and (not d.objective_params() or any(moved[-len(d.objective_params()):]))
+    moved = [not torch.equal(a, b) for a, b in zip(before, d.state.parameters)]
+    assert any(moved[: len(before) - len(d.state.objective_parameters)]) and (not d.state.objective_parameters or any(moved[-len(d.state.objective_parameters):]))
 
 
 def test_a_share_of_the_steps_is_off_policy(tmp_path):
@@ -51,10 +51,10 @@ def test_a_share_of_the_steps_is_off_policy(tmp_path):
 
 
 def test_a_window_and_a_context(tmp_path):
-    d = distiller("strict", tmp_path / "window", window=lambda item, text: locate(text, "1"), context=lambda item, text: told(item["prompt"], f"the answer is {item['answer']}"))
+    d = distiller("strict", tmp_path / "window", supervision_window=lambda item, text: locate(text, "1"), teacher_context=lambda item, text: told(item["prompt"], f"the answer is {item['answer']}"))
     run = d.fit()
     assert all(0 <= s["window_found"] <= 1 and np.isfinite(s["loss"]) for s in run.steps)
-    whole = distiller("strict", tmp_path / "whole", window=lambda item, text: SupervisionWindow()).fit()
+    whole = distiller("strict", tmp_path / "whole", supervision_window=lambda item, text: SupervisionWindow()).fit()
     plain = distiller("strict", tmp_path / "plain").fit()
     assert whole.steps[0]["loss"] == pytest.approx(plain.steps[0]["loss"], rel=1e-5)
 
@@ -62,7 +62,7 @@ def test_a_window_and_a_context(tmp_path):
 def test_what_is_missing_is_said_before_training(tmp_path):
     s, t = (load_side("tiny", role, "cpu") for role in ("student", "teacher"))
     with pytest.raises(ValueError, match="give weak=..."): Distiller("tiny", "tiny", ITEMS, objective="compass", config=config(tmp_path / "a"))
-    with pytest.raises(ValueError, match="another tokenizer"): Distiller("tiny", "tiny", ITEMS, objective="compass", config=config(tmp_path / "b"), weak=(s.model, s.tokenizer))
-    with pytest.raises(TypeError, match="no use of it"): Distiller("tiny", "tiny", ITEMS, objective="strict", config=config(tmp_path / "c"), weak=(t.model, t.tokenizer))
-    d = Distiller("tiny", "tiny", [{"prompt": "one, please"}] * 4, objective="ctpd", config=config(tmp_path / "d"), plus=(t.model, t.tokenizer), minus=(t.model, t.tokenizer))
+    with pytest.raises(ValueError, match="another tokenizer"): Distiller("tiny", "tiny", ITEMS, objective="compass", config=config(tmp_path / "b"), auxiliary_models={"weak": (s.model, s.tokenizer)})
+    with pytest.raises(TypeError, match="no use of it"): Distiller("tiny", "tiny", ITEMS, objective="strict", config=config(tmp_path / "c"), auxiliary_models={"weak": (t.model, t.tokenizer)})
+    d = Distiller("tiny", "tiny", [{"prompt": "one, please"}] * 4, objective="ctpd", config=config(tmp_path / "d"), auxiliary_models={"plus": (t.model, t.tokenizer), "minus": (t.model, t.tokenizer)})
     with pytest.raises(ValueError, match="has no chosen and no rejected"): d.fit()

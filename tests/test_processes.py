@@ -116,7 +116,7 @@ def test_a_sharded_run_leaves_whole_files(found):
     assert type(kept).__name__ == "LlamaForCausalLM" and gap(weights(found, "two-both-whole"), kept.state_dict()) == 0
     assert len(list((place/"student").glob("*.safetensors"))) == 1 and json.loads((place/"student/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     d = child.distiller(place, **child.SAMPLED | {"max_steps": 5, "fsdp": "no"})
-    assert d.fit(resume=True).steps[-1]["step"] == 5 and len(d.optimizer.state_dict()["state"][0]["exp_avg"]) == len(d.params[0])
+    assert d.fit(resume=True).steps[-1]["step"] == 5 and len(d.state.optimizer.state_dict()["state"][0]["exp_avg"]) == len(d.state.parameters[0])
 
 
 def test_one_log(found):

@@ -14,7 +14,7 @@ from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.data.segments import MARKS, REGIONS, answers_only, opened, regions, region_stats, token_regions
 from xtokd.train.runlog import Run
-from xtokd.train.step import Sample
+from xtokd.train.samples import Sample
 
 ALL = [m.decode() for pair in MARKS.values() for m in pair]
 
@@ -154,11 +154,11 @@ def test_without_thoughts_nothing_is_said(tmp_path):
 
 
 def test_learning_from_the_answer_leaves_thoughts_out(tmp_path):
-    from xtokd.train.step import accumulate
     def told_of(loss_on):
         d = distiller(tmp_path/loss_on, ITEMS, on_policy_fraction=0., off_policy_source="reference", loss_on=loss_on)
-        samples = d.text(d.items[:1], "reference", 0)
-        _, (_, out) = accumulate(samples, d.pair, d.student, d.teacher, d.objective, d.config, d.autocast, d.others, "reference")
+        samples = d.generator.samples(d.items[:1], "reference", 0)
+        d.stepper.forward_backward(samples, "reference")
+        _, out = d.stepper.first
         return out
     every, answer = told_of("response"), told_of("answer")
     think = every.ledger["region"] == REGIONS.index("think")
@@ -176,8 +176,8 @@ def test_an_open_thought_teaches_nothing_and_says_so(tmp_path):
 
 def test_preferences_by_name_and_thoughts_outside(tmp_path):
     items = [{"prompt": "a number", "chosen": THOUGHT, "rejected": "It is 9."}] * 2
-    d = Distiller("tiny", "tiny", items, objective="ctpd", plus="tiny", minus="tiny", config=DistillConfig(max_steps=1, batch_size=2, eval_size=0, loss_on="answer", progress=False, output_dir=str(tmp_path)))
-    assert [s.window is not None for s in d.text(d.items, "reference", 0)] == [True, False] * 2
-    assert {n: s.params for n, s in d.others.items() if n != "reference"} == {n: d.teacher.params for n in ("plus", "minus")}
+    d = Distiller("tiny", "tiny", items, objective="ctpd", auxiliary_models={"plus": "tiny", "minus": "tiny"}, config=DistillConfig(max_steps=1, batch_size=2, eval_size=0, loss_on="answer", progress=False, output_dir=str(tmp_path)))
+    assert [s.window is not None for s in d.generator.samples(d.items, "reference", 0)] == [True, False] * 2
+    assert {n: s.params for n, s in d.models.auxiliary.items() if n != "reference"} == {n: d.teacher.params for n in ("plus", "minus")}
     step = d.fit().steps[0]
     assert np.isfinite(step["loss"]) and step["share_think"] > 0

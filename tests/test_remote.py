@@ -20,7 +20,7 @@ from xtokd.serving.client import RemoteTeacher
 from xtokd.models.forward import response_logits
 from xtokd.serving.server import Handler, Server
 from xtokd.models.side import load_side
-from xtokd.train.step import write
+from xtokd.train.samples import generate_samples
 from xtokd.rows.topk import thin
 from xtokd.serving.http import RemoteError, Wire
 
@@ -197,7 +197,7 @@ def test_the_context_masks_and_counts():
     with serve() as s:
         t = remote(s)
         t.config.max_position_embeddings = 12
-        samples = [SimpleNamespace(teacher_prompt=p, teacher=r) for p, r in zip(PROMPTS, RESPONSES)]
+        samples = [SimpleNamespace(teacher_prompt_ids=p, teacher_ids=r) for p, r in zip(PROMPTS, RESPONSES)]
         rows, counts = t.thin_rows(samples)
     sizes = [max(0, min(len(r), 11 - len(p))) for p, r in zip(PROMPTS, RESPONSES)]
     assert np.diff(rows.offsets).tolist() == sizes and counts["teacher_tokens_masked"] == sum(map(len, RESPONSES)) - sum(sizes) > 0
@@ -268,21 +268,21 @@ LOCAL = [("sampled", {}), ("opd", {}), ("minillm", {}), ("dpca", {}), ("alm", {"
 @pytest.fixture(scope="module")
 def samples():
     s, t = load_side("tiny", "student"), load_side((TEACHER, TOKENIZER), "teacher")
-    return write(load_prompts("tiny", 4), s, t, DistillConfig(max_new_tokens=24, progress=False), seed=0)
+    return generate_samples(load_prompts("tiny", 4), s, t, DistillConfig(max_new_tokens=24, progress=False), seed=0)
 
 
 def pair_batch(samples, name):
     "A batch of samples as an objective of that name reads it: the tiny student, TEACHER's logits."
-    own, ids = [s.student for s in samples], [s.teacher for s in samples]
-    student = response_logits(load_model("tiny", device="cpu"), [s.student_prompt for s in samples], own)
+    own, ids = [s.student_ids for s in samples], [s.teacher_ids for s in samples]
+    student = response_logits(load_model("tiny", device="cpu"), [s.student_prompt_ids for s in samples], own)
     extra = {k: [torch.full((len(x),), -1.) for x in (ids if k == "weak_logp" else own)] for k in ("weak_logp", "reference_logp")}
-    return PairBatch.from_logits(PAIR, own, ids, [l.clone().requires_grad_() for l in student], response_logits(TEACHER, [s.teacher_prompt for s in samples], ids), preferences=[1, -1, 1, -1], text_source="reference" if name == "ctpd" else "student", **extra)
+    return PairBatch.from_logits(PAIR, own, ids, [l.clone().requires_grad_() for l in student], response_logits(TEACHER, [s.teacher_prompt_ids for s in samples], ids), preferences=[1, -1, 1, -1], text_source="reference" if name == "ctpd" else "student", **extra)
 
 
 def hears_the_same(remote, samples, name, knobs):
     "The same losses from the rows of a RemoteTeacher as from TEACHER's."
     obj, b = objective(name, **knobs), pair_batch(samples, name)
-    far, bad = remote.rows([s.teacher_prompt for s in samples], [s.teacher for s in samples], obj.teacher_top)
+    far, bad = remote.rows([s.teacher_prompt_ids for s in samples], [s.teacher_ids for s in samples], obj.teacher_top)
     here, there = obj(b), obj(replace(b, teacher=far))
     assert bad == 0 and here.count == there.count > 0 and torch.allclose(here.token_loss, there.token_loss, atol=1e-4) and abs(float((here.loss - there.loss).detach())) < 1e-4
 

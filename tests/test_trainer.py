@@ -8,13 +8,16 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
 from xtokd.train.config import DistillConfig, combine_seeds
-from xtokd.train.distiller import read_objective
+from xtokd.train.step import make_objective
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.data.prompts import load_prompts
 from xtokd.models.side import Side, load_side
-from xtokd.train.step import accumulate, write
+from xtokd.train.forward_batch import ModelSet
+from xtokd.train.step import DistillStep
+from xtokd.train.samples import generate_samples
 from xtokd.distributed import finish_gradient
+from xtokd.serving.client import RemoteTeacher
 from xtokd.train.hf_trainer import Distilling, DistillTrainer, gather
 
 torch.set_num_threads(1)
@@ -31,7 +34,7 @@ class Look(TrainerCallback):
 
 
 def trainer(folder, obj="strict", size=8, times=1, cls=DistillTrainer, items=None, distill=None, arguments=TrainingArguments, **how):
-    look, mine = Look(), {k: how.pop(k) for k in [*how] if k in ("others", "window", "context", "teacher", "eval_dataset", "processing_class")}
+    look, mine = Look(), {k: how.pop(k) for k in [*how] if k in ("auxiliary_models", "supervision_window", "teacher_context", "teacher", "eval_dataset", "processing_class")}
     args = arguments(str(folder), **ARGS | dict(per_device_train_batch_size=size, gradient_accumulation_steps=times) | how)
     t = cls(load_model("tiny", "student", device="cpu"), args, train_dataset=ITEMS if items is None else items, callbacks=[look], objective=obj, distill=distill or DistillConfig(max_new_tokens=16),
             **{"teacher": TEACHER, "processing_class": load_tokenizer("tiny", "student"), **mine})
@@ -39,20 +42,20 @@ def trainer(folder, obj="strict", size=8, times=1, cls=DistillTrainer, items=Non
     return t
 
 
-def own_gradient(t, samples, obj, others=None):
+def own_gradient(t, samples, obj, auxiliary_models=None):
     "What our own loop makes of these samples"
     side = Side("student", load_model("tiny", "student", device="cpu").train(), t.student.bv)
-    o = read_objective(obj)
+    o = make_objective(obj)
     if hasattr(o, "prepare"): o.prepare(t.pair, side, TEACHER)
-    tally, _ = accumulate(samples, t.pair, side, TEACHER, o, t.distill, contextlib.nullcontext, others, t.text_source)
-    finish_gradient(list(side.model.parameters()), tally["count"], t.accelerator)
-    return torch.cat([p.grad.flatten() for p in side.model.parameters()]), tally
+    totals = DistillStep(ModelSet(side, TEACHER, auxiliary_models or {}, t.pair), o, t.distill, contextlib.nullcontext).forward_backward(samples, t.text_source)
+    finish_gradient(list(side.model.parameters()), totals.num_units, t.accelerator)
+    return torch.cat([p.grad.flatten() for p in side.model.parameters()]), totals
 
 
 def kept_samples(t):
     "The samples of every step that a trainer is about to take"
-    kept, texts = [], t.texts
-    t.texts = lambda *a: kept.append(texts(*a)) or kept[-1]
+    kept, samples = [], t.generator.samples
+    t.generator.samples = lambda *a: kept.append(samples(*a)) or kept[-1]
     return kept
 
 
@@ -61,10 +64,10 @@ def test_the_gradient_is_that_of_our_own_loop(tmp_path, obj):
     t = trainer(tmp_path, obj)
     kept = kept_samples(t)
     t.train()
-    expected, tally = own_gradient(t, kept[0], obj)
+    expected, totals = own_gradient(t, kept[0], obj)
     assert expected.norm() > 0 and (t.look.found[0] - expected).abs().max() < 1e-5
-    assert t.state.log_history[0]["loss"] == pytest.approx(tally["loss"] / tally["count"], rel=1e-3)   # the Trainer rounds it
-    assert t.state.log_history[0]["coverage"] == pytest.approx(tally.stats()["coverage"], abs=1e-6)
+    assert t.state.log_history[0]["loss"] == pytest.approx(totals.loss / totals.num_units, rel=1e-3)   # the Trainer rounds it
+    assert t.state.log_history[0]["coverage"] == pytest.approx(totals.mean_stats()["coverage"], abs=1e-6)
 
 
 @pytest.mark.parametrize("split,obj", [((4, 2), "strict"), ((2, 4), "dpca"), ((1, 8), "strict"), ((3, 3), "cover")])
@@ -84,7 +87,7 @@ def test_a_micro_batch_without_any_signal_counts_for_nothing(tmp_path):
             return np.zeros(len(ids), bool)
     dead = {id(i): i["prompt"] for i in ITEMS[2:4]}.values()
     window = lambda item, text: Nothing() if item["prompt"] in dead else None
-    whole, parted = trainer(tmp_path, window=window), trainer(tmp_path, size=2, times=4, window=window)
+    whole, parted = trainer(tmp_path, supervision_window=window), trainer(tmp_path, size=2, times=4, supervision_window=window)
     for t in (whole, parted): t.train()
     assert (whole.look.found[0] - parted.look.found[0]).abs().max() < 1e-5
 
@@ -105,16 +108,16 @@ def test_texts_are_those_of_our_own_loop(tmp_path):
     kept = kept_samples(t)
     t.train()
     student = Side("student", load_model("tiny", "student", device="cpu"), t.student.bv)
-    ours = write(ITEMS, student, TEACHER, t.distill, "student", combine_seeds(t.distill.seed, 1, 0))
-    assert [s.student for s in kept[0]] == [s.student for s in ours] and len({tuple(s.student) for s in ours}) > 1
+    ours = generate_samples(ITEMS, student, TEACHER, t.distill, "student", combine_seeds(t.distill.seed, 1, 0))
+    assert [s.student_ids for s in kept[0]] == [s.student_ids for s in ours] and len({tuple(s.student_ids) for s in ours}) > 1
 
 
 def test_references_and_preferences(tmp_path):
     refs = trainer(tmp_path, distill=DistillConfig(on_policy_fraction=0., off_policy_source="reference"), items=[{**i, "reference": str(i["answer"])} for i in ITEMS])
     kept = kept_samples(refs)
     refs.train()
-    assert [refs.student.bv.decode(s.student[:-1]).decode() for s in kept[0]] == [str(i["answer"]) for i in ITEMS]
-    both = trainer(tmp_path, "ctpd", size=2, times=2, items=[{**i, "chosen": f"It is {i['answer']}.", "rejected": "No."} for i in ITEMS], others={"plus": TEACHER, "minus": load_side("tiny", "weak", "cpu")})
+    assert [refs.student.bv.decode(s.student_ids[:-1]).decode() for s in kept[0]] == [str(i["answer"]) for i in ITEMS]
+    both = trainer(tmp_path, "ctpd", size=2, times=2, items=[{**i, "chosen": f"It is {i['answer']}.", "rejected": "No."} for i in ITEMS], auxiliary_models={"plus": TEACHER, "minus": load_side("tiny", "weak", "cpu")})
     kept = kept_samples(both)
     both.train()
     assert len(kept[0]) == 8 and torch.isfinite(both.look.found[0]).all() and both.look.found[0].norm() > 0
@@ -171,9 +174,40 @@ def test_inside_trl(tmp_path):
     t, parted = trainer(tmp_path, **how), trainer(tmp_path, size=2, times=4, **how)
     kept = kept_samples(t)
     t.train(); parted.train()
-    expected, tally = own_gradient(t, kept[0], "strict")
+    expected, totals = own_gradient(t, kept[0], "strict")
     assert (t.look.found[0] - expected).abs().max() < 1e-5 and (t.look.found[0] - parted.look.found[0]).abs().max() < 1e-5
-    assert t.state.log_history[0]["coverage"] == pytest.approx(tally.stats()["coverage"], abs=1e-6)
+    assert t.state.log_history[0]["coverage"] == pytest.approx(totals.mean_stats()["coverage"], abs=1e-6)
+
+
+THOUGHT = [{**item, "reference": f"<think>{item['answer']} it is</think>{item['answer']}"} for item in ITEMS]
+
+
+def test_the_loss_can_be_on_the_answer_alone(tmp_path):
+    "loss_on='answer' leaves thoughts out, with the gradient of our own loop; version 0.1 accepted the setting and ignored it."
+    how = dict(on_policy_fraction=0., off_policy_source="reference", max_new_tokens=16)
+    grads = {}
+    for loss_on in ("response", "answer"):
+        t = trainer(tmp_path/loss_on, items=THOUGHT, distill=DistillConfig(loss_on=loss_on, **how))
+        kept = kept_samples(t)
+        t.train()
+        assert any(s.window is not None for s in kept[0]) == (loss_on == "answer")
+        grads[loss_on] = t.look.found[0]
+        expected, _ = own_gradient(t, kept[0], "strict")
+        assert (t.look.found[0] - expected).abs().max() < 1e-5
+    assert (grads["response"] - grads["answer"]).abs().max() > 1e-3
+
+
+def test_a_served_teacher_is_the_local_one(tmp_path):
+    "A RemoteTeacher gives sampled log-probs only; version 0.1 crashed on it (get_output_embeddings)."
+    from xtokd.serving.server import Server
+    local, grads = trainer(tmp_path/"local", "sampled"), {}
+    with Server(TEACHER.model, TEACHER.bv, port=0) as served:
+        far = trainer(tmp_path/"far", "sampled", teacher=RemoteTeacher(served.url, TEACHER.bv))
+        for name, t in (("local", local), ("far", far)):
+            t.train()
+            grads[name] = t.look.found[0]
+        with pytest.raises(ValueError, match="reads whole rows"): trainer(tmp_path/"full", "cover", teacher=RemoteTeacher(served.url, TEACHER.bv))
+    assert grads["local"].norm() > 0 and (grads["local"] - grads["far"]).abs().max() < 1e-4
 
 
 TWO = """
@@ -181,7 +215,7 @@ import sys, torch
 sys.path.insert(0, "tests")
 from test_trainer import *
 t = trainer(sys.argv[1], size=int(sys.argv[2]), times=1)
-t.texts = lambda items, writer, seed: write(items, t.student, TEACHER, DistillConfig(max_new_tokens=16, temperature=0.), "student")
+t.generator.samples = lambda items, text_source, seed: generate_samples(items, t.student, TEACHER, DistillConfig(max_new_tokens=16, temperature=0.), "student")
 t.train()
 if t.accelerator.is_main_process: torch.save((t.look.found[0], t.state.log_history[0]["loss"], t.accelerator.num_processes), sys.argv[1] + "/found.pt")
 """

@@ -94,7 +94,7 @@ def settings(a, allowed) -> dict:
     if a.knob: res["knobs"] = read_knobs(a.knob)
     return res | {k.removeprefix("config_"): v for k, v in vars(a).items() if k.startswith("config_") and v is not None}
 
-# %% ../../nbs/12_cli/04_commands.ipynb #a46b4260
+# %% ../../nbs/12_cli/04_commands.ipynb #b1cb80ec
 def check_pair(student: str, teacher: str, force: bool) -> None:
     "Refuse an unfit pair; a served teacher is URL#TOKENIZER."
     if "://" in teacher:
@@ -117,7 +117,7 @@ def planned(a) -> tuple:
     check_pair(s["student"], s["teacher"], a.force)
     quiet()
     trainer = Distiller(s["student"], s["teacher"], s["prompts"], objective=(s["objective"], s["knobs"]) if s["knobs"] else s["objective"],
-                        config=DistillConfig(**{k: v for k, v in s.items() if k in own}), eval_prompts=s["eval_prompts"], **{k: s[k] for k in ("weak", "plus", "minus") if s[k]})
+                        config=DistillConfig(**{k: v for k, v in s.items() if k in own}), eval_prompts=s["eval_prompts"], auxiliary_models={k: s[k] for k in ("weak", "plus", "minus") if s[k]})
     return trainer, s
 
 

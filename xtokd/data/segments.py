@@ -80,10 +80,10 @@ def token_regions(bv, ids, opened=None):
         found[wide | thin] = REGIONS.index(kind)
     return found
 
-# %% ../../nbs/02_data/03_segments.ipynb #f793823a
+# %% ../../nbs/02_data/03_segments.ipynb #36fe4f50
 def region_column(ledger, samples, bv):
     "The region of each student token of a ledger; `samples` have `student` and `student_prompt` ids"
-    per = [token_regions(bv, s.student, opened(bv, s.student_prompt)) for s in samples]
+    per = [token_regions(bv, s.student_ids, opened(bv, s.student_prompt_ids)) for s in samples]
     edges = np.cumsum([0, *map(len, per)])
     return np.concatenate([np.zeros(0, np.int8), *per])[edges[ledger["sample"]] + ledger["position"]]
 
@@ -101,10 +101,10 @@ def region_stats(sums):
     n = sum(sums[f"tokens {r}"] for r in REGIONS)
     return {f"share_{r}": sums[f"tokens {r}"] / n for r in REGIONS} | {f"loss_{r}": sums[f"loss {r}"] / sums[f"weight {r}"] for r in REGIONS if sums[f"weight {r}"] > 0}
 
-# %% ../../nbs/02_data/03_segments.ipynb #5043a3ea
+# %% ../../nbs/02_data/03_segments.ipynb #edf1d744
 def answers_only(samples, bv):
     "The samples with their thoughts outside the window"
     for s in samples:
-        said = token_regions(bv, s.student, opened(bv, s.student_prompt)) != REGIONS.index("think")
+        said = token_regions(bv, s.student_ids, opened(bv, s.student_prompt_ids)) != REGIONS.index("think")
         if not said.all(): s.window = said if s.window is None else np.asarray(s.window, bool) & said
     return samples

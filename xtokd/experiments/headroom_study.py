@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'Size', 'Data', 'lesson_data', 'tiny_data', 'own_score', 'he
            'equal_steps', 'arm', 'load_sides', 'opening', 'experiment', 'no_room', 'both_arms', 'Lesson', 'record',
            'main']
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #66c35a74
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #33c93b35
 import argparse, copy, hashlib, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,8 @@ import torch
 from ..cli.arguments import read_knobs
 from ..train.config import DistillConfig
 from ..train.runlog import device_name, versions, Run, RunLog, Table, write_kept
-from ..train.distiller import Distiller, read_objective
+from ..train.distiller import Distiller
+from ..train.step import make_objective
 from ..train.evaluate import evaluate
 from ..vocab.bytevocab import response_text
 from ..alignment.kept import keep, kept
@@ -25,7 +26,8 @@ from ..hub import resolve
 from ..alignment.pair import Pair
 from ..data.prompts import load_prompts
 from ..models.side import Side
-from ..train.step import make_batch, write
+from ..train.forward_batch import ModelSet, build_batch
+from ..train.samples import generate_samples
 from ..data.tasks.word_problems import check as right, sentences, word_problems
 from ..serving.client import open_side
 
@@ -77,18 +79,18 @@ def headroom(student, teacher, items, check, size):
     found = {"student": own_score(student, items, check, size), "teacher": own_score(teacher, items, check, size)}
     return found | {"room": found["teacher"]["accuracy_low"] > found["student"]["accuracy_high"]}
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #4c6a6b3f
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #298f349d
 def looks(student, teacher, pair, objective, items, check, size):
     "One record per item: the student's likeliest text, its score, its alignment, and per token the loss (nats) and whether it has a signal"
     config, found = DistillConfig(temperature=0., max_new_tokens=size.max_new_tokens), []
     for i in range(0, len(items), size.micro_batch_size):
-        samples = write(items[i:i + size.micro_batch_size], student, teacher, config)
+        samples = generate_samples(items[i:i + size.micro_batch_size], student, teacher, config)
         with torch.no_grad():
-            batch, _ = make_batch(samples, pair, student, teacher, objective.needs, config)
+            batch, _ = build_batch(samples, ModelSet(student, teacher), objective, config)
             out = objective(batch)
         loss = out.token_loss.float().cpu().numpy()
         for k, s in enumerate(samples):
-            mine, text = out.ledger["sample"] == k, response_text(student.bv, s.student)
+            mine, text = out.ledger["sample"] == k, response_text(student.bv, s.student_ids)
             found.append({"item": s.item, "text": text, "score": check(s.item, text), "token_loss": loss[mine].round(5), "weight": out.ledger["weight"][mine], "reason": out.ledger["reason"][mine],
                           "alignment": keep(batch.alignment[k])})
     return found
@@ -160,10 +162,10 @@ def no_room(room):
     t, s = ("{accuracy:.2f} ({accuracy_low:.2f}-{accuracy_high:.2f})".format(**room[k]) for k in ("teacher", "student"))
     return f"no training: the teacher is right in {t} of {room['teacher']['n']} problems, the student in {s}, and the intervals overlap. Take a better teacher or more held-out problems, or pass anyway=True (--anyway)"
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #4ee8695f
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #1f573035
 def both_arms(student, teacher, data, size, goal, out, log, room, seed, progress):
     "Looks before, on-policy arm, looks, cross-entropy arm, looks"
-    pair, goal = Pair(student.bv, teacher.bv), read_objective(goal)
+    pair, goal = Pair(student.bv, teacher.bv), make_objective(goal)
     def look(side, arm):
         for r in looks(side, teacher, pair, goal, data.heldout[:size.looks], data.check, size): log.write("sample", 0, arm=arm, **r)
     look(student, "start")

@@ -171,7 +171,7 @@ def byte_tokenizer(like):
     return PreTrainedTokenizerFast(tokenizer_object=tok, clean_up_tokenization_spaces=False, padding_side="left", chat_template=getattr(bv.hf, "chat_template", None),
                                    **{f"{'eos' if r == 'stop' else r}_token": t for r, t in word.items()})
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #58ec3ed6
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #37231991
 @dataclass(repr=False)
 class Transferred:
     "A model that has moved: model, tokenizer, the `Run` of its distillation, and the report of its initialisation."
@@ -191,9 +191,10 @@ def transfer(model, tokenizer, new_tokenizer,
              roles=None, untie=False, rescale=False,
              **how):             # `check`, `heldout`, `callbacks` of the Distiller
     "Move a model to another tokenizer: FVT, then distillation from itself. The model itself is left as it was."
-    from xtokd.train.distiller import Distiller, read_objective
+    from xtokd.train.distiller import Distiller
+    from xtokd.train.step import make_objective
     if text_source not in ("teacher", "student"): raise ValueError(f'writer is "teacher" (the old model) or "student" (the copy), not {text_source!r}')
-    old, new, objective = ByteVocab(tokenizer), ByteVocab(new_tokenizer), read_objective(objective)
+    old, new, objective = ByteVocab(tokenizer), ByteVocab(new_tokenizer), make_objective(objective)
     if text_source not in objective.text_sources: raise ValueError(f"objective {objective.name!r} does not learn from text of the {text_source}; it takes {', '.join(objective.text_sources)}")
     made, report = with_tokenizer(model, old, new, roles, untie, rescale)
     objective.text_source = text_source

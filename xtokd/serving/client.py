@@ -163,20 +163,20 @@ def _stop(entry, own, logp, stop_ids):
 
 RemoteTeacher.rows = _rows_of
 
-# %% ../../nbs/07_serving/02_client.ipynb #3e34d383
+# %% ../../nbs/07_serving/02_client.ipynb #33539eef
 def _thin_rows(self, samples, max_length=None, k=0):
     "ThinRows of samples (`teacher_prompt`, `teacher`), and the counts of the pass."
     limit = shortest(max_length, self.config.max_position_embeddings and self.config.max_position_embeddings - 1, 1 << 40)
-    asked = [list(s.teacher[:max(0, limit - len(s.teacher_prompt))]) for s in samples]
-    rows, bad = self.rows([s.teacher_prompt for s in samples], asked, k)
+    asked = [list(s.teacher_ids[:max(0, limit - len(s.teacher_prompt_ids))]) for s in samples]
+    rows, bad = self.rows([s.teacher_prompt_ids for s in samples], asked, k)
     sizes = np.diff(rows.offsets).tolist()
-    return rows, {"teacher_tokens_scored": len(rows), "teacher_tokens_masked": sum(len(s.teacher) for s in samples) - len(rows), "teacher_rows_not_finite": bad,
-                  "teacher_tokens_fed": sum(len(s.teacher_prompt) + n for s, n in zip(samples, sizes) if n)}
+    return rows, {"teacher_tokens_scored": len(rows), "teacher_tokens_masked": sum(len(s.teacher_ids) for s in samples) - len(rows), "teacher_rows_not_finite": bad,
+                  "teacher_tokens_fed": sum(len(s.teacher_prompt_ids) + n for s, n in zip(samples, sizes) if n)}
 
 
 def _text_logps(self, prompts, ids, max_length=None):
     "Log-probability of each response, a final stop id counting as the class; None where it does not fit or is not known."
-    samples = [SimpleNamespace(teacher_prompt=p, teacher=x) for p, x in zip(prompts, ids)]
+    samples = [SimpleNamespace(teacher_prompt_ids=p, teacher_ids=x) for p, x in zip(prompts, ids)]
     rows, _ = self.thin_rows(samples, max_length)
     sums = [float(rows.with_stops()[a:b].sum()) for a, b in zip(rows.offsets, rows.offsets[1:])]
     return [s if n == len(x) and math.isfinite(s) else None for s, n, x in zip(sums, np.diff(rows.offsets), ids)]

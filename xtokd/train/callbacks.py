@@ -9,7 +9,7 @@ __all__ = ['Callback', 'ProgressBar', 'interruptible']
 import signal, sys, threading
 from contextlib import contextmanager
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #c8d35b8e
+# %% ../../nbs/08_train/08_callbacks.ipynb #68a34822
 class Callback:
     "Something that watches a run; override what you need. `record` is the log's record of the event"
     def on_start(self, distiller, record): pass
@@ -25,7 +25,7 @@ class ProgressBar(Callback):
     bar = None
     def on_start(self, d, r):
         from tqdm.auto import tqdm
-        self.bar = tqdm(total=d.config.max_steps, initial=d.step, desc=d.objective.name, unit="step", mininterval=.2 if sys.stderr.isatty() else 5)
+        self.bar = tqdm(total=d.config.max_steps, initial=d.state.step, desc=d.objective.name, unit="step", mininterval=.2 if sys.stderr.isatty() else 5)
     on_resume = on_start
     def on_step(self, d, r):
         self.bar.set_postfix_str(f"loss {float(r['loss']):.4f}, signal {float(r['coverage']):.0%}, {r['tokens_per_second']:,.0f} tokens/s", refresh=False)

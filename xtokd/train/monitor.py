@@ -138,7 +138,7 @@ def replay(run, signs=Signs()):
         for x in look(steps, evals, run.config, signs): found.setdefault(x.name, e["step"])
     return found
 
-# %% ../../nbs/08_train/09_monitor.ipynb #a1912ae7
+# %% ../../nbs/08_train/09_monitor.ipynb #d7b96259
 class Health:
     "Warns of signs of a collapse: once each, until it is over"
     def __init__(self, signs=Signs()): self.signs, self.steps, self.evals, self.told = signs, [], [], set()
@@ -153,7 +153,7 @@ class Health:
         now = {x.name: x for x in look(self.steps, self.evals, record_config(distiller), self.signs)}
         for name in now.keys() - self.told:
             x = now[name]
-            distiller.emit("warn", record["step"], message=str(x), sign=name, first=x.first, last=x.last)
+            distiller.log.emit("warn", record["step"], message=str(x), sign=name, first=x.first, last=x.last)
         self.told = set(now)
 
 def record_config(distiller): return {"max_new_tokens": distiller.config.max_new_tokens}
