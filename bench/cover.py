@@ -37,7 +37,7 @@ def loss_time(obj, pair, batch):
     leaves = [x.clone().requires_grad_() for x in cut(batch.student.logp().detach(), a.student_offsets)]      # not slices of one leaf: their backward would fill it once for each
     own = PairBatch.from_logits(pair, cut(a.student_ids, a.student_offsets), cut(a.teacher_ids, a.teacher_offsets), leaves, cut(batch.teacher.logp(), a.teacher_offsets))
     if obj is None: return clock(lambda: plain(own).backward())[1]
-    return clock(lambda: obj(own).sum.backward())[1]
+    return clock(lambda: obj(own).loss_sum.backward())[1]
 
 
 def plain(batch):
@@ -55,7 +55,7 @@ def one_round(k, items, student, teacher, pair, config, asked):
     (batch, _), t_rows = clock(lambda: build_batch(samples, ModelSet(student, teacher), asked["cover"], config))
     t = {n: loss_time(asked[n], pair, batch) for n in (("rows", "bpm", "cover") if k % 2 else ("cover", "bpm", "rows"))}
     out = asked["cover"](batch)
-    t_back = clock(lambda: out.sum.backward())[1]
+    t_back = clock(lambda: out.loss_sum.backward())[1]
     student.model.zero_grad()
     whole = t_write + t_rows + t_back + t["cover"]            # the loss is asked a second time for the backward pass, and knows its answers then
     return len(batch.alignment.student_ids), t["rows"], t["bpm"], t["cover"], t["cover"] / t["bpm"], whole, t["cover"] / whole, (t["cover"] - t["rows"]) / whole

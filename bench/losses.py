@@ -183,7 +183,7 @@ def main():
     bvs = [vocabulary(n) for n in a.pair]
     case = Case(Pair(*bvs), a.pair, a.device, getattr(torch, a.dtype), a.tokens[0])
     if a.peak: return print(json.dumps(peak(case, *a.peak[:2], int(a.peak[2]))))
-    names = [n for n, e in OBJECTIVES.items() if not e.cls.equal_vocabularies and not e.needs & {"hidden", "preferences", "plus_logp", "gold", "scores"}] if a.all else a.only
+    names = [n for n, e in OBJECTIVES.items() if not e.cls.equal_vocabularies and not e.requires & {"hidden", "preferences", "plus_logp", "gold", "scores"}] if a.all else a.only
     print(f"{head()}\n{a.pair[0]} ({len(bvs[0]):,}) from {a.pair[1]} ({len(bvs[1]):,}), {a.device}, {a.dtype}\n")
     rows = (memory_rows if a.memory else time_rows)(a, case, names)
     print(store(f"{a.name}-memory" if a.memory else a.name, rows, pair=a.pair, vocabularies=[len(b) for b in bvs], widths=[WIDTHS.get(n) for n in a.pair], device=a.device, dtype=a.dtype))

@@ -70,9 +70,9 @@ def ours(a, student, teacher):
         parts.found, parts.open = {}, []
         tic = parts.now()
         samples = step.write(items(k + a.warm + 100 * a.turn, a.batch), s, t, config, seed=k + 1000 * a.turn)
-        with parts.part("batch"): batch, _ = step.make_batch(samples, pair, s, t, obj.needs, config)
+        with parts.part("batch"): batch, _ = step.make_batch(samples, pair, s, t, obj.requires, config)
         with parts.part("objective"): out = obj(batch)
-        with parts.part("backward"): (out.sum / out.count).backward()
+        with parts.part("backward"): (out.loss_sum / out.num_units).backward()
         with parts.part("optimiser"): torch.nn.utils.clip_grad_norm_(s.model.parameters(), 1.); optim.step(); optim.zero_grad()
         took = parts.now() - tic
         if k >= 0: found.append({"seconds": took, "tokens": len(batch.alignment.student_ids), "parts": dict(parts.found), "reading": reading(pair, batch, parts)})

@@ -115,7 +115,7 @@ def test_twin_world(worlds):
     for form in ("kl", "rkl", "tvd", "limit", "k2", "k3"):
         assert abs(first(form=form, gamma=None)) < 1e-6 < first(form=form, **naive)          # C = ln 1/16 and ln 1/32; with the stop both ln 1/64
     out = told(worlds, "abab", gamma=.5)
-    assert out.count == 1 and abs(out.sum) < 1e-6 and out.stats["merged_share"] == .5 and out.stats["longest_group"] == 4
+    assert out.num_units == 1 and abs(out.loss_sum) < 1e-6 and out.stats["merged_share"] == .5 and out.stats["longest_group"] == 4
 
 
 def test_merged_to_the_end_every_text_of_the_twin_world_is_zero(worlds):
@@ -146,9 +146,9 @@ def test_clean_boundaries(pair):
 def result(knobs, b, inputs):
     out = objective("alm", **knobs)
     torch.manual_seed(0)
-    if knobs.get("hidden"): out._widths(6, 8)
+    if knobs.get("hidden"): out._make_projection(6, 8)
     out = out(b)
-    return out, torch.autograd.grad(out.sum, inputs, allow_unused=True)
+    return out, torch.autograd.grad(out.loss_sum, inputs, allow_unused=True)
 
 
 def close(a, b): return all((x is None and y is None) or torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b))
@@ -159,13 +159,13 @@ class TestInvariants:
     def test_parts_and_order(self, pair, knobs):
         p = parts(pair)
         whole, grads = result(knobs, batch(pair, p), leaves(p))
-        assert whole.count > 0 and np.isfinite(whole.sum.item()) and whole.unit == "chunk"
+        assert whole.num_units > 0 and np.isfinite(whole.loss_sum.item()) and whole.unit == "chunk"
         split = [result(knobs, batch(pair, q), leaves(q)) for q in (some(p, [0, 1]), some(p, [2, 3]))]
-        assert sum(o.count for o, _ in split) == pytest.approx(whole.count) and sum(o.sum for o, _ in split).item() == pytest.approx(whole.sum.item(), rel=1e-5)
+        assert sum(o.num_units for o, _ in split) == pytest.approx(whole.num_units) and sum(o.loss_sum for o, _ in split).item() == pytest.approx(whole.loss_sum.item(), rel=1e-5)
         n = len(p["student_ids"])
         order = [2, 0, 3, 1]
         moved, _ = result(knobs, batch(pair, some(p, order)), leaves(p))
-        assert moved.sum.item() == pytest.approx(whole.sum.item(), rel=1e-5)
+        assert moved.loss_sum.item() == pytest.approx(whole.loss_sum.item(), rel=1e-5)
         joined = [g for k in range(2) for g in split[k][1][:2]] + [g for k in range(2) for g in split[k][1][2:]]
         assert n == 4 and close(joined, grads)
 
@@ -174,7 +174,7 @@ class TestInvariants:
         want, _ = result(knobs, batch(pair, p), leaves(p))
         wide = p | {k: [torch.cat([x.detach(), 9 * torch.ones(len(x), 5)], 1).requires_grad_(k[0] == "s") for x in p[k]] for k in ("student_logits", "teacher_logits")}
         out, grads = result(knobs, batch(pair, wide), wide["student_logits"])
-        assert out.sum.item() == pytest.approx(want.sum.item(), rel=1e-6) and all((g[:, -5:] == 0).all() for g in grads)
+        assert out.loss_sum.item() == pytest.approx(want.loss_sum.item(), rel=1e-6) and all((g[:, -5:] == 0).all() for g in grads)
 
     def test_depends_on_the_teacher(self, pair, knobs):
         p = parts(pair)
@@ -186,24 +186,24 @@ class TestInvariants:
         p = parts(same, same=True)
         out, grads = result(knobs, batch(same, p), p["student_logits"])
         assert all(g.abs().max() < 1e-6 for g in grads)
-        if knobs.get("form") != "ce": assert abs(out.sum.item()) < 1e-5
+        if knobs.get("form") != "ce": assert abs(out.loss_sum.item()) < 1e-5
 
     def test_unicode_and_nothing(self, pair, knobs):
         for texts in (UNICODE, ("",)):
             for stop in (True, False):
                 b, inputs = full(pair, texts, stop=stop)
                 out, grads = result(knobs, b, inputs) if b.alignment.chunks.size else (objective("alm", **knobs)(b), [])
-                assert np.isfinite(out.sum.item()) and all(g is None or g.isfinite().all() for g in grads)
+                assert np.isfinite(out.loss_sum.item()) and all(g is None or g.isfinite().all() for g in grads)
 
 
 def test_other_dtypes(pair):
     p = parts(pair)
-    want = objective("alm")(batch(pair, p)).sum.item()
+    want = objective("alm")(batch(pair, p)).loss_sum.item()
     for dtype, rel in ((torch.float64, 1e-5), (torch.bfloat16, .2)):
         q = p | {k: [x.detach().to(dtype).requires_grad_(k[0] == "s") for x in p[k]] for k in ("student_logits", "teacher_logits")}
         out = objective("alm")(batch(pair, q))
-        out.sum.backward()
-        assert out.sum.item() == pytest.approx(want, rel=rel) and all(x.grad.dtype == dtype and x.grad.isfinite().all() for x in q["student_logits"])
+        out.loss_sum.backward()
+        assert out.loss_sum.item() == pytest.approx(want, rel=rel) and all(x.grad.dtype == dtype and x.grad.isfinite().all() for x in q["student_logits"])
 
 
 def test_relabelled_teacher_and_equal_log_probs(pair, same):
@@ -217,12 +217,12 @@ def test_relabelled_teacher_and_equal_log_probs(pair, same):
     p, moved = parts(pair), Pair(pair.student, other)
     back = torch.as_tensor(np.argsort(to))
     q = p | {"teacher_ids": [to[x].tolist() for x in p["teacher_ids"]], "teacher_logits": [x[:, back] for x in p["teacher_logits"]]}
-    assert objective("alm")(batch(moved, q)).sum.item() == pytest.approx(objective("alm")(batch(pair, p)).sum.item(), rel=1e-6)
+    assert objective("alm")(batch(moved, q)).loss_sum.item() == pytest.approx(objective("alm")(batch(pair, p)).loss_sum.item(), rel=1e-6)
     p = parts(same)                                                                        # one tokenizer: a chunk is a token, bit for bit
     b = batch(same, p)
     out = objective("alm", debias="none", gamma=None, tau=1.)(b)
     s, t = (r.realised().detach() for r in (b.student, b.teacher))
-    assert torch.equal(out.token_loss, binary_divergence(t, s, "kl", 1.)) and out.count == len(s)
+    assert torch.equal(out.token_loss, binary_divergence(t, s, "kl", 1.)) and out.num_units == len(s)
 
 
 def test_sums_of_chunks_are_the_text(pair):
@@ -231,7 +231,7 @@ def test_sums_of_chunks_are_the_text(pair):
     out = objective("alm", form="k2", tau=1., debias="none", gamma=.999999)(b)              # no teacher row is that sure: one group a text
     whole = torch.stack([(t.log_softmax(-1).gather(1, torch.tensor(j)[:, None]).sum() - s.detach().log_softmax(-1).gather(1, torch.tensor(i)[:, None]).sum()) ** 2 / 2
                          for s, t, i, j in zip(p["student_logits"], p["teacher_logits"], p["student_ids"], p["teacher_ids"])])
-    assert out.count == pytest.approx(4) and out.sum.item() == pytest.approx(whole.sum().item(), rel=1e-4)
+    assert out.num_units == pytest.approx(4) and out.loss_sum.item() == pytest.approx(whole.sum().item(), rel=1e-4)
 
 
 def test_an_impossible_text_has_no_signal(pair):
@@ -239,8 +239,8 @@ def test_an_impossible_text_has_no_signal(pair):
     p["teacher_logits"][1][3] = torch.full_like(p["teacher_logits"][1][3], -torch.inf)
     p["teacher_logits"][1][3, 0] = 0.
     out = objective("alm", gamma=None)(batch(pair, p))
-    assert 109 in out.ledger["reason"] and np.isfinite(out.sum.item())
-    out.sum.backward()
+    assert 109 in out.ledger["reason"] and np.isfinite(out.loss_sum.item())
+    out.loss_sum.backward()
     assert all(x.grad.isfinite().all() for x in p["student_logits"])
 
 
@@ -248,14 +248,14 @@ def test_a_truncated_teacher(pair):
     p = parts(pair)
     p = {k: v for k, v in p.items() if k not in ("weak_logp", "plus_logp", "minus_logp")} | {"teacher_logits": [x[:-2] for x in p["teacher_logits"]]}
     out = objective("alm")(batch(pair, p))
-    assert np.isfinite(out.sum.item()) and 0 < out.count
+    assert np.isfinite(out.loss_sum.item()) and 0 < out.num_units
 
 
 def test_groups_stop_at_the_window(pair):
     p = parts(pair)
     window = [np.arange(len(x)) < len(x) // 2 for x in p["student_ids"]]
     out = objective("alm", gamma=.9999)(batch(pair, p, window=window))
-    assert out.count == pytest.approx(round(out.count)) and 106 in out.ledger["reason"]
+    assert out.num_units == pytest.approx(round(out.num_units)) and 106 in out.ledger["reason"]
     assert (out.token_loss.numpy()[~np.concatenate(window)] == 0).all()
 
 
@@ -270,13 +270,13 @@ def test_gold_text_and_hidden_states(pair):
     p = parts(pair)
     with pytest.raises(ValueError, match="needs gold"): objective("alm", ce=1.)(batch(pair, p))
     plain, more = (objective("alm", ce=ce)(batch(pair, p, "reference")) for ce in (0., 1.))
-    assert more.count == plain.count and more.sum > plain.sum
+    assert more.num_units == plain.num_units and more.loss_sum > plain.loss_sum
     obj = objective("alm", hidden=1.)
-    assert "hidden" in obj.needs and "hidden" not in objective("alm").needs and not list(objective("alm").parameters())
+    assert "hidden" in obj.requires and "hidden" not in objective("alm").requires and not list(objective("alm").parameters())
     b = batch(pair, p)
     out = obj(b)
     assert obj.project.weight.shape == (8, 6) and out.stats["hidden"] > 0
-    out.sum.backward()
+    out.loss_sum.backward()
     assert obj.project.weight.grad.abs().sum() > 0 and all(h.grad.abs().sum() > 0 for h in p["hs"])
     b.extra.pop("hidden")
     with pytest.raises(ValueError, match="needs hidden"): obj(b)

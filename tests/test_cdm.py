@@ -7,7 +7,8 @@ from batches import TEXTS, batch, full, parts
 from warped import check_hard_cases, check_parts, check_relabelling, same_gradient
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
-from xtokd.objectives import divergence, objective
+from xtokd.objectives.divergences import divergence
+from xtokd.objectives import objective
 from xtokd.objectives.projection.cdm import CDM, RowMap, entropies, entropy_weights, favourites, logits_at
 from xtokd.objectives.projection.dtw import edit_distances, warp
 from xtokd.alignment.pair import Pair
@@ -96,7 +97,7 @@ def test_the_loss_is_its_definition(pair, temperature):
     out = objective("cdm", temperature=temperature)(b)
     assert torch.allclose(out.token_loss, plain_loss(b, temperature).detach(), atol=1e-5)
     p = parts(pair)
-    mine = torch.autograd.grad(out.sum, b.student.logits)
+    mine = torch.autograd.grad(out.loss_sum, b.student.logits)
     want = torch.autograd.grad(plain_loss(b, temperature).sum(), b.student.logits)
     assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(mine, want)) and p
 
@@ -119,7 +120,7 @@ def test_equal_entropies_are_no_nan(pair):                                      
     p = parts(pair, TEXTS[:2])
     for side in ("student_logits", "teacher_logits"): p[side] = [x.detach()[:1].expand(len(x), -1).clone().requires_grad_(side[0] == "s") for x in p[side]]
     out = objective("cdm")(batch(pair, p))
-    assert torch.isfinite(out.sum) and out.count > 0
+    assert torch.isfinite(out.loss_sum) and out.num_units > 0
 
 
 def test_id_zero_is_an_id():                                                          # defect 2
@@ -144,13 +145,13 @@ def test_coordinates_are_pairs_and_never_mixed(pair):                           
 def test_temperature_is_on_both_sides(pair):                                          # defect 4: equal rows are zero at any temperature
     for temperature in (.5, .8, 2.): assert same_gradient(pair, objective("cdm", temperature=temperature)) < 1e-6
     one = make_pair(pair.teacher, pair.teacher)
-    assert objective("cdm")(batch(one, parts(one, same=True))).sum.abs() < 1e-5
+    assert objective("cdm")(batch(one, parts(one, same=True))).loss_sum.abs() < 1e-5
 
 
 def test_the_student_is_compared_and_gets_a_gradient(pair):                           # defect 5
     b, _ = full(pair)
     out = objective("cdm")(b)
-    for g, x in zip(torch.autograd.grad(out.sum, b.student.logits), b.student.logits): assert (g.abs().sum(1) > 0).all() and g.shape == x.shape
+    for g, x in zip(torch.autograd.grad(out.loss_sum, b.student.logits), b.student.logits): assert (g.abs().sum(1) > 0).all() and g.shape == x.shape
     back = make_pair(pair.teacher, pair.student)                                      # roles do not swap: the divergence is not symmetric
     p = parts(pair)
     other = batch(back, {**p, "student_ids": p["teacher_ids"], "teacher_ids": p["student_ids"], "student_logits": p["teacher_logits"],
@@ -164,7 +165,7 @@ def test_cross_entropy_is_a_knob_for_gold_text(pair):
     with pytest.raises(ValueError, match="gold"): objective("cdm", ce=.9)(full(pair)[0])
     b = full(pair, text_source="reference")[0]
     none, some = (objective("cdm", ce=x)(b) for x in (0., .9))
-    assert torch.allclose(some.sum, .1 * none.sum - .9 * b.student.realised().sum(), rtol=1e-4) and some.count == len(b.student)
+    assert torch.allclose(some.loss_sum, .1 * none.loss_sum - .9 * b.student.realised().sum(), rtol=1e-4) and some.num_units == len(b.student)
 
 
 def test_what_every_method_keeps(pair):
@@ -177,7 +178,7 @@ def test_nothing_in_common_is_no_signal():
     p = make_pair(bpe("ab", []), bpe("ab", [("a", "b")]))
     b, _ = full(p, ("ab",), stop=False)
     out = CDM(top_k=1)(b)
-    assert torch.isfinite(out.sum) and ((out.ledger["weight"] > 0) | (out.ledger["reason"] > 0)).all()
+    assert torch.isfinite(out.loss_sum) and ((out.ledger["weight"] > 0) | (out.ledger["reason"] > 0)).all()
 
 
 def test_wrong_knobs_are_refused():

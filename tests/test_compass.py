@@ -44,7 +44,7 @@ def test_the_fixed_point():
     def update(w, alpha):
         p = torch.softmax(w, 1).detach()
         case = lambda i: PairBatch.from_logits(ONE, [[i]], [[i]], [w], [T], weak_logp=[R[:, i]], reference_logp=[start[:, i]])
-        return sum(p[0, i] * torch.autograd.grad(objective("compass", alpha=alpha)(case(i)).sum, w)[0] for i in range(len(BV))).abs().max()
+        return sum(p[0, i] * torch.autograd.grad(objective("compass", alpha=alpha)(case(i)).loss_sum, w)[0] for i in range(len(BV))).abs().max()
     for alpha in (.5, 2.): assert update((start + (T - R) / alpha).requires_grad_(), alpha) < 1e-6
     assert update(start.clone().requires_grad_(), .5) > .01
 
@@ -81,13 +81,13 @@ def test_splitting_permuting_and_padding(pair):
     for cut in ((1, 3), (2, 2), (1, 1, 1, 1)):
         at, found = 0, []
         for n in cut: found.append(run(range(at, at + n))); at += n
-        assert torch.allclose(whole.sum, sum(f.sum for f in found), rtol=1e-4) and whole.count == sum(f.count for f in found)
-    assert torch.allclose(whole.sum, run([3, 1, 0, 2]).sum, rtol=1e-4)
+        assert torch.allclose(whole.loss_sum, sum(f.loss_sum for f in found), rtol=1e-4) and whole.num_units == sum(f.num_units for f in found)
+    assert torch.allclose(whole.loss_sum, run([3, 1, 0, 2]).loss_sum, rtol=1e-4)
     pad = lambda x: torch.cat([x.detach(), torch.full((len(x), 4), 9.)], 1)
     wide = {**p, "student_logits": [pad(x).requires_grad_() for x in p["student_logits"]], "teacher_logits": [pad(x) for x in p["teacher_logits"]]}
     out = objective("compass")(batch(pair, wide))
-    out.sum.backward()
-    assert torch.allclose(out.sum, whole.sum, rtol=1e-5) and not any(x.grad[:, len(pair.student):].any() for x in wide["student_logits"])
+    out.loss_sum.backward()
+    assert torch.allclose(out.loss_sum, whole.loss_sum, rtol=1e-5) and not any(x.grad[:, len(pair.student):].any() for x in wide["student_logits"])
 
 
 def test_every_model_reaches_the_gradient_and_equal_models_move_nothing(pair):
@@ -96,7 +96,7 @@ def test_every_model_reaches_the_gradient_and_equal_models_move_nothing(pair):
         now = [torch.log_softmax(l, 1)[torch.arange(len(i)), torch.tensor(i)].detach() for l, i in zip(p["student_logits"], p["student_ids"])]
         if own: p["weak_logp"] = p["reference_logp"] = now
         for name, by in change.items(): p[name] = [x * by for x in p[name]]
-        objective("compass")(batch(where, p)).sum.backward()
+        objective("compass")(batch(where, p)).loss_sum.backward()
         return torch.cat([l.grad for l in p["student_logits"]])
     plain = grad()
     for name in ("teacher_logits", "weak_logp", "reference_logp"): assert not torch.allclose(plain, grad(**{name: 2.}), atol=1e-3), name
@@ -109,12 +109,12 @@ def test_odd_texts_and_impossible_tokens(pair, stop):
     for x in p["teacher_logits"]: x[:, ::3] = -torch.inf
     p["weak_logp"][1][0] = -torch.inf
     out = objective("compass")(batch(pair, p))
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"] if l.grad is not None)
+    out.loss_sum.backward()
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"] if l.grad is not None)
     silent = out.ledger["weight"] == 0
     assert (out.ledger["reason"][silent] > 0).all() and 109 in out.ledger["reason"]
     none = PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student))], [torch.zeros(0, len(pair.teacher))], weak_logp=[[]], reference_logp=[[]])
-    assert objective("compass")(none).count == 0 and objective("compass")(none).loss == 0
+    assert objective("compass")(none).num_units == 0 and objective("compass")(none).loss == 0
 
 
 def test_refusals(pair):

@@ -173,7 +173,7 @@ def test_split_invariance(group):
     for name in names:
         whole = objective(name)(batch_of(pair, S, T, some, noise))
         parts = [objective(name)(batch_of(pair, S, T, [x], noise)) for x in some]
-        assert torch.allclose(whole.sum, sum(p.sum for p in parts), atol=1e-4) and whole.count == sum(p.count for p in parts), name
+        assert torch.allclose(whole.loss_sum, sum(p.loss_sum for p in parts), atol=1e-4) and whole.num_units == sum(p.num_units for p in parts), name
 
 
 def test_peaked_rows_of_a_large_vocabulary():
@@ -201,7 +201,7 @@ def test_non_canonical_student_keeps_running():
     code = tuple(S.bv.encode(d)[0] for d in "963") + (S.bv.stop_ids[0],)
     b = PairBatch.from_logits(pair, [code], [T.codes["963"]], [torch.zeros(4, len(S.bv))], [T.rows(T.codes["963"]).log().float()])
     out = objective("cover")(b)
-    assert torch.isfinite(out.sum) and (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
+    assert torch.isfinite(out.loss_sum) and (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
 
 
 @pytest.mark.filterwarnings("error")
@@ -213,7 +213,7 @@ def test_rows_without_any_teacher_mass_say_so():
     rows[0, [i for i, x in enumerate(T.bv.bytes) if x.startswith(b"9")]] = -torch.inf
     b = PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes["96"]], [T.codes["96"]], [torch.zeros(3, len(S.bv))], [rows])
     out = objective("cover")(b)
-    assert torch.isfinite(out.sum) and out.ledger["weight"][1] == 0 and out.ledger["reason"][1] == 102 and out.ledger["unknown"][1] == 1
+    assert torch.isfinite(out.loss_sum) and out.ledger["weight"][1] == 0 and out.ledger["reason"][1] == 102 and out.ledger["unknown"][1] == 1
 
 
 def random_pair(seed, merges=5):
@@ -281,7 +281,7 @@ def in_pieces(pair, ids_s, ids_t, sizes, seed=0, **knobs):
         obj = objective("cover", **knobs)
         obj.rows_at_once = size
         out = obj(PairBatch.from_logits(pair, ids_s, ids_t, leaves, random_logits(ids_t, len(pair.teacher), seed + 100)))
-        (out.sum * .7).backward()
+        (out.loss_sum * .7).backward()
         yield out, torch.cat([x.grad for x in leaves])
 
 

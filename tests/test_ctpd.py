@@ -8,7 +8,7 @@ from batches import TEXTS, batch, full, leaves, parts, some
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.objectives.chunks import by_chunk
+from xtokd.objectives.chunks import chunk_sum
 from xtokd.objectives.policy.ctpd import CTPD, preference_pairs, rewards, span_weights
 from xtokd.alignment.pair import Pair
 
@@ -61,14 +61,14 @@ def test_the_paper_s_numbers_through_a_batch():
     b = PairBatch.from_logits(p, [ids_s] * 2, [ids_t] * 2, s, t, plus_logp=plus, minus_logp=minus, preferences=[1, -1], text_source="reference")
     assert b.alignment.chunks.tolist()[:2] == [[0, 1, 0, 2], [1, 2, 2, 3]]
     out = objective("ctpd")(b)
-    assert out.count == 1 and abs(out.stats["margin"] - .7063) < 1e-3 and abs(out.sum - .65846) < 1e-4
+    assert out.num_units == 1 and abs(out.stats["margin"] - .7063) < 1e-3 and abs(out.loss_sum - .65846) < 1e-4
 
 
 @pytest.mark.parametrize("texts", [TEXTS, UNICODE])
 def test_equals_the_formula(pair, texts):
     b, _ = full(pair, texts, text_source="reference")
     out = objective("ctpd")(b)
-    assert abs(out.sum - by_hand(b)) < 1e-4 and out.unit == "pair" and abs(out.count - 2) < 1e-6
+    assert abs(out.loss_sum - by_hand(b)) < 1e-4 and out.unit == "pair" and abs(out.num_units - 2) < 1e-6
 
 
 def test_identical_tokenizers_give_token_level_weights(same):
@@ -77,22 +77,22 @@ def test_identical_tokenizers_give_token_level_weights(same):
     w = torch.exp(torch.tensor(b.extra["preferences"])[torch.as_tensor(b.alignment.chunk_sample).long()] * (b.extra["plus_logp"] - b.extra["minus_logp"]).clamp(-.5, 1.5))
     assert (b.alignment.kind == 0).all()
     r = rewards(w, b.student.realised() - b.teacher.realised(), b.alignment.chunk_sample, 4)
-    assert torch.allclose(objective("ctpd")(b).sum, -logsigmoid(.1 * (r[::2] - r[1::2])).sum(), atol=1e-5)
+    assert torch.allclose(objective("ctpd")(b).loss_sum, -logsigmoid(.1 * (r[::2] - r[1::2])).sum(), atol=1e-5)
 
 
 @pytest.mark.parametrize("which", ["pair", "same"])
 def test_without_weights_and_with_the_student_as_reference_it_is_dpo(which, request):
     b, _ = full(request.getfixturevalue(which), text_source="reference")
-    gap = by_chunk(b.student.realised() - b.reference_logp, np.repeat(np.arange(4), np.diff(b.student.offsets)), 4)
+    gap = chunk_sum(b.student.realised() - b.reference_logp, np.repeat(np.arange(4), np.diff(b.student.offsets)), 4)
     out = objective("ctpd", weights="none", reference="student")(b)
-    assert torch.allclose(out.sum, -logsigmoid(.1 * (gap[::2] - gap[1::2])).sum(), atol=1e-5)
+    assert torch.allclose(out.loss_sum, -logsigmoid(.1 * (gap[::2] - gap[1::2])).sum(), atol=1e-5)
 
 
 def test_equal_tuned_teachers_weigh_alike(pair):
     p = parts(pair)
     p["minus_logp"] = p["plus_logp"]
     b = batch(pair, p, text_source="reference")
-    for k in (1., 2.): assert torch.allclose(objective("ctpd", k=k)(b).sum, objective("ctpd", weights="none", k=k)(b).sum)
+    for k in (1., 2.): assert torch.allclose(objective("ctpd", k=k)(b).loss_sum, objective("ctpd", weights="none", k=k)(b).loss_sum)
     assert objective("ctpd")(b).stats["span_weight"] == 1
 
 
@@ -106,7 +106,7 @@ def test_the_rejected_answer_may_come_first(pair):
     p = parts(pair)
     b, c = batch(pair, p, text_source="reference"), batch(pair, some(p, (1, 0, 3, 2)), text_source="reference")
     c.extra["preferences"] = [-1, 1, -1, 1]
-    assert torch.allclose(objective("ctpd")(b).sum, objective("ctpd")(c).sum)
+    assert torch.allclose(objective("ctpd")(b).loss_sum, objective("ctpd")(c).loss_sum)
 
 
 def test_the_sign_of_the_push(pair):
@@ -114,7 +114,7 @@ def test_the_sign_of_the_push(pair):
     out = objective("ctpd")(b)
     sign = np.array(b.extra["preferences"])[out.ledger["sample"]]
     assert (out.ledger["signal"] * sign > 0)[out.ledger["weight"] > 0].all()
-    grad = torch.cat(torch.autograd.grad(out.sum, ls[:4]))
+    grad = torch.cat(torch.autograd.grad(out.loss_sum, ls[:4]))
     at = torch.arange(len(grad)), torch.as_tensor(b.student.ids)
     assert np.allclose(-grad[at] / (1 - b.student.logp().exp()[at]).detach(), out.ledger["signal"], atol=1e-5)
 
@@ -137,7 +137,7 @@ def test_refuses_what_makes_no_sense(pair):
         c = batch(pair, parts(pair), text_source="reference")
         del c.extra[need]
         with pytest.raises(ValueError, match=f"needs {need}"): objective("ctpd")(c)
-    assert objective("ctpd", weights="none", reference="student").needs == {"student_logits", "preferences", "reference_logp"}
+    assert objective("ctpd", weights="none", reference="student").requires == {"student_logits", "preferences", "reference_logp"}
     for knobs in (dict(reference="x"), dict(weights="x"), dict(beta=0), dict(low=2)):
         with pytest.raises(ValueError): objective("ctpd", **knobs)
 
@@ -147,12 +147,12 @@ def test_splitting_and_permuting_pairs(pair):
     whole = objective("ctpd")(batch(pair, p, text_source="reference"))
     halves = [objective("ctpd")(batch(pair, some(p, at), text_source="reference")) for at in ((0, 1), (2, 3))]
     turned = objective("ctpd")(batch(pair, some(p, (2, 3, 0, 1)), text_source="reference"))
-    assert torch.allclose(whole.sum, sum(h.sum for h in halves)) and torch.allclose(whole.sum, turned.sum)
-    assert abs(whole.count - sum(h.count for h in halves)) < 1e-9
+    assert torch.allclose(whole.loss_sum, sum(h.loss_sum for h in halves)) and torch.allclose(whole.loss_sum, turned.loss_sum)
+    assert abs(whole.num_units - sum(h.num_units for h in halves)) < 1e-9
 
 
 def test_the_reference_teacher_matters(pair):
-    a, b = (objective("ctpd")(full(pair, text_source="reference", scale=s)[0]).sum for s in (1., 2.))
+    a, b = (objective("ctpd")(full(pair, text_source="reference", scale=s)[0]).loss_sum for s in (1., 2.))
     assert abs(a - b) > 1e-3
 
 
@@ -163,8 +163,8 @@ def test_a_lost_span_is_dropped_on_both_sides(pair):
     for k in ("weak_logp", "plus_logp", "minus_logp"): cut[k] = [p[k][0][:-3], *p[k][1:]]
     b = batch(pair, cut, text_source="reference")
     out = objective("ctpd")(b)
-    assert abs(out.sum - by_hand(b)) < 1e-4
-    out.sum.backward()
+    assert abs(out.loss_sum - by_hand(b)) < 1e-4
+    out.loss_sum.backward()
     lost = (out.ledger["sample"] == 0) & (b.alignment.student_chunk < 0)
     assert lost.sum() >= 3 and not torch.cat([l.grad for l in p["student_logits"]])[lost].any()
 
@@ -175,7 +175,7 @@ def test_an_answer_that_is_lost_takes_its_pair_out(pair):
         if k in ("teacher_logits", "ht", "weak_logp", "plus_logp", "minus_logp"): p[k] = [v[0][:0], *v[1:]]
     b = batch(pair, p, text_source="reference")
     out = objective("ctpd")(b)
-    assert abs(out.count - 1) < 1e-6 and not out.ledger["weight"][out.ledger["sample"] < 2].any()
+    assert abs(out.num_units - 1) < 1e-6 and not out.ledger["weight"][out.ledger["sample"] < 2].any()
 
 
 def test_impossible_tokens_and_infinite_ratios(pair):
@@ -185,8 +185,8 @@ def test_impossible_tokens_and_infinite_ratios(pair):
     p["plus_logp"][1][0], p["minus_logp"][1][0], p["plus_logp"][2][0] = -torch.inf, -torch.inf, -torch.inf
     b = batch(pair, p, text_source="reference")
     out = objective("ctpd")(b)
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"])
+    out.loss_sum.backward()
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"])
     assert (out.ledger["reason"] == 109).sum() >= 2
 
 
@@ -194,21 +194,21 @@ def test_empty_answers(pair):
     for texts in (("", "", "x", "y"), ("", "x")):
         p = parts(pair, texts, stop=False)
         out = objective("ctpd")(batch(pair, p, text_source="reference"))
-        assert torch.isfinite(out.sum) and abs(out.count - int("y" in texts)) < 1e-6
+        assert torch.isfinite(out.loss_sum) and abs(out.num_units - int("y" in texts)) < 1e-6
 
 
 def test_leaving_the_end_out(pair):
     b, _ = full(pair, text_source="reference")
     out = objective("ctpd", stop=False)(b)
-    assert (out.ledger["reason"] == 107).sum() == 4 and abs(out.count - 2) < 1e-6
+    assert (out.ledger["reason"] == 107).sum() == 4 and abs(out.num_units - 2) < 1e-6
 
 
 def test_window(pair):
     p = parts(pair)
     window = [np.arange(len(i)) < 3 for i in p["student_ids"]]
     out = objective("ctpd")(batch(pair, p, text_source="reference", window=window))
-    out.sum.backward()
-    assert (out.ledger["reason"] == 106).any() and not any(l.grad[3:].any() for l in p["student_logits"]) and abs(out.count - 2) < 1e-6
+    out.loss_sum.backward()
+    assert (out.ledger["reason"] == 106).any() and not any(l.grad[3:].any() for l in p["student_logits"]) and abs(out.num_units - 2) < 1e-6
 
 
 def test_precision_and_padding(pair):
@@ -217,8 +217,8 @@ def test_precision_and_padding(pair):
                 teacher_logits=[torch.cat([l, torch.full((len(l), 9), 5.)], 1).double() for l in p["teacher_logits"]])
     b = batch(pair, wide, text_source="reference")
     out = objective("ctpd")(b)
-    assert torch.allclose(out.sum.float(), objective("ctpd")(batch(pair, p, text_source="reference")).sum)
-    out.sum.backward()
+    assert torch.allclose(out.loss_sum.float(), objective("ctpd")(batch(pair, p, text_source="reference")).loss_sum)
+    out.loss_sum.backward()
     assert not any(l.grad[:, len(pair.student):].any() for l in wide["student_logits"])
 
 
@@ -229,4 +229,4 @@ def test_relabelling_the_teacher_changes_nothing():
     p = parts(one, texts)
     q = dict(p, teacher_ids=[[order[i] for i in ids] for ids in p["teacher_ids"]], teacher_logits=[torch.empty_like(l).index_copy(1, torch.tensor(order), l) for l in p["teacher_logits"]])
     assert q["teacher_ids"] != p["teacher_ids"]
-    assert torch.allclose(objective("ctpd")(batch(one, p, text_source="reference")).sum, objective("ctpd")(batch(two, q, text_source="reference")).sum)
+    assert torch.allclose(objective("ctpd")(batch(one, p, text_source="reference")).loss_sum, objective("ctpd")(batch(two, q, text_source="reference")).loss_sum)

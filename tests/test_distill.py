@@ -40,7 +40,7 @@ def gap(a, b): return max(float((x - y).abs().max()) for x, y in zip(a, b, stric
 class Wrapped:
     "An objective around another one; `change(batch_number, out)` may alter what it returns."
     name = "wrapped"
-    def __init__(self, change, inner="strict"): self.inner, self.change, self.calls = objective(inner), change, 0; self.needs, self.text_source = self.inner.needs, self.inner.text_source
+    def __init__(self, change, inner="strict"): self.inner, self.change, self.calls = objective(inner), change, 0; self.requires, self.text_source = self.inner.requires, self.inner.text_source
     def __call__(self, batch):
         self.calls += 1
         return self.change(self.calls, self.inner(batch))
@@ -265,7 +265,7 @@ def test_an_error_in_a_thread_comes_out_of_wait(tmp_path):
 
 # ---- what is refused, counted, masked ---------------------------------------------------------------------------------------
 def silent(out):
-    out.sum, out.count = out.sum * 0, 0.
+    out.loss_sum, out.num_units = out.loss_sum * 0, 0.
     return out
 
 
@@ -313,7 +313,7 @@ def test_teacher_rows_that_are_not_finite(tmp_path):
 @fault("a student loss or gradient that is not finite", how="an objective times NaN in one step", outcome="the step is left out with a warning, the weights stay finite, the run goes on")
 def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(tmp_path):
     def nan(n, out):
-        if n == 1: out.sum = out.sum * float("nan")
+        if n == 1: out.loss_sum = out.loss_sum * float("nan")
         return out
     d = distiller(tmp_path/"a", Wrapped(nan)); run = d.fit()
     assert run.finished and "not finite" in run.warnings[0]["message"] and all(torch.isfinite(p).all() for p in weights(d)) and np.isnan(run.column("loss")[0])
@@ -353,10 +353,10 @@ def test_the_saved_student_is_an_ordinary_folder(tmp_path):
 class Scaled(torch.nn.Module):
     "An objective with a parameter of its own."
     name = "scaled"
-    def __init__(self): super().__init__(); self.scale, self.inner = torch.nn.Parameter(torch.ones(())), objective("strict"); self.needs, self.text_source = self.inner.needs, self.inner.text_source
+    def __init__(self): super().__init__(); self.scale, self.inner = torch.nn.Parameter(torch.ones(())), objective("strict"); self.requires, self.text_source = self.inner.requires, self.inner.text_source
     def forward(self, batch):
         out = self.inner(batch)
-        out.sum = out.sum * self.scale
+        out.loss_sum = out.loss_sum * self.scale
         return out
 
 

@@ -13,8 +13,9 @@ from xtokd.alignment.byte_align import align
 from xtokd.alignment.reasons import Reason
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.objectives.chunks import ChunkScores
-from xtokd.objectives.policy.dpca import decode_walk, end_chunks
+from xtokd.objectives.chunks import ChunkLogps
+from xtokd.objectives.policy.dpca import end_chunks
+from reference.dpca import decode_walk
 from xtokd.objectives.policy.sampled import CREDITS, chunk_advantage, surrogate_loss
 from xtokd.alignment.pair import Pair
 
@@ -77,7 +78,7 @@ def test_large_chunks():
     for k, why in ((6, 0), (7, 108)):
         s, t = letters.encode("a" * k), whole.encode("a" * k)
         out = objective("dpca")(PairBatch.from_logits(p, [s], [t], [torch.randn(len(s), len(letters))], [torch.randn(len(t), len(whole))]))
-        assert len(t) == 1 and (out.ledger["reason"] == why).all() and out.count == (k if why == 0 else 0)
+        assert len(t) == 1 and (out.ledger["reason"] == why).all() and out.num_units == (k if why == 0 else 0)
 
 
 @pytest.mark.parametrize("rule, cosine, norm, drift", [("full", 1., 1., 0.), ("shift", 1., .5, 0.), ("semantic_prior", .9876, .585, 0.), ("average", .1406, .819, .0588)])
@@ -170,7 +171,7 @@ def test_chunks_conserve_the_log_ratio(pair, credit):                           
     p = parts(pair)
     p.pop("behaviour_logp")
     b = batch(pair, p)
-    out, x = objective("dpca", credit=credit, clamp=None, large_chunk=None)(b), ChunkScores(b)
+    out, x = objective("dpca", credit=credit, clamp=None, large_chunk=None)(b), ChunkLogps(b)
     assert np.allclose(np.bincount(out.ledger["chunk"], out.ledger["signal"], x.k), (x.teacher_sum - x.student_sum).detach(), atol=1e-3)
     assert abs(x.teacher_sum.sum() - b.teacher.realised().sum()) < 1e-3           # all chunks together are the text
     assert objective("dpca")(b).stats["clamped_share"] > 0                        # and the clamp takes from it
@@ -197,7 +198,7 @@ def test_equal_tokenizers_are_sampled_distillation(pair, credit):               
 def test_behaviour_gives_the_credit_and_the_ratio(pair):
     p = parts(pair, TEXTS[:1])
     b = batch(pair, p)
-    out, x = objective("dpca")(b), ChunkScores(b)
+    out, x = objective("dpca")(b), ChunkLogps(b)
     chunk = torch.tensor(b.alignment.student_chunk).long()
     adv = chunk_advantage(b.behaviour_logp, chunk, x.teacher_sum, "semantic_prior").clamp(-10, 10)
     assert np.allclose(out.ledger["signal"], adv, atol=1e-4)
@@ -224,7 +225,7 @@ def test_ends(pair):                                                            
         assert end_chunks(b)[1].size == 0 and (objective("dpca")(b).ledger["weight"][n:] == 0).all()
     plain = with_ends(pair, [s], [t])
     assert (end_chunks(plain)[0][:-1] == plain.alignment.student_chunk[:-1]).all()
-    assert objective("dpca")(plain).sum.item() == pytest.approx(objective("sampled", credit="semantic_prior", surrogate=True, large_chunk=6)(plain).sum.item(), rel=1e-5)
+    assert objective("dpca")(plain).loss_sum.item() == pytest.approx(objective("sampled", credit="semantic_prior", surrogate=True, large_chunk=6)(plain).loss_sum.item(), rel=1e-5)
 
 
 def test_ends_by_class_or_by_id():                                                # 8.6 beside the release
@@ -241,8 +242,8 @@ def test_denominators(pair):
     b, _ = full(pair)
     few, all_ = (objective("dpca", large_chunk=1, denominator=d)(b) for d in ("signal", "response"))
     n = len(b.student)
-    assert few.sum == all_.sum and few.count == (few.ledger["weight"] > 0).sum() < n == all_.count
-    assert few.stats["silent_share"] == all_.stats["silent_share"] == pytest.approx(1 - few.count / n)
+    assert few.loss_sum == all_.loss_sum and few.num_units == (few.ledger["weight"] > 0).sum() < n == all_.num_units
+    assert few.stats["silent_share"] == all_.stats["silent_share"] == pytest.approx(1 - few.num_units / n)
     assert (all_.ledger["reason"][all_.ledger["weight"] == 0] == 108).all()
 
 
@@ -267,7 +268,7 @@ def test_relabelled_teacher_ids_change_nothing(name, knobs):
     rows_2[:, new] = rows_t
     a = objective(name, **knobs)(PairBatch.from_logits(make_pair(s, t), [ids], [ids_t], [rows], [rows_t], **extra))
     b = objective(name, **knobs)(PairBatch.from_logits(make_pair(s, t2), [ids], [[new[i] for i in ids_t]], [rows], [rows_2], **extra))
-    assert new != list(range(len(t))) and torch.allclose(a.sum, b.sum, rtol=1e-5) and a.count == b.count > 0
+    assert new != list(range(len(t))) and torch.allclose(a.loss_sum, b.loss_sum, rtol=1e-5) and a.num_units == b.num_units > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -276,8 +277,8 @@ def test_other_number_types(pair, dtype):
         p = parts(pair, TEXTS[:1])
         p["student_logits"] = [x.detach().to(dtype).requires_grad_() for x in p["student_logits"]]
         out = objective(name)(batch(pair, p))
-        out.sum.backward()
-        assert torch.isfinite(out.sum) and p["student_logits"][0].grad.dtype == dtype
+        out.loss_sum.backward()
+        assert torch.isfinite(out.loss_sum) and p["student_logits"][0].grad.dtype == dtype
 
 
 @pytest.mark.parametrize("knobs", [{}, dict(denominator="response", stop="id")])
@@ -288,13 +289,13 @@ def test_splitting_permuting_and_padding(pair, knobs):
     for cut in ((1, 3), (2, 2), (1, 1, 1, 1)):
         at, found = 0, []
         for n in cut: found.append(run(range(at, at + n))); at += n
-        assert torch.allclose(whole.sum, sum(f.sum for f in found), rtol=1e-4) and whole.count == sum(f.count for f in found)
-    assert torch.allclose(whole.sum, run([3, 1, 0, 2]).sum, rtol=1e-4)
+        assert torch.allclose(whole.loss_sum, sum(f.loss_sum for f in found), rtol=1e-4) and whole.num_units == sum(f.num_units for f in found)
+    assert torch.allclose(whole.loss_sum, run([3, 1, 0, 2]).loss_sum, rtol=1e-4)
     pad = lambda x: torch.cat([x.detach(), torch.full((len(x), 4), 9.)], 1)
     wide = {**p, "student_logits": [pad(x).requires_grad_() for x in p["student_logits"]], "teacher_logits": [pad(x) for x in p["teacher_logits"]]}
     out = objective("dpca", **knobs)(batch(pair, wide))
-    out.sum.backward()
-    assert torch.allclose(out.sum, whole.sum, rtol=1e-5) and not any(x.grad[:, len(pair.student):].any() for x in wide["student_logits"])
+    out.loss_sum.backward()
+    assert torch.allclose(out.loss_sum, whole.loss_sum, rtol=1e-5) and not any(x.grad[:, len(pair.student):].any() for x in wide["student_logits"])
 
 
 def test_the_teacher_reaches_the_gradient_and_the_students_own_rows_move_nothing(pair):
@@ -302,7 +303,7 @@ def test_the_teacher_reaches_the_gradient_and_the_students_own_rows_move_nothing
     def grad(where, scale=1., own=False, **knobs):
         p = parts(where, TEXTS[:2], scale=scale, same=own)
         p.pop("behaviour_logp")
-        objective("dpca", **knobs)(batch(where, p)).sum.backward()
+        objective("dpca", **knobs)(batch(where, p)).loss_sum.backward()
         return torch.cat([l.grad for l in p["student_logits"]])
     assert not torch.allclose(grad(pair, clamp=None), grad(pair, 2., clamp=None), atol=1e-3)
     for credit in CREDITS: assert grad(same, own=True, credit=credit).abs().max() < 1e-5
@@ -314,12 +315,12 @@ def test_odd_texts_and_impossible_teacher_tokens(pair, stop):
     for x in p["teacher_logits"]: x[:, ::3] = -torch.inf
     for knobs in ({}, dict(stop="id", denominator="response", credit="full")):
         out = objective("dpca", **knobs)(batch(pair, p))
-        out.sum.backward()
-        assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"] if l.grad is not None)
+        out.loss_sum.backward()
+        assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"] if l.grad is not None)
         silent = out.ledger["weight"] == 0
         assert (out.ledger["reason"][silent] > 0).all() and (out.ledger["reason"][~silent] == 0).all()
     empty = PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student))], [torch.zeros(0, len(pair.teacher))])
-    assert objective("dpca")(empty).count == 0 and objective("dpca")(empty).loss == 0
+    assert objective("dpca")(empty).num_units == 0 and objective("dpca")(empty).loss == 0
 
 
 def test_refusals(pair):

@@ -6,7 +6,8 @@ import torch
 from batches import TEXTS, batch, full, heads, ids_of, parts, some
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import Hidden, PairBatch
-from xtokd.objectives import kl, objective
+from xtokd.objectives.divergences import kl_divergence
+from xtokd.objectives import objective
 from xtokd.objectives.hidden.dskd import DSKD, attend, cross, pad, seeded, teacher_labels, to_student, unit_scale
 from xtokd.alignment.pair import Pair
 from xtokd.models.side import Side
@@ -76,8 +77,8 @@ def by_hand(b, obj, k, label):
     carried, back = scores.softmax(1) @ value @ h.student_head.T, scores.T.softmax(1) @ obj.s2t(h.student[s]) @ h.teacher_head.T
     soft = lambda x: torch.log_softmax(x / obj.temperature, -1)
     ce = torch.nn.functional.cross_entropy(carried, torch.as_tensor(label), reduction="sum")
-    kd = (kl(soft(carried.detach()), soft(b.student.logp()[s])) * (carried.argmax(1) == torch.as_tensor(label))).sum()
-    return ce, kd, len(al.student_ids) * kl(soft(b.teacher.logp()[t]), soft(back)).mean()
+    kd = (kl_divergence(soft(carried.detach()), soft(b.student.logp()[s])) * (carried.argmax(1) == torch.as_tensor(label))).sum()
+    return ce, kd, len(al.student_ids) * kl_divergence(soft(b.teacher.logp()[t]), soft(back)).mean()
 
 
 @pytest.mark.parametrize("texts", [TEXTS, UNICODE])
@@ -87,15 +88,15 @@ def test_equals_the_formula(pair, texts):
     obj = objective("dskd")
     out = obj(b)
     want = [by_hand(b, obj, k, b.alignment[k].student_ids) for k in range(len(b))]
-    assert torch.allclose(out.sum, sum(sum(x) for x in want), rtol=1e-4) and out.count == len(b.student)
-    assert abs(out.stats["t2s_ce"] * out.count - sum(x[0] for x in want)) < 1e-2
+    assert torch.allclose(out.loss_sum, sum(sum(x) for x in want), rtol=1e-4) and out.num_units == len(b.student)
+    assert abs(out.stats["t2s_ce"] * out.num_units - sum(x[0] for x in want)) < 1e-2
 
 
 def test_only_rows_that_agree_with_the_label_are_followed(pair):
     b, ls = full(pair, text_source="teacher")
     obj = objective("dskd")
     obj(b)
-    grads = torch.autograd.grad(obj(b).sum, ls[:4])
+    grads = torch.autograd.grad(obj(b).loss_sum, ls[:4])
     agree = obj(b).stats["agreement"]
     assert abs(sum(int(g.abs().sum(1).gt(1e-9).sum()) for g in grads) / len(b.student) - agree) < 1e-6
 
@@ -107,7 +108,7 @@ def test_gradient_reaches_projectors_and_states_only(pair, knobs):
     frozen = [h.student_head, h.teacher_head, h.student_embedding, h.teacher_embedding]
     for x in frozen: x.requires_grad_()
     obj = objective("dskd", **knobs)
-    obj(b).sum.backward()
+    obj(b).loss_sum.backward()
     assert all(x.grad is None for x in frozen) and all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in obj.named_parameters() if n != "query.bias")
     assert all(l.grad.abs().sum() > 0 for l in ls[4:]) and not h.teacher.requires_grad
 
@@ -118,14 +119,14 @@ def test_splitting_and_permuting(pair, knobs):
     run = lambda at: obj(batch(pair, some(p, at), text_source="teacher"))
     whole, turned = run((0, 1, 2, 3)), run((2, 0, 3, 1))
     pieces = [run(at) for at in ((0,), (1, 3), (2,))]
-    assert torch.allclose(whole.sum, turned.sum, rtol=1e-5) and torch.allclose(whole.sum, sum(x.sum for x in pieces), rtol=1e-5) and whole.count == sum(x.count for x in pieces)
+    assert torch.allclose(whole.loss_sum, turned.loss_sum, rtol=1e-5) and torch.allclose(whole.loss_sum, sum(x.loss_sum for x in pieces), rtol=1e-5) and whole.num_units == sum(x.num_units for x in pieces)
 
 
 def test_the_published_scale_looks_at_batch_mates(pair):
     p, obj = parts(pair), objective("dskd", scale="batch")
     p["ht"][0] = p["ht"][0] * 9
     run = lambda at: obj(batch(pair, some(p, at), text_source="teacher"))
-    assert abs(run((0, 1)).sum - run((0,)).sum - run((1,)).sum) > 1e-3
+    assert abs(run((0, 1)).loss_sum - run((0,)).loss_sum - run((1,)).loss_sum) > 1e-3
 
 
 def test_student_text_has_no_gold(pair):
@@ -133,11 +134,11 @@ def test_student_text_has_no_gold(pair):
     obj = objective("dskd")
     out = obj(batch(pair, p, text_source="student"))
     assert out.stats["t2s_ce"] == out.stats["t2s_kd"] == out.stats["labelled"] == 0 and out.stats["s2t_kd"] > 0
-    out.sum.backward()
+    out.loss_sum.backward()
     assert all(l.grad is None or not l.grad.any() for l in p["student_logits"]) and all(l.grad.abs().sum() > 0 for l in p["hs"])
     with pytest.raises(ValueError, match="wants gold text"): objective("dskd", ce=1.)(batch(pair, p, text_source="student"))
     gold = batch(pair, p, text_source="reference")
-    assert torch.allclose(objective("dskd", ce=2.)(gold).sum - objective("dskd")(gold).sum, -2 * gold.student.realised().sum(), rtol=1e-3)
+    assert torch.allclose(objective("dskd", ce=2.)(gold).loss_sum - objective("dskd")(gold).loss_sum, -2 * gold.student.realised().sum(), rtol=1e-3)
     ours = objective("dskd", labels="teacher")(batch(pair, p, text_source="student"))
     assert ours.stats["t2s_ce"] > 0 and 0 < ours.stats["labelled"] < 1
 
@@ -180,7 +181,7 @@ def test_prepare_takes_sizes_from_the_models(pair):
     assert not list(obj.parameters())
     for _ in range(2): obj.prepare(pair, Side("s", Model(431, 6, 6), pair.student), Side("t", Model(1619, 8, 8), pair.teacher))
     assert obj.query.weight.shape == (16, 12) and obj.t2s.weight.shape == (6, 8) and obj.s2t.weight.shape == (8, 6)
-    assert torch.isfinite(obj(full(pair)[0]).sum)
+    assert torch.isfinite(obj(full(pair)[0]).loss_sum)
 
 
 def noise(pair, numbers, seed, head):
@@ -216,7 +217,7 @@ def test_without_the_leak_nobody_looks_ahead(pair):
 
 
 def test_the_teacher_matters(pair):
-    a, b = (objective("dskd")(full(pair, text_source="student", scale=s)[0]).sum for s in (1., 2.))
+    a, b = (objective("dskd")(full(pair, text_source="student", scale=s)[0]).loss_sum for s in (1., 2.))
     assert abs(a - b) > 1e-3
 
 
@@ -227,28 +228,28 @@ def test_empty_answers_and_lost_teachers(pair, text_source):
     for k in ("weak_logp", "plus_logp", "minus_logp"): p[k][2] = p[k][2][:0]
     obj = objective("dskd")
     out = obj(batch(pair, p, text_source=text_source))
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and out.count == 2 and out.ledger["reason"].tolist() == [0, 0, 103]
+    out.loss_sum.backward()
+    assert torch.isfinite(out.loss_sum) and out.num_units == 2 and out.ledger["reason"].tolist() == [0, 0, 103]
     assert all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["hs"]) if l.grad is not None) and all(torch.isfinite(q.grad).all() for q in obj.parameters() if q.grad is not None)
     empty = obj(batch(pair, parts(pair, ("", ""), stop=False), text_source=text_source))
-    assert empty.count == 0 and empty.sum == 0
+    assert empty.num_units == 0 and empty.loss_sum == 0
 
 
 def test_impossible_tokens_padding_and_precision(pair):
     p = parts(pair)
-    plain = objective("dskd")(batch(pair, p, text_source="teacher")).sum
+    plain = objective("dskd")(batch(pair, p, text_source="teacher")).loss_sum
     wide = dict(p, student_logits=[torch.cat([l.detach(), torch.full((len(l), 9), 5.)], 1).double().requires_grad_() for l in p["student_logits"]],
                 teacher_logits=[torch.cat([l, torch.full((len(l), 9), 5.)], 1).double() for l in p["teacher_logits"]])
     b = batch(pair, wide, text_source="teacher")
     b.extra["hidden"].student_head = torch.cat([b.extra["hidden"].student_head, torch.ones(9, 6)])
     b.extra["hidden"].teacher_head = torch.cat([b.extra["hidden"].teacher_head, torch.ones(9, 8)])
     out = objective("dskd")(b)
-    out.sum.backward()
-    assert torch.allclose(out.sum, plain, rtol=1e-5) and not any(l.grad[:, len(pair.student):].any() for l in wide["student_logits"])
+    out.loss_sum.backward()
+    assert torch.allclose(out.loss_sum, plain, rtol=1e-5) and not any(l.grad[:, len(pair.student):].any() for l in wide["student_logits"])
     p["teacher_logits"][0][2, 3:] = -torch.inf
     out = objective("dskd")(batch(pair, p, text_source="teacher"))
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["hs"])
+    out.loss_sum.backward()
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in p["hs"])
 
 
 def test_relabelling_the_teacher_changes_nothing():
@@ -259,7 +260,7 @@ def test_relabelling_the_teacher_changes_nothing():
     q = dict(p, teacher_ids=[[int(order[i]) for i in ids] for ids in p["teacher_ids"]], teacher_logits=[torch.empty_like(l).index_copy(1, order, l) for l in p["teacher_logits"]])
     b, c = batch(one, p), batch(two, q)
     for k in ("teacher_head", "teacher_embedding"): setattr(c.extra["hidden"], k, torch.empty_like(getattr(b.extra["hidden"], k)).index_copy(0, order, getattr(b.extra["hidden"], k)))
-    assert torch.allclose(objective("dskd")(b).sum, objective("dskd")(c).sum, rtol=1e-5)
+    assert torch.allclose(objective("dskd")(b).loss_sum, objective("dskd")(c).loss_sum, rtol=1e-5)
 
 
 def test_wrong_knobs():

@@ -9,7 +9,8 @@ from batches import TEXTS, batch, full, heads, parts, some
 from worlds import bpe, make_pair, random_bpe
 from xtokd.rows.pair_batch import Hidden, PairBatch
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.objectives import divergence, objective
+from xtokd.objectives.divergences import divergence
+from xtokd.objectives import objective
 from xtokd.objectives.hidden.dskd import teacher_labels, to_student
 from xtokd.objectives.hidden.dskdv2 import DSKDv2, eta_walk, head_map, overlap
 from xtokd.alignment.pair import Pair
@@ -112,7 +113,7 @@ def test_what_cannot_be_converted_is_dropped_and_never_a_stop():
     b = PairBatch.from_logits(p, [ids], [p.teacher.encode("cac")], [torch.randn(3, 4).requires_grad_()], [t], hidden=Hidden(torch.randn(3, 6), torch.randn(3, 8), *heads(p)))
     assert teacher_labels(b).tolist() == [-1, p.student.stop_ids[0], p.student.bytes.index(b"b")]
     out = objective("dskdv2")(b)
-    assert out.ledger["reason"].tolist() == [101, 0, 0] and out.count == 2 and abs(out.stats["labelled"] - 2 / 3) < 1e-6
+    assert out.ledger["reason"].tolist() == [101, 0, 0] and out.num_units == 2 and abs(out.stats["labelled"] - 2 / 3) < 1e-6
     raw = {"a": 0, "b": 1, "c": 2}                                              # by raw string with a default: the silent stop of the original
     assert raw.get("ab", p.student.stop_ids[0]) == p.student.stop_ids[0] != to_student(p)[favourite[0]]
 
@@ -152,7 +153,7 @@ def test_equals_the_formula(pair, texts, knobs):
     b = batch(pair, agreeing(parts(pair, texts), pair))
     out = obj(b)
     total, count = by_hand(b, obj)
-    assert count == out.count > 0 and abs(out.sum - total) < 1e-3 * total and 0 < out.stats["agreement"] < 1
+    assert count == out.num_units > 0 and abs(out.loss_sum - total) < 1e-3 * total and 0 < out.stats["agreement"] < 1
 
 
 def test_the_threshold_opens_all_rows(pair):
@@ -161,8 +162,8 @@ def test_the_threshold_opens_all_rows(pair):
     out, rate = obj(b), objective("dskdv2")(b).stats["agreement"]
     shares = [objective("dskdv2")(batch(pair, some(p, (k,)))).stats["agreement"] for k in range(2)]
     assert 0 < rate < 1 and min(shares) > 0
-    assert abs(out.sum - by_hand(b, obj, only_agreeing=False)[0]) < 1e-2
-    assert torch.allclose(objective("dskdv2", agreement=max(shares))(b).sum, objective("dskdv2")(b).sum)
+    assert abs(out.loss_sum - by_hand(b, obj, only_agreeing=False)[0]) < 1e-2
+    assert torch.allclose(objective("dskdv2", agreement=max(shares))(b).loss_sum, objective("dskdv2")(b).loss_sum)
 
 
 @pytest.mark.parametrize("knobs", KNOBS)
@@ -172,7 +173,7 @@ def test_gradient_reaches_the_projector_and_the_student_only(pair, knobs):
     h = b.extra["hidden"]
     for x in (h.student_head, h.teacher_head): x.requires_grad_()
     obj = objective("dskdv2", **knobs)
-    obj(b).sum.backward()
+    obj(b).loss_sum.backward()
     assert h.student_head.grad is None and h.teacher_head.grad is None and not h.teacher.requires_grad and obj.t2s.grad.abs().sum() > 0
     assert all(l.grad.abs().sum() > 0 for l in p["hs"]) and any(l.grad.any() for l in p["student_logits"])
     assert [n for n, _ in obj.named_parameters()] == ["t2s"]
@@ -184,7 +185,7 @@ def test_splitting_and_permuting(pair, knobs):
     run = lambda at: obj(batch(pair, some(p, at)))
     whole, turned = run((0, 1, 2, 3)), run((2, 0, 3, 1))
     pieces = [run(at) for at in ((0,), (1, 3), (2,))]
-    assert torch.allclose(whole.sum, turned.sum, rtol=1e-5) and torch.allclose(whole.sum, sum(x.sum for x in pieces), rtol=1e-5) and whole.count == sum(x.count for x in pieces)
+    assert torch.allclose(whole.loss_sum, turned.loss_sum, rtol=1e-5) and torch.allclose(whole.loss_sum, sum(x.loss_sum for x in pieces), rtol=1e-5) and whole.num_units == sum(x.num_units for x in pieces)
 
 
 def test_the_way_back_follows_the_current_head(pair):
@@ -204,20 +205,20 @@ def test_a_teacher_that_is_the_student_asks_for_nothing(pair, kind):
     b = PairBatch.from_logits(same, [ids], [ids], [states @ head.T], [states.detach() @ head.T], hidden=Hidden(states, states, head, head))
     obj = objective("dskdv2", divergence=kind)
     out = obj(b)
-    assert torch.autograd.grad(out.sum, states)[0].abs().max() < 1e-4 and torch.allclose(obj.t2s, torch.eye(6), atol=1e-5) and out.stats["agreement"] == 1 and abs(out.stats["t2s_kd"]) < 1e-5
+    assert torch.autograd.grad(out.loss_sum, states)[0].abs().max() < 1e-4 and torch.allclose(obj.t2s, torch.eye(6), atol=1e-5) and out.stats["agreement"] == 1 and abs(out.stats["t2s_kd"]) < 1e-5
 
 
 def test_on_policy_and_gold(pair):
     p = parts(pair)
     own, gold = batch(pair, p, text_source="student"), batch(pair, p, text_source="reference")
-    assert torch.allclose(objective("dskdv2")(own).sum, objective("dskdv2")(gold).sum)          # nothing in it is gold
+    assert torch.allclose(objective("dskdv2")(own).loss_sum, objective("dskdv2")(gold).loss_sum)          # nothing in it is gold
     with pytest.raises(ValueError, match="wants gold text"): objective("dskdv2", ce=1.)(own)
     out = objective("dskdv2", ce=.5)(gold)
-    assert out.count == len(gold.student) and torch.allclose(out.sum - objective("dskdv2")(gold).sum, -.5 * gold.student.realised().sum(), rtol=1e-3)
+    assert out.num_units == len(gold.student) and torch.allclose(out.loss_sum - objective("dskdv2")(gold).loss_sum, -.5 * gold.student.realised().sum(), rtol=1e-3)
 
 
 def test_the_teacher_matters(pair):
-    a, b = (objective("dskdv2")(full(pair, scale=s)[0]).sum for s in (1., 2.))
+    a, b = (objective("dskdv2")(full(pair, scale=s)[0]).loss_sum for s in (1., 2.))
     assert abs(a - b) > 1e-3
 
 
@@ -226,14 +227,14 @@ def test_nothing_to_align():
     p = make_pair(bpe("ab"), bpe("ab", [("a", "b")]))
     b, ls = full(p, ("ab", "abab"), stop=False)
     out = objective("dskdv2")(b)
-    assert out.count == 0 and out.sum == 0 and out.stats["agreement"] == 0
+    assert out.num_units == 0 and out.loss_sum == 0 and out.stats["agreement"] == 0
     q = make_pair(ByteVocab(bpe("ab").tokenizer, stops=[]), ByteVocab(bpe("cd").tokenizer, stops=[]))
     assert not len(overlap(q)[0])
     c = PairBatch.from_logits(q, [[0, 1]], [[0, 1]], [torch.randn(2, 3).requires_grad_()], [torch.randn(2, 3)], hidden=Hidden(torch.randn(2, 6), torch.randn(2, 8), *heads(q)))
     out = objective("dskdv2")(c)
-    assert out.count == 0 and out.sum == 0
+    assert out.num_units == 0 and out.loss_sum == 0
     e = objective("dskdv2")(full(p, ("", ""), stop=False)[0])
-    assert e.count == 0 and e.sum == 0
+    assert e.num_units == 0 and e.loss_sum == 0
 
 
 def test_truncated_and_impossible_teachers(pair):
@@ -242,8 +243,8 @@ def test_truncated_and_impossible_teachers(pair):
     for k in ("weak_logp", "plus_logp", "minus_logp"): p[k][0] = p[k][0][:3]
     p["teacher_logits"][1][:, 4:] = -torch.inf
     out = objective("dskdv2")(batch(pair, p))
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["hs"]) if l.grad is not None)
+    out.loss_sum.backward()
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["hs"]) if l.grad is not None)
     with pytest.raises(ValueError, match="states for"):
         b = batch(pair, parts(pair))
         b.extra["hidden"].teacher = b.extra["hidden"].teacher[1:]
@@ -252,18 +253,18 @@ def test_truncated_and_impossible_teachers(pair):
 
 def test_padding_and_precision(pair):
     p = parts(pair)
-    plain = objective("dskdv2")(batch(pair, p)).sum
+    plain = objective("dskdv2")(batch(pair, p)).loss_sum
     wide = dict(p, student_logits=[torch.cat([l.detach(), torch.full((len(l), 9), 5.)], 1).double().requires_grad_() for l in p["student_logits"]],
                 teacher_logits=[torch.cat([l, torch.full((len(l), 9), 50.)], 1).double() for l in p["teacher_logits"]])
     b = batch(pair, wide)
     h = b.extra["hidden"]
     h.student_head, h.teacher_head = torch.cat([h.student_head, torch.ones(9, 6)]), torch.cat([h.teacher_head, torch.ones(9, 8)])
     out = objective("dskdv2")(b)
-    out.sum.backward()
-    assert torch.allclose(out.sum, plain, rtol=1e-5) and not any(l.grad[:, len(pair.student):].any() for l in wide["student_logits"])
+    out.loss_sum.backward()
+    assert torch.allclose(out.loss_sum, plain, rtol=1e-5) and not any(l.grad[:, len(pair.student):].any() for l in wide["student_logits"])
     b = batch(pair, p)
     for k in ("student", "teacher", "student_head", "teacher_head"): setattr(b.extra["hidden"], k, getattr(b.extra["hidden"], k).bfloat16())
-    assert torch.allclose(objective("dskdv2")(b).sum, plain, rtol=.05)
+    assert torch.allclose(objective("dskdv2")(b).loss_sum, plain, rtol=.05)
 
 
 def test_prepare_reads_the_heads(pair):
@@ -291,7 +292,7 @@ def test_relabelling_the_teacher_changes_nothing():
     q = dict(p, teacher_ids=[[int(order[i]) for i in ids] for ids in p["teacher_ids"]], teacher_logits=[torch.empty_like(l).index_copy(1, order, l) for l in p["teacher_logits"]])
     b, c = batch(one, p), batch(two, q)
     for k in ("teacher_head", "teacher_embedding"): setattr(c.extra["hidden"], k, torch.empty_like(getattr(b.extra["hidden"], k)).index_copy(0, order, getattr(b.extra["hidden"], k)))
-    assert torch.allclose(objective("dskdv2")(b).sum, objective("dskdv2")(c).sum, rtol=1e-4)
+    assert torch.allclose(objective("dskdv2")(b).loss_sum, objective("dskdv2")(c).loss_sum, rtol=1e-4)
 
 
 def test_wrong_knobs():

@@ -5,7 +5,7 @@ import torch
 
 from batches import full
 from worlds import make_pair
-from xtokd.objectives import kl
+from xtokd.objectives.divergences import kl_divergence
 from xtokd.experiments.exposure_bias import ERRORS, exaccerr, exposure, span_gap, step_means, token_kl
 from xtokd.alignment.pair import Pair
 
@@ -25,7 +25,7 @@ def test_errors():
     same = make_pair(pair.teacher, pair.teacher)
     b, _ = full(same)
     k = token_kl(b)
-    assert np.allclose(k[np.isfinite(k)], kl(b.teacher.logp(), b.student.logp()).detach(), rtol=1e-5) and np.isfinite(k).sum(1).tolist() == np.diff(b.student.offsets).tolist()
+    assert np.allclose(k[np.isfinite(k)], kl_divergence(b.teacher.logp(), b.student.logp()).detach(), rtol=1e-5) and np.isfinite(k).sum(1).tolist() == np.diff(b.student.offsets).tolist()
     assert np.nanmax(token_kl(full(same, same=True)[0])) < 1e-6 and np.nanmax(span_gap(full(same, same=True)[0], True)) < 1e-6
     b, _ = full(pair)
     gap = span_gap(b, True)

@@ -216,7 +216,7 @@ def test_out_of_memory(tmp_path, monkeypatch, place):
 # ---- numbers that are none --------------------------------------------------------------------------------------------------
 @fault("a student whose gradient is not finite, five times in a row", how="an objective times NaN", outcome="each step is left out with a warning, the fifth ends the run with what to change; the weights are as before")
 def test_five_bad_gradients_end_the_run(tmp_path):
-    def nan(n, out): out.sum = out.sum * float("nan"); return out
+    def nan(n, out): out.loss_sum = out.loss_sum * float("nan"); return out
     d = distiller(tmp_path/"a", Wrapped(nan), max_steps=9, batch_size=2)
     before = weights(d)
     with pytest.raises(FloatingPointError, match="five steps in a row .* lower learning_rate"): d.fit()

@@ -6,8 +6,9 @@ import torch
 from batches import TEXTS, batch, full, leaves, parts, some
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
-from xtokd.objectives import divergence, objective
-from xtokd.objectives.gkd import same_rows
+from xtokd.objectives.divergences import divergence
+from xtokd.objectives import objective
+from xtokd.objectives.baselines import rows_after_equal_ids
 from xtokd.alignment.pair import Pair
 
 BV = bpe("abcd", [("a", "b")])
@@ -50,30 +51,30 @@ def test_oracle_of_5_4(beta, want):
 @pytest.mark.parametrize("beta", [0, .5, 1])
 def test_supports_and_tails_have_finite_gradients(same, support, tail, beta):
     b, rows = full(same, TEXTS[:2])
-    objective("gkd", beta=beta, top_k=5, support=support, tail=tail)(b).sum.backward()
+    objective("gkd", beta=beta, top_k=5, support=support, tail=tail)(b).loss_sum.backward()
     assert all(torch.isfinite(r.grad).all() for r in rows[:2]) and rows[0].grad.abs().max() > 0
 
 
 def test_a_support_of_everything_is_the_whole_row(same):
     b, _ = full(same)
-    assert torch.allclose(objective("gkd", top_k=10 ** 6)(b).sum, objective("gkd")(b).sum)
+    assert torch.allclose(objective("gkd", top_k=10 ** 6)(b).loss_sum, objective("gkd")(b).loss_sum)
 
 
 def test_beta_one_is_strict_and_temperature_is_that_of_the_logits(same):
     b, _ = full(same)
-    assert torch.allclose(objective("gkd", beta=1)(b).sum, objective("strict")(b).sum, rtol=1e-5)
+    assert torch.allclose(objective("gkd", beta=1)(b).loss_sum, objective("strict")(b).loss_sum, rtol=1e-5)
     p = parts(same, TEXTS[:1])
     hot = batch(same, p, temperature=.7)
     want = divergence(torch.log_softmax(p["student_logits"][0] / .9, -1), torch.log_softmax(p["teacher_logits"][0] / .9, -1), "jsd", .5).sum()
-    assert torch.allclose(objective("gkd", temperature=.9)(hot).sum, want, rtol=1e-5)
+    assert torch.allclose(objective("gkd", temperature=.9)(hot).loss_sum, want, rtol=1e-5)
     warm = divergence(torch.log_softmax(p["student_logits"][0] / .7, -1), torch.log_softmax(p["teacher_logits"][0], -1), "jsd", .5).sum()
-    assert torch.allclose(objective("gkd")(hot).sum, warm, rtol=1e-5)
+    assert torch.allclose(objective("gkd")(hot).loss_sum, warm, rtol=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0, .5, 1])
 def test_the_students_own_rows_move_nothing(same, beta):
     b, rows = full(same, same=True)
-    objective("gkd", beta=beta)(b).sum.backward()
+    objective("gkd", beta=beta)(b).loss_sum.backward()
     assert max(r.grad.abs().max() for r in rows if r.grad is not None) < 1e-5
 
 
@@ -83,17 +84,17 @@ def test_rows_after_a_difference_are_left_out():
     rows = lambda ids: torch.randn(len(ids), len(BV), generator=torch.Generator().manual_seed(1))
     s, t = [b, a, b, stop], [b, ab, stop]
     made = PairBatch.from_logits(WORLD, [s, s], [t, s[:2]], [rows(s), rows(s)], [rows(t), rows(s[:2])])
-    got = same_rows(made)
+    got = rows_after_equal_ids(made)
     assert got[0].tolist() == [0, 1, 4, 5] and got[1].tolist() == [0, 1, 3, 4]      # the row that chose `a` where the teacher has `ab` still follows the same ids
     assert got[2].tolist() == [0, 0, 102, 102, 0, 0, 103, 103]
-    assert objective("gkd")(made).count == 4
+    assert objective("gkd")(made).num_units == 4
 
 
 def test_control_tokens_inside_a_text_are_compared_too():
     stop = BV.stop_ids[0]
     ids = [0, stop, 1, stop]
     rows = torch.randn(4, len(BV))
-    assert objective("gkd")(PairBatch.from_logits(WORLD, [ids], [ids], [rows], [rows + 1])).count == 4
+    assert objective("gkd")(PairBatch.from_logits(WORLD, [ids], [ids], [rows], [rows + 1])).num_units == 4
 
 
 @pytest.mark.parametrize("cut", [(1, 3), (2, 2), (1, 1, 1, 1)])
@@ -102,8 +103,8 @@ def test_splitting_and_permuting_change_nothing(same, cut):
     run = lambda at: objective("gkd", top_k=7)(batch(same, some(p, at)))
     whole, at, found = run(range(4)), 0, []
     for n in cut: found.append(run(range(at, at + n))); at += n
-    assert torch.allclose(whole.sum, sum(f.sum for f in found), rtol=1e-5) and whole.count == sum(f.count for f in found)
-    assert torch.allclose(whole.sum, run([2, 0, 3, 1]).sum, rtol=1e-5)
+    assert torch.allclose(whole.loss_sum, sum(f.loss_sum for f in found), rtol=1e-5) and whole.num_units == sum(f.num_units for f in found)
+    assert torch.allclose(whole.loss_sum, run([2, 0, 3, 1]).loss_sum, rtol=1e-5)
 
 
 def test_padding_changes_nothing_and_gets_no_gradient(same):
@@ -111,14 +112,14 @@ def test_padding_changes_nothing_and_gets_no_gradient(same):
     wide = {**p, "student_logits": [torch.cat([p["student_logits"][0].detach(), torch.full((len(p["student_ids"][0]), 5), 9.)], 1).requires_grad_()],
             "teacher_logits": [torch.cat([p["teacher_logits"][0], torch.full((len(p["teacher_ids"][0]), 3), 9.)], 1)]}
     out = objective("gkd")(batch(same, wide))
-    out.sum.backward()
-    assert torch.allclose(out.sum, objective("gkd")(batch(same, p)).sum) and not wide["student_logits"][0].grad[:, len(same.student):].any()
+    out.loss_sum.backward()
+    assert torch.allclose(out.loss_sum, objective("gkd")(batch(same, p)).loss_sum) and not wide["student_logits"][0].grad[:, len(same.student):].any()
 
 
 def test_the_teacher_reaches_the_gradient(same):
     def grad(scale):
         b, rows = full(same, TEXTS[:1], scale=scale)
-        objective("gkd")(b).sum.backward()
+        objective("gkd")(b).loss_sum.backward()
         return rows[0].grad
     assert not torch.allclose(grad(1.), grad(2.), atol=1e-3)
 
@@ -129,11 +130,11 @@ def test_odd_texts_and_impossible_teacher_tokens(same, stop):
     for x in p["teacher_logits"]: x[:, ::3] = -torch.inf
     for beta in (0, .5, 1):
         out = objective("gkd", beta=beta)(batch(same, p))
-        out.sum.backward()
-        assert torch.isfinite(out.sum) and out.count == sum(map(len, p["student_ids"]))
+        out.loss_sum.backward()
+        assert torch.isfinite(out.loss_sum) and out.num_units == sum(map(len, p["student_ids"]))
     assert all(torch.isfinite(l.grad).all() for l in leaves(p)[:4] if len(l))
     empty = PairBatch.from_logits(same, [[]], [[]], [torch.zeros(0, len(same.student))], [torch.zeros(0, len(same.teacher))])
-    assert objective("gkd")(empty).count == 0 and objective("gkd")(empty).loss == 0
+    assert objective("gkd")(empty).num_units == 0 and objective("gkd")(empty).loss == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -141,8 +142,8 @@ def test_other_number_types(same, dtype):
     p = parts(same, TEXTS[:1])
     p["student_logits"] = [x.detach().to(dtype).requires_grad_() for x in p["student_logits"]]
     out = objective("gkd")(batch(same, p))
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and p["student_logits"][0].grad.dtype == dtype
+    out.loss_sum.backward()
+    assert torch.isfinite(out.loss_sum) and p["student_logits"][0].grad.dtype == dtype
 
 
 def test_other_vocabularies_and_wrong_knobs_are_refused():
@@ -152,7 +153,7 @@ def test_other_vocabularies_and_wrong_knobs_are_refused():
 
 
 def test_teacher_text_and_windows_are_fine(same):
-    for by in ("teacher", "reference"): assert objective("gkd")(full(same, TEXTS[:1], text_source=by)[0]).count > 0
+    for by in ("teacher", "reference"): assert objective("gkd")(full(same, TEXTS[:1], text_source=by)[0]).num_units > 0
     p = parts(same, TEXTS[:1])
     n = len(p["student_ids"][0])
-    assert objective("gkd")(batch(same, p, window=[np.arange(n) < 3])).count == 3
+    assert objective("gkd")(batch(same, p, window=[np.arange(n) < 3])).num_units == 3

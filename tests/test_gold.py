@@ -8,7 +8,8 @@ import torch
 from batches import batch, full, parts, some
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch, Rows
-from xtokd.objectives import divergence, objective
+from xtokd.objectives.divergences import divergence
+from xtokd.objectives import objective
 from xtokd.objectives.matching.gold import Columns, hybrid_parts, merged_rows, same_strings, with_missing
 from xtokd.alignment.pair import Pair
 
@@ -92,7 +93,7 @@ def test_never_negative(pair, how):                                             
 # ---- the rows that learn ----------------------------------------------------------------------------------------------------
 def reached(pair, **how):
     p = parts(pair, TEXTS[:1])
-    objective("gold", **how)(batch(pair, p)).sum.backward()
+    objective("gold", **how)(batch(pair, p)).loss_sum.backward()
     return torch.nonzero(p["student_logits"][0].grad.abs().sum(1))[:, 0].tolist(), len(p["student_ids"][0])
 
 
@@ -109,7 +110,7 @@ def test_rows_predict_their_own_token(pair):                                    
 def test_one_row_late_is_another_loss(pair):                                       # D10, spec 3.6
     p = parts(pair)
     late = {**p, "teacher_logits": [x.roll(1, 0) for x in p["teacher_logits"]]}
-    for how in KNOBS: assert abs(objective("gold", **how)(batch(pair, p)).sum - objective("gold", **how)(batch(pair, late)).sum) > 1e-3
+    for how in KNOBS: assert abs(objective("gold", **how)(batch(pair, p)).loss_sum - objective("gold", **how)(batch(pair, late)).loss_sum) > 1e-3
 
 
 @pytest.mark.parametrize("how", KNOBS, ids=str)
@@ -117,7 +118,7 @@ def test_gradient_is_that_of_the_formula(pair, how):
     "Row by row, and the factor by its slope: the same as one plain graph over all rows."
     p = parts(pair, TEXTS)
     b, obj = batch(pair, p), objective("gold", **how)
-    obj(b).sum.backward()
+    obj(b).loss_sum.backward()
     mine = [x.grad.clone() for x in p["student_logits"]]
     for x in p["student_logits"]: x.grad = None
     a, keep = b.alignment, obj.kept(b.alignment)
@@ -131,7 +132,7 @@ def test_gradient_is_that_of_the_formula(pair, how):
         parts_ = torch.zeros(2, 1)
         value = obj.compare(b, sides[0][0], sides[1][0], sides[0][1], sides[1][1], parts_)
         total = total + value.sum() / ((a.chunk_sample[keep] == a.chunk_sample[k]).sum() if obj.compat else 1)
-    assert torch.isclose(total, obj(b).sum, rtol=1e-5)
+    assert torch.isclose(total, obj(b).loss_sum, rtol=1e-5)
     total.backward()
     for x, g in zip(p["student_logits"], mine): assert torch.allclose(g, torch.zeros_like(g) if x.grad is None else x.grad, atol=1e-6)
 
@@ -143,19 +144,19 @@ def test_parts_padding_and_order(pair, how):                                    
     whole = obj(batch(pair, p))
     for cut in ([[0], [1, 2, 3, 4, 5]], [[3, 0, 5], [4, 1, 2]], [[k] for k in range(6)]):
         out = [obj(batch(pair, some(p, at))) for at in cut]
-        assert torch.isclose(whole.sum, sum(o.sum for o in out), rtol=1e-5) and abs(whole.count - sum(o.count for o in out)) < 1e-4
+        assert torch.isclose(whole.loss_sum, sum(o.loss_sum for o in out), rtol=1e-5) and abs(whole.num_units - sum(o.num_units for o in out)) < 1e-4
     wide = {k: [torch.cat([x.detach(), torch.full((len(x), 9), 7.)], 1).requires_grad_() for x in p[k]] if k.endswith("logits") else v for k, v in p.items()}
     out = obj(batch(pair, wide))
-    out.sum.backward()
-    assert torch.isclose(whole.sum, out.sum, rtol=1e-5) and not any(x.grad[:, len(pair.student):].any() for x in wide["student_logits"])
+    out.loss_sum.backward()
+    assert torch.isclose(whole.loss_sum, out.loss_sum, rtol=1e-5) and not any(x.grad[:, len(pair.student):].any() for x in wide["student_logits"])
 
 
 def test_units(pair):
     b, _ = full(pair, TEXTS)
     ours, theirs = objective("gold")(b), objective("gold", compat=True)(b)
-    assert ours.unit == "chunk" and abs(ours.count - len(b.alignment.chunks)) < 1e-4
+    assert ours.unit == "chunk" and abs(ours.num_units - len(b.alignment.chunks)) < 1e-4
     content = np.bincount(b.alignment.chunk_sample, minlength=len(b)) - 1
-    assert theirs.unit == "sequence" and abs(theirs.count - (content > 0).sum()) < 1e-4
+    assert theirs.unit == "sequence" and abs(theirs.num_units - (content > 0).sum()) < 1e-4
 
 
 def test_equal_tokenizers_give_the_plain_divergence(pair):                         # I1
@@ -165,7 +166,7 @@ def test_equal_tokenizers_give_the_plain_divergence(pair):                      
             b, _ = full(same, TEXTS)
             for how in ({}, {"merge": "bayesian"}):
                 out = objective("gold", beta=beta, **how)(b)
-                assert out.stats["matched_weight"] == 1 and torch.isclose(out.sum, divergence(b.student.logp(), b.teacher.logp(), "jsd", beta).sum(), rtol=1e-5)
+                assert out.stats["matched_weight"] == 1 and torch.isclose(out.loss_sum, divergence(b.student.logp(), b.teacher.logp(), "jsd", beta).sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("how", KNOBS, ids=str)
@@ -173,8 +174,8 @@ def test_student_equal_to_teacher_has_no_gradient(pair, how):                   
     same = Pair(pair.student, pair.student)
     p = parts(same, TEXTS, same=True)
     out = objective("gold", **how)(batch(same, p))
-    out.sum.backward()
-    assert abs(out.sum) < 1e-5 and max(x.grad.abs().max() for x in p["student_logits"] if len(x)) < 1e-6
+    out.loss_sum.backward()
+    assert abs(out.loss_sum) < 1e-5 and max(x.grad.abs().max() for x in p["student_logits"] if len(x)) < 1e-6
 
 
 @pytest.mark.parametrize("how", KNOBS, ids=str)
@@ -182,7 +183,7 @@ def test_the_teacher_reaches_the_gradient(pair, how):                           
     grads = []
     for scale in (1., 2.):
         p = parts(pair, scale=scale)
-        objective("gold", **how)(batch(pair, p)).sum.backward()
+        objective("gold", **how)(batch(pair, p)).loss_sum.backward()
         grads.append(torch.cat([x.grad for x in p["student_logits"]]))
     assert not torch.allclose(*grads, atol=1e-3)
 
@@ -197,14 +198,14 @@ def test_relabelled_teacher_ids(pair):                                          
     for how in KNOBS:
         one = objective("gold", **how)(PairBatch.from_logits(make_pair(a, b), [s], [t], [S.clone().requires_grad_()], [T]))
         two = objective("gold", **how)(PairBatch.from_logits(make_pair(a, c), [s], [[order.index(i) for i in t]], [S.clone().requires_grad_()], [T[:, order]]))
-        assert torch.isclose(one.sum, two.sum, rtol=1e-5)
+        assert torch.isclose(one.loss_sum, two.loss_sum, rtol=1e-5)
 
 
 def test_short_heads(pair):                                                        # a head with fewer columns than the tokenizer has ids
     p = parts(pair, TEXTS[:2])
     low = lambda x: max(max(i) for i in x if i) + 1
     p["student_logits"] = [x[:, : low(p["student_ids"])] for x in p["student_logits"]]
-    for how in KNOBS: assert torch.isfinite(objective("gold", **how)(batch(pair, p)).sum)
+    for how in KNOBS: assert torch.isfinite(objective("gold", **how)(batch(pair, p)).loss_sum)
 
 
 def test_names_by_bytes_and_by_string(pair):
@@ -240,14 +241,14 @@ def test_gold_text(pair):
     for merge_ in ("observed", "bayesian"):
         plain, both = (objective("gold", merge=merge_, ce=c)(b) for c in (0, 2.))
         inside = torch.as_tensor(b.alignment.student_chunk >= 0)
-        assert torch.isclose(both.sum, plain.sum - 2 * b.student.realised()[inside].sum(), rtol=1e-5)
+        assert torch.isclose(both.loss_sum, plain.loss_sum - 2 * b.student.realised()[inside].sum(), rtol=1e-5)
 
 
 def test_a_window_takes_whole_chunks(pair):
     p = parts(pair, TEXTS[:2])
     b = batch(pair, p, window=[[k > 2 for k in range(len(x))] for x in p["student_ids"]])
     out = objective("gold")(b)
-    out.sum.backward()
+    out.loss_sum.backward()
     inside = torch.as_tensor(out.ledger["weight"] > 0)
     grad = torch.cat([x.grad for x in p["student_logits"]])
     assert not grad[~inside].any() and grad[inside].abs().sum(1).all() and (out.ledger["reason"][~inside.numpy()] > 0).all()
@@ -259,14 +260,14 @@ def test_rough_input(pair, how):                                                
     assert obj(PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student))], [torch.zeros(0, len(pair.teacher))])).loss == 0
     a, b = bpe("ab"), bpe("cd")                                                    # no shared token and no chunk but the stop
     g = torch.Generator().manual_seed(0)
-    assert torch.isfinite(obj(PairBatch.from_logits(make_pair(a, b), [[2]], [[2]], [torch.randn(1, 3, generator=g)], [torch.randn(1, 3, generator=g)])).sum)
+    assert torch.isfinite(obj(PairBatch.from_logits(make_pair(a, b), [[2]], [[2]], [torch.randn(1, 3, generator=g)], [torch.randn(1, 3, generator=g)])).loss_sum)
     for change in (lambda x: x.masked_fill(torch.arange(x.shape[1]) % 3 == 0, -torch.inf), lambda x: torch.full_like(x, -torch.inf), lambda x: x.bfloat16(), lambda x: x.double(), lambda x: x[:2]):
         p = parts(pair, TEXTS)
         p["teacher_logits"] = [change(x) for x in p["teacher_logits"]]
         for k in ("weak_logp", "plus_logp", "minus_logp", "hs", "ht"): p.pop(k)
         out = obj(PairBatch.from_logits(pair, **p))
-        out.sum.backward()
-        assert torch.isfinite(out.sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
+        out.loss_sum.backward()
+        assert torch.isfinite(out.loss_sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
         assert (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
 
 

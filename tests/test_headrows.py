@@ -41,7 +41,7 @@ def both(pair, texts, text_source=None, cap=None, bias=False, scale=1., padding=
     return dense, thin, [*hs, weight, *([b] if bias else [])]
 
 
-def fit(name, texts): return [*texts, *texts[-1:]] if "preferences" in objective(name).needs and len(texts) % 2 else list(texts)
+def fit(name, texts): return [*texts, *texts[-1:]] if "preferences" in objective(name).requires and len(texts) % 2 else list(texts)
 
 
 def compare(name, pair, texts, **how):
@@ -49,9 +49,9 @@ def compare(name, pair, texts, **how):
     obj = objective(name)
     dense, thin, leaves = both(pair, fit(name, texts), OBJECTIVES[name].text_source, **how)
     outs = [obj(dense), obj(thin)]
-    grads = [torch.autograd.grad(o.sum, leaves, allow_unused=True) if o.sum.requires_grad else [None] * len(leaves) for o in outs]
+    grads = [torch.autograd.grad(o.loss_sum, leaves, allow_unused=True) if o.loss_sum.requires_grad else [None] * len(leaves) for o in outs]
     size = max([float(x.abs().max()) for x in grads[0] if x is not None and x.numel()] + [1e-6])
-    assert torch.allclose(outs[0].sum, outs[1].sum, rtol=1e-5, atol=1e-5) and outs[0].count == outs[1].count
+    assert torch.allclose(outs[0].loss_sum, outs[1].loss_sum, rtol=1e-5, atol=1e-5) and outs[0].num_units == outs[1].num_units
     for x, y in zip(*grads):
         x, y = (torch.zeros(1) if v is None else v for v in (x, y))
         assert not x.numel() or float((x - y).detach().abs().max()) <= 1e-4 * size

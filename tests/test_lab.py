@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from xtokd.hub import data_dir
-from xtokd.objectives import OBJECTIVES, Entry, Objective, finish, objective
+from xtokd.objectives import OBJECTIVES, ObjectiveSpec, objective
+from xtokd.objectives.base import Objective, make_output
 from xtokd.exact.fidelity import (PLACES, ask, ask_all, at_truth, by_state, collapse, compare, exact_gradient, fidelity, implied_target, kl, model_case,
                               parameter_table, place, places, probabilities, states, variants, verdict, weights, world_case)
 from xtokd.exact.toy_models import World, digit_groups, make_pair, random_bpe, random_texts, twin_world
@@ -91,17 +92,17 @@ def test_the_places_of_tokens():
 
 class Mine(Objective):
     def __init__(self, push=1.): self.push = push
-    def signal(self, batch): return finish(batch, self.push * batch.student.realised(), torch.ones(len(batch.student)))
+    def signal(self, batch): return make_output(batch, self.push * batch.student.realised(), torch.ones(len(batch.student)))
 
 
 def test_objectives_that_are_registered_later(monkeypatch, twin):
     module = ModuleType("xtokd.objectives.mine")
     module.Mine = Mine
-    module.Needy = type("Needy", (Mine,), {"needs": frozenset({"hidden"})})
-    module.Flat = type("Flat", (Mine,), {"signal": lambda self, b: finish(b, torch.zeros(len(b.student)), torch.ones(len(b.student)))})
+    module.Needy = type("Needy", (Mine,), {"requires": frozenset({"hidden"})})
+    module.Flat = type("Flat", (Mine,), {"signal": lambda self, b: make_output(b, torch.zeros(len(b.student)), torch.ones(len(b.student)))})
     monkeypatch.setitem(sys.modules, "xtokd.objectives.mine", module)
-    for name in ("Mine", "Needy", "Flat"): monkeypatch.setitem(OBJECTIVES, name.lower(), Entry(f"mine:{name}"))
-    monkeypatch.setitem(OBJECTIVES, "gone", Entry("nowhere:Gone"))
+    for name in ("Mine", "Needy", "Flat"): monkeypatch.setitem(OBJECTIVES, name.lower(), ObjectiveSpec(f"mine:{name}"))
+    monkeypatch.setitem(OBJECTIVES, "gone", ObjectiveSpec("nowhere:Gone"))
     answers, refused = ask_all(twin.case)
     assert {a.label for a in answers} | set(refused) == set(variants()) and "mine" in {a.label for a in answers}
     assert "hidden" in refused["needy"] and "does not depend" in refused["flat"] and "nowhere" in refused["gone"]

@@ -1,4 +1,4 @@
-"""What holds for every registered objective: the invariants I1-I9, with the exceptions that each class names (`exceptions`), and the bugs of others. A method that joins is tested by being there."""
+"""What holds for every registered objective: the invariants I1-I9, with the exceptions that each class names (`known_exceptions`), and the bugs of others. A method that joins is tested by being there."""
 import json
 from functools import lru_cache
 
@@ -12,7 +12,9 @@ from batches import TEXTS, batch, full, heads, ids_of, leaves, parts, some
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import Hidden, PairBatch
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.objectives import NEEDS, OBJECTIVES, divergence, objective
+from xtokd.objectives.base import REQUIREMENTS
+from xtokd.objectives import OBJECTIVES, objective
+from xtokd.objectives.divergences import divergence
 from xtokd.alignment.reasons import Reason
 from xtokd.alignment.pair import Pair
 
@@ -21,9 +23,9 @@ few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_
 text = st.text(alphabet="ab1 7.é中😀\n\t\u0301", min_size=0, max_size=12)
 
 
-def exceptions(name): return getattr(OBJECTIVES[name].cls, "exceptions", {})
+def exceptions(name): return OBJECTIVES[name].known_exceptions
 def spared(invariant): return [n for n in NAMES if invariant not in exceptions(n)]
-def needs(name): return objective(name).needs
+def needs(name): return objective(name).requires
 def text_source(name): return OBJECTIVES[name].text_source
 def reads_teacher(name): return bool(needs(name) - {"student_logits", "gold"})
 def fit(name, texts): return [*texts, *texts[-1:]] if "preferences" in needs(name) and len(texts) % 2 else list(texts)
@@ -59,7 +61,7 @@ def ready():
 def gradients(obj, b, tensors):
     for x in tensors: x.grad = None
     out = obj(b)
-    if out.sum.requires_grad: out.sum.backward()
+    if out.loss_sum.requires_grad: out.loss_sum.backward()
     return out, [torch.zeros_like(x) if x.grad is None else x.grad.clone() for x in tensors]
 
 
@@ -69,8 +71,8 @@ def near(a, b, rtol=1e-3, atol=1e-5): return torch.allclose(a, b, rtol=rtol, ato
 @pytest.mark.parametrize("name", NAMES)
 def test_the_map_is_filled_in(name):
     entry = OBJECTIVES[name]
-    assert all((entry.summary, entry.source, entry.alignment, entry.bridge, entry.measure, entry.cls.__doc__))
-    assert objective(name).needs <= set(NEEDS) and entry.text_source in entry.text_sources
+    assert all((entry.summary, entry.source, entry.alignment, entry.vocab_map, entry.divergence_label, entry.cls.__doc__))
+    assert objective(name).requires <= set(REQUIREMENTS) and entry.text_source in entry.text_sources
     assert all(isinstance(k, str) and v for k, v in exceptions(name).items())
 
 
@@ -83,10 +85,10 @@ def test_splitting_changes_nothing(pair, ready, name):                          
         for x in leaves(p): x.grad = None
         for n in cut:
             out = obj(batch(pair, some(p, range(at, at + n)), text_source(name)))
-            if out.sum.requires_grad: out.sum.backward()
-            total, count, at = total + out.sum.detach(), count + out.count, at + n
+            if out.loss_sum.requires_grad: out.loss_sum.backward()
+            total, count, at = total + out.loss_sum.detach(), count + out.num_units, at + n
         if "I8" in exceptions(name): continue
-        assert near(whole.sum.detach(), torch.as_tensor(total)) and abs(whole.count - count) < 1e-3
+        assert near(whole.loss_sum.detach(), torch.as_tensor(total)) and abs(whole.num_units - count) < 1e-3
         assert all(near(g, torch.zeros_like(x) if x.grad is None else x.grad) for g, x in zip(grads, leaves(p)))
 
 
@@ -95,7 +97,7 @@ def test_the_order_of_samples_changes_nothing(pair, ready, name):
     p, obj = parts(pair), ready(name, pair)
     order = [2, 3, 0, 1]                                                          # pairs of answers stay side by side
     a, b = (obj(batch(pair, some(p, at), text_source(name))) for at in (range(4), order))
-    assert near(a.sum.detach(), b.sum.detach()) and abs(a.count - b.count) < 1e-3
+    assert near(a.loss_sum.detach(), b.loss_sum.detach()) and abs(a.num_units - b.num_units) < 1e-3
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if reads_teacher(n)])
@@ -112,7 +114,7 @@ def test_shifted_teacher_rows_change_the_result(pair, ready, name):             
     p = parts(pair)
     q = {**p, "teacher_logits": [x.roll(1, 0) for x in p["teacher_logits"]], "ht": [x.roll(1, 0) for x in p["ht"]]}
     a, b = (ready(name, pair)(batch(pair, x, text_source(name))) for x in (p, q))
-    assert abs(float(a.sum.detach() - b.sum.detach())) > 1e-4
+    assert abs(float(a.loss_sum.detach() - b.loss_sum.detach())) > 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,7 +123,7 @@ def test_padded_heads_change_nothing(pair, ready, name):                        
     wide = lambda x: torch.cat([x.detach(), torch.full((len(x), 37), 9.)], 1)
     q = {**p, "student_logits": [wide(x).requires_grad_() for x in p["student_logits"]], "teacher_logits": [wide(x) for x in p["teacher_logits"]]}
     a, b = (gradients(obj, batch(pair, x, text_source(name)), x["student_logits"]) for x in (p, q))
-    assert near(a[0].sum.detach(), b[0].sum.detach()) and all(near(x, y[:, : x.shape[1]]) and not y[:, x.shape[1]:].any() for x, y in zip(a[1], b[1]))
+    assert near(a[0].loss_sum.detach(), b[0].loss_sum.detach()) and all(near(x, y[:, : x.shape[1]]) and not y[:, x.shape[1]:].any() for x, y in zip(a[1], b[1]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,7 +134,7 @@ def test_no_gradient_reaches_the_teacher(pair, ready, name):                    
     b = batch(pair, p, text_source(name))
     b.extra["hidden"] = Hidden(p["hs"], p["ht"], *head)
     out = ready(name, pair)(b)
-    if out.sum.requires_grad: out.sum.backward()
+    if out.loss_sum.requires_grad: out.loss_sum.backward()
     assert all(x.grad is None or not x.grad.any() for x in (*p["teacher_logits"], *p["ht"], *head))
 
 
@@ -140,9 +142,9 @@ def test_no_gradient_reaches_the_teacher(pair, ready, name):                    
 def test_empty_responses(pair, ready, name):                                      # D14
     p, obj = parts(pair, fit(name, ("", "7 altogether."))), ready(name, pair)
     out, grads = gradients(obj, batch(pair, p, text_source(name)), leaves(p))
-    assert torch.isfinite(out.sum) and all(torch.isfinite(g).all() for g in grads)
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(g).all() for g in grads)
     none = obj(batch(pair, parts(pair, fit(name, ("", "")), stop=False), text_source(name)))
-    assert float(none.sum.detach()) == 0 and none.count in (0, 1)                          # a pair of empty answers is a pair
+    assert float(none.loss_sum.detach()) == 0 and none.num_units in (0, 1)                          # a pair of empty answers is a pair
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,7 +152,7 @@ def test_impossible_teacher_tokens_leave_the_gradient_finite(pair, ready, name):
     p = parts(pair)
     for x in p["teacher_logits"]: x[:, ::3] = -torch.inf
     out, grads = gradients(ready(name, pair), batch(pair, p, text_source(name)), leaves(p))
-    assert torch.isfinite(out.sum) and all(torch.isfinite(g).all() for g in grads)
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(g).all() for g in grads)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,7 +161,7 @@ def test_every_token_has_a_signal_or_a_reason(pair, ready, name):               
     silent = out.ledger["weight"] == 0
     assert (out.ledger["reason"][silent] > 0).all() and (out.ledger["reason"][~silent] == 0).all()
     assert all(Reason(w).text for w in np.unique(out.ledger["reason"][silent])) and abs(out.stats["coverage"] - (~silent).mean()) < 1e-6
-    assert out.count > 0 and abs(out.count - out.ledger["weight"].sum()) < 1e-3 * out.count
+    assert out.num_units > 0 and abs(out.num_units - out.ledger["weight"].sum()) < 1e-3 * out.num_units
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,7 +170,7 @@ def test_half_precision_and_truncated_teachers(pair, ready, name):              
     p["student_logits"] = [x.detach().bfloat16().requires_grad_() for x in p["student_logits"]]
     cut = {k: [x[:4] for x in p[k]] for k in ("teacher_logits", "ht", "weak_logp", "plus_logp", "minus_logp")}
     out, grads = gradients(ready(name, pair), batch(pair, {**p, **cut}, text_source(name)), leaves(p))
-    assert out.sum.dtype == torch.float32 and torch.isfinite(out.sum) and all(torch.isfinite(g).all() for g in grads)
+    assert out.loss_sum.dtype == torch.float32 and torch.isfinite(out.loss_sum) and all(torch.isfinite(g).all() for g in grads)
 
 
 @pytest.mark.parametrize("name", spared("I3"))
@@ -232,7 +234,7 @@ def test_names_of_teacher_ids_mean_nothing(name):                               
 def test_any_text(pair, ready, name, texts):                                      # I9
     p = parts(pair, texts)
     out, grads = gradients(ready(name, pair), batch(pair, p, text_source(name)), leaves(p))
-    assert torch.isfinite(out.sum) and all(torch.isfinite(g).all() for g in grads) and len(out.token_loss) == sum(map(len, p["student_ids"]))
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(g).all() for g in grads) and len(out.token_loss) == sum(map(len, p["student_ids"]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -245,7 +247,7 @@ def test_an_incomplete_character_of_the_student(pair, ready, name):             
     for k, ids, width in (("student", broken, len(s)), ("teacher", t, len(pair.teacher))): p[f"{k}_ids"][0], p[f"{k}_logits"][0] = ids, torch.randn(len(ids), width, generator=g)
     for k, n in (("behaviour_logp", len(broken)), ("reference_logp", len(broken)), ("weak_logp", len(t)), ("plus_logp", len(t)), ("minus_logp", len(t))): p[k][0] = -torch.rand(n, generator=g)
     p["hs"][0], p["ht"][0] = torch.randn(len(broken), 6, generator=g), torch.randn(len(t), 8, generator=g)
-    assert torch.isfinite(ready(name, pair)(batch(pair, p, text_source(name))).sum)
+    assert torch.isfinite(ready(name, pair)(batch(pair, p, text_source(name))).loss_sum)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -254,7 +256,7 @@ def test_a_window_silences_what_is_outside(pair, ready, name):
     window = [np.arange(len(x)) >= len(x) // 2 for x in p["student_ids"]]
     out = ready(name, pair)(batch(pair, p, text_source(name), window=window))
     outside = ~np.concatenate(window)
-    assert not (out.ledger["weight"][outside] > 0).any() and (out.ledger["reason"][outside] > 0).all() and torch.isfinite(out.sum)
+    assert not (out.ledger["weight"][outside] > 0).any() and (out.ledger["reason"][outside] > 0).all() and torch.isfinite(out.loss_sum)
 
 
 @pytest.mark.parametrize("name", NAMES)

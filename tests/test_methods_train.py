@@ -27,7 +27,7 @@ def third(name):
 def distiller(name, out, **how):
     knobs = {"warmup_steps": 0} | how.pop("config", {})
     student = load_side("tiny", "teacher", "cpu") if OBJECTIVES[name].equal_vocabularies else load_side("tiny", "student", "cpu")
-    others = {THIRD[n]: "tiny" for n in objective(name).needs & set(THIRD)}
+    others = {THIRD[n]: "tiny" for n in objective(name).requires & set(THIRD)}
     if others: others = {k: third(k) for k in others}
     return Distiller((student.model, student.tokenizer), "tiny", ITEMS, objective=name, config=config(out, **knobs), auxiliary_models=others, **how)
 

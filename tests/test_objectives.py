@@ -6,7 +6,8 @@ import torch
 
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
-from xtokd.objectives import divergence, objective
+from xtokd.objectives.divergences import divergence
+from xtokd.objectives import objective
 from xtokd.objectives.policy.sampled import CREDITS, chunk_advantage
 from xtokd.alignment.pair import Pair
 
@@ -35,7 +36,7 @@ def make(pair, texts=TEXTS, seed=0, scale=1., pad=0, shift=0, stop=True, dtype=t
 
 def gradient(pair, name, **how):
     b, rows, _ = make(pair, **how)
-    objective(name)(b).sum.backward()
+    objective(name)(b).loss_sum.backward()
     return torch.cat([r.grad[:, : len(pair.student)] for r in rows])
 
 
@@ -43,7 +44,7 @@ def gradient(pair, name, **how):
 @pytest.mark.parametrize("kind", ["fkl", "rkl", "jsd"])
 def test_divergences_are_never_negative(pair, name, kind):                        # D12
     out = objective(name, divergence=kind)(make(pair)[0])
-    assert (out.token_loss > -1e-5).all() and torch.isfinite(out.sum)
+    assert (out.token_loss > -1e-5).all() and torch.isfinite(out.loss_sum)
 
 
 def test_truncated_teacher_is_masked_and_not_shifted(pair):                       # D23
@@ -52,7 +53,7 @@ def test_truncated_teacher_is_masked_and_not_shifted(pair):                     
     kept = short.alignment.student_chunk >= 0
     for name in ("cover", "bpm", "strict", "sampled"):
         out = objective(name)(short)
-        assert (out.ledger["weight"][~kept] == 0).all() and out.count > 0
+        assert (out.ledger["weight"][~kept] == 0).all() and out.num_units > 0
     full, cut = (objective("strict")(x).ledger["signal"] for x in (b, short))
     same = np.flatnonzero(short.alignment.student_chunk >= 0)
     assert np.allclose(full[same], cut[same], atol=1e-5)
@@ -73,7 +74,7 @@ def test_incomplete_character_in_the_sample(pair):                              
     b = PairBatch.from_logits(pair, [broken], [t], [torch.randn(len(broken), len(s))], [torch.randn(len(t), len(pair.teacher))])
     for name in NAMES:
         out = objective(name)(b)
-        assert torch.isfinite(out.sum) and (name == "sft" or (out.ledger["reason"][1:3] > 0).all())
+        assert torch.isfinite(out.loss_sum) and (name == "sft" or (out.ledger["reason"][1:3] > 0).all())
     al = b.alignment[0]
     for s0, s1, t0, t1 in al.chunks:
         assert b"".join(s.bytes[i] for i in broken[s0:s1]) == b"".join(pair.teacher.bytes[i] for i in t[t0:t1])
@@ -105,7 +106,7 @@ def test_equal_models_do_not_move(pair):
     ids = [ids_of(pair.teacher, x) for x in TEXTS]
     for name in ("strict", "cover", "bpm", "sampled"):
         for r in rows: r.grad = None
-        objective(name)(PairBatch.from_logits(same, ids, ids, rows, [r.detach() for r in rows])).sum.backward()
+        objective(name)(PairBatch.from_logits(same, ids, ids, rows, [r.detach() for r in rows])).loss_sum.backward()
         assert max(r.grad.abs().max() for r in rows) < 1e-5, name
 
 
@@ -129,13 +130,13 @@ def test_sampled_update_is_minus_the_gradient_of_the_reverse_kl():
     total = 0
     for i in range(n):
         out = objective("sampled", clamp=None)(PairBatch.from_logits(same, [[i]], [[i]], [w], [q]))
-        total = total + p[0, i].detach() * torch.autograd.grad(out.sum, w, retain_graph=True)[0]
+        total = total + p[0, i].detach() * torch.autograd.grad(out.loss_sum, w, retain_graph=True)[0]
     assert torch.allclose(total, exact, atol=1e-5)
 
 
 def test_bf16_rows_are_scored_in_float32(pair):
     b, *_ = make(pair, dtype=torch.bfloat16)
-    assert b.student.logp().dtype == torch.float32 and torch.isfinite(objective("cover")(b).sum)
+    assert b.student.logp().dtype == torch.float32 and torch.isfinite(objective("cover")(b).loss_sum)
 
 
 def test_missing_needs_are_named(pair):

@@ -7,9 +7,10 @@ from hypothesis import given, settings, strategies as st
 from batches import TEXTS, batch, full, parts, some
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch, Rows
-from xtokd.objectives import divergence, objective
-from xtokd.objectives.chunks import ChunkScores, with_stop_role
-from xtokd.objectives.policy.opd import discounted, returns
+from xtokd.objectives.divergences import divergence
+from xtokd.objectives import objective
+from xtokd.objectives.chunks import ChunkLogps, token_logps_merged_stops
+from xtokd.objectives.policy.opd import discounted_sums, returns
 from xtokd.objectives.policy.sampled import surrogate_loss
 from xtokd.alignment.pair import Pair
 
@@ -32,7 +33,7 @@ def same(pair): return Pair(pair.teacher, pair.teacher)
 def test_discounted_sums_stay_inside_their_text(sizes, gamma, seed):
     x = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     off = np.concatenate([[0], np.cumsum(sizes)])
-    got = discounted(x, gamma, off)
+    got = discounted_sums(x, gamma, off)
     for a, b in zip(off, off[1:]):
         for i in range(a, b): assert abs(got[i] - sum(gamma ** (j - i) * x[j] for j in range(i, b))) < 1e-9
 
@@ -51,7 +52,7 @@ def test_opd_is_minus_the_gradient_of_the_rows_reverse_kl():                    
     p = torch.softmax(w, 1).detach()
     exact = torch.autograd.grad(divergence(torch.log_softmax(w, 1), torch.log_softmax(q, 1)).sum(), w)[0]
     for name, knobs in (("opd", {}), ("minillm", dict(single_step=0)), ("minillm", dict(sampled=0))):
-        got = sum(p[0, i] * torch.autograd.grad(objective(name, **knobs)(PairBatch.from_logits(ONE, [[i]], [[i]], [w], [q])).sum, w)[0] for i in range(len(BV)))
+        got = sum(p[0, i] * torch.autograd.grad(objective(name, **knobs)(PairBatch.from_logits(ONE, [[i]], [[i]], [w], [q])).loss_sum, w)[0] for i in range(len(BV)))
         assert torch.allclose(got, exact, atol=1e-6)
 
 
@@ -67,7 +68,7 @@ def test_minillm_is_the_gradient_of_the_texts_reverse_kl():                     
         total = [0, 0]
         for x in texts:
             out = objective(name, **knobs)(PairBatch.from_logits(ONE, [x], [x], [rows(x, root, after)], [rows(x, T0, T1)]))
-            grads = torch.autograd.grad(out.sum, (root, after), allow_unused=True, materialize_grads=True)
+            grads = torch.autograd.grad(out.loss_sum, (root, after), allow_unused=True, materialize_grads=True)
             total = [t + logp(x, root, after).exp().detach() * d for t, d in zip(total, grads)]
         return total
     for name, knobs in (("minillm", dict(gamma=1, normalise=False, single_step=0)), ("minillm", dict(gamma=1, normalise=False, own_step=False)), ("opd", dict(discount=1))):
@@ -80,13 +81,13 @@ def test_corners(pair, same):                                                   
     p.pop("behaviour_logp")
     b = batch(same, p)
     assert np.allclose(objective("minillm", single_step=0)(b).ledger["signal"], objective("opd")(b).ledger["signal"], atol=1e-4)
-    assert torch.allclose(objective("minillm", sampled=0)(b).sum, objective("gkd", beta=1)(b).sum, rtol=1e-5)
-    assert torch.allclose(objective("minillm")(b).sum, objective("opd")(b).sum + objective("gkd", beta=1)(b).sum, rtol=1e-4)
+    assert torch.allclose(objective("minillm", sampled=0)(b).loss_sum, objective("gkd", beta=1)(b).loss_sum, rtol=1e-5)
+    assert torch.allclose(objective("minillm")(b).loss_sum, objective("opd")(b).loss_sum + objective("gkd", beta=1)(b).loss_sum, rtol=1e-4)
     p = parts(pair)
     p.pop("behaviour_logp")
     b = batch(pair, p)
     wide = objective("minillm", gamma=1, normalise=False, clamp=None)(b)
-    x, first = ChunkScores(b), b.alignment.chunks[b.alignment.chunk_sample == 0]
+    x, first = ChunkLogps(b), b.alignment.chunks[b.alignment.chunk_sample == 0]
     assert wide.stats["single_step"] == 0 and abs(wide.ledger["signal"][0] - float((x.teacher_sum - x.student_sum)[: len(first)].sum().detach())) < 1e-3
     one = np.append(b.alignment.kind, -1)[b.alignment.student_chunk] == 0
     assert ((objective("opd")(b).ledger["weight"] > 0) == one).all()
@@ -105,7 +106,7 @@ def test_stops_are_one_event():                                                 
     class TwoStops:
         name, stop_ids = "two stops", (1, 2)
         def __len__(self): return 3
-    told = lambda masses, at: with_stop_role(Rows([torch.tensor([masses], dtype=torch.float64).log()], [[at]], TwoStops()), (1, 2)).item()
+    told = lambda masses, at: token_logps_merged_stops(Rows([torch.tensor([masses], dtype=torch.float64).log()], [[at]], TwoStops()), (1, 2)).item()
     S, T = [.2, .8, 1e-11], [.2099, 1e-4, .79]
     assert abs(np.log(1e-4) - np.log(.8) - -8.987197) < 1e-6 and abs(told(T, 1) - told(S, 1) - -.012452) < 1e-5
 
@@ -120,7 +121,7 @@ def test_behaviour_of_a_stop_keeps_the_ratio_of_its_id(pair):
     out = objective("opd")(b)
     klass = torch.log_softmax(x, 1)[0, 1:].logsumexp(0)
     assert abs(out.ledger["signal"][0] - .3) < 1e-5                               # teacher and student have the same class mass; only the age of the text speaks
-    assert abs(out.sum.item() + .3 * np.exp(.3)) < 1e-5 and klass > token
+    assert abs(out.loss_sum.item() + .3 * np.exp(.3)) < 1e-5 and klass > token
 
 
 def test_surrogate_of_minillm_clips_old_text_only(same):
@@ -139,7 +140,7 @@ def test_ends_without_advantage(pair):                                          
     b, _ = full(pair)
     out, whole = objective("sampled", ends=False)(b), objective("sampled")(b)
     last = b.alignment.student_offsets[1:] - 1
-    assert (out.ledger["reason"][last] == 107).all() and out.count == whole.count - len(last)
+    assert (out.ledger["reason"][last] == 107).all() and out.num_units == whole.num_units - len(last)
     inner = np.delete(np.arange(len(b.student)), last)
     assert np.allclose(out.ledger["signal"][inner], whole.ledger["signal"][inner])
 
@@ -152,7 +153,7 @@ def test_reasons_of_sampled(pair):
     p["teacher_logits"][0][0, p["teacher_ids"][0][0]] = -torch.inf
     for name in METHODS:
         out = objective(name)(batch(pair, p))
-        assert out.ledger["reason"][0] == 109 and out.stats["non_finite"] > 0 and torch.isfinite(out.sum)
+        assert out.ledger["reason"][0] == 109 and out.stats["non_finite"] > 0 and torch.isfinite(out.loss_sum)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -165,8 +166,8 @@ def test_splitting_and_permuting_change_nothing(pair, same, name, equal):
     for cut in ((1, 3), (2, 2), (1, 1, 1, 1)):
         at, found = 0, []
         for n in cut: found.append(run(range(at, at + n))); at += n
-        assert torch.allclose(whole.sum, sum(f.sum for f in found), rtol=1e-4) and whole.count == sum(f.count for f in found)
-    assert torch.allclose(whole.sum, run([2, 0, 3, 1]).sum, rtol=1e-4)
+        assert torch.allclose(whole.loss_sum, sum(f.loss_sum for f in found), rtol=1e-4) and whole.num_units == sum(f.num_units for f in found)
+    assert torch.allclose(whole.loss_sum, run([2, 0, 3, 1]).loss_sum, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -175,8 +176,8 @@ def test_padding_changes_nothing_and_gets_no_gradient(pair, name):
     pad = lambda x, k: torch.cat([x.detach(), torch.full((len(x), k), 9.)], 1)
     wide = {**p, "student_logits": [pad(p["student_logits"][0], 5).requires_grad_()], "teacher_logits": [pad(p["teacher_logits"][0], 3)]}
     out = objective(name)(batch(pair, wide))
-    out.sum.backward()
-    assert torch.allclose(out.sum, objective(name)(batch(pair, p)).sum) and not wide["student_logits"][0].grad[:, len(pair.student):].any()
+    out.loss_sum.backward()
+    assert torch.allclose(out.loss_sum, objective(name)(batch(pair, p)).loss_sum) and not wide["student_logits"][0].grad[:, len(pair.student):].any()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -184,7 +185,7 @@ def test_the_teacher_reaches_the_gradient_and_the_students_own_rows_move_nothing
     def grad(where, scale=1., own=False):
         p = parts(where, TEXTS[:2], scale=scale, same=own)
         p.pop("behaviour_logp")
-        objective(name)(batch(where, p)).sum.backward()
+        objective(name)(batch(where, p)).loss_sum.backward()
         return torch.cat([l.grad for l in p["student_logits"]])
     assert not torch.allclose(grad(pair), grad(pair, 2.), atol=1e-3)
     assert grad(same, own=True).abs().max() < 1e-5
@@ -197,10 +198,10 @@ def test_odd_texts_and_impossible_teacher_tokens(pair, same, name, stop):
         p = parts(where, UNICODE, stop=stop)
         for x in p["teacher_logits"]: x[:, ::3] = -torch.inf
         out = objective(name)(batch(where, p))
-        out.sum.backward()
-        assert torch.isfinite(out.sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"] if l.grad is not None)
+        out.loss_sum.backward()
+        assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in p["student_logits"] if l.grad is not None)
         empty = PairBatch.from_logits(where, [[]], [[]], [torch.zeros(0, len(where.student))], [torch.zeros(0, len(where.teacher))])
-        assert objective(name)(empty).count == 0 and objective(name)(empty).loss == 0
+        assert objective(name)(empty).num_units == 0 and objective(name)(empty).loss == 0
 
 
 def test_non_canonical_samples_under_ones_own_tokenizer(same):                    # 7.5
@@ -211,7 +212,7 @@ def test_non_canonical_samples_under_ones_own_tokenizer(same):                  
     b = PairBatch.from_logits(same, [ids], [plain], [rows(ids)], [rows(plain)])
     size = np.diff(b.alignment.chunks[:, :2], axis=1)[:, 0]
     assert sorted(size)[-1] == (2 if len(plain) < len(ids) else 1) and (size > 1).sum() == (len(plain) < len(ids))
-    for name in METHODS: assert torch.isfinite(objective(name)(b).sum)
+    for name in METHODS: assert torch.isfinite(objective(name)(b).loss_sum)
 
 
 def test_refusals(pair):

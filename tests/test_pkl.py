@@ -6,7 +6,9 @@ import torch
 from batches import batch, parts, some
 from worlds import World, bpe, make_pair, markov
 from xtokd.rows.pair_batch import PairBatch
-from xtokd.objectives import NEEDS, divergence, objective
+from xtokd.objectives.base import REQUIREMENTS
+from xtokd.objectives.divergences import divergence
+from xtokd.objectives import objective
 from xtokd.objectives.projection.bpm import BPM
 from xtokd.objectives.projection.pkl import PKL, Scores, bucket_loss, cover_scores, scores_of
 from xtokd.exact.scorer import Scorer, exact_rows
@@ -71,7 +73,7 @@ def test_equal_tokenizers_and_all_candidates_give_the_forward_kl(pair):
     p = parts(same, same=True)
     for how in ({}, dict(top_k=None), dict(candidates="written"), dict(form="ce")):
         for x in p["student_logits"]: x.grad = None
-        PKL(**how)(batch(same, p)).sum.backward()
+        PKL(**how)(batch(same, p)).loss_sum.backward()
         assert max(x.grad.abs().max() for x in p["student_logits"]) < 1e-4, how
 
 
@@ -85,8 +87,8 @@ def test_twin_world_is_at_rest(twin, text):
                        (dict(scores="given"), scores_of([pruned], 3)), (dict(scores="given", candidates="written"), scores_of([exact], None))):
         b = world_batch(twin, text, **({} if extra is None else {"scores": extra}))
         out = PKL(**how)(b)
-        assert abs(out.sum) < 2e-2 and torch.autograd.grad(out.sum, b.student.logits)[0].nan_to_num().abs().max() < 5e-3, how
-        if extra is not None and "candidates" not in how: assert out.count == len(b.student)
+        assert abs(out.loss_sum) < 2e-2 and torch.autograd.grad(out.loss_sum, b.student.logits)[0].nan_to_num().abs().max() < 5e-3, how
+        if extra is not None and "candidates" not in how: assert out.num_units == len(b.student)
 
 
 def test_projection_is_not_at_rest(twin): assert abs(BPM()(world_batch(twin, "abab")).token_loss[0] - .3466) < 1e-3
@@ -125,7 +127,7 @@ def test_scores_of_digits_are_the_truth_on_both_ways_through_cover(small, monkey
 def test_given_scores_need_no_teacher(twin):
     S, T = twin
     b = PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes["abab"]], [T.codes["abab"]], [torch.randn(4, len(S.bv), requires_grad=True)], scores=scores_of([S.rows(S.codes["abab"])]))
-    assert objective("pkl", scores="given")(b).count == 4 and "scores" in NEEDS
+    assert objective("pkl", scores="given")(b).num_units == 4 and "scores" in REQUIREMENTS
     with pytest.raises(ValueError, match="teacher_logits"): objective("pkl")(b)
     with pytest.raises(ValueError, match="scores"): objective("pkl", scores="given")(world_batch(twin, "abab"))
     with pytest.raises(ValueError, match="3 rows of scores for 4"): objective("pkl", scores="given")(world_batch(twin, "abab", scores=scores_of([S.rows(S.codes["abab"])[:3]])))
@@ -142,7 +144,7 @@ def test_scores_are_joined_over_samples():
 def test_rows_without_candidates_and_broken_scores_are_named(twin):
     ids, q = torch.tensor([[0], [-1], [1], [3]]), torch.tensor([[.5], [0.], [torch.nan], [.5]])
     out = objective("pkl", scores="given")(world_batch(twin, "abab", torch.randn(4, len(twin[0].bv)), scores=Scores(ids, q)))
-    assert out.ledger["reason"].tolist() == [0, 100, 109, 0] and out.count == 2 and torch.isfinite(out.sum)
+    assert out.ledger["reason"].tolist() == [0, 100, 109, 0] and out.num_units == 2 and torch.isfinite(out.loss_sum)
 
 
 def test_all_ways_to_stop_are_one_event(pair):
@@ -154,7 +156,7 @@ def test_all_ways_to_stop_are_one_event(pair):
     ids = [[two.stop_ids[0]]]
     p = torch.softmax(x, 1)[0, list(two.stop_ids)].sum()
     b = PairBatch.from_logits(make_pair(two, pair.teacher), ids, [[pair.teacher.stop_ids[0]]], [x], scores=Scores(torch.tensor(ids), torch.tensor([[.5]])))
-    assert torch.allclose(objective("pkl", scores="given")(b).sum, bucket_loss(torch.tensor([[.5]]), p.log()[None, None])[0], atol=1e-5)
+    assert torch.allclose(objective("pkl", scores="given")(b).loss_sum, bucket_loss(torch.tensor([[.5]]), p.log()[None, None])[0], atol=1e-5)
 
 
 def test_gold_text_mixes_in_cross_entropy(pair):
@@ -162,7 +164,7 @@ def test_gold_text_mixes_in_cross_entropy(pair):
     for text_source in ("teacher", "reference"):
         b = batch(pair, p, text_source=text_source)
         got, own = PKL(ce=.2)(b), PKL()(b)
-        assert torch.allclose(got.sum, .8 * own.sum - .2 * b.student.realised().sum(), rtol=1e-4) and got.count == len(b.student)
+        assert torch.allclose(got.loss_sum, .8 * own.loss_sum - .2 * b.student.realised().sum(), rtol=1e-4) and got.num_units == len(b.student)
     with pytest.raises(ValueError, match="gold"): objective("pkl", ce=.2)(batch(pair, p))
 
 
@@ -178,18 +180,18 @@ def test_batches_samples_and_padding(pair, how):
     whole = obj(batch(pair, p))
     for cut in ((0, 1), (2, 3)), ((3, 1), (2, 0)):
         got = [obj(batch(pair, some(p, at))) for at in cut]
-        assert torch.allclose(whole.sum, sum(x.sum for x in got), rtol=1e-4) and whole.count == sum(x.count for x in got)
+        assert torch.allclose(whole.loss_sum, sum(x.loss_sum for x in got), rtol=1e-4) and whole.num_units == sum(x.num_units for x in got)
     wide = {k: [torch.cat([x.detach(), torch.full((len(x), 3), 9.)], 1).requires_grad_(k[0] == "s") for x in v] if k.endswith("_logits") else v for k, v in p.items()}
     out = obj(batch(pair, wide))
-    out.sum.backward()
-    assert torch.allclose(whole.sum, out.sum, rtol=1e-5) and all((x.grad[:, -3:] == 0).all() and torch.isfinite(x.grad).all() for x in wide["student_logits"])
+    out.loss_sum.backward()
+    assert torch.allclose(whole.loss_sum, out.loss_sum, rtol=1e-5) and all((x.grad[:, -3:] == 0).all() and torch.isfinite(x.grad).all() for x in wide["student_logits"])
 
 
 def test_teacher_reaches_the_gradient_and_may_be_strange(pair):
     def grad(change):
         p = parts(pair)
         p["teacher_logits"] = [change(x) for x in p["teacher_logits"]]
-        objective("pkl")(PairBatch.from_logits(pair, *(p[k] for k in ("student_ids", "teacher_ids", "student_logits", "teacher_logits")))).sum.backward()
+        objective("pkl")(PairBatch.from_logits(pair, *(p[k] for k in ("student_ids", "teacher_ids", "student_logits", "teacher_logits")))).loss_sum.backward()
         return torch.cat([torch.zeros_like(x) if x.grad is None else x.grad for x in p["student_logits"]])
     base = grad(lambda x: x)
     def holes(x): x = x.clone(); x[:, ::3] = -torch.inf; return x
@@ -200,7 +202,7 @@ def test_teacher_reaches_the_gradient_and_may_be_strange(pair):
 def test_strange_texts(pair):
     p = parts(pair, ("", "\u00e9\U0001F60A\u4e2d", "\r\n\t x ", "a\u0301 7"))
     out = PKL()(batch(pair, p))
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
+    out.loss_sum.backward()
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
     empty = PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student))], [torch.zeros(0, len(pair.teacher))])
-    assert PKL()(empty).count == 0
+    assert PKL()(empty).num_units == 0

@@ -282,14 +282,14 @@ def pair_batch(samples, name):
 def hears_the_same(remote, samples, name, knobs):
     "The same losses from the rows of a RemoteTeacher as from TEACHER's."
     obj, b = objective(name, **knobs), pair_batch(samples, name)
-    far, bad = remote.rows([s.teacher_prompt_ids for s in samples], [s.teacher_ids for s in samples], obj.teacher_top)
+    far, bad = remote.rows([s.teacher_prompt_ids for s in samples], [s.teacher_ids for s in samples], obj.teacher_top_k)
     here, there = obj(b), obj(replace(b, teacher=far))
-    assert bad == 0 and here.count == there.count > 0 and torch.allclose(here.token_loss, there.token_loss, atol=1e-4) and abs(float((here.loss - there.loss).detach())) < 1e-4
+    assert bad == 0 and here.num_units == there.num_units > 0 and torch.allclose(here.token_loss, there.token_loss, atol=1e-4) and abs(float((here.loss - there.loss).detach())) < 1e-4
 
 
 @pytest.mark.parametrize("name, knobs", LOCAL, ids=lambda x: x if isinstance(x, str) else "")
 def test_every_objective_that_can_hears_the_same_over_the_wire(samples, name, knobs):
-    assert objective(name, **knobs).reads(PAIR) in ("realised", "top")
+    assert objective(name, **knobs).teacher_access_for(PAIR) in ("sampled", "top_k")
     with serve(*PASSING, times=1) as s: hears_the_same(remote(s, retries=20), samples, name, knobs)
 
 

@@ -6,7 +6,8 @@ import torch
 from batches import TEXTS, batch, ids_of, leaves, parts, some
 from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
-from xtokd.objectives import OBJECTIVES, divergence, objective
+from xtokd.objectives import OBJECTIVES, objective
+from xtokd.objectives.divergences import divergence
 from xtokd.objectives.matching.simct import SimCT, released_segments, scorable, unit_scores
 from xtokd.alignment.pair import Pair
 
@@ -86,7 +87,7 @@ def test_parts_of_a_character_are_not_equal():
     assert bv.bytes[s[0]].decode(errors="replace")[0] == bv.bytes[t[0]].decode(errors="replace")[0] == "\ufffd"
     b = from_ids(bv, bv, s, t)
     assert b.alignment.chunks.tolist() == [[0, 2, 0, 2]] and len(released_segments(b.alignment)[0]) == 0
-    assert SimCT("released")(b).count == 0 and torch.isfinite(SimCT()(b).sum)
+    assert SimCT("released")(b).num_units == 0 and torch.isfinite(SimCT()(b).loss_sum)
 
 
 def test_four_bytes_against_one_token_keep_the_rest():
@@ -94,7 +95,7 @@ def test_four_bytes_against_one_token_keep_the_rest():
     bv = bpe(a + b"!", [(a[:1], a[1:2]), (a[:2], a[2:3]), (a[:3], a[3:])])
     s, t = [bv.bytes.index(x) for x in (*(a[k: k + 1] for k in range(4)), b"!")], [bv.bytes.index(x) for x in (a, b"!")]
     b = from_ids(bv, bv, s, t)
-    assert b.alignment.chunks.tolist() == [[0, 4, 0, 1], [4, 5, 1, 2]] and SimCT()(b).count == 2
+    assert b.alignment.chunks.tolist() == [[0, 4, 0, 1], [4, 5, 1, 2]] and SimCT()(b).num_units == 2
     assert released_segments(b.alignment)[0].tolist() == [[0, 5, 0, 2]]
 
 
@@ -117,7 +118,7 @@ def test_equal_tokenizers_give_the_reverse_kl(pair, variant):
     b = batch(same, parts(same))
     want = divergence(b.student.logp(), b.teacher.logp(), "rkl").detach()
     out = SimCT(variant)(b)
-    assert torch.allclose(out.token_loss, want, atol=1e-5) and out.unit == "chunk" and out.count == len(want)
+    assert torch.allclose(out.token_loss, want, atol=1e-5) and out.unit == "chunk" and out.num_units == len(want)
 
 
 # ---- properties -------------------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def test_a_unit_that_is_a_shared_token_is_in_the_space_once(pair):
     other = bpe("abc", [("a", "b"), ("b", "c")])
     ab = bv.bytes.index
     b = from_ids(bv, other, [ab(b"a"), ab(b"b"), ab(b"c")], [other.bytes.index(b"ab"), other.bytes.index(b"c")])
-    assert len(scorable(b)[0]) == 0 and SimCT()(b).count == 2
+    assert len(scorable(b)[0]) == 0 and SimCT()(b).num_units == 2
 
 
 @pytest.mark.parametrize("units", ["sample", "own"])
@@ -169,11 +170,11 @@ def test_batches_samples_and_padding(pair, variant, units):
     whole = obj(batch(pair, p))
     for cut in ((0, 1), (2, 3)), ((3, 1), (2, 0)):
         got = [obj(batch(pair, some(p, at))) for at in cut]
-        assert torch.allclose(whole.sum, sum(x.sum for x in got), rtol=1e-5) and np.isclose(whole.count, sum(x.count for x in got))
+        assert torch.allclose(whole.loss_sum, sum(x.loss_sum for x in got), rtol=1e-5) and np.isclose(whole.num_units, sum(x.num_units for x in got))
     wide = {k: [torch.cat([x.detach(), torch.full((len(x), 3), 9.)], 1).requires_grad_(k[0] == "s") for x in v] if k.endswith("_logits") else v for k, v in p.items()}
     out = obj(batch(pair, wide))
-    out.sum.backward()
-    assert torch.allclose(whole.sum, out.sum, rtol=1e-5) and all((x.grad[:, -3:] == 0).all() and torch.isfinite(x.grad).all() for x in wide["student_logits"])
+    out.loss_sum.backward()
+    assert torch.allclose(whole.loss_sum, out.loss_sum, rtol=1e-5) and all((x.grad[:, -3:] == 0).all() and torch.isfinite(x.grad).all() for x in wide["student_logits"])
 
 
 @pytest.mark.parametrize("variant", BOTH)
@@ -181,7 +182,7 @@ def test_teacher_reaches_the_gradient_and_may_be_strange(pair, variant):
     def grad(change):
         p = parts(pair)
         p["teacher_logits"] = [change(x) for x in p["teacher_logits"]]
-        objective("simct", variant=variant)(PairBatch.from_logits(pair, *(p[k] for k in ("student_ids", "teacher_ids", "student_logits", "teacher_logits")))).sum.backward()
+        objective("simct", variant=variant)(PairBatch.from_logits(pair, *(p[k] for k in ("student_ids", "teacher_ids", "student_logits", "teacher_logits")))).loss_sum.backward()
         return torch.cat([torch.zeros_like(x) if x.grad is None else x.grad for x in p["student_logits"]])
     base = grad(lambda x: x)
     def holes(x): x = x.clone(); x[:, ::3] = -torch.inf; return x
@@ -194,7 +195,7 @@ def test_teacher_reaches_the_gradient_and_may_be_strange(pair, variant):
 def test_equal_models_are_at_rest(pair, variant):
     same = Pair(pair.teacher, pair.teacher)
     p = parts(same, same=True)
-    SimCT(variant)(batch(same, p)).sum.backward()
+    SimCT(variant)(batch(same, p)).loss_sum.backward()
     assert max(x.grad.abs().max() for x in p["student_logits"]) < 1e-6
 
 
@@ -203,10 +204,10 @@ def test_strange_texts(pair, variant):
     texts = ("", "\u00e9\U0001F60A\u4e2d", "\r\n\t x ", "a\u0301 7")
     p = parts(pair, texts)
     out = SimCT(variant)(batch(pair, p))
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
+    out.loss_sum.backward()
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
     empty = PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student))], [torch.zeros(0, len(pair.teacher))])
-    assert SimCT(variant)(empty).count == 0
+    assert SimCT(variant)(empty).num_units == 0
 
 
 @pytest.mark.parametrize("variant", BOTH)
@@ -215,12 +216,12 @@ def test_no_shared_token(variant):
     b = from_ids(s, t, s.encode("ab"), [t.bytes.index(b"ab")])
     b.pair.vocab = type("V", (), dict(identical=False, shared_student=np.zeros(0, int), shared_teacher=np.zeros(0, int), stop_student=np.zeros(0, int), stop_teacher=np.zeros(0, int), student=s))()
     out = SimCT(variant)(b)
-    assert out.sum == 0 and out.count == 0
+    assert out.loss_sum == 0 and out.num_units == 0
 
 
 def test_min_mass_leaves_rows_out(pair):
     b = batch(pair, parts(pair, scale=8.))
-    counts = [SimCT(v, min_mass=m)(b).count for v in BOTH for m in (0., .5)]
+    counts = [SimCT(v, min_mass=m)(b).num_units for v in BOTH for m in (0., .5)]
     assert counts[0] > counts[1] and counts[2] > counts[3]
 
 

@@ -7,7 +7,8 @@ from batches import TEXTS, batch as make, full, parts
 from hypothesis import given, settings, strategies as st
 
 from xtokd.rows.pair_batch import Rows
-from xtokd.objectives import OBJECTIVES, READS, methods, objective
+from xtokd.objectives import OBJECTIVES, methods, objective
+from xtokd.objectives.base import TEACHER_ACCESS
 from xtokd.alignment.pair import Pair
 from xtokd.rows.topk import ThinRows, WholeRowsNeeded, joined, thin
 
@@ -26,7 +27,7 @@ class Stops:
     def __len__(self): return len(self.bv)
 
 
-def text_source(obj): return "reference" if "gold" in obj.needs or obj.text_source == "reference" else obj.text_source
+def text_source(obj): return "reference" if "gold" in obj.requires or obj.text_source == "reference" else obj.text_source
 
 
 def both(name, knobs, pair=PAIR, seed=0):
@@ -35,9 +36,9 @@ def both(name, knobs, pair=PAIR, seed=0):
     for slim in (False, True):
         obj = objective(name, **knobs)
         b, leaves = full(pair, text_source=text_source(obj), seed=seed)
-        if slim: b = replace(b, teacher=thin(b.teacher, obj.teacher_top))
+        if slim: b = replace(b, teacher=thin(b.teacher, obj.teacher_top_k))
         out = obj(b)
-        if out.sum.requires_grad: out.sum.backward()
+        if out.loss_sum.requires_grad: out.loss_sum.backward()
         found.append((out, [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]))
     return found
 
@@ -45,9 +46,9 @@ def both(name, knobs, pair=PAIR, seed=0):
 @pytest.mark.parametrize("name, knobs, pair", [(*x, PAIR) for x in THIN] + [(*x, SAME) for x in EQUAL])
 def test_thin_rows_are_enough_where_the_objective_says_so(name, knobs, pair):
     obj = objective(name, **knobs)
-    assert obj.reads(pair) in ("realised", "top", "none") and (obj.reads(pair) == "top") == (obj.teacher_top > 0)
+    assert obj.teacher_access_for(pair) in ("sampled", "top_k", "none") and (obj.teacher_access_for(pair) == "top_k") == (obj.teacher_top_k > 0)
     (a, ga), (b, gb) = both(name, knobs, pair)
-    assert a.count == b.count > 0 and torch.allclose(a.sum, b.sum, rtol=1e-5, atol=1e-6) and torch.allclose(a.token_loss, b.token_loss, atol=1e-5)
+    assert a.num_units == b.num_units > 0 and torch.allclose(a.loss_sum, b.loss_sum, rtol=1e-5, atol=1e-6) and torch.allclose(a.token_loss, b.token_loss, atol=1e-5)
     assert any(x.abs().sum() > 0 for x in ga) and all(torch.allclose(x, y, atol=1e-6) for x, y in zip(ga, gb))
     assert (a.ledger["reason"] == b.ledger["reason"]).all()
 
@@ -56,12 +57,12 @@ def test_thin_rows_are_enough_where_the_objective_says_so(name, knobs, pair):
 def test_what_a_class_says_that_it_reads_is_true(name):
     "Realised or none: thin rows do, on this pair. All: they are refused, by the objective's name and with those that would do; and without that check a whole row is asked for."
     obj = objective(name)
-    assert obj.reads(PAIR) in READS and type(obj).teacher_reads in READS
+    assert obj.teacher_access_for(PAIR) in TEACHER_ACCESS and type(obj).teacher_access in TEACHER_ACCESS
     pair = SAME if obj.equal_vocabularies else PAIR
     b, _ = full(pair, text_source=text_source(obj))
     b = replace(b, teacher=thin(b.teacher))
-    if obj.reads(pair) != "all":
-        assert obj(b).count > 0
+    if obj.teacher_access_for(pair) != "full":
+        assert obj(b).num_units > 0
         return
     with pytest.raises(ValueError, match=f"{name!r} reads whole rows.*sampled") as e: obj(b)
     assert not isinstance(e.value, WholeRowsNeeded)
@@ -70,19 +71,19 @@ def test_what_a_class_says_that_it_reads_is_true(name):
 
 
 def test_minillm_reads_whole_rows_only_with_equal_vocabularies():
-    assert objective("minillm").reads(PAIR) == "realised" and objective("minillm").reads(SAME) == "all" == objective("minillm", single_step=.5).reads(PAIR)
-    assert objective("minillm", single_step=0).reads(SAME) == "realised"
+    assert objective("minillm").teacher_access_for(PAIR) == "sampled" and objective("minillm").teacher_access_for(SAME) == "full" == objective("minillm", single_step=.5).teacher_access_for(PAIR)
+    assert objective("minillm", single_step=0).teacher_access_for(SAME) == "sampled"
 
 
 def test_the_list_of_methods_says_what_each_reads():
-    found = {m["method"]: m["reads of the teacher"] for m in methods()}
-    assert set(found.values()) <= set(READS.values()) and found["sampled"] == READS["realised"] and found["cover"] == READS["all"] and found["sft"] == READS["none"]
+    found = {m["method"]: m["teacher access"] for m in methods()}
+    assert set(found.values()) <= set(TEACHER_ACCESS.values()) and found["sampled"] == TEACHER_ACCESS["sampled"] and found["cover"] == TEACHER_ACCESS["full"] and found["sft"] == TEACHER_ACCESS["none"]
 
 
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(0, 4), min_size=0, max_size=4), k=st.integers(0, 30), stops=st.lists(st.integers(0, 400), min_size=1, max_size=4, unique=True), seed=st.integers(0, 99))
 def test_thin_keeps_what_the_rows_say(sizes, k, stops, seed):
-    from xtokd.objectives.chunks import with_stop_role
+    from xtokd.objectives.chunks import token_logps_merged_stops
     g, bv = torch.Generator().manual_seed(seed), Stops(PAIR.student, tuple(stops))
     ids = [torch.randint(len(bv), (n,), generator=g).tolist() for n in sizes]
     if ids and ids[0]: ids[0][-1] = stops[0]
@@ -90,7 +91,7 @@ def test_thin_keeps_what_the_rows_say(sizes, k, stops, seed):
     slim = thin(dense, k)
     assert len(slim) == len(dense) and (slim.ids == dense.ids).all() and (slim.offsets == dense.offsets).all()
     assert torch.equal(slim.realised(), dense.realised())
-    assert torch.allclose(with_stop_role(slim, stops), with_stop_role(dense, stops), atol=1e-6)
+    assert torch.allclose(token_logps_merged_stops(slim, stops), token_logps_merged_stops(dense, stops), atol=1e-6)
     if k and len(dense):
         assert torch.equal(slim.topk(k).values, dense.topk(k).values) and torch.equal(slim.topk(k, 0, 1).indices, dense.topk(k, 0, 1).indices)
         known = (slim.topk(k).values.exp().sum(1) + torch.where((slim.topk(k).indices == torch.as_tensor(slim.ids)[:, None]).any(1), 0., slim.realised().exp()))
@@ -108,7 +109,7 @@ def test_a_realised_number_that_is_not_known_is_left_out_and_said():
     out = objective("sampled")(replace(b, teacher=slim))
     chunk = b.alignment.teacher_chunk[3]
     lost = b.alignment.student_chunk == chunk
-    assert torch.isfinite(out.sum) and (out.ledger["reason"][lost] == 109).all() and (out.ledger["weight"][~lost & (b.alignment.student_chunk >= 0)] > 0).all()
+    assert torch.isfinite(out.loss_sum) and (out.ledger["reason"][lost] == 109).all() and (out.ledger["weight"][~lost & (b.alignment.student_chunk >= 0)] > 0).all()
 
 
 @pytest.mark.parametrize("ask", ["logp", "take", "raw"])
@@ -130,5 +131,5 @@ def test_an_empty_batch():
     p = parts(PAIR, ())
     b = make(PAIR, p)
     out = objective("sampled")(replace(b, teacher=thin(b.teacher)))
-    assert out.count == 0 and not out.sum.isnan()
+    assert out.num_units == 0 and not out.loss_sum.isnan()
     assert len(joined([], PAIR.teacher)) == 0

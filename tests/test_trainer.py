@@ -94,10 +94,10 @@ def test_a_micro_batch_without_any_signal_counts_for_nothing(tmp_path):
 
 def test_a_step_without_any_signal_is_an_error(tmp_path):
     class Silent:
-        name, needs, text_source = "silent", objective("strict").needs, "student"
+        name, requires, text_source = "silent", objective("strict").requires, "student"
         def __call__(self, batch):
             out = objective("strict")(batch)
-            out.sum, out.count = out.sum.detach() * 0, 0
+            out.loss_sum, out.num_units = out.loss_sum.detach() * 0, 0
             return out
     with pytest.raises(RuntimeError, match="no student token of this step has a signal.*xtokd doctor"): trainer(tmp_path, Silent()).train()
 

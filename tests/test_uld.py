@@ -53,7 +53,7 @@ def test_the_teachers_names_do_not_matter(pair):                                
     p = parts(pair)
     g = torch.Generator().manual_seed(0)
     mixed = {**p, "teacher_logits": [x[:, torch.randperm(x.shape[1], generator=g)] for x in p["teacher_logits"]]}
-    for how in KNOBS: assert torch.isclose(objective("uld", **how)(batch(pair, p)).sum, objective("uld", **how)(batch(pair, mixed)).sum, rtol=1e-5)
+    for how in KNOBS: assert torch.isclose(objective("uld", **how)(batch(pair, p)).loss_sum, objective("uld", **how)(batch(pair, mixed)).loss_sum, rtol=1e-5)
 
 
 def test_three_rows_against_two(pair):
@@ -62,7 +62,7 @@ def test_three_rows_against_two(pair):
     ids = (ids * 3)[:3]; other = (other * 2)[:2]
     b = PairBatch.from_logits(pair, [ids], [other], [torch.randn(3, len(bv), requires_grad=True)], [torch.randn(2, len(pair.teacher))])
     out = objective("uld", pairing="index")(b)
-    assert out.count == 2 and out.token_loss[2] == 0 and out.ledger["reason"].tolist() == [0, 0, 103]
+    assert out.num_units == 2 and out.token_loss[2] == 0 and out.ledger["reason"].tolist() == [0, 0, 103]
 
 
 def test_index_pairs_start_at_each_samples_first_row(pair):
@@ -89,18 +89,18 @@ def test_parts_padding_and_order(pair, how):                                    
     whole = obj(batch(pair, p))
     for cut in ([[0], [1, 2, 3, 4, 5]], [[3, 0, 5], [4, 1, 2]]):
         out = [obj(batch(pair, some(p, at))) for at in cut]
-        assert torch.isclose(whole.sum, sum(o.sum for o in out), rtol=1e-5) and whole.count == sum(o.count for o in out)
+        assert torch.isclose(whole.loss_sum, sum(o.loss_sum for o in out), rtol=1e-5) and whole.num_units == sum(o.num_units for o in out)
     wide = {k: [torch.cat([x.detach(), torch.full((len(x), 9), 7.)], 1).requires_grad_() for x in p[k]] if k.endswith("logits") else v for k, v in p.items()}
     out = obj(batch(pair, wide))
-    assert torch.isclose(whole.sum, out.sum, rtol=1e-5)
-    out.sum.backward()
+    assert torch.isclose(whole.loss_sum, out.loss_sum, rtol=1e-5)
+    out.loss_sum.backward()
     assert not any(x.grad[:, len(pair.student):].any() for x in wide["student_logits"])
 
 
 @pytest.mark.parametrize("pairing", ("chunk", "index"))
 def test_gradient_is_that_of_the_formula(pair, pairing):
     b, leaf = full(pair, TEXTS)
-    objective("uld", pairing=pairing)(b).sum.backward()
+    objective("uld", pairing=pairing)(b).loss_sum.backward()
     mine = [x.grad.clone() for x in leaf[: len(TEXTS)]]
     for x in leaf: x.grad = None
     s, t = row_pairs(b.alignment, pairing)
@@ -112,7 +112,7 @@ def test_masked_rows_get_no_gradient(pair):                                     
     p = parts(pair, TEXTS[:2])
     window = [[k % 2 for k in range(len(x))] for x in p["student_ids"]]
     b = batch(pair, p, window=window)
-    objective("uld", pairing="index")(b).sum.backward()
+    objective("uld", pairing="index")(b).loss_sum.backward()
     inside = torch.as_tensor(objective("uld", pairing="index")(b).ledger["weight"] > 0)
     grad = torch.cat([x.grad for x in p["student_logits"]])
     assert not grad[~inside].any() and grad[inside].any()
@@ -121,7 +121,7 @@ def test_masked_rows_get_no_gradient(pair):                                     
 def test_one_row_late_is_another_loss(pair):                                       # D10
     p = parts(pair)
     late = {**p, "teacher_logits": [x.roll(1, 0) for x in p["teacher_logits"]]}
-    for how in KNOBS: assert abs(objective("uld", **how)(batch(pair, p)).sum - objective("uld", **how)(batch(pair, late)).sum) > 1e-3
+    for how in KNOBS: assert abs(objective("uld", **how)(batch(pair, p)).loss_sum - objective("uld", **how)(batch(pair, late)).loss_sum) > 1e-3
 
 
 @pytest.mark.parametrize("how", KNOBS, ids=str)
@@ -129,8 +129,8 @@ def test_student_equal_to_teacher_has_no_gradient(pair, how):
     same = Pair(pair.student, pair.student)
     p = parts(same, TEXTS, same=True)
     out = objective("uld", **how)(batch(same, p))
-    out.sum.backward()
-    assert out.sum == 0 and not any(x.grad.any() for x in p["student_logits"])
+    out.loss_sum.backward()
+    assert out.loss_sum == 0 and not any(x.grad.any() for x in p["student_logits"])
 
 
 def test_gold_text(pair):
@@ -138,7 +138,7 @@ def test_gold_text(pair):
     with pytest.raises(ValueError, match="gold"): objective("uld", ce=1.)(batch(pair, p))
     b = batch(pair, p, "teacher")
     plain, both = (objective("uld", pairing="index", factor=1.5, ce=c)(b) for c in (0, 1.))
-    assert torch.isclose(both.sum, plain.sum - b.student.realised().sum(), rtol=1e-5) and both.count == len(b.student)
+    assert torch.isclose(both.loss_sum, plain.loss_sum - b.student.realised().sum(), rtol=1e-5) and both.num_units == len(b.student)
     assert torch.allclose(realised_logp(b.student, np.arange(len(b.student))), b.student.realised(), atol=1e-6)
 
 
@@ -146,7 +146,7 @@ def test_the_stop_is_left_out_on_request(pair):
     b, _ = full(pair, TEXTS)
     out = objective("uld", skip_stop=True)(b)
     stop = np.isin(b.student.ids, pair.student.stop_ids)
-    assert (out.ledger["reason"][stop] == 107).all() and out.count == len(b.alignment.chunks) - stop.sum()
+    assert (out.ledger["reason"][stop] == 107).all() and out.num_units == len(b.alignment.chunks) - stop.sum()
 
 
 def test_rough_input(pair):                                                        # D14
@@ -158,8 +158,8 @@ def test_rough_input(pair):                                                     
             p["teacher_logits"] = [change(x) for x in p["teacher_logits"]]
             p.pop("weak_logp"), p.pop("plus_logp"), p.pop("minus_logp"), p.pop("hs"), p.pop("ht")
             out = objective("uld", **how)(PairBatch.from_logits(pair, **p))
-            out.sum.backward()
-            assert torch.isfinite(out.sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
+            out.loss_sum.backward()
+            assert torch.isfinite(out.loss_sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
             assert (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
 
 

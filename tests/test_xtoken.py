@@ -8,7 +8,8 @@ from batches import batch, full, parts, some
 from worlds import bpe, digit_groups, make_pair, random_bpe
 from xtokd.alignment.byte_align import align
 from xtokd.rows.pair_batch import PairBatch
-from xtokd.objectives import kl, objective
+from xtokd.objectives.divergences import kl_divergence
+from xtokd.objectives import objective
 from xtokd.objectives.projection.xtoken import (Projection, XToken, build_projection, choose_loss, combine, common_kl, common_set, confidence_weights, dp_align, dp_table, mean_rows, p_kl, piece_weights,
                                      sorted_l1, split_chain)
 from xtokd.alignment.pair import Pair
@@ -120,7 +121,7 @@ def test_means():
     rows = torch.tensor([[1., 2], [99, 99], [3, 4], [5, 6]])
     assert mean_rows(rows, np.array([0, -1, 1, 1]), 2).tolist() == [[1, 2], [4, 5]]
     g = mean_rows(torch.tensor([[.5, .5], [.9, .1]]).log(), np.array([0, 0]), 1).exp()             # trap 10
-    assert torch.allclose(g, torch.tensor([[.6708, .2236]]), atol=5e-5) and abs(g.sum().item() - .8944) < 5e-5 and abs(kl(g.log(), (g / g.sum()).log()).item() + .0998) < 5e-5
+    assert torch.allclose(g, torch.tensor([[.6708, .2236]]), atol=5e-5) and abs(g.sum().item() - .8944) < 5e-5 and abs(kl_divergence(g.log(), (g / g.sum()).log()).item() + .0998) < 5e-5
     assert torch.allclose(split_chain(torch.tensor([[.6, .4]]), torch.tensor([0]), torch.tensor([.5])), torch.tensor([[.3, .4, .3]]))
 
 
@@ -165,46 +166,46 @@ def test_parts_order_and_padding(pair, how):                                    
     p = parts(pair)
     whole = XToken(**how)(batch(pair, p))
     halves = [XToken(**how)(batch(pair, some(p, at))) for at in ([0, 1], [2, 3])]
-    assert whole.sum >= 0 and torch.allclose(whole.sum, sum(h.sum for h in halves), rtol=1e-4) and abs(whole.count - sum(h.count for h in halves)) < 1e-5
-    assert torch.allclose(whole.sum, XToken(**how)(batch(pair, some(p, [3, 1, 0, 2]))).sum, rtol=1e-4)
+    assert whole.loss_sum >= 0 and torch.allclose(whole.loss_sum, sum(h.loss_sum for h in halves), rtol=1e-4) and abs(whole.num_units - sum(h.num_units for h in halves)) < 1e-5
+    assert torch.allclose(whole.loss_sum, XToken(**how)(batch(pair, some(p, [3, 1, 0, 2]))).loss_sum, rtol=1e-4)
     wide = {**p, "student_logits": [torch.cat([x.detach(), torch.full((len(x), 3), 50.)], 1).requires_grad_() for x in p["student_logits"]],
             "teacher_logits": [torch.cat([x, torch.full((len(x), 3), 50.)], 1) for x in p["teacher_logits"]]}
     out = XToken(**how)(batch(pair, wide))
-    out.sum.backward()
-    assert torch.allclose(out.sum, whole.sum, rtol=1e-4) and all((x.grad[:, -3:] == 0).all() and x.grad.abs().sum() > 0 for x in wide["student_logits"])
+    out.loss_sum.backward()
+    assert torch.allclose(out.loss_sum, whole.loss_sum, rtol=1e-4) and all((x.grad[:, -3:] == 0).all() and x.grad.abs().sum() > 0 for x in wide["student_logits"])
 
 
 @pytest.mark.parametrize("how", WAYS)
 def test_identity(same, how):
     b, leaves = full(same)
     s, t = b.student.logp(), b.teacher.logp()
-    plain = kl(s, t).sum() if how.get("reverse_kl") else kl(t, s).sum()
-    assert torch.allclose(XToken(**how)(b).sum, plain, rtol=1e-4)
+    plain = kl_divergence(s, t).sum() if how.get("reverse_kl") else kl_divergence(t, s).sum()
+    assert torch.allclose(XToken(**how)(b).loss_sum, plain, rtol=1e-4)
     b, leaves = full(same, same=True)
     out = XToken(**how)(b)
-    out.sum.backward()
-    assert abs(out.sum.item()) < 1e-4 and all(x.grad is None or x.grad.abs().max() < 1e-5 for x in leaves)
+    out.loss_sum.backward()
+    assert abs(out.loss_sum.item()) < 1e-4 and all(x.grad is None or x.grad.abs().max() < 1e-5 for x in leaves)
 
 
 @pytest.mark.parametrize("how", WAYS)
 def test_the_gradient_is_that_of_the_loss(pair, how):
     p = parts(pair, ("Certainly: 12",))
     out = XToken(**how)(batch(pair, p))
-    out.sum.backward()
+    out.loss_sum.backward()
     x = p["student_logits"][0]
     for at in ((0, 3), (1, 40), (len(x) - 1, pair.student.stop_ids[0])):
         values = []
         for d in (1e-2, -1e-2):
             y = x.detach().clone()
             y[at] += d
-            values.append(XToken(**how)(batch(pair, {**p, "student_logits": [y]})).sum.item())
+            values.append(XToken(**how)(batch(pair, {**p, "student_logits": [y]})).loss_sum.item())
         assert abs((values[0] - values[1]) / 2e-2 - x.grad[at].item()) < 2e-3
 
 
 def test_the_teacher_and_the_right_rows_matter(pair):                             # trap 8
     for how in WAYS[:4]:
         p = parts(pair)
-        out = [XToken(**how)(batch(pair, {**p, "teacher_logits": [x.roll(k, 0) * c for x in p["teacher_logits"]]})).sum.item() for k, c in ((0, 1), (1, 1), (0, 2))]
+        out = [XToken(**how)(batch(pair, {**p, "teacher_logits": [x.roll(k, 0) * c for x in p["teacher_logits"]]})).loss_sum.item() for k, c in ((0, 1), (1, 1), (0, 2))]
         assert len({round(x, 3) for x in out}) == 3
 
 
@@ -217,7 +218,7 @@ def test_relabelled_teacher_ids_change_nothing():
         out = []
         for t, change in ((a, torch.arange(len(a))), (b, moved)):
             ids = [[*bv.encode("ab ca."), bv.stop_ids[0]] for bv in (s, t)]
-            out.append(XToken(**how)(PairBatch.from_logits(make_pair(s, t), [ids[0]], [ids[1]], [rows[: len(ids[0])]], [torch.empty_like(t_rows).index_copy(1, change, t_rows)[: len(ids[1])]])).sum)
+            out.append(XToken(**how)(PairBatch.from_logits(make_pair(s, t), [ids[0]], [ids[1]], [rows[: len(ids[0])]], [torch.empty_like(t_rows).index_copy(1, change, t_rows)[: len(ids[1])]])).loss_sum)
         assert torch.allclose(*out, rtol=1e-4)
 
 
@@ -229,19 +230,19 @@ def test_chain_keeps_a_total_of_one_and_knows_the_chunk(pair):
     s, t = x._chunk_masses(b, k, x._rest(b))
     assert torch.allclose(s.sum(1), torch.ones(len(k)), atol=1e-5) and torch.allclose(t.sum(1), torch.ones(len(k)), atol=1e-5)
     many = b.alignment.kind > 0
-    from xtokd.objectives.chunks import ChunkScores
-    scores = ChunkScores(b)
+    from xtokd.objectives.chunks import ChunkLogps
+    scores = ChunkLogps(b)
     assert torch.allclose(s[many, -1], scores.student_sum.exp()[many], rtol=1e-4) and torch.allclose(t[many, -1], scores.teacher_sum.exp()[many], rtol=1e-4) and (s[~many, -1] == 0).all()
 
 
 def test_the_released_mean_is_lower_than_the_normalised_one(pair):                    # trap 10
     p = parts(pair, scale=6.)
-    assert XToken(loss="p-kl", aggregate="mean")(batch(pair, p)).sum > 0
+    assert XToken(loss="p-kl", aggregate="mean")(batch(pair, p)).loss_sum > 0
     s, t = digit_groups(3), digit_groups(1)
     ids, rows = (s.encode("201"), t.encode("201")), torch.full((3, len(t)), -20.)
     for r, d in enumerate("201"): rows[r, t.bytes.index(d.encode())] = 0
     even = PairBatch.from_logits(make_pair(s, t), [ids[0]], [ids[1]], [torch.zeros(1, len(s))], [rows])
-    got = {a: XToken(loss="p-kl", aggregate=a)(even).sum.item() for a in ("chain", "mean", "released")}
+    got = {a: XToken(loss="p-kl", aggregate=a)(even).loss_sum.item() for a in ("chain", "mean", "released")}
     assert got["chain"] > 0 and got["mean"] > 0 and got["released"] < got["mean"]
 
 
@@ -251,7 +252,7 @@ def test_a_pair_that_shares_nothing_but_the_stop():
     x.prepare(make_pair(s, t))
     assert x.common[0].tolist() == [s.stop_ids[0]]
     b = PairBatch.from_logits(make_pair(s, t), [[s.stop_ids[0]]], [[t.stop_ids[0]]], [torch.zeros(1, 3)], [torch.tensor([[0., 0, 0]])])
-    for how in WAYS: assert abs(XToken(**how)(b).sum.item()) < 1e-5
+    for how in WAYS: assert abs(XToken(**how)(b).loss_sum.item()) < 1e-5
 
 
 def test_lost_mass_is_told(pair):                                                 # trap 11
@@ -264,8 +265,8 @@ def test_learnt_weights(pair):
     b, _ = full(pair)
     x = XToken(loss="p-kl", learn=True)
     out = x(b)
-    assert torch.allclose(out.sum, XToken(loss="p-kl")(b).sum, rtol=1e-4)
-    out.sum.backward()
+    assert torch.allclose(out.loss_sum, XToken(loss="p-kl")(b).loss_sum, rtol=1e-4)
+    out.loss_sum.backward()
     assert x.free.grad.abs().sum() > 0 and (x.free.grad[torch.as_tensor(x.W.ids < 0)] == 0).all()
     w = x.free
     x.prepare(pair)
@@ -276,7 +277,7 @@ def test_gold_text_and_cross_entropy(pair):
     b = full(pair, text_source="reference")[0]
     plain, more = (XToken(ce=c)(b) for c in (0., .1))
     inside = torch.as_tensor(b.alignment.student_chunk >= 0)
-    assert torch.allclose(more.sum - plain.sum, -.1 * b.student.realised()[inside].sum(), rtol=1e-3)
+    assert torch.allclose(more.loss_sum - plain.loss_sum, -.1 * b.student.realised()[inside].sum(), rtol=1e-3)
     with pytest.raises(ValueError, match="its errors"): XToken(ce=.1)(full(pair)[0])
     for how in (dict(loss="x"), dict(aggregate="sum"), dict(top=0)):
         with pytest.raises(ValueError): XToken(**how)
@@ -289,16 +290,16 @@ def test_hard_rows(pair, how):
     p["teacher_logits"][0] = p["teacher_logits"][0][:2]
     p["student_logits"] = [x.detach().to(torch.bfloat16).requires_grad_() for x in p["student_logits"]]
     out = XToken(**how)(PairBatch.from_logits(pair, **p))
-    out.sum.backward()
-    assert torch.isfinite(out.sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
+    out.loss_sum.backward()
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])
     empty = PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student), requires_grad=True)], [torch.zeros(0, len(pair.teacher))])
-    assert XToken(**how)(empty).sum == 0
+    assert XToken(**how)(empty).loss_sum == 0
 
 
 @pytest.mark.parametrize("text", ["👩‍👧 ❤️", "e\u0301", "数据 です", "\ta\tb", "  lead trail  ", "a\r\nb", ""])
 def test_unicode(text):
     s, t = bpe(EVERY, [("a", "b"), (b"\xe6", b"\x95")]), bpe(EVERY, [(" ", "a"), (b"\xf0", b"\x9f"), ("t", "r")])
-    for how in WAYS[:3]: assert torch.isfinite(XToken(**how)(full(make_pair(s, t), (text, "ab"))[0]).sum)
+    for how in WAYS[:3]: assert torch.isfinite(XToken(**how)(full(make_pair(s, t), (text, "ab"))[0]).loss_sum)
 
 
 # ---- several teachers -----------------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def kl(t, q):
     "Divergence [n] of targets t from the truth q, in nats."
     return (t * (np.log(np.maximum(t, 1e-30)) - np.log(np.maximum(q, FLOOR)))).sum(-1).clip(0)
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #e1254d1b
+# %% ../../nbs/09_exact/05_fidelity.ipynb #73b4bf24
 @dataclass
 class Answer:
     "What one objective said of a case."
@@ -114,8 +114,8 @@ def ask(obj, case, label="", family=""):
     old = [torch.log_softmax(l.detach(), -1).gather(1, torch.as_tensor(np.asarray(i, np.int64))[:, None])[:, 0] for l, i in zip(rows, case.student_ids)]
     batch = PairBatch.from_logits(case.pair, case.student_ids, case.teacher_ids, rows, case.teacher_logits, behaviour_logp=old, reference_logp=old)
     out = obj(batch)
-    if not out.sum.requires_grad: raise ValueError("its loss does not depend on the student's rows")
-    grads = torch.autograd.grad(out.sum, rows, allow_unused=True)
+    if not out.loss_sum.requires_grad: raise ValueError("its loss does not depend on the student's rows")
+    grads = torch.autograd.grad(out.loss_sum, rows, allow_unused=True)
     grad = np.concatenate([np.zeros(l.shape) if g is None else g.double().numpy() for g, l in zip(grads, rows)])
     family = family or ("fkl" if obj.text_source == "teacher" else "rkl")     # what sampled texts of that writer estimate
     return Answer(label or obj.name, obj.text_source, family, grad, out.token_loss.double().numpy(), out.ledger)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ERRORS', 'step_means', 'exaccerr', 'token_kl', 'span_gap', 'exposure']
 
-# %% ../../nbs/11_experiments/04_exposure_bias.ipynb #ff800638
+# %% ../../nbs/11_experiments/04_exposure_bias.ipynb #9d567311
 import numpy as np
 import torch
 
-from ..objectives import kl
-from ..objectives.chunks import ChunkScores
+from ..objectives.divergences import kl_divergence
+from ..objectives.chunks import ChunkLogps
 
 # %% ../../nbs/11_experiments/04_exposure_bias.ipynb #0f893bbb
 def step_means(errors):
@@ -27,7 +27,7 @@ def exaccerr(err_student, err_teacher):
     R, eps = a[:k].cumsum(), b[:k].cumsum()
     with np.errstate(divide="ignore", invalid="ignore"): return np.where(R == eps, 0., (R - eps) / eps * 100)
 
-# %% ../../nbs/11_experiments/04_exposure_bias.ipynb #d559a7a2
+# %% ../../nbs/11_experiments/04_exposure_bias.ipynb #0abe6322
 def _by_sample(values, sample, count):
     "Rows [B, L] of values that stand in order of their sample, NaN behind each."
     size = np.bincount(sample, minlength=count)
@@ -41,13 +41,13 @@ def token_kl(batch):
     a = batch.alignment
     if not batch.pair.vocab.identical or not np.array_equal(a.student_ids, a.teacher_ids): raise ValueError("the error `kl` needs the same tokenizer and the same tokens on both sides. Use `span gap` across tokenizers.")
     n = len(batch.student)
-    with torch.no_grad(): values = torch.cat([torch.zeros(0, device=batch.student.device)] + [kl(batch.teacher.logp(lo, min(lo + 64, n)), batch.student.logp(lo, min(lo + 64, n))) for lo in range(0, n, 64)])
+    with torch.no_grad(): values = torch.cat([torch.zeros(0, device=batch.student.device)] + [kl_divergence(batch.teacher.logp(lo, min(lo + 64, n)), batch.student.logp(lo, min(lo + 64, n))) for lo in range(0, n, 64)])
     return _by_sample(values.cpu().numpy(), np.repeat(np.arange(len(a)), np.diff(a.student_offsets)), len(a))
 
 
 def span_gap(batch, absolute=False):
     "log P_T - log P_S of each realised chunk [B, L], cut at zero or absolute."
-    with torch.no_grad(): scores = ChunkScores(batch)
+    with torch.no_grad(): scores = ChunkLogps(batch)
     gap = (scores.teacher_sum - scores.student_sum).cpu().numpy()
     return _by_sample(np.abs(gap) if absolute else np.maximum(gap, 0), batch.alignment.chunk_sample, len(batch))
 

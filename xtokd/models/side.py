@@ -53,7 +53,7 @@ def load_side(x, role, device=None, dtype=None):
     else: raise ValueError(f"{role} is a {type(x).__name__}: give a name, a folder, or (model, tokenizer)")
     return check_fit(Side(name, model, bv))
 
-# %% ../../nbs/06_models/06_side.ipynb #0ba779b3
+# %% ../../nbs/06_models/06_side.ipynb #bbfb27b8
 THIRD = {   # need of an objective: (model, whose ids)
     "reference_logp": ("reference", "student"),
     "weak_logp": ("weak", "teacher"),
@@ -63,7 +63,7 @@ THIRD = {   # need of an objective: (model, whose ids)
 
 def third_models(others, objective, student, teacher, device):
     "Frozen Sides beside student and teacher, by name, from names, folders or (model, tokenizer)"
-    wanted = {name: (student if whose == "student" else teacher) for need, (name, whose) in THIRD.items() if need in objective.needs}
+    wanted = {name: (student if whose == "student" else teacher) for need, (name, whose) in THIRD.items() if need in objective.requires}
     if lost := sorted(set(wanted) - set(others) - {"reference"}):
         raise ValueError(f"objective {getattr(objective, 'name', '')!r} asks for another model: give {', '.join(f'{n}=...' for n in lost)} (a name, a folder, or (model, tokenizer); with the teacher's tokenizer)")
     if extra := sorted(set(others) - set(wanted)): raise TypeError(f"{', '.join(extra)}: Distiller has no such argument, or this objective makes no use of it")

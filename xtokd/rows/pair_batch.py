@@ -102,7 +102,7 @@ def _topk(rows, k, lo=0, hi=None):
 
 Rows.gather, Rows.realised, Rows.topk = _gather, _realised, _topk
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #a1c88966
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #697668f5
 @dataclass(repr=False)
 class PairBatch:
     "Student responses, the same bytes in teacher tokens, their alignment, and both sides' rows."
@@ -114,7 +114,7 @@ class PairBatch:
     behaviour_logp: torch.Tensor | None = None   # [student tokens] log-probs at the time of writing
     reference_logp: torch.Tensor | None = None   # [student tokens] log-probs of the initial student
     temperature: float = 1.0                     # rollout temperature of the student's rows
-    extra: dict = field(default_factory=dict)    # writer, window, hidden, preferences, ...: see `NEEDS` of the objectives
+    extra: dict = field(default_factory=dict)    # writer, window, hidden, preferences, ...: see `xtokd.objectives.base.REQUIREMENTS`
 
     def __len__(self): return len(self.alignment)
 

@@ -8,7 +8,7 @@ __all__ = ['FREE_SETTINGS', 'split_prompts', 'TrainState', 'Checkpoints', 'Evalu
            'run_callbacks', 'check_text_source', 'RunReporter', 'TrainingLoop', 'open_run', 'opening_warnings',
            'arguments_of_run', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #58c72280
+# %% ../../nbs/08_train/11_distiller.ipynb #ea62f042
 import math, sys, threading, time
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,7 +23,7 @@ from ..data.prompts import load_prompts, own_check
 from ..distributed import (
     agree, begin, clip_gradient, cut_optimizer, finish_gradient, gathered, is_sharded, let_go, put_together, shared, whole_weights)
 from ..errors import disk, during
-from ..objectives import refuse_thin
+from ..objectives.base import require_full_rows
 from ..serving.engine import opinion
 from .callbacks import ProgressBar, interruptible
 from .checkpoint import checkpoints, load_checkpoint, rng_state, save_checkpoint, save_student, set_rng_state, whole_folder
@@ -134,7 +134,7 @@ class Evaluator:
             return evaluate(student.model, teacher.model, self.models.pair, self.items, self.check, config.max_new_tokens,
                             micro_batch_size=config.micro_batch_size, max_length=config.max_length, seed=config.seed)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #8be8e6a3
+# %% ../../nbs/08_train/11_distiller.ipynb #c59e8311
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {"output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map", "teacher_offload_dir", "fsdp", "progress",
                  "report_to", "collapse_warnings", "eval_steps", "save_steps", "save_total_limit", "logits"}
@@ -161,7 +161,7 @@ def describe_run(distiller) -> dict:
         "config": asdict(d.config) | {"output_dir": str(d.output_dir)},
         "args": loggable_arguments(d.arguments),
         "objective": getattr(d.objective, "name", repr(d.objective)),
-        "needs": sorted(d.objective.needs),
+        "requires": sorted(d.objective.requires),
         "student": repr(d.student),
         "teacher": repr(d.teacher),
         "fingerprints": {role: side.bv.fingerprint for role, side in sides.items()},
@@ -398,7 +398,7 @@ def arguments_of_run(folder: str | Path, changes: dict) -> dict:
     if lost: raise ValueError(f"{folder} was started with {', '.join(lost)} in memory, which a log cannot give back: pass {lost[0]}=... too")
     return arguments
 
-# %% ../../nbs/08_train/11_distiller.ipynb #5d326f7e
+# %% ../../nbs/08_train/11_distiller.ipynb #2f189e48
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -426,14 +426,14 @@ class Distiller:
         check_text_source(self.objective, config)
         self.callbacks = run_callbacks(config, callbacks, self.accelerator.is_main_process)
         self.models = load_models(student, teacher, config, self.device, sharded_roles)
-        refuse_thin(self.objective, self.teacher, self.pair)
+        require_full_rows(self.objective, self.teacher, self.pair)
         self.items, self.left_out, self.eval_items, self.left_out_eval_items = fitting_prompts(self.models, self.items, self.eval_items, config)
         add_auxiliary(self.models, self.objective, auxiliary_models, self.device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
         shard_models(self.models, sharded_roles, self.device, self.accelerator.num_processes)
         self.output_dir = run_folder(config, self.objective)
         self.state = TrainState(self.student.model, self.objective, config, self.device)
-        self.generator = SampleSource(self.student, self.teacher, config, "preferences" in self.objective.needs, supervision_window, teacher_context)
+        self.generator = SampleSource(self.student, self.teacher, config, "preferences" in self.objective.requires, supervision_window, teacher_context)
         self.stepper = DistillStep(self.models, self.objective, config, self.autocast)
         self.evaluator = Evaluator(self.models, self.eval_items, check or own_check(prompts), config, self.autocast, self.accelerator)
         self.checkpoints = Checkpoints(self.output_dir, self.student, config, self.accelerator)

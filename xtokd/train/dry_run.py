@@ -43,7 +43,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #f615df6e
+# %% ../../nbs/08_train/12_dry_run.ipynb #dc6f3030
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -75,7 +75,7 @@ def dry_run(distiller, num_prompts: int = 10) -> DryRunResult:
     with d.autocast(): samples = d.generator.samples([d.items[i] for i in indices], text_source, combine_seeds(config.seed, 1, 0))
     generation_seconds = time.perf_counter() - began
     d.student.model.train()
-    if "preferences" in d.objective.needs: longest = samples[:max(2, config.micro_batch_size // 2 * 2)]
+    if "preferences" in d.objective.requires: longest = samples[:max(2, config.micro_batch_size // 2 * 2)]
     else: longest = sorted(samples, key=len)[-config.micro_batch_size:]
     parameters = [*d.student.model.parameters(), *d.teacher.model.parameters()]
     with ActivationMeter(parameters) as meter: d.stepper.forward_backward(longest, text_source)

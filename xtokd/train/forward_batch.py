@@ -111,12 +111,12 @@ def teacher_rows(samples: list[Sample], teacher, max_length: int | None = None, 
     kept_states = [h[:g] for h, g in zip(states, good)] if states is not None else None
     return TeacherRows([r[:g] for r, g in zip(rows, good)], kept_states, counts)
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #019373e8
+# %% ../../nbs/08_train/03_forward_batch.ipynb #7349f920
 def top_k_needed(objective, pair: Pair) -> int | None:
     "How many of the largest log-probs of each teacher row an objective reads besides the sampled one; None: it reads full rows."
-    access = objective.reads(pair) if hasattr(objective, "reads") else "all"
-    if access == "realised": return 0
-    return getattr(objective, "teacher_top", 0) if access == "top" else None
+    access = objective.teacher_access_for(pair) if hasattr(objective, "teacher_access_for") else "full"
+    if access == "sampled": return 0
+    return getattr(objective, "teacher_top_k", 0) if access == "top_k" else None
 
 def teacher_top_rows(samples: list[Sample], teacher, max_length: int | None = None, top_k: int = 0, head=None):
     "Rows of the teacher with the log-prob of the sampled token and the `top_k` largest, and counts as in `teacher_rows`."
@@ -138,7 +138,7 @@ def hidden_states(student, teacher, student_states: list, teacher_states: list) 
     def matrix(side, name): return getattr(side.model, f"get_{name}_embeddings")().weight
     return Hidden(student_states, teacher_states, matrix(student, "output"), matrix(teacher, "output"), matrix(student, "input"), matrix(teacher, "input"))
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #aa6b78ff
+# %% ../../nbs/08_train/03_forward_batch.ipynb #e85df265
 @dataclass
 class TeacherSide:
     "The teacher's part of a batch: full rows or top-k rows, as far as the objective reads them."
@@ -156,8 +156,8 @@ class TeacherSide:
 
 def _teacher_side(samples, models, objective, config) -> TeacherSide:
     "The teacher's forward pass, with no more than the objective reads."
-    with_states = "hidden" in objective.needs
-    if "teacher_logits" not in objective.needs and not with_states: return TeacherSide()
+    with_states = "hidden" in objective.requires
+    if "teacher_logits" not in objective.requires and not with_states: return TeacherSide()
     head = None if with_states else choose_head(models.teacher, samples, "teacher", config)
     top_k = top_k_needed(objective, models.pair)
     with during("teacher", config):
@@ -171,7 +171,7 @@ def _extras(samples, models, objective, config, student_ids, teacher_ids, text_s
     "What an objective may need besides rows: auxiliary log-probs, windows, preferences."
     extra = {"text_source": text_source}
     temperature = config.temperature or 1.0
-    for need in THIRD.keys() & objective.needs:
+    for need in THIRD.keys() & objective.requires:
         name, role = THIRD[need]
         side = models.auxiliary[name]
         ids = student_ids if role == "student" else teacher_ids
@@ -179,14 +179,14 @@ def _extras(samples, models, objective, config, student_ids, teacher_ids, text_s
         extra[need] = auxiliary_logp(side, samples, ids, role, own_temperature, choose_head(side, samples, role, config))
     if any(s.window is not None for s in samples):
         extra["window"] = [np.ones(len(ids), bool) if s.window is None else s.window[:len(ids)] for s, ids in zip(samples, student_ids)]
-    if "preferences" in objective.needs: extra["preferences"] = [1 - 2 * (i % 2) for i in range(len(samples))]
+    if "preferences" in objective.requires: extra["preferences"] = [1 - 2 * (i % 2) for i in range(len(samples))]
     return extra
 
 def build_batch(samples: list[Sample], models: ModelSet, objective, config, text_source: str = "student") -> tuple[PairBatch, dict]:
     """One forward pass of both models over some samples.
 
     Returns the PairBatch, whose student rows carry the gradient, and counts of tokens scored, fed and masked on both sides."""
-    with_states = "hidden" in objective.needs
+    with_states = "hidden" in objective.requires
     teacher_side = _teacher_side(samples, models, objective, config)
     student = models.student
     head = None if with_states else choose_head(student, samples, "student", config)
@@ -202,7 +202,7 @@ def build_batch(samples: list[Sample], models: ModelSet, objective, config, text
     if with_states: extra["hidden"] = hidden_states(student, models.teacher, student_states, teacher_side.states)
     batch = PairBatch.from_hidden(models.pair, student_ids, teacher_ids, student_rows, teacher_side.rows, head, teacher_side.head,
                                   prompts=[s.item for s in samples], temperature=config.temperature or 1.0, **extra)
-    if "behaviour_logp" in objective.needs:
+    if "behaviour_logp" in objective.requires:
         with torch.no_grad(): batch.behaviour_logp = batch.student.realised()
     if teacher_side.top_rows is not None: batch.teacher = teacher_side.top_rows.to(batch.student.device)
     counts = teacher_side.counts | {

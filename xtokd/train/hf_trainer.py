@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gather', 'fitting_rows', 'DistillingLogs', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #d206ecce
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #766d3380
 import time, warnings
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from ..distributed import finish_gradient
 from ..models.side import Side, check_fit, third_models
-from ..objectives import refuse_thin
+from ..objectives.base import require_full_rows
 from ..serving.client import open_side
 from .config import DistillConfig, choose_text_source, combine_seeds
 from .distiller import check_signal
@@ -80,7 +80,7 @@ class DistillingLogs:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.extra: self.objective.load_state_dict(load_file(Path(resume_from_checkpoint)/"objective.safetensors"))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #53eab269
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #a9ebd371
 class Distilling(DistillingLogs):
     "Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`. Its data are prompts, its loss is an objective."
     loss_is_scaled_for_ga = True
@@ -101,7 +101,7 @@ class Distilling(DistillingLogs):
                              "or xtokd's own Distiller for FSDP")
         if self.processing_class is None: raise ValueError("processing_class is missing: give the student's tokenizer")
         self._load_sides(teacher, auxiliary_models or {})
-        preferences = "preferences" in self.objective.needs
+        preferences = "preferences" in self.objective.requires
         self.generator = SampleSource(self.student, self.teacher, self.distill, preferences, supervision_window, teacher_context)
         self.stepper = DistillStep(self.models, self.objective, self.distill, self.compute_loss_context_manager)
         sides = {"student": self.student, "teacher": self.teacher}
@@ -116,7 +116,7 @@ class Distilling(DistillingLogs):
         self.teacher.model.eval().requires_grad_(False)
         self.models = ModelSet(self.student, self.teacher)
         self.pair = self.models.pair
-        refuse_thin(self.objective, self.teacher, self.pair)
+        require_full_rows(self.objective, self.teacher, self.pair)
         self.models.auxiliary = third_models(auxiliary, self.objective, self.student, self.teacher, device)
         if hasattr(self.objective, "prepare"): self.objective.prepare(self.pair, self.student, self.teacher)
         has_parameters = isinstance(self.objective, torch.nn.Module)
@@ -141,7 +141,7 @@ class Distilling(DistillingLogs):
         samples = inputs["samples"]
         batch, counts = self.stepper.batch(samples, self.text_source)
         with torch.autocast(self.args.device.type, enabled=False): output = self.stepper.output(batch, samples, counts, self.totals)
-        total = output.sum if output.sum.requires_grad else output.sum + torch.zeros_like(output.sum, requires_grad=True)
+        total = output.loss_sum if output.loss_sum.requires_grad else output.loss_sum + torch.zeros_like(output.loss_sum, requires_grad=True)
         return (total, {"output": output}) if return_outputs else total
 
     def training_step(self, *args, **kwargs):

@@ -24,7 +24,7 @@ from .forward_batch import ModelSet, build_batch
 from .monitor import habit_sums, habits
 from .samples import Sample
 
-# %% ../../nbs/08_train/04_step.ipynb #ce22fea0
+# %% ../../nbs/08_train/04_step.ipynb #8491669d
 def _zeros(size): return field(default_factory=lambda: np.zeros(size))
 
 @dataclass
@@ -57,8 +57,8 @@ class StepTotals:
         "Take in the objective's output on one micro-batch, and the counts of its forward passes."
         ledger, n = output.ledger, len(output.ledger["reason"])
         with_signal = np.bincount(ledger["sample"], ledger["weight"] > 0) if n else np.zeros(0)
-        self.loss += float(output.sum.detach())
-        self.num_units += output.count
+        self.loss += float(output.loss_sum.detach())
+        self.num_units += output.num_units
         self.tokens += n
         self.samples_with_signal += int((with_signal > 0).sum())
         self.entropy += entropy(batch.student)
@@ -116,13 +116,13 @@ def entropy(rows, rows_at_once: int = 64) -> float:
     ends = range(0, len(rows), rows_at_once)
     return sum(float(torch.special.entr(rows.logp(a, min(a + rows_at_once, len(rows))).exp()).sum()) for a in ends)
 
-# %% ../../nbs/08_train/04_step.ipynb #7aade58b
+# %% ../../nbs/08_train/04_step.ipynb #20a94e88
 def make_objective(objective):
     "An objective from its name, from (name, options), or as it is. Raises ValueError for anything else."
     if isinstance(objective, str): return objective_by_name(objective)
     if isinstance(objective, (tuple, list)): return objective_by_name(objective[0], **objective[1])
-    if not hasattr(objective, "needs"):
-        raise ValueError(f"objective is a {type(objective).__name__}: give a name, (name, options), or a callable with `needs` and `text_source`")
+    if not hasattr(objective, "requires"):
+        raise ValueError(f"objective is a {type(objective).__name__}: give a name, (name, options), or a callable with `requires` and `text_source`")
     return objective
 
 def split_micro_batches(samples: list[Sample], size: int, together: int = 1) -> list[list[Sample]]:
@@ -142,7 +142,7 @@ class DistillStep:
 
     def micro_batches(self, samples: list[Sample]) -> list:
         "The micro-batches of a step; None stands for one that only other processes of a sharded model have."
-        together = 2 if "preferences" in self.objective.needs else 1
+        together = 2 if "preferences" in self.objective.requires else 1
         parts = split_micro_batches(samples, self.config.micro_batch_size, together)
         return in_step(parts, self.models.student.model, self.models.teacher.model)
 
@@ -167,7 +167,7 @@ class DistillStep:
             with self.autocast(), watched(self.models.student.model) as outputs:
                 batch, counts = self.batch(part or [EMPTY_SAMPLE], text_source)
             output = self.output(batch, part, counts, totals) if part else None
-            with during("backward", self.config): backward(output.sum if part else None, outputs)
+            with during("backward", self.config): backward(output.loss_sum if part else None, outputs)
         return totals
 
 EMPTY_SAMPLE = Sample({}, [0], [0], [], [])

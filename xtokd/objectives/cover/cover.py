@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['contradicting', 'local_rows', 'fixed_masses', 'joined_cells', 'join_places', 'join_', 'join', 'own_cells',
-           'own_slots', 'own_masses', 'mass_divergence', 'Part', 'student_sums', 'forward_kl', 'part_losses',
-           'kl_by_hand', 'CoverRows', 'CoverStream', 'Cover']
+           'own_slots', 'own_masses', 'Part', 'student_sums', 'forward_kl', 'part_losses', 'kl_by_hand', 'CoverRows',
+           'CoverStream', 'Cover']
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #4267af18
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #c3e6b0eb
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from .. import Objective, blank_mask, divergence, finish
+from ..base import Objective, whitespace_mask, make_output
+from ..divergences import divergence, mass_divergence
 from .cells import cell_graph, components, row_cells, row_links
 from .exact_cells import Joint
 from .hypotheses import Looks, contradicts, look_hypotheses, look_masses, path_logp, row_pieces, tokens_past
@@ -119,23 +120,6 @@ def own_masses(looks, q, hyp, lone, rows, cells):
         m[r, c.lone] += lone[looks.i == rows[r]].sum()
     unknown = np.bincount(looks.i, rest, len(looks.rows)) + np.bincount(looks.i[k], np.where(target < 0, mass, 0.), len(looks.rows))
     return torch.as_tensor(m, device=q.device, dtype=q.dtype), unknown[rows]
-
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #4f06b4cf
-def mass_divergence(m, p, kind="fkl", beta=.5, top_k=None, floor=1e-4):
-    "Divergence [R] between teacher masses [R, C] and student masses [R, C]; both are normalised here. Columns that only p has are impossible for the teacher."
-    m = torch.nn.functional.pad(m.to(p.dtype), (0, p.shape[1] - m.shape[1])) if (kind, top_k) != ("fkl", None) else m.to(p.dtype)
-    m, total = m / m.sum(1, keepdim=True).clamp_min(1e-30), p.sum(1, keepdim=True).clamp_min(1e-30)
-    if kind == "fkl" and top_k is None:       # the default, in as few passes over the columns as there can be
-        return torch.linalg.vecdot(m, m.clamp_min(1e-30).log()) - torch.linalg.vecdot(m, p[:, : m.shape[1]].clamp_min(1e-30).log()) + total[:, 0].log()
-    p = p / total
-    if top_k is not None and top_k < p.shape[1]:
-        at = p.detach().topk(top_k, 1).indices
-        m, p = (torch.cat([x.gather(1, at), x.scatter(1, at, 0.).sum(1, keepdim=True)], 1) for x in (m, p))
-    if kind == "rkl":
-        there = p.detach() > 0                # cells that the student has: rows of one part may have empty columns
-        m = torch.where(there, torch.maximum(m, floor / there.sum(1, keepdim=True).clamp_min(1)), m)
-        m = m / m.sum(1, keepdim=True)
-    return divergence(p.clamp_min(1e-30).log(), m.log(), kind, beta)
 
 # %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #0451a74d
 class Part:
@@ -278,11 +262,11 @@ class CoverStream:
                 a, lo = a + b, hi
             k += 1
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #f0b88d7a
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #39689e52
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     summary, source = "exact masses of cells of the student vocabulary, from one teacher forward", "this package"
-    alignment, bridge, measure = "every place in the teacher's text", "cells of tokens with a known joint mass", "fkl, rkl, jsd"
+    alignment, vocab_map, divergence_label = "every place in the teacher's text", "cells of tokens with a known joint mass", "fkl, rkl, jsd"
     rows_at_once = None   # student tokens whose teacher rows are held together; None: `rows_in_piece`
 
     def __init__(self, divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, doubt=1e-3, max_unknown=.5, floor=1e-4, mask_whitespace=False):
@@ -298,9 +282,9 @@ class Cover(Objective):
         weight[rows], why[rows] = np.where(empty[rows], 0, 1), np.where(empty[rows], Reason.NOT_CANONICAL, 0)
         loss = torch.zeros(n, device=dev).index_add(0, torch.as_tensor(rows, device=dev), value)
         if self.mask_whitespace:
-            blank = blank_mask(batch)
+            blank = whitespace_mask(batch)
             why[blank & (weight > 0)], weight[blank] = Reason.WHITESPACE, 0
-        return finish(batch, loss, torch.as_tensor(weight, device=dev), reason=why, unknown=unknown)
+        return make_output(batch, loss, torch.as_tensor(weight, device=dev), reason=why, unknown=unknown)
 
     def _own_rows(self, batch):
         "Equal tokenizers: the teacher's own rows."

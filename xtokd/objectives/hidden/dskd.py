@@ -6,12 +6,13 @@
 __all__ = ['pad', 'unit_scale', 'attend', 'around', 'to_student', 'teacher_labels', 'seeded', 'widths', 'hidden_of', 'no_gold',
            'reach', 'cross', 'soft', 'follow', 'read_back', 'DSKD']
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #ab7e9941
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #7abe9ceb
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from .. import Objective, divergence, finish, kl
+from ..base import Objective, make_output
+from ..divergences import divergence, kl_divergence
 
 # %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #22c76853
 def pad(x, offsets):
@@ -129,22 +130,22 @@ def follow(logp, head, states, label, temperature=1., kind="fkl", beta=.5):
     ce = -torch.log_softmax(carried, 1).gather(1, label.clamp_min(0)[:, None])[:, 0] * (label >= 0)
     return ce, divergence(soft(logp, temperature), soft(carried.detach(), temperature), kind, beta), carried.argmax(1) == label
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #5d34e52d
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #212077cc
 def read_back(batch, h, states, temperature=1.):
     "Mean over each sample's teacher rows [B] of the forward KL from the student's states, read by the teacher's head, to the teacher's rows."
-    loss = kl(soft(batch.teacher.logp(), temperature), soft(states @ h.teacher_head[: batch.teacher.width].detach().float().mT, temperature))
+    loss = kl_divergence(soft(batch.teacher.logp(), temperature), soft(states @ h.teacher_head[: batch.teacher.width].detach().float().mT, temperature))
     size = np.diff(batch.teacher.offsets)
     sample = torch.as_tensor(np.repeat(np.arange(len(batch)), size), device=loss.device)
     return torch.zeros(len(batch), device=loss.device).index_add(0, sample, loss) / torch.as_tensor(np.maximum(size, 1), device=loss.device)
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #7b2f6014
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #a820f586
 class DSKD(Objective, torch.nn.Module):
     "Rows in both models' spaces through learned projectors and cross-model attention (arXiv 2406.17328); loss unit: token."
     summary, source = "hidden states cross over by learned projectors and attention", "arXiv 2406.17328"
-    alignment, bridge, measure = "learned attention", "hidden states through the other head", "fkl, rkl, jsd + cross-entropy"
-    needs = frozenset({"student_logits", "teacher_logits", "hidden"})
+    alignment, vocab_map, divergence_label = "learned attention", "hidden states through the other head", "fkl, rkl, jsd + cross-entropy"
+    requires = frozenset({"student_logits", "teacher_logits", "hidden"})
     text_source = "teacher"
-    exceptions = {"I1": "the bridge is learned", "I3": "the bridge is learned: at teacher = student the projectors are not the identity",
+    known_exceptions = {"I1": "the bridge is learned", "I3": "the bridge is learned: at teacher = student the projectors are not the identity",
                   "I6": "attention reads the whole answer", "I8": "holds with scale='sample' only"}
 
     def __init__(self, divergence="fkl", beta=.5, temperature=2., labels="gold", leak=True, scale="sample", ce=0., seed=0):
@@ -171,7 +172,7 @@ class DSKD(Objective, torch.nn.Module):
         self.make(h.student.shape[1], h.teacher.shape[1], h.student_embedding.shape[1], h.teacher_embedding.shape[1], h.student.device)
         sample = torch.as_tensor(np.repeat(np.arange(len(batch)), np.diff(batch.student.offsets)), device=batch.student.device)
         lonely, zero = (np.diff(batch.teacher.offsets) == 0)[sample.cpu().numpy()], torch.zeros(n, device=batch.student.device)
-        if not n or lonely.all(): return finish(batch, zero, zero, reason=np.full(n, Reason.NO_TEACHER_ROW))
+        if not n or lonely.all(): return make_output(batch, zero, zero, reason=np.full(n, Reason.NO_TEACHER_ROW))
         from_teacher, from_student = cross(batch, h, self.t2s, self.s2t, self.query, self.leak, self.scale)
         label = teacher_labels(batch) if self.labels == "teacher" else zero.long() - 1 if own else torch.as_tensor(batch.student.ids, device=zero.device)
         ce, kd, agree = follow(batch.student.logp(), h.student_head, from_teacher, label, self.temperature, self.kind, self.beta) if (label >= 0).any() else (zero, zero, zero)
@@ -179,5 +180,5 @@ class DSKD(Objective, torch.nn.Module):
         s2t = read_back(batch, h, from_student, self.temperature)[sample]
         gold = -self.ce * batch.student.realised() if self.ce else zero
         mean = lambda x: float(x.detach().mean())
-        return finish(batch, ce + kd + s2t + gold, torch.as_tensor(~lonely, dtype=zero.dtype, device=zero.device), reason=np.where(lonely, Reason.NO_TEACHER_ROW, 0), t2s_ce=mean(ce), t2s_kd=mean(kd), s2t_kd=mean(s2t),
+        return make_output(batch, ce + kd + s2t + gold, torch.as_tensor(~lonely, dtype=zero.dtype, device=zero.device), reason=np.where(lonely, Reason.NO_TEACHER_ROW, 0), t2s_ce=mean(ce), t2s_kd=mean(kd), s2t_kd=mean(s2t),
                       agreement=mean(agree.float()), labelled=mean((label >= 0).float()))

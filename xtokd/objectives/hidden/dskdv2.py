@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['overlap', 'product', 'head_map', 'eta_walk', 'DSKDv2', 'carry', 'share_in_sample']
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #935a66a0
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #37a66e8a
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from .. import Objective, divergence, finish
+from ..base import Objective, make_output
+from ..divergences import divergence
 from .dskd import follow, hidden_of, no_gold, soft, teacher_labels
 
 # %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #418a8556
@@ -45,13 +46,13 @@ def eta_walk(student, teacher, stops=("</s>", "<|endoftext|>", "<stop>")):
         if move[1]: right += t[j]; j += 1
     return out
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #cf058ec4
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #feb28b22
 class DSKDv2(Objective, torch.nn.Module):
     "Rows in both models' spaces at 1-1 chunks, through maps computed from the heads (arXiv 2504.11426); loss unit: token."
     summary, source = "hidden states cross over by maps between the heads", "arXiv 2504.11426"
-    alignment, bridge, measure = "1-1 chunks", "hidden states through the other head", "fkl, rkl, jsd + cross-entropy"
-    needs = frozenset({"student_logits", "teacher_logits", "hidden"})
-    exceptions = {"I1": "the bridge is the identity where both heads are the same", "I3": "zero where the rows are what the heads read from the states, and the heads are the same"}
+    alignment, vocab_map, divergence_label = "1-1 chunks", "hidden states through the other head", "fkl, rkl, jsd + cross-entropy"
+    requires = frozenset({"student_logits", "teacher_logits", "hidden"})
+    known_exceptions = {"I1": "the bridge is the identity where both heads are the same", "I3": "zero where the rows are what the heads read from the states, and the heads are the same"}
 
     def __init__(self, divergence="fkl", beta=.5, temperature=1., agreement=1., top=None, ce=0.):
         torch.nn.Module.__init__(self)
@@ -79,7 +80,7 @@ class DSKDv2(Objective, torch.nn.Module):
         no_gold(self, batch)
         return carry(self, batch, hidden_of(batch))
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #44b1c6a4
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #f28f034b
 def carry(obj, batch, h):
     "Output of `DSKDv2` for a batch with hidden states `h`."
     n, device, a = len(batch.student), batch.student.device, batch.alignment
@@ -100,7 +101,7 @@ def carry(obj, batch, h):
     if obj.ce: loss, weight = loss - obj.ce * batch.student.realised(), torch.ones_like(weight)
     why = np.zeros(n, np.int16)
     why[rows[~keep, 0]] = Reason.NOT_SHARED
-    return finish(batch, loss, weight, reason=why, t2s_ce=mean(ce), t2s_kd=mean(kd), s2t_kd=mean(s2t), agreement=mean(agree), labelled=float(keep.mean()) if len(keep) else 0.)
+    return make_output(batch, loss, weight, reason=why, t2s_ce=mean(ce), t2s_kd=mean(kd), s2t_kd=mean(s2t), agreement=mean(agree), labelled=float(keep.mean()) if len(keep) else 0.)
 
 
 def share_in_sample(agree, alignment, rows):

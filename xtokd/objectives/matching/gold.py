@@ -6,13 +6,14 @@
 __all__ = ['MERGES', 'MASSES', 'merged_rows', 'Columns', 'with_missing', 'renormalised', 'hybrid_parts', 'same_strings',
            'merged_losses', 'GOLD']
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #8ed00de5
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #f500e099
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from .. import Objective, divergence, finish
-from ..chunks import by_chunk, chunk_weights, ends, over_tokens
+from ..base import Objective, make_output
+from ..divergences import divergence
+from ..chunks import chunk_sum, chunk_weights, is_end_token, broadcast_to_tokens
 from .uld import sorted_l1
 from ...rows.chunked_loss import realised_logp, row_losses
 
@@ -106,11 +107,11 @@ def merged_losses(batch, chunks, compare, merge="observed", late=0, least=-80.):
     value = value + torch.where(sure, slope, 0.) * (s_scale - factor)      # nothing to the value, all to the gradient
     return torch.where(sure, value, 0.), sure
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #ecea9584
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #c2020556
 class GOLD(Objective):
     "Divergence of matched tokens and sorted L1 of the others, between merged rows of each chunk; loss unit: chunk (with `compat`: sequence)."
     summary, source = "merged rows of each chunk: matched tokens by name, the others by rank", "trl 1.16, experimental.gold"
-    alignment, bridge, measure = "chunks", "shared tokens, and rank for the rest", "JSD + sorted L1"
+    alignment, vocab_map, divergence_label = "chunks", "shared tokens, and rank for the rest", "JSD + sorted L1"
 
     def __init__(self, merge="observed", hybrid=True, beta=.5, weights=None, mass="missing", top_k=None, ce=0., compat=False):
         if merge not in MERGES: raise ValueError(f"merge {merge!r} is not known. Choose {' or '.join(MERGES)}.")
@@ -122,19 +123,19 @@ class GOLD(Objective):
         self.merge, self.hybrid, self.beta, self.weights, self.top_k, self.ce, self.compat = merge, hybrid, beta, weights, top_k, ce, compat
         self.mass = None if compat else mass
         self.late, self.least = (int(merge == "observed"), np.log(1e-8)) if compat else (0, -80.)
-        if ce: self.needs = self.needs | {"gold"}
+        if ce: self.requires = self.requires | {"gold"}
 
     def signal(self, batch):
         a, keep, parts = batch.alignment, self.kept(batch.alignment), torch.zeros(2, len(batch.alignment.chunks), device=batch.student.device)
         at = np.flatnonzero(keep)
         found, sure = merged_losses(batch, at, lambda s, t, s_scale, t_scale, now: self.compare(batch, s, t, s_scale, t_scale, parts[:, now]), self.merge, self.late, self.least)
         value, lost = (torch.zeros(len(keep), dtype=x.dtype, device=x.device).index_copy(0, torch.as_tensor(at, device=x.device), x) for x in (found, ~sure))
-        if self.ce: value = value - self.ce * by_chunk(realised_logp(batch.student, np.arange(len(batch.student))), a.student_chunk, len(keep))
+        if self.ce: value = value - self.ce * chunk_sum(realised_logp(batch.student, np.arange(len(batch.student))), a.student_chunk, len(keep))
         keep = keep & ~lost.cpu().numpy()
         share = keep / np.maximum(np.bincount(a.chunk_sample[keep], minlength=len(batch)), 1)[a.chunk_sample] if self.compat else keep
-        why = np.where(over_tokens(batch, lost).cpu().numpy(), Reason.NOT_FINITE, np.where(self.compat & ends(batch), Reason.END_OF_TEXT, 0))
+        why = np.where(broadcast_to_tokens(batch, lost).cpu().numpy(), Reason.NOT_FINITE, np.where(self.compat & is_end_token(batch), Reason.END_OF_TEXT, 0))
         named, rank = (float(x[: len(at)][sure].mean()) if sure.any() else 0. for x in parts)
-        return finish(batch, over_tokens(batch, value), chunk_weights(batch, share), unit="sequence" if self.compat else "chunk", reason=why,
+        return make_output(batch, broadcast_to_tokens(batch, value), chunk_weights(batch, share), unit="sequence" if self.compat else "chunk", reason=why,
                       matched_loss=named, unmatched_loss=rank, matched_weight=self.parts(self.columns(batch))[0])
 
     def kept(self, a):

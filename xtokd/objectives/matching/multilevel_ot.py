@@ -6,12 +6,12 @@
 __all__ = ['ranked', 'columns', 'absolute_difference', 'cross_entropy', 'sinkhorn', 'transport', 'finite_pairs', 'answer_terms',
            'with_gold', 'MultiLevelOT']
 
-# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #21c85603
+# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #3de1e156
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from .. import Objective, finish
+from ..base import Objective, make_output
 from .uld import PAIRINGS, row_pairs
 from ...rows.chunked_loss import handful, realised_logp
 
@@ -78,12 +78,12 @@ def with_gold(batch, loss, weight, ce):
     scale = torch.as_tensor(weight / share, device=loss.device)
     return loss * scale - ce * realised_logp(batch.student, np.arange(len(loss))), share
 
-# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #7c5b8532
+# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #e4fec230
 class MultiLevelOT(Objective):
     "Sequence-ranked columns: absolute differences, cross-entropy and transport of positions (arXiv 2412.14528); loss unit: sequence."
     summary, source = "columns ranked once for each answer; differences, cross-entropy, moved positions", "arXiv 2412.14528"
-    alignment, bridge, measure = "the t-th row with the t-th, or chunk starts; positions may move", "none: rank with rank", "L1 + cross-entropy + optimal transport"
-    exceptions = {"I1": "ignores identity: equal tokenizers do not give an ordinary divergence", "I3": "the cross-entropy of a part of a row and the moved positions do not vanish at equal models",
+    alignment, vocab_map, divergence_label = "the t-th row with the t-th, or chunk starts; positions may move", "none: rank with rank", "L1 + cross-entropy + optimal transport"
+    known_exceptions = {"I1": "ignores identity: equal tokenizers do not give an ordinary divergence", "I3": "the cross-entropy of a part of a row and the moved positions do not vanish at equal models",
                   "I6": "the ranking and the plan are of the whole answer"}
 
     def __init__(self, k=50, alpha=.15, beta=.1, gamma=.1, temperature=1., transport_temperature=2., regular=.1, steps=20, pairing="index", ce=0.):
@@ -92,7 +92,7 @@ class MultiLevelOT(Objective):
         if min(alpha, beta, gamma, ce) < 0: raise ValueError("weights of the loss are 0 or more")
         self.k, self.alpha, self.beta, self.gamma, self.temperatures = k, alpha, beta, gamma, (temperature, transport_temperature)
         self.regular, self.steps, self.pairing, self.ce = regular, steps, pairing, ce
-        if ce: self.needs = self.needs | {"gold"}
+        if ce: self.requires = self.requires | {"gold"}
 
     def signal(self, batch):
         n, dev, parts = len(batch.student), batch.student.device, np.zeros(3)
@@ -108,5 +108,5 @@ class MultiLevelOT(Objective):
             weight[mine], parts = 1 / len(mine), parts + [float(x.detach().sum()) for x in terms]
         if self.ce: loss, weight = with_gold(batch, loss, weight, self.ce)
         count = max(float(weight.sum()), 1.)
-        return finish(batch, loss, torch.as_tensor(weight, device=dev), unit="sequence", reason=np.full(n, Reason.NO_TEACHER_ROW), 
+        return make_output(batch, loss, torch.as_tensor(weight, device=dev), unit="sequence", reason=np.full(n, Reason.NO_TEACHER_ROW), 
                       **dict(zip(("differences", "cross_entropy", "transport"), (parts / count).tolist())))

@@ -6,13 +6,14 @@
 __all__ = ['VARIANTS', 'UNITS', 'many_tokens', 'scorable', 'unit_scores', 'unit_columns', 'released_segments', 'segment_columns',
            'compare', 'over_places', 'SimCT']
 
-# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #5aaf7f0b
+# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #4d1b57cb
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from .. import Objective, divergence, finish
+from ..base import Objective, make_output
+from ..divergences import divergence
 from .strict import shared_logp
 
 # %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #db93226b
@@ -119,7 +120,7 @@ def over_places(batch, of, value, live):
     at, row = (torch.as_tensor(x, device=value.device) for x in (at, place[at]))
     return tuple(torch.zeros(len(chunk), device=value.device).index_copy(0, at, x.float()[row]) for x in (value, share))
 
-# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #216cc3b4
+# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #32950cc7
 VARIANTS, UNITS = ("paper", "released"), ("sample", "own")
 
 
@@ -127,8 +128,8 @@ VARIANTS, UNITS = ("paper", "released"), ("sample", "own")
 class SimCT(Objective):
     "Reverse KL between softmaxes over shared tokens and units with the mean log-prob as score (arXiv 2605.07711); loss unit: chunk."
     summary, source = "one softmax over shared tokens and multi-token units", "arXiv 2605.07711"
-    alignment, bridge, measure = "chunks", "shared tokens and units (mean log-prob)", "rkl, fkl, jsd"
-    exceptions = {"I3": "a geometric mean is no probability: an exact student is not at rest", "I6": "a row's space holds units that the sample writes later (units=\"own\" does not)"}
+    alignment, vocab_map, divergence_label = "chunks", "shared tokens and units (mean log-prob)", "rkl, fkl, jsd"
+    known_exceptions = {"I3": "a geometric mean is no probability: an exact student is not at rest", "I6": "a row's space holds units that the sample writes later (units=\"own\" does not)"}
 
     def __init__(self, variant="paper", units="sample", divergence="rkl", beta=.5, min_mass=0.):
         for name, value, known in (("variant", variant, VARIANTS), ("units", units, UNITS)):
@@ -146,4 +147,4 @@ class SimCT(Objective):
         value, live = compare(torch.cat([shared[0], s_unit], 1), torch.cat([shared[1], t_unit], 1), shared[0].shape[1] + count, self.kind, self.beta)
         live = live & (mass.clamp_max(1.) >= self.min_mass)
         stats = dict(units_per_row=float(np.mean(count)), teacher_mass=float(mass.clamp_max(1.).mean())) if len(c) else {}
-        return finish(batch, *over_places(batch, of, value, live), unit="chunk", **stats)
+        return make_output(batch, *over_places(batch, of, value, live), unit="chunk", **stats)

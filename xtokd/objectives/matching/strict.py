@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['shared_logp', 'restricted', 'Strict', 'coordinates', 'on_teachers']
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #0dac4998
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #38e30fa2
 import numpy as np
 import torch
 
-from .. import Objective, divergence, finish
-from ..chunks import ChunkScores, chunk_weights, over_tokens, top_of
+from ..base import Objective, make_output
+from ..divergences import divergence
+from ..chunks import ChunkLogps, chunk_weights, broadcast_to_tokens, top_k_at_rows
 from ...rows.chunked_loss import row_losses
 
 # %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #5fc46bdf
@@ -34,17 +35,17 @@ def restricted(student, teacher, top_k=None):
         student, teacher = student.gather(1, at), teacher.gather(1, at)
     return torch.log_softmax(student, -1), torch.log_softmax(teacher, -1)
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #a695b264
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #c86bc30e
 class Strict(Objective):
     "Divergence of renormalised shared rows at 1-1 chunks (arXiv 2610.08448); loss unit: token."
     summary, source = "1-1 chunks, shared vocabulary, renormalised", "arXiv 2610.08448"
-    alignment, bridge, measure = "1-1 chunks", "shared tokens", "rkl, fkl, jsd"
+    alignment, vocab_map, divergence_label = "1-1 chunks", "shared tokens", "rkl, fkl, jsd"
     def __init__(self, divergence="rkl", beta=.5, top_k=None, span=0., support="student"):   # whose `top_k`; the teacher's are of its whole row
         if support not in ("student", "teacher"): raise ValueError(f"strict: support {support!r} is not known. Choose student, teacher.")
         if support == "teacher" and not top_k: raise ValueError("strict: support='teacher' compares the teacher's likeliest ids: say how many with top_k, for instance 16.")
         if span < 0: raise ValueError(f"strict: span={span} would drive the chunks' log-probs apart. Choose 0 (no span terms) or more.")
         self.kind, self.beta, self.top_k, self.span, self.support = divergence, beta, top_k, span, support
-        if support == "teacher": self.teacher_reads, self.teacher_top = "top", top_k
+        if support == "teacher": self.teacher_access, self.teacher_top_k = "top_k", top_k
 
     def signal(self, batch):
         a = batch.alignment
@@ -59,14 +60,14 @@ class Strict(Objective):
         spread = lambda x: torch.zeros(n, device=loss.device).index_copy(0, at, x)
         value, weight = self.spans(batch) if self.span else (0., 0.)
         shared = {f"shared_mass_{side}": float(m) / max(len(rows), 1) for side, m in zip(("student", "teacher"), mass)}
-        return finish(batch, spread(loss) + value, spread(torch.ones_like(loss)) + weight, **shared)
+        return make_output(batch, spread(loss) + value, spread(torch.ones_like(loss)) + weight, **shared)
 
     def spans(self, batch):
         "Losses and weights [student tokens] of the chunks that are not 1-1: `span` times the squared gap of their log-probs, one unit a chunk."
-        score = ChunkScores(batch)
+        score = ChunkLogps(batch)
         live = (batch.alignment.kind != 0) & torch.isfinite(score.teacher_sum).cpu().numpy()
         gap = torch.where(torch.as_tensor(live, device=score.teacher_sum.device), score.student_sum.clamp_min(-80 * 16) - score.teacher_sum, 0.)
-        return self.span * over_tokens(batch, gap ** 2), chunk_weights(batch, live)
+        return self.span * broadcast_to_tokens(batch, gap ** 2), chunk_weights(batch, live)
 
 # %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #e74aa28e
 def coordinates(vocab, width):
@@ -77,11 +78,11 @@ def coordinates(vocab, width):
     if len(vocab.stop_student): out[[i for i in vocab.stop_teacher if i < width]] = -2
     return out
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #df1b53d9
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #09d6c38b
 def on_teachers(self, batch, s_rows, t_rows):
     "Output on the teacher's `top_k` of each row that the student has too."
     v, dev, n = batch.pair.vocab, batch.student.device, len(batch.alignment.student_ids)
-    logp, ids = top_of(batch.teacher, t_rows, self.top_k)
+    logp, ids = top_k_at_rows(batch.teacher, t_rows, self.top_k)
     to = torch.as_tensor(coordinates(v, batch.teacher.width), device=dev)[ids.clamp_min(0)].masked_fill(ids < 0, -1)
     stop = to == -2
     logp = torch.where(stop, logp.masked_fill(~stop, -torch.inf).logsumexp(1, keepdim=True), logp)
@@ -97,7 +98,7 @@ def on_teachers(self, batch, s_rows, t_rows):
     spread = lambda x: torch.zeros(n, device=dev).index_copy(0, at, x)
     value, weight = self.spans(batch) if self.span else (0., 0.)
     seen = np.sum(mass, 0) / len(s_rows) if mass else np.zeros(2)
-    return finish(batch, spread(torch.where(sure, found, 0.)) + value, spread(sure.float()) + weight, support_mass_student=float(seen[0]), support_mass_teacher=float(seen[1]))
+    return make_output(batch, spread(torch.where(sure, found, 0.)) + value, spread(sure.float()) + weight, support_mass_student=float(seen[0]), support_mass_teacher=float(seen[1]))
 
 
 Strict.on_teachers = on_teachers

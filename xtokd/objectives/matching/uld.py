@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PAIRINGS', 'ascending', 'sorted_l1', 'top_l1', 'row_pairs', 'ULD']
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #d8b1dd1d
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #fcfa8452
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from ...alignment.reasons import Reason
-from .. import Objective, finish
-from ..chunks import top_of
+from ..base import Objective, make_output
+from ..chunks import top_k_at_rows
 from ...rows.chunked_loss import realised_logp, row_losses
 
 # %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #2acceac9
@@ -51,12 +51,12 @@ def row_pairs(alignment, pairing="chunk"):
     place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     return tuple(np.repeat(x[:-1].astype(np.int64), size) + place for x in (alignment.student_offsets, alignment.teacher_offsets))
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #116670b9
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #32ba3fa6
 class ULD(Objective):
     "L1 of rows sorted by probability (arXiv 2402.12030); loss unit: token, one for each compared row (with `ce`: each token)."
     summary, source = "rows sorted by probability, compared rank by rank", "arXiv 2402.12030"
-    alignment, bridge, measure = "chunk starts, or the t-th row with the t-th", "none: rank with rank", "sorted L1"
-    exceptions = {"I1": "ignores identity: equal tokenizers do not give an ordinary divergence"}
+    alignment, vocab_map, divergence_label = "chunk starts, or the t-th row with the t-th", "none: rank with rank", "sorted L1"
+    known_exceptions = {"I1": "ignores identity: equal tokenizers do not give an ordinary divergence"}
 
     def __init__(self, pairing="chunk", top_k=None, temperature=1., factor=1., skip_stop=False, ce=0.):
         if pairing not in PAIRINGS: raise ValueError(f"pairing {pairing!r} is not known. Choose {' or '.join(PAIRINGS)}.")
@@ -64,8 +64,8 @@ class ULD(Objective):
         if temperature <= 0: raise ValueError(f"temperature={temperature}: choose a positive number.")
         if factor < 0 or ce < 0: raise ValueError(f"factor={factor}, ce={ce}: weights of the loss are 0 or more.")
         self.pairing, self.top_k, self.temperature, self.factor, self.skip_stop, self.ce = pairing, top_k, temperature, factor, skip_stop, ce
-        if top_k and temperature == 1: self.teacher_reads, self.teacher_top = "top", top_k
-        if ce: self.needs = self.needs | {"gold"}
+        if top_k and temperature == 1: self.teacher_access, self.teacher_top_k = "top_k", top_k
+        if ce: self.requires = self.requires | {"gold"}
 
     def signal(self, batch):
         s, t = row_pairs(batch.alignment, self.pairing)
@@ -78,12 +78,12 @@ class ULD(Objective):
         why[s[~sure.cpu().numpy()]] = Reason.NOT_FINITE
         loss, weight = (torch.zeros(n, device=dev).index_copy(0, at, x) for x in (self.factor * loss, sure.float()))
         if self.ce: loss, weight = loss - self.ce * realised_logp(batch.student, np.arange(n)), torch.ones(n, device=dev)
-        return finish(batch, loss, weight, reason=why, compared=float(sure.sum()) / max(n, 1))
+        return make_output(batch, loss, weight, reason=why, compared=float(sure.sum()) / max(n, 1))
 
     def _compare(self, batch, s, t):
         "Losses [R] of the paired rows, and whether the teacher's row is finite [R]."
         sure = torch.ones(len(s), dtype=torch.bool, device=batch.student.device)
-        top = top_of(batch.teacher, t, self.top_k)[0].exp() if getattr(batch.teacher, "thin", False) else None
+        top = top_k_at_rows(batch.teacher, t, self.top_k)[0].exp() if getattr(batch.teacher, "thin", False) else None
         if top is not None: sure = (top > 0).any(1)
         warm = lambda logp: logp.exp() if self.temperature == 1 else (logp / self.temperature).softmax(-1)
 

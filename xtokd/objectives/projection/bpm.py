@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['project', 'spread', 'bpm_targets', 'add_spanning', 'BPM']
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #79c8e741
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #4d929b07
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
 from ...rows.pair_batch import segment_sums
-from .. import Objective, blank_mask, finish
+from ..base import Objective, whitespace_mask, make_output
 from ..cover.cells import cell_graph
-from ..cover.cover import mass_divergence
+from ..divergences import mass_divergence
 from ..cover.hypotheses import Looks, row_pieces
 from ...rows.chunked_loss import row_losses
 
@@ -90,11 +90,11 @@ def add_spanning(target, coords, looks, graph, q, realised, s_ids):
     target[r, u] += mass
     coords[r, u] = True
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #75b6c73d
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #e9559bf9
 class BPM(Objective):
     "Divergence between the projected teacher row and the student, with a none bucket on both sides; loss unit: token."
     summary, source = "teacher mass projected on the longest student prefix, with a none bucket", "arXiv 2607.22334"
-    alignment, bridge, measure = "every place in the teacher's text", "longest student token that is a prefix", "fkl, rkl, jsd"
+    alignment, vocab_map, divergence_label = "every place in the teacher's text", "longest student token that is a prefix", "fkl, rkl, jsd"
     rows_at_once = 512
 
     def __init__(self, divergence="fkl", beta=.5, mask_whitespace=False):
@@ -111,9 +111,9 @@ class BPM(Objective):
             loss = loss.index_add(0, torch.as_tensor(rows, device=loss.device), value)
             weight[rows] = 1
             none.append(bucket)
-        why = np.where(blank_mask(batch) & self.mask_whitespace, Reason.WHITESPACE, 0)
+        why = np.where(whitespace_mask(batch) & self.mask_whitespace, Reason.WHITESPACE, 0)
         weight[why > 0] = 0
-        return finish(batch, loss, torch.as_tensor(weight, device=loss.device), reason=why, none_mass=float(torch.cat(none).mean()) if none else 0.)
+        return make_output(batch, loss, torch.as_tensor(weight, device=loss.device), reason=why, none_mass=float(torch.cat(none).mean()) if none else 0.)
 
     def _rows(self, batch, graph, looks):
         t_logp = batch.teacher.logp(looks.t_lo, looks.t_hi)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['entropies', 'entropy_weights', 'RowMap', 'favourites', 'logits_at', 'CDM']
 
-# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #bf6f572e
+# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #edc513ea
 import numpy as np
 import torch
 
-from .. import Objective, divergence, finish
+from ..base import Objective, make_output
+from ..divergences import divergence
 from .dtw import likeness, warp
 from ...rows.chunked_loss import handful, realised_logp
 
@@ -120,19 +121,19 @@ def logits_at(batch, s_group, ids):
         out = out.index_add(0, where, x[mine] / rows.temperature / size[:, None])
     return out
 
-# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #59319b90
+# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #66fe80a5
 class CDM(Objective):
     "KL of the teacher's and the student's group rows on coordinates that each row chooses, from both directions' maps; loss unit: token."
     summary, source = "weighted warping, a map of the top 100 ids for every row", "CDM (ContexualDynamicMapping)"
-    alignment, bridge, measure = "warping weighted by entropy", "top ids of each row by spelling, both ways", "fkl, rkl, jsd"
-    exceptions = {"I1": "only the top ids of each row are compared", "I6": "the path through a text depends on all of it, and so do the entropy weights"}
+    alignment, vocab_map, divergence_label = "warping weighted by entropy", "top ids of each row by spelling, both ways", "fkl, rkl, jsd"
+    known_exceptions = {"I1": "only the top ids of each row are compared", "I6": "the path through a text depends on all of it, and so do the entropy weights"}
 
     def __init__(self, divergence="fkl", beta=.5, top_k=100, limit=.3, temperature=.8, ce=0.):
         if divergence not in ("fkl", "rkl", "jsd"): raise ValueError(f"divergence {divergence!r} is not known. Choose fkl, rkl or jsd.")
         if not 0 <= ce <= 1: raise ValueError(f"ce={ce}: the share of cross-entropy is between 0 and 1")
         if top_k < 1 or temperature <= 0: raise ValueError(f"top_k={top_k}, temperature={temperature}: both are above zero")
         self.kind, self.beta, self.top_k, self.limit, self.temperature, self.ce = divergence, beta, top_k, limit, temperature, ce
-        if ce: self.needs = self.needs | {"gold"}
+        if ce: self.requires = self.requires | {"gold"}
 
     def signal(self, batch):
         n, dev = len(batch.student), batch.student.device
@@ -144,7 +145,7 @@ class CDM(Objective):
         at, has = torch.as_tensor(np.maximum(s_group, 0), device=dev), torch.as_tensor(s_group >= 0, device=dev)
         loss, weight = value[at], torch.where(has, good[at], 0.)
         if self.ce: loss, weight = (1 - self.ce) * loss * weight - self.ce * realised_logp(batch.student, np.arange(n)), torch.ones_like(weight)
-        return finish(batch, loss, weight, unknown=torch.where(has, unknown[at], 0.), coordinates=float(many.mean()), groups=float(k), warping_cost=float(cost.sum()) / max(n, 1))
+        return make_output(batch, loss, weight, unknown=torch.where(has, unknown[at], 0.), coordinates=float(many.mean()), groups=float(k), warping_cost=float(cost.sum()) / max(n, 1))
 
     def _groups(self, batch, s_group, t_group, k):
         "Loss [G], whether the group says anything [G], the teacher's mass without a partner [G], and the number of coordinates [G]."

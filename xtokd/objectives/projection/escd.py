@@ -99,12 +99,12 @@ def child_losses(batch, rows, event, to, mass, order):
         return torch.zeros(len(logp), device=logp.device).index_add(0, put(event[lo:hi] - at.start), -put(mass[lo:hi]).to(p.dtype) * total.log())
     return row_losses(batch.student, rows, loss)
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #fc0be988
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #5d8f1a19
 class ESCD(BPM):
     "BPM's projected root at common cuts, plus the child events that the written token opens (arXiv 2609.34738); loss unit: token."
     summary, source = "projected root, and what completes the teacher's word after the written token", "arXiv 2609.34738"
-    alignment, bridge, measure = "common cuts", "longest student prefix; sets of tokens that complete a word", "fkl (root) + cross-entropy (child)"
-    exceptions = {"I3": "the child weights are masses of words, not the next row's distribution: an exact student is not at rest", "I4": "the child weights do not add up to one"}
+    alignment, vocab_map, divergence_label = "common cuts", "longest student prefix; sets of tokens that complete a word", "fkl (root) + cross-entropy (child)"
+    known_exceptions = {"I3": "the child weights are masses of words, not the next row's distribution: an exact student is not at rest", "I4": "the child weights do not add up to one"}
 
     def __init__(self, child=1., inner=False, divergence="fkl", beta=.5, min_mass=1e-6, mask_whitespace=False):
         if child < 0: raise ValueError(f"escd: child={child} would reward what the teacher does not want. Choose 0 (the root alone) or more.")
@@ -114,7 +114,7 @@ class ESCD(BPM):
     def signal(self, batch):
         self._seen = [np.zeros((3, 0))]
         out = super().signal(batch)
-        loss, open_mass, light = np.concatenate(self._seen, 1).sum(1) / max(out.count, 1)
+        loss, open_mass, light = np.concatenate(self._seen, 1).sum(1) / max(out.num_units, 1)
         out.stats.update(child_loss=float(loss), child_mass=float(open_mass), child_mass_left_out=float(light))      # per supervised token
         return out
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MATCHES', 'matched', 'transfer', 'one_stop', 'MinED']
 
-# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #2f470ab1
+# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #9a88bb15
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from .. import Objective, divergence, finish
+from ..base import Objective, make_output
+from ..divergences import divergence
 from .dtw import likeness, warp
 from ...rows.chunked_loss import row_losses
 
@@ -53,19 +54,19 @@ def one_stop(pair, *rows):
     stop, rest = (torch.as_tensor(x, device=rows[0].device) for x in (stops, np.setdiff1d(np.arange(rows[0].shape[1]), stops)))
     return tuple(torch.cat([x.index_select(1, rest), x.index_select(1, stop).logsumexp(1, keepdim=True)], 1) for x in rows)
 
-# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #0ae3523b
+# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #8b3b9b8c
 class MinED(Objective):
     "Divergence from the teacher's row carried over by spelling; the written token where that fails and the text is gold; loss unit: token."
     summary, source = "warped by spelling, the nearest token by edits, one-hot where that fails", "FuseLLM (FuseAI)"
-    alignment, bridge, measure = "warping by edit distance", "same bytes, else fewest edits", "fkl, rkl, jsd"
-    exceptions = {"I6": "the path through a text depends on all of it"}
+    alignment, vocab_map, divergence_label = "warping by edit distance", "same bytes, else fewest edits", "fkl, rkl, jsd"
+    known_exceptions = {"I6": "the path through a text depends on all of it"}
 
     def __init__(self, divergence="fkl", beta=.5, match="soft", top_k=100, ce=0.):
         if match not in MATCHES: raise ValueError(f"match {match!r} is not known. Choose {', '.join(MATCHES)}.")
         if divergence not in ("fkl", "rkl", "jsd"): raise ValueError(f"divergence {divergence!r} is not known. Choose fkl, rkl or jsd.")
         if not 0 <= ce <= 1: raise ValueError(f"ce={ce}: the share of cross-entropy is between 0 and 1")
         self.kind, self.beta, self.match, self.top_k, self.ce = divergence, beta, match, top_k, ce
-        if ce: self.needs = self.needs | {"gold"}
+        if ce: self.requires = self.requires | {"gold"}
 
     def signal(self, batch):
         gold, n = batch.extra.get("text_source", self.text_source) != "student", len(batch.student)
@@ -79,7 +80,7 @@ class MinED(Objective):
         kept, has = spread(mass), torch.as_tensor(found >= 0, device=mass.device)
         weight = torch.ones_like(kept) if gold else (kept > 0).float()
         share = lambda x: float(np.mean(x)) if n else 0.
-        return finish(batch, spread(loss), weight, reason=np.where(found >= 0, Reason.UNKNOWN_MASS, 0), unknown=torch.where(has, 1 - kept, 0.),
+        return make_output(batch, spread(loss), weight, reason=np.where(found >= 0, Reason.UNKNOWN_MASS, 0), unknown=torch.where(has, 1 - kept, 0.),
                       matched_share=share(found >= 0), one_hot_share=share(found < 0) if gold else 0., warping_cost=float(cost.sum()) / max(n, 1))
 
     def _row(self, batch, logp, rows, found, mass, gold):

@@ -6,14 +6,14 @@
 __all__ = ['SOURCES', 'CANDIDATES', 'FORMS', 'bucket_loss', 'Scores', 'scores_of', 'alone', 'events_written', 'cover_scores',
            'PKL']
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #38e98c3a
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #8d5a0088
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from .. import Objective, finish
+from ..base import Objective, make_output
 from ..cover.cells import cell_graph
 from ..cover.cover import CoverRows
 from ..cover.teacher_pass import rows_in_piece
@@ -97,15 +97,15 @@ def cover_scores(batch, top_k=5, written=False, min_mass=1e-6, doubt=1e-3, rows_
     for flat, i, x in rows: ids[flat, : i.shape[1]], q[flat, : x.shape[1]] = i, x
     return Scores(ids, q), unknown
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #df2568a7
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #d28d2408
 SOURCES, CANDIDATES, FORMS = ("cover", "given"), ("top", "written"), ("kl", "ce")
 
 
 class PKL(Objective):
     "KL on a few scored student tokens and a bucket for the rest (arXiv 2512.14954); loss unit: token."
     summary, source = "a few student tokens scored by the teacher, and one bucket", "arXiv 2512.14954"
-    alignment, bridge, measure = "every place in the teacher's text", "scores of student tokens (exact, pruned or from cover)", "kl or cross-entropy with a rest bucket"
-    exceptions = {"I1": "a few candidates and a bucket bound the forward KL from below; top_k=None gives all of it"}
+    alignment, vocab_map, divergence_label = "every place in the teacher's text", "scores of student tokens (exact, pruned or from cover)", "kl or cross-entropy with a rest bucket"
+    known_exceptions = {"I1": "a few candidates and a bucket bound the forward KL from below; top_k=None gives all of it"}
 
     def __init__(self, scores="cover", candidates="top", top_k=5, form="kl", ce=0., min_mass=1e-6, doubt=1e-3, max_unknown=.5):
         for name, value, known in (("scores", scores, SOURCES), ("candidates", candidates, CANDIDATES), ("form", form, FORMS)):
@@ -113,7 +113,7 @@ class PKL(Objective):
         if not 0 <= ce <= 1: raise ValueError(f"pkl: ce={ce} is the share of cross-entropy on gold text. Choose 0 to 1.")
         self.given, self.written, self.top_k, self.form, self.ce = scores == "given", candidates == "written", top_k, form, ce
         self.min_mass, self.doubt, self.max_unknown = min_mass, doubt, max_unknown
-        self.needs = frozenset({"student_logits", "scores" if self.given else "teacher_logits"} | ({"gold"} if ce else set()))
+        self.requires = frozenset({"student_logits", "scores" if self.given else "teacher_logits"} | ({"gold"} if ce else set()))
 
     def signal(self, batch):
         n, width, dev = len(batch.student), batch.student.width, batch.student.device
@@ -131,7 +131,7 @@ class PKL(Objective):
         why = np.where(~good.cpu().numpy(), Reason.NOT_FINITE, np.where((unknown > self.max_unknown) & (batch.alignment.student_chunk >= 0), Reason.UNKNOWN_MASS, 0))
         stats = dict(scored_mass=float(q[at].sum(1).mean()), candidates=float((ids[at] >= 0).sum(1).float().mean())) if len(rows) else {}
         if self.ce: loss, weight = (1 - self.ce) * loss - self.ce * batch.student.realised(), torch.ones_like(weight)
-        return finish(batch, loss, weight, reason=why, unknown=np.where(unknown < 1, unknown, 0.), **stats)
+        return make_output(batch, loss, weight, reason=why, unknown=np.where(unknown < 1, unknown, 0.), **stats)
 
 # %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #804fc552
 def _scores(self, batch):

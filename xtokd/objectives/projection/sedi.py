@@ -6,15 +6,16 @@
 __all__ = ['COLLISIONS', 'ENTROPIES', 'LONE', 'PAPER', 'RELEASED', 'span_groups', 'as_sets', 'cut_bytes', 'Recut', 'assigned',
            'combined', 'pseudo_logits', 'entropy', 'pick', 'own_tokens', 'Candidates', 'SeDi']
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #445abee9
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #f4f22965
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .. import Objective, finish, kl
-from ..chunks import over_tokens
+from ..base import Objective, make_output
+from ..divergences import kl_divergence
+from ..chunks import broadcast_to_tokens
 from ...rows.chunked_loss import handful
 from ...vocab.trie import ByteTrie
 
@@ -160,12 +161,12 @@ class Candidates:
         self.kept[at] = torch.zeros(len(c), device=dev).index_add(0, as_t(chunk)[first], (as_t(value)[first] - total.to(dev)[as_t(chunk)[first], 0]).exp())
         return as_t(c[chunk, 0] + place), as_t(to), as_t(value)
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #1d716c3e
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #ec9c9bba
 class SeDi(Objective, torch.nn.Module):
     "Forward KL from the teacher's re-cut candidates, tilted by a learnt adapter, plus the squared gap of entropies; loss unit: token."
     summary, source = "top candidates cut again by the student, entropy alignment, adapter", "SeDi, AAAI-26 p. 33494"
-    alignment, bridge, measure = "chunks", "top-k re-encoding", "forward KL + entropy gap"
-    exceptions = {"I6": "a target reads the teacher's row at the chunk's end, so it depends on the text of its own chunk (never on later ones)",
+    alignment, vocab_map, divergence_label = "chunks", "top-k re-encoding", "forward KL + entropy gap"
+    known_exceptions = {"I6": "a target reads the teacher's row at the chunk's end, so it depends on the text of its own chunk (never on later ones)",
                   "I1": "equal only with k=None: the top k leave out the tail of a row", "I3": "zero only with k=None, for the same reason"}
 
     def __init__(self, k=100, background=-1e4, collision="logsumexp", prefix_consistent=True, detach_target=True, adapter=True, lone="auto", entropy="token", entropy_weight=1.,
@@ -241,7 +242,7 @@ def _mapped(self, batch, rows, out, static):
     values = batch.teacher.raw(last).float().to(dev)[:, torch.as_tensor(t[ok], device=dev)].clamp_min(self.background)
     return out.index_copy(0, at, torch.full_like(out[at], self.background).index_copy(1, torch.as_tensor(s[ok], device=dev), values))
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #5975d1e8
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #548dee5a
 def _piece(self, batch, found, static):
     "The function of a few rows that gives KL, squared entropy gap, target entropy, whether the target's first choice is the realised token, and cross-entropy."
     dev, chunk = batch.student.device, batch.alignment.student_chunk
@@ -267,14 +268,14 @@ def _piece(self, batch, found, static):
         h = entropy(target.log_softmax(-1))
         gap = (h / scale[0] - found.entropy[as_t(chunk[rows])] / scale[1]) ** 2
         to = (target.detach() if self.detach_target else target) / self.temperature
-        loss = kl(to.log_softmax(-1), (z / self.temperature).log_softmax(-1))
+        loss = kl_divergence(to.log_softmax(-1), (z / self.temperature).log_softmax(-1))
         return loss, gap, h.detach(), (target.argmax(-1) == gold).float(), -z.log_softmax(-1).gather(1, gold[:, None])[:, 0] if self.ce else torch.zeros_like(loss)
     return f
 
 
 SeDi._piece, SeDi._mapped = _piece, _mapped
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #a83599b9
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #93e783e2
 def _output(self, batch, found, rows, loss, gap, h, right, ce):
     dev, n = batch.student.device, len(batch.student)
     at = torch.as_tensor(rows, device=dev)
@@ -287,7 +288,7 @@ def _output(self, batch, found, rows, loss, gap, h, right, ce):
     mean = lambda x: float(x.detach().mean()) if len(x) else 0.
     chunk = torch.as_tensor(batch.alignment.student_chunk[rows].astype(np.int64), device=dev)
     stats = dict(kl=mean(loss), entropy_gap=mean(gap), target_entropy=mean(h), teacher_entropy=mean(found.entropy[chunk]), top1=mean(right), kept_mass=mean(found.kept))
-    return finish(batch, spread(total), spread(torch.ones_like(per)), unknown=over_tokens(batch, 1 - found.kept.clamp(0, 1)), **stats)
+    return make_output(batch, spread(total), spread(torch.ones_like(per)), unknown=broadcast_to_tokens(batch, 1 - found.kept.clamp(0, 1)), **stats)
 
 
 SeDi._output = _output

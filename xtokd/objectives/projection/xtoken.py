@@ -7,7 +7,7 @@ __all__ = ['LOSSES', 'AGGREGATES', 'SCORES', 'Projection', 'piece_weights', 'bui
            'log_mass', 'p_kl', 'common_kl', 'sorted_l1', 'split_chain', 'mean_rows', 'fold', 'XToken',
            'confidence_weights', 'combine', 'dp_table', 'dp_align']
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #3e8ff604
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #d6278c87
 import re
 
 import numpy as np
@@ -15,8 +15,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ...alignment.reasons import Reason
-from .. import Objective, Output, finish, kl
-from ..chunks import by_chunk, chunk_weights, over_tokens
+from ..base import Objective, Output, make_output
+from ..divergences import kl_divergence
+from ..chunks import chunk_sum, chunk_weights, broadcast_to_tokens
 from .sedi import cut_bytes, pick
 from ...rows.chunked_loss import handful, realised_logp
 
@@ -92,20 +93,20 @@ def choose_loss(pair, critical=rb" ?\d{2,}", enough=.9):
     share = exact / len(at) if at else 1.
     return "h-kl" if share >= enough else "p-kl", {"critical": len(at), "exact": exact, "share": share}
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #e05d6807
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #eff3a74e
 def log_mass(p): "Logs of masses; of zero, minus infinity without poison in the gradient."; return torch.where(p > 0, p.clamp_min(1e-37).log(), -torch.inf)
 
 
 def p_kl(s, t, reverse=False):
     "KL [R] between projected student masses and teacher masses [R, C], both normalised."
     s, t = (x / x.sum(-1, keepdim=True).clamp_min(1e-30) for x in (s, t))
-    return kl(log_mass(s), log_mass(t)) if reverse else kl(log_mass(t), log_mass(s))
+    return kl_divergence(log_mass(s), log_mass(t)) if reverse else kl_divergence(log_mass(t), log_mass(s))
 
 
 def common_kl(s, t, rest_s, rest_t, reverse=False, bucket=True):
     "KL [R] over common masses [R, C] that are not normalised; with `bucket` all the rest is one more event, which keeps it from being negative (published: none)."
     if bucket: s, t = (torch.cat([x, r[:, None]], 1) for x, r in ((s, rest_s), (t, rest_t)))
-    return kl(log_mass(s), log_mass(t)) if reverse else kl(log_mass(t), log_mass(s))
+    return kl_divergence(log_mass(s), log_mass(t)) if reverse else kl_divergence(log_mass(t), log_mass(s))
 
 
 def sorted_l1(s, t, cap=8192, pad=True):
@@ -143,12 +144,12 @@ def fold(p, stops):
     total = p[:, at].sum(1, keepdim=True)
     return p.index_fill(1, at, 0.).index_copy(1, at[:1], total)
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #f9f8a77b
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #07ddd357
 class XToken(Objective, torch.nn.Module):
     "P-KL or H-KL through a sparse matrix from student ids to teacher ids; loss unit: chunk."
     summary, source = "sparse projection of the student's row, or a common set enlarged by it", "arXiv 2605.21699"
-    alignment, bridge, measure = "chunks", "projection matrix W", "fkl, rkl (+ sorted L1)"
-    exceptions = {"I3": "zero only at equal tokenizers: no student row projects onto every teacher row"}
+    alignment, vocab_map, divergence_label = "chunks", "projection matrix W", "fkl, rkl (+ sorted L1)"
+    known_exceptions = {"I3": "zero only at equal tokenizers: no student row projects onto every teacher row"}
 
     def __init__(self, loss="auto", aggregate="chain", reverse_kl=False, beta=.9, gamma=.1, top=4, threshold=0., exact_only=False, bucket=True, pad=True, cap=8192, learn=False, temperature=1., ce=0.):
         torch.nn.Module.__init__(self)
@@ -183,7 +184,7 @@ class XToken(Objective, torch.nn.Module):
         parts = [checkpoint(f, np.arange(lo, min(lo + step, k)), use_reentrant=False) for lo in range(0, k, step)]
         return self._output(batch, *(torch.cat(x) for x in zip(*parts))) if parts else self._output(batch, *[torch.zeros(0, device=batch.student.device)] * 3)
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #5a18863e
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #486fcb9a
 def _rest(self, batch):
     "Sums of realised log-probs [K] of each chunk's tokens after the first: the student's, with gradient, and the teacher's."
     if self.aggregate != "chain": return None
@@ -191,7 +192,7 @@ def _rest(self, batch):
     for rows, chunk, first in ((batch.student, batch.alignment.student_chunk, c[:, 0]), (batch.teacher, batch.alignment.teacher_chunk, c[:, 2])):
         later = np.flatnonzero(chunk >= 0)
         later = later[later > first[chunk[later]]]
-        out.append(by_chunk(realised_logp(rows, later), chunk[later], k))
+        out.append(chunk_sum(realised_logp(rows, later), chunk[later], k))
     return out
 
 
@@ -216,7 +217,7 @@ def _chunk_masses(self, batch, at, rest):
 
 XToken._rest, XToken._chunk_masses = _rest, _chunk_masses
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #8d35356f
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #1b69492f
 def _piece(self, batch, at, rest):
     "Loss [R], the student's lost mass and the teacher's unreachable mass of the chunks `at`."
     s, t = self._chunk_masses(batch, at, rest)
@@ -230,7 +231,7 @@ def _piece(self, batch, at, rest):
         mass = lambda x, e: torch.cat([x.index_select(1, reach), e], 1)
         q, known = mass(q, es), mass(t, et)
         lost, unknown = s.sum(1) + es[:, 0] - q.sum(1), t.sum(1) + et[:, 0] - known.sum(1)
-        loss = p_kl(q, known, self.reverse) if self.aggregate != "released" else kl(log_mass(known), log_mass(q / q.sum(-1, keepdim=True).clamp_min(1e-30)))
+        loss = p_kl(q, known, self.reverse) if self.aggregate != "released" else kl_divergence(log_mass(known), log_mass(q / q.sum(-1, keepdim=True).clamp_min(1e-30)))
         return loss * self.temperature ** 2, lost.detach(), unknown
     cs, ct, us, ut = self.common
     ok = (cs < s.shape[1]) & (ct < t.shape[1])
@@ -243,26 +244,26 @@ def _piece(self, batch, at, rest):
 
 XToken._piece = _piece
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #dab04015
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #6e9827ef
 def _output(self, batch, loss, lost, unknown):
     dev, n = batch.student.device, len(batch.student)
     known = (1 - lost > 1e-6) & (1 - unknown > 1e-6) if self.choice == "p-kl" else torch.ones_like(loss, dtype=torch.bool)
-    token_loss = over_tokens(batch, torch.where(known, loss, 0.))
+    token_loss = broadcast_to_tokens(batch, torch.where(known, loss, 0.))
     weight = chunk_weights(batch, known.cpu().numpy())
     why = np.zeros(n, np.int16)
-    if n: why[(over_tokens(batch, (~known).float()) > 0).cpu().numpy()] = Reason.UNKNOWN_MASS
+    if n: why[(broadcast_to_tokens(batch, (~known).float()) > 0).cpu().numpy()] = Reason.UNKNOWN_MASS
     mean = lambda x: float(x.mean()) if len(x) else 0.
     if self.ce and n:
         ce = -realised_logp(batch.student, np.arange(n))
         k, c = len(loss), batch.alignment.student_chunk
-        token_loss = token_loss + self.ce * over_tokens(batch, by_chunk(ce, c, k))
-    return finish(batch, token_loss, weight, unit="chunk", reason=why, unknown=over_tokens(batch, unknown.float().clamp(0, 1)), kd=mean(loss.detach()[known]), lost_mass=mean(lost), unreachable_mass=mean(unknown),
+        token_loss = token_loss + self.ce * broadcast_to_tokens(batch, chunk_sum(ce, c, k))
+    return make_output(batch, token_loss, weight, unit="chunk", reason=why, unknown=broadcast_to_tokens(batch, unknown.float().clamp(0, 1)), kd=mean(loss.detach()[known]), lost_mass=mean(lost), unreachable_mass=mean(unknown),
                   common=float(len(self.common[0])), projected=float(self.choice == "p-kl"), critical_share=float(self.report["share"]))
 
 
 XToken._output = _output
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #e6fe6c47
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #bdceb639
 SCORES = ("ce", "entropy", "max_prob")
 
 
@@ -275,7 +276,7 @@ def confidence_weights(batches, score="entropy", alpha=1.):
         for lo in range(0, n, 64):
             logp = b.teacher.logp(lo, min(lo + 64, n))
             ids = torch.as_tensor(b.teacher.ids[lo: lo + 64, None], device=logp.device)
-            total += float({"ce": lambda: logp.gather(1, ids).sum(), "entropy": lambda: -kl(logp, torch.zeros_like(logp)).sum(), "max_prob": lambda: logp.max(1).values.exp().sum()}[score]())
+            total += float({"ce": lambda: logp.gather(1, ids).sum(), "entropy": lambda: -kl_divergence(logp, torch.zeros_like(logp)).sum(), "max_prob": lambda: logp.max(1).values.exp().sum()}[score]())
         out.append(total / max(n, 1) / (1 if score == "max_prob" else np.log(b.teacher.width) / np.log(small)))
     return torch.softmax(alpha * torch.tensor(out) * (-1 if score == "entropy" else 1), 0).tolist()
 
@@ -288,7 +289,7 @@ def combine(outputs, weights=None):
     ledger = dict(outputs[0].ledger, weight=add(lambda o: o.ledger["weight"]), signal=add(lambda o: o.ledger["signal"]), unknown=add(lambda o: o.ledger["unknown"]))
     ledger["reason"] = np.where(ledger["weight"] > 0, 0, ledger["reason"])
     stats = {k: add(lambda o: o.stats[k]) for k in outputs[0].stats if all(k in o.stats for o in outputs)}
-    return Output(add(lambda o: o.sum), float(add(lambda o: o.count)), outputs[0].unit, add(lambda o: o.token_loss), stats, ledger)
+    return Output(add(lambda o: o.loss_sum), float(add(lambda o: o.num_units)), outputs[0].unit, add(lambda o: o.token_loss), stats, ledger)
 
 # %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #cd7179a9
 def dp_table(s, t, exact=3., mismatch=-3., gap=-1.5, bonus=1.5, longest=4):
