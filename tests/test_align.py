@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer
-from xtokd.alignment.byte_align import KINDS, align, align_batch
+from xtokd.alignment.alignment import KINDS
+from xtokd.alignment.byte_align import align, align_batch
+from xtokd.alignment.flat import build_pool, flatten_ids, gather_bytes, read_tokens
 from xtokd.alignment.reasons import Reason
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.alignment.text_match import invalid_mask, stretches
-from xtokd.alignment.flat import build_pool, flatten, gather, read_side, sound
+from xtokd.alignment.text_match import equal_stretches, invalid_utf8_mask
 
 FIELDS = "chunks kind student_chunk teacher_chunk student_reason teacher_reason student_starts teacher_starts student_ids teacher_ids text".split()
 
@@ -140,7 +141,7 @@ def test_normalised_teacher_never_mispairs(text, form):
     if other == text: assert al.ok
 
 
-# ---------------------------------------------------------------- the straight way
+# ---------------------------------------------------------------- the fast path
 
 def two_pointers(a, b):
     "The plain loop over tokens that have bytes, for equal texts."
@@ -155,8 +156,8 @@ def two_pointers(a, b):
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(cuts(), st.integers(0, 3), st.sampled_from([b"", b"", b"", b"\xe4", b"\xbd"])), max_size=4), st.booleans(), st.booleans())
-def test_the_straight_way_finds_what_the_long_way_finds(rows, char, mask):
-    "Random vocabularies, batches, stops, damage: every field of both ways; and where the text is sound and the stops agree, the straight way is open."
+def test_the_fast_path_finds_what_the_general_path_finds(rows, char, mask):
+    "Random vocabularies, batches, stops, damage: every field of both ways; and where the text is sound and the stops agree, the fast path is open."
     names, S, T, plain = ["<stop>"], [], [], True
     def ids(tokens): names.extend(tokens); return list(range(len(names) - len(tokens), len(names)))
     for (a, b), stops, junk in rows:
@@ -165,11 +166,11 @@ def test_the_straight_way_finds_what_the_long_way_finds(rows, char, mask):
         plain &= stops in (0, 3) and junk == b""
     bv, module = vocab(*names, stop=["<stop>"]), sys.modules["xtokd.alignment.byte_align"]
     kw = dict(granularity="char" if char else "byte", mask_invalid=mask)
-    with patch.object(module, "_straight", wraps=module._straight) as way:
+    with patch.object(module, "_fast_path", wraps=module._fast_path) as way:
         fast = align_batch(S, T, bv, bv, **kw)
         assert way.call_count == 1
-    assert (module._straight(read_side(S, bv, "s"), read_side(T, bv, "t"), char) is not None) >= plain
-    with patch.object(module, "_straight", lambda *a: None): slow = align_batch(S, T, bv, bv, **kw)
+    assert (module._fast_path(read_tokens(S, bv, "s"), read_tokens(T, bv, "t"), char) is not None) >= plain
+    with patch.object(module, "_fast_path", lambda *a: None): slow = align_batch(S, T, bv, bv, **kw)
     for f in [*FIELDS, "teacher_text", "student_offsets", "teacher_offsets", "chunk_sample"]:
         x, y = getattr(fast, f), getattr(slow, f)
         assert np.array_equal(x, y) and getattr(x, "dtype", None) == getattr(y, "dtype", None), f
@@ -205,13 +206,13 @@ def test_sides(pieces, data):
     ids = data.draw(st.lists(st.integers(0, len(pieces) - 1), max_size=20))
     pool, width = build_pool(pieces), np.array([len(pieces[i]) for i in ids], np.int64)
     starts, row = np.concatenate([[0], width.cumsum()]).astype(np.int64), np.array(ids, np.int64)
-    for piece in (1, 3, 100): assert gather(pool, row, width, starts, piece).tobytes() == b"".join(pieces[i] for i in ids)
-    for kind in (list, tuple, np.array, lambda x: array("i", x), lambda x: [np.int32(i) for i in x]): assert flatten([kind(ids), ids], "student")[0].tolist() == ids + ids
+    for piece in (1, 3, 100): assert gather_bytes(pool, row, width, starts, piece).tobytes() == b"".join(pieces[i] for i in ids)
+    for kind in (list, tuple, np.array, lambda x: array("i", x), lambda x: [np.int32(i) for i in x]): assert flatten_ids([kind(ids), ids], "student")[0].tolist() == ids + ids
 
 
 def test_a_character_over_two_samples_is_not_sound():
     bv = vocab(b"\xc3", b"\xa9", "x")
-    assert [sound(read_side(s, bv, "s")) for s in ([[0, 1]], [[0], [1]], [[2], [0, 1]], [[], [2]])] == [True, False, True, True]
+    assert [read_tokens(s, bv, "s").is_utf8 for s in ([[0, 1]], [[0], [1]], [[2], [0, 1]], [[], [2]])] == [True, False, True, True]
 
 
 # ---------------------------------------------------------------- oracles
@@ -411,8 +412,8 @@ def test_shows_itself():
 
 
 def test_invalid_mask_and_stretches():
-    assert invalid_mask(b"a\xf0\x9f!\xc3").tolist() == [False, True, True, False, True]
-    assert stretches("ab e\u0301 cd".encode(), "ab é cd".encode())[0] == [(0, 0, 3), (6, 5, 3)]
+    assert invalid_utf8_mask(b"a\xf0\x9f!\xc3").tolist() == [False, True, True, False, True]
+    assert equal_stretches("ab e\u0301 cd".encode(), "ab é cd".encode()).stretches == [(0, 0, 3), (6, 5, 3)]
 
 
 # ---------------------------------------------------------------- real tokenizers
@@ -461,7 +462,7 @@ def test_real_non_canonical_and_broken_samples():
         text = s.decode(ids)
         al = align(ids, t.encode(text.decode("utf-8", "replace")), s, t)
         check(al)
-        bad = invalid_mask(text)
+        bad = invalid_utf8_mask(text)
         for i, why in enumerate(al.student_reason):
             if bad[al.student_starts[i]:al.student_starts[i + 1]].any(): assert why == Reason.INVALID_UTF8
         assert (al.student_reason == 0).mean() > .3

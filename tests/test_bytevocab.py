@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders as D, models, normalizers as N, pre_tokenizers as P, trainers
 
-from xtokd.vocab.bytevocab import ByteVocab
+from xtokd.vocab.bytevocab import ByteVocab, as_byte_vocab
 from xtokd.vocab.spelling import UnsupportedTokenizer
 from xtokd.vocab.spelling import byte_alphabet
 import xtokd.vocab.bytevocab as module
@@ -268,9 +268,9 @@ def test_same_vocabulary_other_merges():
     assert one.bytes is two.bytes and one.encode("abc")[0] == 256 and two.encode("abc")[1] == 257
 
 def test_the_memory_is_bounded():
-    for n in range(258, 258 + 2 * module._KEEP):
+    for n in range(258, 258 + 2 * module._MAX_TABLES):
         ByteVocab(byte_level(size=n, plain=(f"<{n}>",)))
-    assert len(module._TABLES) <= module._KEEP
+    assert len(module._TABLE_CACHE) <= module._MAX_TABLES
 
 def test_missing_bytes_are_left_out_by_the_character():
     vocab = {c: i for i, (c, b) in enumerate(byte_alphabet().items()) if b != 0xF3}
@@ -333,7 +333,7 @@ def test_doors(tmp_path):
     tok = byte_level()
     tok.save(str(tmp_path / "tokenizer.json"))
     bv = ByteVocab(tok, name="built")
-    assert ByteVocab(bv) is bv and bv.hf is None and bv.tokenizer is tok and ByteVocab(bv, stops=[1]).stop_ids == (1,)
+    assert as_byte_vocab(bv) is bv and ByteVocab(bv) == bv and ByteVocab(bv).bytes is bv.bytes and bv.hf is None and bv.tokenizer is tok and ByteVocab(bv, stops=[1]).stop_ids == (1,)
     assert ByteVocab(tmp_path / "tokenizer.json") == bv == ByteVocab(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no (tokenizer|folder)"): ByteVocab(str(tmp_path / "nothing"))
 

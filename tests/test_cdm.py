@@ -49,7 +49,7 @@ def plain_map(pair, s, t, limit=.3):
         x, stop = pair.student.bytes[i], i in pair.student.stop_ids
         if stop: out.append(next((j for j in t if j in pair.teacher.stop_ids), -1)); continue
         if not x or pair.student.special[i]: out.append(-1); continue
-        same = [j for j in t if pair.vocab.student_to_teacher[i] == j]
+        same = [j for j in t if pair.overlap.student_to_teacher[i] == j]
         y = [(edit_distances([x], [pair.teacher.bytes[j]])[0] / (len(x) + len(pair.teacher.bytes[j])), k, j) for k, j in enumerate(t) if pair.teacher.bytes[j] and not pair.teacher.special[j]]
         out.append(same[0] if same else min(y)[2] if min(y)[0] < limit else -1)
     return out

@@ -93,7 +93,7 @@ def test_doctor_of_a_text(xtokd, tmp_path):
 
 
 def test_an_unfit_pair_ends_with_1(xtokd, monkeypatch):
-    unfit = SimpleNamespace(verdict="unfit", reasons=["no shared bytes"])
+    unfit = SimpleNamespace(verdict="unfit", findings=["no shared bytes"])
     monkeypatch.setattr(cli, "diagnose", lambda words, texts=None: unfit)
     code, out, err = xtokd("doctor")
     assert code == 1 and err == ""

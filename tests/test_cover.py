@@ -380,7 +380,7 @@ def test_what_is_overlooked_contradicts(seed):
     gone = overlooked(looks, graph, k, w)
     i = looks.i[k[gone]]
     target = graph.target(w[gone], looks.p[i] - looks.start[looks.j[k[gone]]])
-    assert (target >= 0).all() and not graph.follows.pairs(looks.prev[i], target).any()
+    assert (target >= 0).all() and not graph.follows.allowed_pairs(looks.prev[i], target).any()
 
 
 def test_light_contradictions_count_where_little_is_left():

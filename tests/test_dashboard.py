@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd.alignment.kept import keep
 from xtokd.alignment.pair import Pair
 from xtokd.train.runlog import Control, Run, RunLog
 from xtokd.viz.dashboard import Board, Dashboard, Log, Tape, board_svg, board_text, fold
@@ -128,7 +127,7 @@ def pair(): return Pair("tiny")
 def sample(text, pair, **other):
     ids, teacher = pair.student.encode(text), pair.teacher.encode(text)
     return {"event": "sample", "step": 1, "time": 1., "source": "train", "item": {"prompt": text}, "text": text, "student_ids": ids, "teacher_ids": teacher,
-            "alignment": keep(pair.align(ids, teacher)), "signal": [.5] * len(ids), "weight": [1.] * len(ids), **other}
+            "alignment": pair.align(ids, teacher).to_record(), "signal": [.5] * len(ids), "weight": [1.] * len(ids), **other}
 
 
 @pytest.mark.parametrize("k", range(len(HOSTILE)))

@@ -79,7 +79,7 @@ def test_the_reference_has_signature_docstring_and_cell(site):
     text = (site / "api/alignment.byte_align.html").read_text(encoding="utf8")
     words = re.sub(r"\s+", " ", " ".join(Tags(text).words))
     module = import_module("xtokd.alignment.byte_align")
-    assert getdoc(module.Alignment).split("\n")[0].split("`")[0].strip() in words
+    assert getdoc(module.align).split("\n")[0].split("`")[0].strip() in words
     for name in module.__all__: assert f'id="{name}"' in text, name
     assert re.search(r'href="\.\./03_alignment/05_byte_align\.html#cell-[0-9a-f]{8}"', text)
 

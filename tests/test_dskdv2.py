@@ -49,7 +49,7 @@ def test_more_rows_than_a_block():
 def test_overlap_is_bytes_and_the_stop_role(pair):
     s, t = overlap(pair)
     assert (s[0], t[0]) == (pair.student.stop_ids[0], pair.teacher.stop_ids[0]) and all(pair.student.bytes[i] == pair.teacher.bytes[j] for i, j in zip(s, t))
-    assert len(s) == len(pair.vocab.shared_student) + 1 and len(overlap(pair, 5)[0]) == 5
+    assert len(s) == len(pair.overlap.shared_student_ids) + 1 and len(overlap(pair, 5)[0]) == 5
     assert (overlap(Pair(pair.student, pair.student))[0] == np.arange(len(pair.student))).all()
 
 
@@ -66,8 +66,8 @@ def test_spelling_hides_what_bytes_share():
     "Two spellings of a leading space: by name only the word without one is common."
     raw = {"the", "Ġthe", "Ġcat"} & {"the", "▁the", "▁cat"}
     s, t = bpe(" theca", [("t", "h"), ("th", "e"), (" ", "the"), ("c", "a"), ("ca", "t"), (" ", "cat")]), marked(["the", "▁the", "▁cat"])
-    v = make_pair(s, t).vocab
-    found = {s.bytes[i] for i in v.shared_student if len(s.bytes[i]) > 1}
+    v = make_pair(s, t).overlap
+    found = {s.bytes[i] for i in v.shared_student_ids if len(s.bytes[i]) > 1}
     assert raw == {"the"} and found == {b"the", b" the", b" cat"}
 
 

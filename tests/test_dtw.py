@@ -112,8 +112,8 @@ def test_nearest_tokens(pair):
         far = [(slow_edits(pair.teacher.bytes[i], w), len(w), w) for w in words]
         assert pair.student.bytes[j] == min(far)[2]                              # of equally near ones the shortest, then byte order
     assert (near.known == -2).sum() > 800
-    v = pair.vocab
-    assert (near(v.shared_teacher) == v.shared_student).all() and near(v.stop_teacher).tolist() == [pair.student.stop_ids[0]]
+    v = pair.overlap
+    assert (near(v.shared_teacher_ids) == v.shared_student_ids).all() and near(v.teacher_stop_ids).tolist() == [pair.student.stop_ids[0]]
     assert (near(np.flatnonzero(pair.teacher.special)[:-1]) == -1).all()         # none is -1, not the real id 0
 
 

@@ -56,7 +56,7 @@ def test_three_tokens_by_the_chain_rule():                                      
 
 
 def test_hybrid_by_hand():
-    v = SimpleNamespace(identical=False, shared_student=[0, 1], shared_teacher=[0, 1], stop_student=[], stop_teacher=[])
+    v = SimpleNamespace(identical=False, shared_student_ids=[0, 1], shared_teacher_ids=[0, 1], student_stop_ids=[], teacher_stop_ids=[])
     S, T, c = torch.tensor([[.5, .3, .2]]).log(), torch.tensor([[.2, .4, .3, .1]]).log(), Columns(v, 3, 4)
     assert c.share == .5
     for beta, named, total in ((0., -.068185, .065907), (.5, .036791, .118395), (1., .371841, .285920)):
@@ -209,7 +209,7 @@ def test_short_heads(pair):                                                     
 
 
 def test_names_by_bytes_and_by_string(pair):
-    c = Columns(pair.vocab, len(pair.student), len(pair.teacher))
+    c = Columns(pair.overlap, len(pair.student), len(pair.teacher))
     for side, bv in ((0, pair.student), (1, pair.teacher)):
         every = torch.cat([c.named[side], c.stops[side], c.rest[side]]).sort().values
         assert every.tolist() == list(range(len(bv)))                              # each id once
@@ -226,7 +226,7 @@ def test_renormalised_names_are_strict_at_single_tokens(pair):
 
 
 def test_a_split_token_shrinks_the_teachers_row(pair):                             # why mass="renormalise" is offered
-    v = SimpleNamespace(identical=False, shared_student=[0, 1], shared_teacher=[0, 1], stop_student=[], stop_teacher=[])
+    v = SimpleNamespace(identical=False, shared_student_ids=[0, 1], shared_teacher_ids=[0, 1], student_stop_ids=[], teacher_stop_ids=[])
     S, T, c = torch.tensor([[.5, .3, .2]]).log().requires_grad_(), torch.tensor([[.5, .3, .1, .1]]).log(), Columns(v, 3, 4)
     for mass, moved in (("missing", True), ("renormalise", False)):
         loss = hybrid_parts(S, T, ZERO, torch.tensor([-2.]), c, mass=mass)[0].sum()

@@ -59,10 +59,10 @@ def test_transfer_by_hand():
 
 def test_stops_are_one_event():
     from types import SimpleNamespace
-    two = SimpleNamespace(student=SimpleNamespace(stop_ids=(0, 2)), vocab=SimpleNamespace(identical=False))
+    two = SimpleNamespace(student=SimpleNamespace(stop_ids=(0, 2)), overlap=SimpleNamespace(identical=False))
     x = torch.tensor([[.5, .2, .3]]).log()
     assert torch.allclose(one_stop(two, x)[0].exp(), torch.tensor([[.2, .8]]))
-    two.vocab.identical = True
+    two.overlap.identical = True
     assert one_stop(two, x)[0] is x
 
 

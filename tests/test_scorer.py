@@ -9,7 +9,7 @@ from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.hub import data_dir
 from xtokd.exact.canonical_prefixes import Reader, Writer, endings
 from xtokd.exact.prefix_probability import student_row
-from xtokd.vocab.merges import MergeTable, borders, named_rules, proper_merges, replay
+from xtokd.vocab.merges import MergeTable, pretoken_boundaries, listed_merges, proper_merges, run_bpe
 from xtokd.exact.scorer import Scorer, canonical_mass, exact_rows, sampled_rows
 from xtokd.exact.toy_models import World, bpe, digit_groups, doubling_world, glue, random_bpe, random_texts, twin_world
 from xtokd.alignment.pair import Pair
@@ -39,20 +39,20 @@ def real(tmp_path_factory):
 
 def test_two_ways_to_make_a_token():
     m = proper_merges(built([("b", "c"), ("a", "b"), ("a", "bc"), ("ab", "c")], ["a", "b", "c", "bc", "ab", "abc"]))
-    assert [(m.bv.bytes[l], m.bv.bytes[r]) for l, r, _ in m.listed] == [(b"b", b"c"), (b"a", b"b"), (b"a", b"bc")] and m.named == 4 and not len(m.unreachable)
+    assert [(m.vocab.bytes[l], m.vocab.bytes[r]) for l, r, _ in m.as_tuples] == [(b"b", b"c"), (b"a", b"b"), (b"a", b"bc")] and m.num_listed == 4 and not len(m.unreachable)
 
 
 def test_unreachable_tokens_are_listed():
     vocab, merges = ["a", "b", "c", "bc", "ab", "abc"], [("b", "c"), ("a", "b"), ("ab", "c")]
     m = proper_merges(built(merges, vocab))
-    assert m.unreachable.tolist() == [5] and not len(m.whole)
+    assert m.unreachable.tolist() == [5] and not len(m.whole_only)
     m = proper_merges(built(merges, vocab, ignore_merges=True))
-    assert m.whole.tolist() == [5] and not len(m.unreachable) and m.encode("abc") == [5]
+    assert m.whole_only.tolist() == [5] and not len(m.unreachable) and m.encode("abc") == [5]
 
 
 def test_late_merges_are_listed():
     m = proper_merges(built([("a", "bc"), ("b", "c")], ["a", "b", "c", "bc", "abc"]))
-    assert m.late.tolist() == [4] and m.encode("abc") == m.bv.encode("abc") == [4]
+    assert m.out_of_order.tolist() == [4] and m.encode("abc") == m.vocab.encode("abc") == [4]
 
 
 @pytest.mark.parametrize("make", [unigram, wordpiece])
@@ -63,34 +63,34 @@ def test_no_merges_no_list(make):
 def test_one_merge_per_token(real):
     for name, m in real.items():
         made = np.flatnonzero(m.rank >= 0)
-        assert all(m.bv.bytes[i] == m.bv.bytes[m.left[i]] + m.bv.bytes[m.right[i]] for i in made[:: max(1, len(made) // 2000)]), name
-        assert len(made) == len(m.rules) == len(set(m.rules.made.tolist())) <= m.named
-    assert len(real["mistral"].rules) < real["mistral"].named          # converted from a ranked list: several splits per token
+        assert all(m.vocab.bytes[i] == m.vocab.bytes[m.left[i]] + m.vocab.bytes[m.right[i]] for i in made[:: max(1, len(made) // 2000)]), name
+        assert len(made) == len(m.rules) == len(set(m.rules.made.tolist())) <= m.num_listed
+    assert len(real["mistral"].rules) < real["mistral"].num_listed          # converted from a ranked list: several splits per token
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [qwen, deepseek])
 def test_large_vocabularies(make):
     m = proper_merges(ByteVocab(make(), name=make.__name__))
-    assert all(m.encode(t) == m.bv.encode(t) for t in PROBES + PIECES) and not len(m.late)
+    assert all(m.encode(t) == m.vocab.encode(t) for t in PROBES + PIECES) and not len(m.out_of_order)
 
 
 def test_replay_is_the_tokenizer_on_probes(real):
-    for name, m in real.items(): assert [m.encode(t) for t in PROBES] == [m.bv.encode(t) for t in PROBES], name
+    for name, m in real.items(): assert [m.encode(t) for t in PROBES] == [m.vocab.encode(t) for t in PROBES], name
 
 
 @given(t=text)
 @settings(max_examples=100, deadline=None)
 def test_replay_is_the_tokenizer_on_random_texts(real, t):
-    for name, m in real.items(): assert m.encode(t) == m.bv.encode(t), name
+    for name, m in real.items(): assert m.encode(t) == m.vocab.encode(t), name
 
 
 @given(t=text)
 @settings(max_examples=60, deadline=None)
 def test_borders_tile_the_text_and_are_cuts(real, t):
     for name, m in real.items():
-        b = borders(m.bv, t)
-        assert b[0] == 0 and b[-1] == len(m.bv.decode(m.bv.encode(t))) and set(b.tolist()) <= set(m.bv.starts(m.bv.encode(t)).tolist()), name
+        b = pretoken_boundaries(m.vocab, t)
+        assert b[0] == 0 and b[-1] == len(m.vocab.decode(m.vocab.encode(t))) and set(b.tolist()) <= set(m.vocab.starts(m.vocab.encode(t)).tolist()), name
 
 
 @given(seed=st.integers(0, 10 ** 6), pieces=st.lists(st.text("ab", min_size=1, max_size=8), min_size=1, max_size=6))
@@ -98,7 +98,7 @@ def test_borders_tile_the_text_and_are_cuts(real, t):
 def test_many_pieces_are_played_as_each_alone(seed, pieces):
     bv = random_bpe(np.random.default_rng(seed), "ab", 5)
     start = np.cumsum([0, *map(len, pieces)])
-    out, last = replay(["ab".index(c) for p in pieces for c in p], start, named_rules(bv))
+    out, last = run_bpe(["ab".index(c) for p in pieces for c in p], start, listed_merges(bv))
     assert [x.tolist() for x in out] == bv.encode_batch(pieces)
 
 

@@ -214,7 +214,7 @@ def test_strange_texts(pair, variant):
 def test_no_shared_token(variant):
     s, t = bpe("ab", ()), bpe("ab", [("a", "b")])
     b = from_ids(s, t, s.encode("ab"), [t.bytes.index(b"ab")])
-    b.pair.vocab = type("V", (), dict(identical=False, shared_student=np.zeros(0, int), shared_teacher=np.zeros(0, int), stop_student=np.zeros(0, int), stop_teacher=np.zeros(0, int), student=s))()
+    b.pair.overlap = type("V", (), dict(identical=False, shared_student_ids=np.zeros(0, int), shared_teacher_ids=np.zeros(0, int), student_stop_ids=np.zeros(0, int), teacher_stop_ids=np.zeros(0, int), student=s))()
     out = SimCT(variant)(b)
     assert out.loss_sum == 0 and out.num_units == 0
 

@@ -13,7 +13,7 @@ from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.exact.toy_models import bpe
-from xtokd.alignment.pair import probes
+from xtokd.alignment.doctor import probe_texts
 from xtokd.data.prompts import load_prompts
 from xtokd.models.sampling import rollout
 from xtokd.models.forward import response_logits
@@ -164,7 +164,7 @@ def test_byte_tokenizer_round_trip(s_bv, t_bv):
     for like in (s_bv, t_bv, t_bv.hf):
         tok = byte_tokenizer(like)
         bv, like = ByteVocab(tok), ByteVocab(like)
-        for text in (*probes().values(), "", "</reply>\x00\ufeff 👩‍👩‍👧"):
+        for text in (*probe_texts().values(), "", "</reply>\x00\ufeff 👩‍👩‍👧"):
             assert bv.encode(text) == list(text.encode()) and bv.decode(bv.encode(text)) == text.encode()
         assert len(bv) == 256 + like.special.sum() and bv.bytes[:256] == [bytes([b]) for b in range(256)] and bv.complete
         assert (tok.bos_token, tok.eos_token, tok.pad_token) == (like.hf.bos_token, like.hf.eos_token, like.hf.pad_token)

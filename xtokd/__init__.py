@@ -9,11 +9,12 @@ __all__ = []
 # %% ../nbs/13_support/05_init.ipynb #d3f91337
 from importlib import import_module
 
-# %% ../nbs/13_support/05_init.ipynb #bf4ad81c
+# %% ../nbs/13_support/05_init.ipynb #5370918a
 _HOME = {
     "vocab.bytevocab": ("ByteVocab", "UnsupportedTokenizer"),
-    "alignment.byte_align": ("Alignment", "BatchAlignment", "align", "align_batch"),
-    "vocab.overlap": ("VocabMap",),
+    "alignment.alignment": ("Alignment", "BatchAlignment"),
+    "alignment.byte_align": ("align", "align_batch"),
+    "vocab.overlap": ("VocabOverlap",),
     "alignment.pair": ("Pair",),
     "data.chat": ("render",),
     "models.loading": ("load_model", "load_tokenizer"),

@@ -34,7 +34,7 @@ def test_pictures_are_there_before_anything_runs(lab):
 
 
 def test_a_notebook_from_elsewhere_shows_the_text_twin(lab):
-    page = lab.open(ROOT / "nbs/03_alignment/08_kept.ipynb", trust=False)     # JupyterLab shows no SVG of a notebook that nobody has trusted; trust goes by content, so it is one that no other test opens
+    page = lab.open(ROOT / "nbs/03_alignment/04_alignment.ipynb", trust=False)     # JupyterLab shows no SVG of a notebook that nobody has trusted; trust goes by content, so it is one that no other test opens
     assert page.locator(PICTURE).count() == 0
     assert page.locator(".jp-OutputArea-output").count()
     assert lab.external(page) == []

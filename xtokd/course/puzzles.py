@@ -10,14 +10,15 @@ __all__ = ['TEXT', 'RULES', 'CHUNKS', 'NAMED', 'HAND', 'WAVE', 'BYTES', 'TWICE',
            'credit_rows', 'judge_credit', 'stop_rows', 'judge_stop', 'bars', 'judge_project', 'tokens', 'begins',
            'judge_bias', 'puzzle', 'board']
 
-# %% ../../nbs/00_course/01_puzzles.ipynb #ff825d05
+# %% ../../nbs/00_course/01_puzzles.ipynb #1ffce758
 from math import isfinite, log
 from types import SimpleNamespace
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from ..alignment.byte_align import KINDS, align
+from ..alignment.alignment import KINDS
+from ..alignment.byte_align import align
 from ..alignment.reasons import Reason
 from ..vocab.bytevocab import ByteVocab
 from .drawing import SOLVED, Band, Box, Picture, Puzzle, Row, Untried, listed, need, number, whole

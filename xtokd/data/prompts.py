@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SPLITS', 'check_item', 'read_prompts', 'read_dataset', 'own_check', 'load_prompts']
 
-# %% ../../nbs/02_data/01_prompts.ipynb #b4c046bd
+# %% ../../nbs/02_data/01_prompts.ipynb #bf932d09
 import json
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from ..hub import OURS
+from ..hub import BUILTIN_PAIRS
 
 # %% ../../nbs/02_data/01_prompts.ipynb #48657d6f
 def check_item(item, where):
@@ -57,7 +57,7 @@ def read_dataset(name):
     path, _, split = name.partition(":")
     yield from (check_item(dict(row), f"data set {name}, row {i}") for i, row in enumerate(load_dataset(path, split=split or "train", streaming=True)))
 
-# %% ../../nbs/02_data/01_prompts.ipynb #061cf33a
+# %% ../../nbs/02_data/01_prompts.ipynb #74780431
 SPLITS = ("train", "heldout", "validation")   # of our own tasks
 
 def own_check(source):
@@ -70,7 +70,7 @@ def load_prompts(source,      # `"tiny"`, `"tiny:heldout"` (or `:validation`; `t
                  limit=None): # at most so many items
     "Items to distil on, each a dict with `prompt` or `messages`; errors name file, line, cause and cure"
     if not isinstance(source, (str, Path)): rows = (check_item(x, f"item {i}") for i, x in enumerate(source, 1))
-    elif (name := str(source).partition(":")[0]) in OURS and str(source).partition(":")[2] in ("", *SPLITS):
+    elif (name := str(source).partition(":")[0]) in BUILTIN_PAIRS and str(source).partition(":")[2] in ("", *SPLITS):
         from xtokd.hub import data_dir
         rows = read_prompts(Path(data_dir())/name/f"{str(source).partition(':')[2] or 'train'}.jsonl")
     elif Path(source).is_file(): rows = read_prompts(source)

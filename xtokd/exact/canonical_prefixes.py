@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['reader', 'text_source', 'cuts', 'endings', 'Reader', 'Writer']
 
-# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #84ab2050
+# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #2b090c6c
 from functools import lru_cache
 
 import numpy as np
 
-from ..vocab.merges import borders
+from ..vocab.merges import pretoken_boundaries
 from ..vocab.spelling import UnsupportedTokenizer
 from ..vocab.trie import ByteTrie
 
-# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #415006e7
+# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #3291f7a2
 def _text(data, whole=False):
     "Text of bytes, without its last character where that is incomplete (None then, if `whole`); None where the bytes can never be text."
     try: return data.decode()
@@ -25,8 +25,8 @@ _NEXT = ("a", "A", "é", "你", "1", "12", "123", " ", " a", "\n", ".", "'", "'s
 
 def cuts(bv, text):
     "Sets of the pre-token borders inside a text: of the text itself, and as the beginning of longer texts."
-    size, more = len(text.encode()), [x for x in _NEXT if bv._writable(x) == x and text and not text[-1].isalpha()]   # behind a letter no border moves
-    return list(dict.fromkeys(frozenset(x for x in borders(bv, text + y).tolist() if 0 < x < size) for y in ["", *more]))
+    size, more = len(text.encode()), [x for x in _NEXT if bv.encoder.drop_unencodable(x) == x and text and not text[-1].isalpha()]   # behind a letter no border moves
+    return list(dict.fromkeys(frozenset(x for x in pretoken_boundaries(bv, text + y).tolist() if 0 < x < size) for y in ["", *more]))
 
 
 def endings(bv, text):
@@ -47,11 +47,11 @@ def _attempts(bv, trie, text, wide):
         if len(ids) > wide: yield _text(z[:i], True), -1
         else: yield from ((t, v) if (t := _text(z[:i] + bv.bytes[v], True)) is not None else (_text(z[:i], True), -1) for v in ids)
 
-# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #4815ca99
+# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #ef2c78ae
 class Reader:
     "How texts that begin with given bytes may begin in a tokenizer's tokens. A suffix that more than `wide` tokens begin with is left open."
     def __init__(self, bv, wide=256):
-        if bv.recipe.model not in ("BPE", "WordLevel"): raise UnsupportedTokenizer(bv.name, f"the first tokens of a {bv.kind} text depend on all of it.", "Use a BPE tokenizer, or count in a World.")
+        if bv.piece_format.model not in ("BPE", "WordLevel"): raise UnsupportedTokenizer(bv.name, f"the first tokens of a {bv.kind} text depend on all of it.", "Use a BPE tokenizer, or count in a World.")
         self.bv, self.trie, self.wide, self._memo = bv, ByteTrie(bv.bytes), wide, {}
 
     def covers(self, pieces):
@@ -68,7 +68,7 @@ class Reader:
 
 reader = lru_cache(maxsize=8)(Reader)
 
-# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #a718d2b4
+# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #d6202c7f
 class Writer:
     "Which tokens may follow others in canonical text, and how much of the past that depends on."
     def __init__(self, bv):
@@ -78,7 +78,7 @@ class Writer:
         "The tokens of the last pre-token; of a very long one the last few, since inside a pre-token neighbours are all that counts."
         if ids not in self._windows:
             text = _text(self.bv.decode(ids)) or ""
-            at = np.searchsorted(self.bv.starts(ids), borders(self.bv, text)[:-1][-1:])
+            at = np.searchsorted(self.bv.starts(ids), pretoken_boundaries(self.bv, text)[:-1][-1:])
             self._windows[ids] = ids[int(at[0]):] if len(at) and len(ids) - at[0] <= 16 else ids[-4:]
         return self._windows[ids]
 

@@ -8,12 +8,12 @@ __all__ = ['FLOOR', 'KNOBS', 'PLACES', 'Case', 'probabilities', 'log_rows', 'sta
            'places', 'at_truth', 'one_token', 'fidelity_row', 'truth_numbers', 'Fidelity', 'fidelity', 'written',
            'journey', 'model_case', 'text_gradients', 'parameter_table', 'digits_written', 'verdict', 'collapse']
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #a3d04506
+# %% ../../nbs/09_exact/05_fidelity.ipynb #04555dd8
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..alignment.byte_align import KINDS
+from ..alignment.alignment import KINDS
 from ..train.runlog import Table
 
 # %% ../../nbs/09_exact/05_fidelity.ipynb #90b0bd70

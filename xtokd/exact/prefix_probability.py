@@ -7,7 +7,7 @@ __all__ = ['QUANTITIES', 'Score', 'canonical_path', 'Covers', 'byte_covers', 'by
            'bias_factor', 'demerge', 'remerge', 'merge_list', 'subset_covers', 'subset_prefix', 'RuleIndex',
            'recursion', 'student_prefix', 'student_row', 'sample_text', 'sampled_prefix']
 
-# %% ../../nbs/09_exact/02_prefix_probability.ipynb #1c192e62
+# %% ../../nbs/09_exact/02_prefix_probability.ipynb #7827c1d1
 import itertools, json, math
 from bisect import bisect_left
 from collections import defaultdict
@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..vocab.spelling import UnsupportedTokenizer, steps_of
+from ..vocab.spelling import UnsupportedTokenizer, pipeline_steps
 from ..train.runlog import wilson
 from .toy_models import glue
 
@@ -140,7 +140,7 @@ def bias_factor(row, bv, ids):
     "Share of the texts with the bytes of `ids` whose own ids begin with `ids`: `Q1 / Q3`."
     return canonical_path(row, ids).value / byte_prefix(row, bv, bv.decode(ids)).value
 
-# %% ../../nbs/09_exact/02_prefix_probability.ipynb #a1edca05
+# %% ../../nbs/09_exact/02_prefix_probability.ipynb #dc1f3b45
 def demerge(ids, rules):
     "`ids` with these merge rules undone, last rule first."
     for left, right, made in reversed(list(rules)): ids = [v for u in ids for v in ((left, right) if u == made else (u,))]
@@ -153,7 +153,7 @@ def remerge(ids, rules):
 
 def merge_list(bv):
     "[(left id, right id, made id)] as the tokenizer stores them. UnsupportedTokenizer where the stored list alone does not say how it cuts."
-    model, pre = json.loads(bv.tokenizer.to_str())["model"], [p for p in steps_of(bv.tokenizer.pre_tokenizer) if p["type"] != "ByteLevel" or p.get("use_regex")]
+    model, pre = json.loads(bv.tokenizer.to_str())["model"], [p for p in pipeline_steps(bv.tokenizer.pre_tokenizer) if p["type"] != "ByteLevel" or p.get("use_regex")]
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model.get("merges", ())]
     made = ["".join(p) for p in pairs]
     place = {c: m for m, c in enumerate(made)}

@@ -6,7 +6,7 @@
 __all__ = ['bpe', 'digit_groups', 'World', 'byte_mass', 'markov', 'make_pair', 'twin_world', 'doubling_world', 'Unigram',
            'all_tokenizations_world', 'random_texts', 'glue', 'random_merges', 'random_bpe']
 
-# %% ../../nbs/09_exact/01_toy_models.ipynb #aa8a43e1
+# %% ../../nbs/09_exact/01_toy_models.ipynb #0fd66768
 import itertools
 from collections import defaultdict
 from fractions import Fraction
@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from ..vocab.bytevocab import ByteVocab
 from ..vocab.spelling import byte_alphabet
-from ..vocab.overlap import VocabMap
+from ..vocab.overlap import VocabOverlap
 
 # %% ../../nbs/09_exact/01_toy_models.ipynb #48ffd708
 _NAME = {b: c for c, b in byte_alphabet().items()}   # byte -> its character in a byte-level vocabulary
@@ -90,15 +90,15 @@ def markov(start, step, stop, length):
         front = {x + b: p * q for x, p in front.items() for b, q in step[x[-1]].items()}
     return texts
 
-# %% ../../nbs/09_exact/01_toy_models.ipynb #a638ee81
+# %% ../../nbs/09_exact/01_toy_models.ipynb #b586365f
 def _two_symbols(a, b, same, other, length):
     "A chain of two symbols: each repeats with `same`, changes with `other`, and stops with 1/4; length in symbols."
     half, stop = Fraction(1, 2), Fraction(1, 4)
     return markov({a: half, b: half}, {a: {a: same, b: other}, b: {a: other, b: same}}, {a: stop, b: stop}, length)
 
 def make_pair(student, teacher):
-    "Two ByteVocabs as the pair that a `PairBatch` wants: `.student`, `.teacher`, `.vocab`."
-    return SimpleNamespace(student=student, teacher=teacher, vocab=VocabMap(student, teacher))
+    "Two ByteVocabs as the pair that a `PairBatch` wants: `.student`, `.teacher`, `.overlap`."
+    return SimpleNamespace(student=student, teacher=teacher, overlap=VocabOverlap.of(student, teacher))
 
 def twin_world(length=10):
     "(student world, teacher world): the student merges `ba`, the teacher `ab`, the texts are the same."

@@ -27,7 +27,7 @@ def exaccerr(err_student, err_teacher):
     R, eps = a[:k].cumsum(), b[:k].cumsum()
     with np.errstate(divide="ignore", invalid="ignore"): return np.where(R == eps, 0., (R - eps) / eps * 100)
 
-# %% ../../nbs/11_experiments/04_exposure_bias.ipynb #0abe6322
+# %% ../../nbs/11_experiments/04_exposure_bias.ipynb #87fbfc25
 def _by_sample(values, sample, count):
     "Rows [B, L] of values that stand in order of their sample, NaN behind each."
     size = np.bincount(sample, minlength=count)
@@ -39,7 +39,7 @@ def _by_sample(values, sample, count):
 def token_kl(batch):
     "KL of the teacher's row from the student's at each token [B, L]; both must have one vocabulary and one cut."
     a = batch.alignment
-    if not batch.pair.vocab.identical or not np.array_equal(a.student_ids, a.teacher_ids): raise ValueError("the error `kl` needs the same tokenizer and the same tokens on both sides. Use `span gap` across tokenizers.")
+    if not batch.pair.overlap.identical or not np.array_equal(a.student_ids, a.teacher_ids): raise ValueError("the error `kl` needs the same tokenizer and the same tokens on both sides. Use `span gap` across tokenizers.")
     n = len(batch.student)
     with torch.no_grad(): values = torch.cat([torch.zeros(0, device=batch.student.device)] + [kl_divergence(batch.teacher.logp(lo, min(lo + 64, n)), batch.student.logp(lo, min(lo + 64, n))) for lo in range(0, n, 64)])
     return _by_sample(values.cpu().numpy(), np.repeat(np.arange(len(a)), np.diff(a.student_offsets)), len(a))

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'Size', 'Data', 'lesson_data', 'tiny_data', 'own_score', 'he
            'equal_steps', 'arm', 'load_sides', 'opening', 'experiment', 'no_room', 'both_arms', 'Lesson', 'record',
            'main']
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #33c93b35
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #70cd51bd
 import argparse, copy, hashlib, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..train.distiller import Distiller
 from ..train.step import make_objective
 from ..train.evaluate import evaluate
 from ..vocab.bytevocab import response_text
-from ..alignment.kept import keep, kept
+from ..alignment.alignment import alignment_from_record
 from ..hub import resolve
 from ..alignment.pair import Pair
 from ..data.prompts import load_prompts
@@ -79,7 +79,7 @@ def headroom(student, teacher, items, check, size):
     found = {"student": own_score(student, items, check, size), "teacher": own_score(teacher, items, check, size)}
     return found | {"room": found["teacher"]["accuracy_low"] > found["student"]["accuracy_high"]}
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #298f349d
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #e1751214
 def looks(student, teacher, pair, objective, items, check, size):
     "One record per item: the student's likeliest text, its score, its alignment, and per token the loss (nats) and whether it has a signal"
     config, found = DistillConfig(temperature=0., max_new_tokens=size.max_new_tokens), []
@@ -92,14 +92,14 @@ def looks(student, teacher, pair, objective, items, check, size):
         for k, s in enumerate(samples):
             mine, text = out.ledger["sample"] == k, response_text(student.bv, s.student_ids)
             found.append({"item": s.item, "text": text, "score": check(s.item, text), "token_loss": loss[mine].round(5), "weight": out.ledger["weight"][mine], "reason": out.ledger["reason"][mine],
-                          "alignment": keep(batch.alignment[k])})
+                          "alignment": batch.alignment[k].to_record()})
     return found
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #fa02d8f3
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #de57d50e
 def picture(look, top=None, width=900):
     "The alignment of a look with the loss of each student token above it, as an SVG string"
     from xtokd.viz.alignment_svg import alignment_svg
-    return alignment_svg(kept(look["alignment"]), width, signal=[x if w > 0 else None for x, w in zip(look["token_loss"], look["weight"])], top=top)
+    return alignment_svg(alignment_from_record(look["alignment"]), width, signal=[x if w > 0 else None for x, w in zip(look["token_loss"], look["weight"])], top=top)
 
 # %% ../../nbs/11_experiments/02_headroom_study.ipynb #1b5ecd92
 def weights_of(name, role="student"):

@@ -6,7 +6,7 @@
 __all__ = ['ORDER', 'HOW', 'MEANS', 'covered', 'spelled', 'roles_of', 'role_map', 'Plan', 'plan', 'fvt', 'with_tokenizer',
            'byte_tokenizer', 'Transferred', 'transfer', 'mean_rows', 'Ensemble']
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #f66db708
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #5519840d
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -18,16 +18,16 @@ from ..train.checkpoint import save_student
 from ..vocab.spelling import byte_alphabet
 from ..models.forward import closing_id, response_logits
 from ..vocab.trie import ByteTrie
-from ..vocab.overlap import VocabMap, owners, text_ids
+from ..vocab.overlap import VocabOverlap, canonical_index, text_ids
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #fe4a3c49
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #48f02901
 def covered(trie, pieces):
     "Ids of tokens that write each byte string, the longest first; [] where the vocabulary cannot write it."
     out, rest, live = [[] for _ in pieces], list(pieces), [k for k, p in enumerate(pieces) if p]
     while live:
         for k, i in zip(live, trie.longest([rest[k] for k in live]).tolist()):
             out[k] = out[k] + [i] if i >= 0 else []
-            rest[k] = rest[k][len(trie.pieces[i]):] if i >= 0 else b""
+            rest[k] = rest[k][len(trie.token_bytes[i]):] if i >= 0 else b""
         live = [k for k in live if rest[k]]
     return out
 
@@ -35,7 +35,7 @@ def covered(trie, pieces):
 def spelled(old, pieces):
     "Ids of `old` for each byte string: the one that is these bytes, else how `old` cuts them, else a cover; [] where there is none."
     ids, texts = text_ids(old)
-    place, _ = owners(old, ids, texts)
+    place, _ = canonical_index(old, ids, texts)
     out = [[int(ids[place[p]])] if p in place else [] for p in pieces]
     new = [k for k, x in enumerate(out) if not x and pieces[k]]
     for k, cut in zip(new, old.encode_batch([pieces[k].decode("utf-8", "replace") for k in new])):
@@ -70,7 +70,7 @@ def role_map(old, new, roles=None, first="bos"):
         out[i] = [j] if j is not None else old.encode(source)
     return out
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #3b190c60
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #6ec4e708
 HOW = ("copied", "averaged", "role", "fallback")
 
 
@@ -89,7 +89,7 @@ class Plan:
 def plan(old, new, roles=None, first="bos"):
     "The `Plan` from one ByteVocab to another; see `role_map` for `roles` and `first`."
     n = len(new)
-    if not roles and VocabMap(old, new).identical: return Plan(np.arange(n), np.arange(n + 1), np.zeros(n, np.int8), text_ids(old)[0])
+    if not roles and VocabOverlap.of(old, new).identical: return Plan(np.arange(n), np.arange(n + 1), np.zeros(n, np.int8), text_ids(old)[0])
     text = np.zeros(n, bool)
     text[text_ids(new)[0]] = True
     parts = spelled(old, [x if t else b"" for x, t in zip(new.bytes, text)])

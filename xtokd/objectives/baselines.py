@@ -31,11 +31,11 @@ class SFT(Objective):
         loss = -batch.student.realised()
         return make_output(batch, loss, torch.ones_like(loss))
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #84046040
+# %% ../../nbs/05_objectives/06_baselines.ipynb #cd67b360
 def require_equal_vocabularies(batch: PairBatch, name: str, instead: str) -> None:
     """Raise ValueError where student and teacher have different vocabularies; `instead` says what
     to use."""
-    if batch.pair.vocab.identical: return
+    if batch.pair.overlap.identical: return
     student, teacher = batch.pair.student, batch.pair.teacher
     raise ValueError(f"{name} compares rows column by column, but {student.name} ({len(student):,} "
                      "ids) and "

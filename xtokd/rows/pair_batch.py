@@ -102,12 +102,12 @@ def _topk(rows, k, lo=0, hi=None):
 
 Rows.gather, Rows.realised, Rows.topk = _gather, _realised, _topk
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #697668f5
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #6066f284
 @dataclass(repr=False)
 class PairBatch:
     "Student responses, the same bytes in teacher tokens, their alignment, and both sides' rows."
     pair: object                    # xtokd.alignment.pair.Pair
-    alignment: object               # xtokd.alignment.byte_align.BatchAlignment, flat over the batch
+    alignment: object               # xtokd.alignment.alignment.BatchAlignment, flat over the batch
     student: Rows                   # [student tokens] rows with gradient
     teacher: Rows | None            # [teacher tokens] rows without gradient; None where an objective needs none
     prompts: list | None = None

@@ -8,7 +8,7 @@ __all__ = ['FREE_SETTINGS', 'split_prompts', 'TrainState', 'Checkpoints', 'Evalu
            'run_callbacks', 'check_text_source', 'RunReporter', 'TrainingLoop', 'open_run', 'opening_warnings',
            'arguments_of_run', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #ea62f042
+# %% ../../nbs/08_train/11_distiller.ipynb #8fc2bf0c
 import math, sys, threading, time
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 
-from ..alignment.kept import keep
 from ..data.chat import chat_template_kwargs, unused_args
 from ..data.prompts import load_prompts, own_check
 from ..distributed import (
@@ -259,7 +258,7 @@ class RunReporter:
     def close(self) -> None:
         if self.file is not None: self.file.close()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #f69a9e9b
+# %% ../../nbs/08_train/11_distiller.ipynb #68bf3b09
 class TrainingLoop:
     "The steps of a run, one after the other."
 
@@ -345,7 +344,7 @@ class TrainingLoop:
         if ledger["region"][own].any(): columns.append("region")
         d.log.emit("sample", d.state.step, source="train", item=sample.item, text=response_text(d.student.bv, sample.student_ids),
                    student_ids=sample.student_ids, teacher_ids=sample.teacher_ids,
-                   alignment=keep(d.pair.align(sample.student_ids, sample.teacher_ids)),
+                   alignment=d.pair.align(sample.student_ids, sample.teacher_ids).to_record(),
                    token_loss=output.token_loss.detach().float().cpu().numpy()[own], **{name: ledger[name][own] for name in columns})
 
     def stop_requested(self) -> bool:

@@ -6,7 +6,7 @@
 __all__ = ['EMPTY_SAMPLE', 'StepTotals', 'sums_by_kind', 'entropy', 'make_objective', 'split_micro_batches', 'DistillStep',
            'generation_counts', 'step_metrics']
 
-# %% ../../nbs/08_train/04_step.ipynb #aea08228
+# %% ../../nbs/08_train/04_step.ipynb #c32d7af7
 from collections import Counter
 from dataclasses import dataclass, field, fields
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from ..alignment.byte_align import KINDS
+from ..alignment.alignment import KINDS
 from ..alignment.reasons import Reason
 from ..data.segments import REGIONS, region_column
 from ..distributed import backward, in_step, watched

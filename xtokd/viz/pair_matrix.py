@@ -6,7 +6,7 @@
 __all__ = ['PairMatrix', 'pair_matrix', 'matrix_svg', 'ramp_of', 'matrix_text', 'matrix_figure', 'Page', 'verdict_svg',
            'page_html', 'kinds_svg', 'texts_svg', 'digits_svg', 'doctor_page']
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #923425c0
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #ec39198c
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -15,14 +15,15 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..alignment.byte_align import KINDS, align_batch
+from ..alignment.alignment import KINDS
+from ..alignment.byte_align import align_batch
 from ..vocab.bytevocab import ByteVocab
-from ..alignment.pair import Report, probes, report_text
+from ..alignment.doctor import Report, probe_texts, report_text
 from .vocab_map import overlap
 from .svg_charts import bars_svg, caption, heat_svg, ratio_ramp, stacked_svg, svg_frame, words
-from ..vocab.overlap import owners, text_ids
+from ..vocab.overlap import canonical_index, text_ids
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #7b9df096
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #2d37eaa0
 @dataclass(repr=False)
 class PairMatrix:
     "All pairs of some tokenizers on the same texts; rows are teachers, columns are students. Draws itself."
@@ -44,7 +45,7 @@ class _Candidate:
     def __init__(self, bv, texts):
         self.bv, self.ids = bv, bv.encode_batch(texts)
         ids, pieces = text_ids(bv)
-        self.place, self.owns = owners(bv, ids, pieces)
+        self.place, self.owns = canonical_index(bv, ids, pieces)
         self.row = np.full(len(bv), -1, np.int64)
         self.row[ids] = np.arange(len(ids))
         self.flat = np.concatenate([np.asarray(i, np.int64) for i in self.ids] or [np.zeros(0, np.int64)])
@@ -54,12 +55,12 @@ class _Candidate:
 
     def has(self, piece) -> bool: k = self.place.get(piece, -1); return k >= 0 and bool(self.owns[k])
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #c2b38cec
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #eac9943b
 def pair_matrix(tokenizers: dict,   # name -> tokenizer, folder, name or ByteVocab
                 texts=None,         # a dict or a list of texts; None: the probe texts
                 ) -> PairMatrix:
     "Coverage, share of 1-1 and teacher_tokens_per_student_token of every student with every teacher."
-    texts = probes() if texts is None else texts
+    texts = probe_texts() if texts is None else texts
     texts = list(texts.values()) if isinstance(texts, dict) else [texts] if isinstance(texts, str) else list(texts)
     if not tokenizers: raise ValueError("no tokenizers to compare; give a dict such as {'mine': tokenizer, 'theirs': folder}")
     sides, n, size = [_Candidate(ByteVocab(x), texts) for x in tokenizers.values()], len(tokenizers), sum(len(t.encode()) for t in texts)
@@ -145,7 +146,7 @@ class Page:
         return Path(path)
     def _repr_mimebundle_(self, include=None, exclude=None): return {"text/html": self.html(), "image/svg+xml": self.svg(), "text/plain": repr(self)}
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #d681e769
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #2d993e60
 _LEVEL = {"fit": ("#009E73", "✓"), "fit with care": ("#B97F00", "!"), "unfit": ("#C00000", "✗")}
 
 
@@ -153,8 +154,8 @@ def verdict_svg(r: Report) -> str:
     "Verdict and reasons as a picture of words."
     colour, glyph = _LEVEL[r.verdict]
     body, y = words(8, 24, f"{glyph} {r.verdict}", more=f'font-size="20" font-weight="700" fill="{colour}"'), 48
-    for x in r.reasons:
-        for text, what in ((f"{_LEVEL[x.level][1]} {x.what}", "#222"), (f"    {x.cure}", "#555")):
+    for x in r.findings:
+        for text, what in ((f"{_LEVEL[x.severity][1]} {x.what}", "#222"), (f"    {x.fix}", "#555")):
             more, y = caption(8 if what == "#222" else 26, y, text.strip(), 140)
             body += more.replace("#555", what)
         y += 5
@@ -164,7 +165,7 @@ def verdict_svg(r: Report) -> str:
 def page_html(p: Page) -> str:
     "The page as HTML, pictures inline."
     r, (colour, glyph) = p.report, _LEVEL[p.report.verdict]
-    reasons = "".join(f"<li>{_LEVEL[x.level][1]} <strong>{escape(x.level)}</strong>: {escape(x.what)}. <em>{escape(x.cure)}</em></li>" for x in r.reasons)
+    reasons = "".join(f"<li>{_LEVEL[x.severity][1]} <strong>{escape(x.severity)}</strong>: {escape(x.what)}. <em>{escape(x.fix)}</em></li>" for x in r.findings)
     figures = "".join(f'<figure style="margin:16px 0;overflow-x:auto">{s}</figure>' for s in p.pictures)
     return (f'<section aria-label="{escape(p.title)}" style="background:#fff;color:#222;padding:8px"><h2 style="color:#222">{escape(p.title)}</h2><p style="font-size:20px;color:{colour}"><strong>{glyph} {escape(r.verdict)}</strong></p>'
             f'<ul>{reasons}</ul>{figures}<details><summary>All numbers</summary><pre style="color:#222;background:#fff;overflow-x:auto">{escape(report_text(r))}</pre></details></section>')

@@ -6,14 +6,14 @@
 __all__ = ['decimate', 'Moment', 'Alarm', 'alarms', 'printable', 'Curve', 'Panel', 'ticks', 'sig', 'span', 'interval', 'curves',
            'panels', 'clock', 'left', 'numerals', 'pair_of', 'alignment_of', 'asked', 'signal_of', 'shown', 'vitals']
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #976d52c9
+# %% ../../nbs/10_viz/06_run_state.ipynb #cf058561
 import math, unicodedata
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from ..train.monitor import Signs as Rules, look
-from ..alignment.kept import kept
+from ..alignment.alignment import alignment_from_record
 from ..train.runlog import live, number
 from .alignment_svg import alignment_svg, alignment_text
 
@@ -182,7 +182,7 @@ def numerals(now: Moment, window: int = 10) -> list[tuple[str, str, str]]:
     return [("step", str(now.steps[-1]["step"] if now.steps else 0), f"of {total}" if total else ""), ("loss", show(loss, ".4g"), f"mean of {min(window, max(len(now.steps), 1))}"),
             ("tokens/s", show(speed, ",.0f"), "written by the student"), time]
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #9ed27242
+# %% ../../nbs/10_viz/06_run_state.ipynb #3bc70309
 def pair_of(start: dict):
     "The Pair that a log names, where it lies on this machine and has the log's fingerprints; otherwise None."
     from pathlib import Path
@@ -198,7 +198,7 @@ _PAIRS = {}
 def alignment_of(sample: dict, start: dict):
     "The alignment of a logged sample, or None."
     try:
-        if "alignment" in sample: return kept(sample["alignment"])
+        if "alignment" in sample: return alignment_from_record(sample["alignment"])
         key = str(start.get("fingerprints"))
         if key not in _PAIRS: _PAIRS[key] = pair_of(start)
         return _PAIRS[key] and _PAIRS[key].align(sample["student_ids"], sample["teacher_ids"])

@@ -8,7 +8,7 @@ __all__ = ['CATEGORIES', 'LOOKS', 'CLASSES', 'PAINT', 'RULES', 'BINS', 'BIN_NAME
            'overlap_bars', 'rank_map', 'match_heat', 'overlap_map', 'OverlapExplorer', 'selection', 'selection_html',
            'overlap_explorer']
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #6e1345c7
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #8312816e
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +24,7 @@ from ..train.runlog import Table
 from ..vocab.trie import ByteTrie
 from .svg_charts import bars_svg, cloud_svg, heat_svg, ink, stacked_svg
 from .alignment_svg import label
-from ..vocab.overlap import VocabMap, text_ids
+from ..vocab.overlap import VocabOverlap, text_ids
 
 # %% ../../nbs/10_viz/09_vocab_map.ipynb #d807fe55
 CATEGORIES = ("Latin letters", "Cyrillic letters", "Chinese, Japanese, Korean", "letters of other scripts", "digits", "white space", "code and punctuation", "bytes and controls", "special")
@@ -58,7 +58,7 @@ def categories(pieces: list[bytes]) -> np.ndarray:
     res[owner[kind == 7]] = 7
     return res
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #4efab2b2
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #356ba67e
 CLASSES = ("identical bytes", "equal after normalisation", "prefix-related", "unmatched", "no text")
 PAINT = {"identical bytes": ("#0072B2", ""), "equal after normalisation": ("#56B4E9", "/"), "prefix-related": ("#E69F00", "x"), "unmatched": ("#8a8a8a", "."), "no text": ("#d9d9d9", "-")}
 RULES = ("Each token is in one class, the first that fits. Identical: the other side has a token of the same bytes (the marks ▁, Ġ and <0xNN> are read as the bytes they stand for). "
@@ -76,7 +76,7 @@ def related(pieces: list[bytes], trie: ByteTrie) -> np.ndarray:
     if not len(trie.order): return np.zeros(len(pieces), bool)
     size = np.fromiter(map(len, pieces), np.int64, len(pieces))
     below, node = trie.longest(pieces), trie.find(pieces)
-    lengths = np.append(np.fromiter((len(trie.pieces[i]) for i in trie.order.tolist()), np.int64, len(trie.order)), 0)
+    lengths = np.append(np.fromiter((len(trie.token_bytes[i]) for i in trie.order.tolist()), np.int64, len(trie.order)), 0)
     res = (below >= 0) & (2 * lengths[np.where(below >= 0, trie.rank[below], -1)] >= size)
     some = np.flatnonzero(node >= 0)
     some = some[np.argsort(trie.lo[node[some]], kind="stable")]
@@ -125,15 +125,15 @@ class Overlap:
     def svg(self, points: int = 4000) -> str: return overlap_svg(self, points)
     def _repr_mimebundle_(self, include=None, exclude=None): return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #1f813242
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #6f5eebee
 @lru_cache(maxsize=8)
 def _overlap(student, teacher):
     (ids_s, own), (ids_t, other) = text_ids(student), text_ids(teacher)
     half = lambda bv, ids, mine, theirs: Half(bv.name, ids, classes(mine, theirs), categories(mine), np.asarray(bv.lengths)[ids], len(bv))
-    s, t, v = half(student, ids_s, own, other), half(teacher, ids_t, other, own), VocabMap(student, teacher)
-    stops = np.array([(a, b) for a in v.stop_student for b in v.stop_teacher], np.int64).reshape(-1, 2)
-    shared = np.concatenate([np.stack([v.shared_student, v.shared_teacher], 1), stops])
-    kind = np.append(s.category[np.searchsorted(ids_s, v.shared_student)], np.full(len(stops), 8, np.int8))
+    s, t, v = half(student, ids_s, own, other), half(teacher, ids_t, other, own), VocabOverlap.of(student, teacher)
+    stops = np.array([(a, b) for a in v.student_stop_ids for b in v.teacher_stop_ids], np.int64).reshape(-1, 2)
+    shared = np.concatenate([np.stack([v.shared_student_ids, v.shared_teacher_ids], 1), stops])
+    kind = np.append(s.category[np.searchsorted(ids_s, v.shared_student_ids)], np.full(len(stops), 8, np.int8))
     return Overlap(student, teacher, s, t, shared, kind)
 
 

@@ -6,13 +6,13 @@
 __all__ = ['IMPOSSIBLE', 'UNKNOWN', 'LONE', 'DEAD', 'as_text', 'first_tokens', 'components', 'CellGraph', 'cell_graph',
            'crossing', 'row_links', 'RowCells', 'row_cells']
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #6aca8321
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #fe50e517
 from functools import cached_property, lru_cache
 
 import numpy as np
 
-from ...vocab.adjacency import Follows, letter_borders, texts_of
-from ...vocab.cache import bridge
+from ...vocab.adjacency import AdjacencyTable, letter_adjacency, decode_valid
+from ...vocab.cache import pair_tables
 from ...vocab.trie import ByteTrie
 
 # %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #5ccedfc5
@@ -42,16 +42,16 @@ def components(n, a, b):
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #79cf4c14
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #131b6f6e
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
     small = 4096   # up to this many tokens a side every row is taken apart exactly (notebook on joint futures); beyond, by the tokens that the teacher can mean
 
     def __init__(self, student, teacher):
         self.s, self.t = student, teacher
-        self.s_trie, self.t_trie, self.first_s, self.first_t = bridge(student, teacher, lambda: self._bridge(student, teacher))
+        self.s_trie, self.t_trie, self.first_s, self.first_t = pair_tables(student, teacher, lambda: self._bridge(student, teacher))
         self._join()
-        self.follows = Follows(student, self.s_trie, dense=len(student) <= self.small)
+        self.follows = AdjacencyTable(student, self.s_trie, dense=len(student) <= self.small)
         self._target_at, self._beyond, self._begun = {}, {}, {}
 
     @classmethod
@@ -81,7 +81,7 @@ class CellGraph:
     def exact(self): return max(len(self.s), len(self.t)) <= self.small
 
     @cached_property
-    def teacher_borders(self): return None if self.exact else letter_borders(self.t)
+    def teacher_borders(self): return None if self.exact else letter_adjacency(self.t)
 
     def __repr__(self):
         size = np.bincount(self.cell_s[self.cell_s >= 0], minlength=self.n)
@@ -132,7 +132,7 @@ def _node_depth(graph, node):
 
 CellGraph.past, CellGraph.target, CellGraph.depth = _past, _target, _node_depth
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #d3e7a161
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #220dce91
 def _longer(graph, w, cut):
     "Student tokens that begin with what is left of teacher token w after `cut` bytes, go on, and are still written by the teacher with w first."
     if (w, cut) not in graph._beyond:
@@ -140,7 +140,7 @@ def _longer(graph, w, cut):
         node = tr.find([whole[cut:]])[0]
         ids = tr.order[tr.lo[node] + tr.exact[node]: tr.hi[node]] if node >= 0 else np.zeros(0, np.int64)
         rests = [more[u][len(whole) - cut:] for u in ids.tolist()]
-        on = rule.goes_on(w, rests, _teacher_begins(graph, rests)) if rule and len(ids) else np.full(len(ids), -1)
+        on = rule.starts_with_token(w, rests, _teacher_begins(graph, rests)) if rule and len(ids) else np.full(len(ids), -1)
         ask = np.flatnonzero(on < 0).tolist()
         if ask: on[ask] = first_tokens(graph.t, graph.t_trie, [whole + rests[k] for k in ask]) == w
         graph._beyond[w, cut] = ids[on > 0]
@@ -161,11 +161,11 @@ def _teacher_begins(graph, rests):
 
 CellGraph.longer = _longer
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #8a8fcf15
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #f2ebd5c0
 def crossing(bv, window, pieces, bounds):
     """How `bv` writes window + piece over position p = len(window), per piece: the start of the token that crosses p (p itself for a cut there), its id (-1 for
     the empty piece), how many cuts it made strictly before p, and whether exactly these were realised in `bounds`; for bytes that are no text the start is -1."""
-    texts, fine = texts_of(window + x for x in pieces)
+    texts, fine = decode_valid(window + x for x in pieces)
     start, token, cuts, agrees = np.full(len(pieces), -1), np.full(len(pieces), -1), np.zeros(len(pieces), np.int64), np.zeros(len(pieces), bool)
     start[fine], token[fine], cuts[fine], agrees[fine] = _cross_position(bv, bv.encode_batch(texts), len(window), np.asarray(bounds, np.int64))
     return start, token, cuts, agrees

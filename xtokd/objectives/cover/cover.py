@@ -262,7 +262,7 @@ class CoverStream:
                 a, lo = a + b, hi
             k += 1
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #39689e52
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #4d449f6a
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     summary, source = "exact masses of cells of the student vocabulary, from one teacher forward", "this package"
@@ -276,7 +276,7 @@ class Cover(Objective):
     def signal(self, batch):
         n, a, dev = len(batch.alignment.student_ids), batch.alignment, batch.student.device
         weight, why, unknown = np.zeros(n, np.float32), np.zeros(n, np.int16), np.zeros(n, np.float32)
-        same = batch.pair.vocab.identical and np.array_equal(a.student_ids, a.teacher_ids)
+        same = batch.pair.overlap.identical and np.array_equal(a.student_ids, a.teacher_ids)
         rows, value = self._own_rows(batch) if same else self._cover_rows(batch, unknown)
         empty = unknown > self.max_unknown
         weight[rows], why[rows] = np.where(empty[rows], 0, 1), np.where(empty[rows], Reason.NOT_CANONICAL, 0)

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Beginnings', 'Joint', 'links', 'node_links', 'tokens_after', 'hypotheses', 'ExactCells', 'exact_cells']
 
-# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #0612296c
+# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #0700eaad
 import numpy as np
 
-from ...vocab.adjacency import Follows
+from ...vocab.adjacency import AdjacencyTable
 from .cells import IMPOSSIBLE, UNKNOWN, components, first_tokens
 
-# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #0b212e9d
+# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #5dd41a1f
 class Beginnings:
     "The tokens of a small vocabulary by their bytes, and by what they begin with."
     def __init__(self, trie):
         self.order, self.same, self.range = trie.order.tolist(), {}, {}
         for k, i in enumerate(self.order):
-            piece = trie.pieces[i]
+            piece = trie.token_bytes[i]
             self.same.setdefault(piece, []).append(i)
             for n in range(1, len(piece) + 1): self.range[piece[:n]] = self.range.get(piece[:n], (k,))[0], k + 1
 
@@ -26,14 +26,14 @@ class Beginnings:
         out = [i for n in range(1, len(rest)) for i in self.same.get(rest[:n], ())]
         return out + self.order[slice(*self.range.get(rest, (0, 0)))]
 
-# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #5b3202aa
+# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #d211a50c
 class Joint:
     "Both tokenizers of a cell graph at once; answers are remembered, up to a number of each kind."
     limits = dict(known=1_000_000, links=300_000, nodes=1_000, next=100_000, rows=20_000, cuts=200_000)
 
     def __init__(self, graph):
         self.graph, self.bv, self.begin = graph, (graph.s, graph.t), (Beginnings(graph.s_trie), Beginnings(graph.t_trie))
-        self.follows = graph.follows, Follows(graph.t, graph.t_trie)
+        self.follows = graph.follows, AdjacencyTable(graph.t, graph.t_trie)
         self.known, self.links, self.nodes, self.next, self.rows, self.cuts = ({} for _ in self.limits)
 
     def keep(self, name, key, make):
@@ -53,7 +53,7 @@ class Joint:
 
 
 def _search(joint, side, last, rest, other, depth):
-    bytes_of, may = joint.bv[side].bytes, joint.follows[side].after(last)
+    bytes_of, may = joint.bv[side].bytes, joint.follows[side].allowed_after(last)
     ids = [i for i in joint.begin[side].comparable(rest) if may[i]]
     ahead = [len(bytes_of[i]) - len(rest) for i in ids]
     if 0 in ahead or depth == 0 and max(ahead, default=-1) > 0: return True

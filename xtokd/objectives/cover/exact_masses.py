@@ -14,7 +14,7 @@ from .cells import UNKNOWN
 from .exact_cells import exact_cells, node_links, tokens_after
 from .hypotheses import Looks, rows_passed, scale
 
-# %% ../../../nbs/05_objectives/6_cover/05_exact_masses.ipynb #97a315b7
+# %% ../../../nbs/05_objectives/6_cover/05_exact_masses.ipynb #3845bc94
 def _encode(bv, piece):
     try: return bv.encode(piece.decode())
     except UnicodeDecodeError: return None
@@ -27,7 +27,7 @@ def leave(looks, joint, c, j):
         piece = looks.text[looks.start[j]: c]
         ids = joint.keep("cuts", piece, lambda: _encode(joint.graph.t, piece))
         if not ids: return None
-        if looks.t_prev[j] < 0 or joint.follows[1].pairs(looks.t_prev[[j]], ids[:1])[0]: return j, int(ids[0]), int(ids[-1]), len(ids)
+        if looks.t_prev[j] < 0 or joint.follows[1].allowed_pairs(looks.t_prev[[j]], ids[:1])[0]: return j, int(ids[0]), int(ids[-1]), len(ids)
         j -= 1
     return -1, -1, -1, 0
 
@@ -57,29 +57,29 @@ def detour_looks(a, joint, lo, hi, back=None):
     short = looks.cut and (looks.p.min(initial=depth) < depth or any(j < 0 for *_, j, _ in found))
     return detour_looks(a, joint, lo, hi, 2 * back) if short else (looks, found)
 
-# %% ../../../nbs/05_objectives/6_cover/05_exact_masses.ipynb #d298dc52
+# %% ../../../nbs/05_objectives/6_cover/05_exact_masses.ipynb #699c89ed
 def detour_bounds(looks, joint, q, log_path, worth, found=None):
     "Per row, of the detours `found` (None: all of `looks`): the set of detours (node, kind of the token before it) of more than worth[i] mass that some student token can follow, and the bound [R] on the mass of all, relative to the row's last cut."
     live, bound, seen = [set() for _ in looks.rows], np.zeros(len(looks.rows)), set()
     for i, node, y, j, x in detours(looks, joint) if found is None else found:
-        kind = joint.follows[1].kind(y)
-        if not joint.follows[0].after(int(looks.prev[i]))[tokens_after(joint, node, kind)].any(): continue
+        kind = joint.follows[1].successor_class(y)
+        if not joint.follows[0].allowed_after(int(looks.prev[i]))[tokens_after(joint, node, kind)].any(): continue
         mass = q[j, x] * np.exp(min(log_path[j] - log_path[looks.last[i]], 600.)) if x < q.shape[1] else 0.
         if (i, j, x) not in seen: bound[i] += mass
         seen.add((i, j, x))
         if mass > worth[i]: live[i].add((node, kind))
     return live, bound
 
-# %% ../../../nbs/05_objectives/6_cover/05_exact_masses.ipynb #ca49bffb
+# %% ../../../nbs/05_objectives/6_cover/05_exact_masses.ipynb #13d4b828
 def look_parts(looks, joint):
     """The looks [list] of each row; for each the node, the kind of the teacher token before it, and the kind after its lone token (None: it has none); the lone
     tokens (-1: none); and the kind [m] of the token before each teacher row."""
     tr, follows, by_row = joint.graph.t_trie, joint.follows[1], [[] for _ in looks.rows]
-    kind = [follows.kind(y) for y in looks.t_prev.tolist()]
+    kind = [follows.successor_class(y) for y in looks.t_prev.tolist()]
     for k in np.argsort(looks.j, kind="stable").tolist():              # the look from the last cut comes last
         if looks.start[looks.j[k]] < looks.p[looks.i[k]]: by_row[looks.i[k]].append(k)
     lone = np.where(looks.realised | (tr.exact[looks.node] == 0), -1, tr.order[np.minimum(tr.lo[looks.node], len(tr.order) - 1)])
-    ends = [follows.kind(x) if x >= 0 and follows.rows[kind[j]][x] else None for x, j in zip(lone.tolist(), looks.j.tolist())]
+    ends = [follows.successor_class(x) if x >= 0 and follows.rows[kind[j]][x] else None for x, j in zip(lone.tolist(), looks.j.tolist())]
     return by_row, [tuple((int(looks.node[k]), kind[looks.j[k]], ends[k]) for k in ks) for ks in by_row], lone, kind
 
 # %% ../../../nbs/05_objectives/6_cover/05_exact_masses.ipynb #707b7e74
@@ -102,7 +102,7 @@ def part_masses(looks, joint, q, log_path, i, ks, lone, path):
     fine = [(w >= 0) & (w < q.shape[1]) for w, _, _ in parts]
     return np.concatenate([np.where(f, q[j, np.where(f, w, 0)], 0.) * times for f, (w, j, times) in zip(fine, parts)] + [np.zeros(0)])
 
-# %% ../../../nbs/05_objectives/6_cover/05_exact_masses.ipynb #d1d70e09
+# %% ../../../nbs/05_objectives/6_cover/05_exact_masses.ipynb #fd479488
 class RowMasses:
     "All rows of `looks`: teacher masses `m` [R, C], `unknown` share [R], the `ExactCells` of each, and the cell `of` [R, Vs] of each student token (C: impossible; C + 1: unknown)."
     def __init__(self, looks, joint, q, log_path, total, min_mass=1e-6, doubt=1e-3, found=None):
@@ -124,7 +124,7 @@ class RowMasses:
         "`ExactCells` of a row, and the mass of each hypothesis."
         fresh = self.kind[self.looks.last[i]] if self.looks.common[i] else None
         path = written_path(self.looks, self.joint, self.kind, i)
-        key = self.joint.follows[0].kind(int(self.looks.prev[i])), fresh, self.parts[i], tuple(x for _, x in path), tuple(sorted(live))
+        key = self.joint.follows[0].successor_class(int(self.looks.prev[i])), fresh, self.parts[i], tuple(x for _, x in path), tuple(sorted(live))
         cells, mass = cells_of(self.joint, key), part_masses(self.looks, self.joint, self.q, self.log_path, i, self.by_row[i], self.lone, path)
         if doubt and len(cells.mixed):
             small = cells.mixed[mass[cells.mixed] <= self.worth[i]]

@@ -138,12 +138,12 @@ def look_masses(looks, graph, q, log_path, tokens=None):
     times = scale(looks, np.arange(n), log_path)
     return np.bincount(k, p, n) * times, np.bincount(ends, alone, n) * times
 
-# %% ../../../nbs/05_objectives/6_cover/03_hypotheses.ipynb #806d7fd0
+# %% ../../../nbs/05_objectives/6_cover/03_hypotheses.ipynb #a8d4aaa0
 def contradicts(looks, graph, i, target, mass, min_mass):
     "Whether hypothesis k, which goes on with student token target[k] at row i[k], contradicts the student's last written token; asked only above min_mass."
     bad = np.zeros(len(i), bool)
     ask = np.flatnonzero((mass > min_mass) & (target >= 0) & (looks.prev[i] >= 0))
-    if len(ask): bad[ask] = ~graph.follows.pairs(looks.prev[i[ask]], target[ask])
+    if len(ask): bad[ask] = ~graph.follows.allowed_pairs(looks.prev[i[ask]], target[ask])
     return bad
 
 # %% ../../../nbs/05_objectives/6_cover/03_hypotheses.ipynb #8d40cb58

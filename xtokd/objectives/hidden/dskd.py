@@ -45,13 +45,13 @@ def around(embedding, rows):
     before[torch.as_tensor(rows.offsets[:-1][np.diff(rows.offsets) > 0], device=e.device)] = 0
     return before, e
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #6b37b90c
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #95340fd5
 def to_student(pair):
     "Student id int64[Vt] of the same bytes for each teacher id, stop for stop; -1 where there is none."
-    v = pair.vocab
+    v = pair.overlap
     if v.identical: return np.arange(len(pair.teacher))
     out = np.full(len(pair.teacher), -1, np.int64)
-    out[v.shared_teacher] = v.shared_student
+    out[v.shared_teacher_ids] = v.shared_student_ids
     if len(pair.student.stop_ids): out[list(pair.teacher.stop_ids)] = pair.student.stop_ids[0]
     return out
 

@@ -14,14 +14,14 @@ from ..base import Objective, make_output
 from ..divergences import divergence
 from .dskd import follow, hidden_of, no_gold, soft, teacher_labels
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #418a8556
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #b37397e6
 def overlap(pair, top=None):
     "Ids int64[C] of the student and of the teacher that are the same bytes, then the stop role; the first `top` of them."
-    v = pair.vocab
+    v = pair.overlap
     if v.identical: return (np.arange(len(pair.student))[:top],) * 2
     stops = [np.array(bv.stop_ids[:1], np.int64) for bv in (pair.student, pair.teacher)]
     if not all(map(len, stops)): stops = [s[:0] for s in stops]
-    return tuple(np.concatenate([stop, shared])[:top] for stop, shared in zip(stops, (v.shared_student, v.shared_teacher)))
+    return tuple(np.concatenate([stop, shared])[:top] for stop, shared in zip(stops, (v.shared_student_ids, v.shared_teacher_ids)))
 
 # %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #1c302c8b
 def product(a, b):

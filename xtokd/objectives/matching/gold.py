@@ -31,12 +31,12 @@ def merged_rows(rows, chunk, start, stop, merge="observed", late=0, least=-80.):
     scale = torch.zeros(len(base), device=rows.device).index_add(0, torch.as_tensor(chunk[at].astype(np.int64), device=rows.device), logp)
     return base + late, scale
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #d6a94fc5
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #28f8f32f
 class Columns:
     "Which ids of rows of width `ws` and `wt` are compared by name (`student`, `teacher`, and the stop role), and which are left (`rest`), with the share of the teacher's ids that has a name."
     def __init__(self, vocab, ws, wt, device=None, strings=None):
         ids = lambda x: np.array(x, np.int64)
-        s, t, stops = ids(vocab.shared_student), ids(vocab.shared_teacher), (ids(vocab.stop_student), ids(vocab.stop_teacher))
+        s, t, stops = ids(vocab.shared_student_ids), ids(vocab.shared_teacher_ids), (ids(vocab.student_stop_ids), ids(vocab.teacher_stop_ids))
         if vocab.identical: s = t = np.arange(len(vocab.student_to_teacher))
         if strings is not None: s, t = strings
         both = (s < ws) & (t < wt)
@@ -142,13 +142,13 @@ class GOLD(Objective):
         "Which chunks [K] count: all; with `compat`, all but the last of each sample."
         return np.ones(len(a.chunks), bool) if not self.compat else np.r_[a.chunk_sample[1:] == a.chunk_sample[:-1], np.zeros(min(len(a.chunks), 1), bool)]
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #6fc043ec
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #d4971629
 def _columns(self, batch):
     "The `Columns` of the batch's pair, made once."
     key = (batch.student.width, batch.teacher.width, batch.student.device)
-    if getattr(self, "_made", (None, {}))[0] is not batch.pair.vocab: self._made = batch.pair.vocab, {}
+    if getattr(self, "_made", (None, {}))[0] is not batch.pair.overlap: self._made = batch.pair.overlap, {}
     made = self._made[1]
-    if key not in made: made[key] = Columns(batch.pair.vocab, *key, same_strings(batch.pair.student, batch.pair.teacher) if self.compat else None)
+    if key not in made: made[key] = Columns(batch.pair.overlap, *key, same_strings(batch.pair.student, batch.pair.teacher) if self.compat else None)
     return made[key]
 
 

@@ -16,15 +16,15 @@ from ..base import Objective, make_output
 from ..divergences import divergence
 from .strict import shared_logp
 
-# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #db93226b
+# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #7a0b72dc
 @lru_cache(maxsize=4)
-def _shared_texts(vocab): return frozenset(vocab.student.bytes[i] for i in vocab.shared_student.tolist())
+def _shared_texts(vocab): return frozenset(vocab.student.bytes[i] for i in vocab.shared_student_ids.tolist())
 
 
 def many_tokens(batch):
     "Chunks [k] of more than one token on some side; a piece that is a shared token too is in every row already."
     a, c = batch.alignment, batch.alignment.chunks
-    at, known = np.flatnonzero(a.kind > 0), _shared_texts(batch.pair.vocab)
+    at, known = np.flatnonzero(a.kind > 0), _shared_texts(batch.pair.overlap)
     texts = [a.text[x:y] for x, y in zip(a.student_starts[c[at, 0]], a.student_starts[c[at, 1]])]
     return at[[x not in known for x in texts]] if len(at) else at
 

@@ -14,13 +14,13 @@ from ..divergences import divergence
 from ..chunks import ChunkLogps, chunk_weights, broadcast_to_tokens, top_k_at_rows
 from ...rows.chunked_loss import row_losses
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #5fc46bdf
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #029c0488
 def shared_logp(batch, student_logp, teacher_logp):
     "Both sides' log-masses [R, C] on the shared coordinates: byte-identical ids, then the stop role (every id where the vocabularies are identical)."
-    v, sides = batch.pair.vocab, []
+    v, sides = batch.pair.overlap, []
     if v.identical: return student_logp, teacher_logp
-    inside = (v.shared_student < student_logp.shape[1]) & (v.shared_teacher < teacher_logp.shape[1])     # a head may be narrower than its tokenizer
-    for logp, ids, stops in ((student_logp, v.shared_student, v.stop_student), (teacher_logp, v.shared_teacher, v.stop_teacher)):
+    inside = (v.shared_student_ids < student_logp.shape[1]) & (v.shared_teacher_ids < teacher_logp.shape[1])     # a head may be narrower than its tokenizer
+    for logp, ids, stops in ((student_logp, v.shared_student_ids, v.student_stop_ids), (teacher_logp, v.shared_teacher_ids, v.teacher_stop_ids)):
         at = lambda x: torch.as_tensor(np.array(x, np.int64), device=logp.device)
         ids, stops = ids[inside], stops[stops < logp.shape[1]]
         sides.append(torch.cat([logp.index_select(1, at(ids))] + ([logp.index_select(1, at(stops)).logsumexp(1, keepdim=True)] if len(stops) else []), 1))
@@ -69,25 +69,25 @@ class Strict(Objective):
         gap = torch.where(torch.as_tensor(live, device=score.teacher_sum.device), score.student_sum.clamp_min(-80 * 16) - score.teacher_sum, 0.)
         return self.span * broadcast_to_tokens(batch, gap ** 2), chunk_weights(batch, live)
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #e74aa28e
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #4819994f
 def coordinates(vocab, width):
     "Of each teacher id [width] the student id with the same bytes; -1: none, -2: it stops the text."
     if vocab.identical: return np.arange(width)
-    out, inside = np.full(width, -1), vocab.shared_teacher < width
-    out[vocab.shared_teacher[inside]] = vocab.shared_student[inside]
-    if len(vocab.stop_student): out[[i for i in vocab.stop_teacher if i < width]] = -2
+    out, inside = np.full(width, -1), vocab.shared_teacher_ids < width
+    out[vocab.shared_teacher_ids[inside]] = vocab.shared_student_ids[inside]
+    if len(vocab.student_stop_ids): out[[i for i in vocab.teacher_stop_ids if i < width]] = -2
     return out
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #09d6c38b
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #999e09d7
 def on_teachers(self, batch, s_rows, t_rows):
     "Output on the teacher's `top_k` of each row that the student has too."
-    v, dev, n = batch.pair.vocab, batch.student.device, len(batch.alignment.student_ids)
+    v, dev, n = batch.pair.overlap, batch.student.device, len(batch.alignment.student_ids)
     logp, ids = top_k_at_rows(batch.teacher, t_rows, self.top_k)
     to = torch.as_tensor(coordinates(v, batch.teacher.width), device=dev)[ids.clamp_min(0)].masked_fill(ids < 0, -1)
     stop = to == -2
     logp = torch.where(stop, logp.masked_fill(~stop, -torch.inf).logsumexp(1, keepdim=True), logp)
     keep = (stop & (stop.cumsum(1) == 1)) | (to >= 0) & (to < batch.student.width)
-    sure, mass, stops = keep.any(1), [], torch.as_tensor(np.array([i for i in v.stop_student if i < batch.student.width], np.int64), device=dev)
+    sure, mass, stops = keep.any(1), [], torch.as_tensor(np.array([i for i in v.student_stop_ids if i < batch.student.width], np.int64), device=dev)
     def loss(rows, at):
         own = torch.where(stop[at], rows[:, stops].logsumexp(1, keepdim=True), rows.gather(1, to[at].clamp(0, batch.student.width - 1)))
         s, t = (x.masked_fill(~keep[at], -torch.inf) for x in (own, logp[at]))

@@ -80,7 +80,7 @@ def returns(ratio: torch.Tensor,       # [K] log-ratios of consecutive chunks
     if not own_step: total, weight = total - ratio, weight - 1.
     return total / weight.clamp_min(1e-6) if normalise else total
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #eb1767d6
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #a2c21c89
 class MiniLLM(Objective):
     """Reverse KL of whole texts by returns of chunk log-ratios, plus the exact reverse KL of each
     row (arXiv 2306.08543); loss unit: token."""
@@ -110,7 +110,7 @@ class MiniLLM(Objective):
 
     def teacher_access_for(self, pair: Pair | None = None) -> str:
         "Whole rows where it takes its exact single step: asked for, or with equal vocabularies."
-        if isinstance(self.single_step, str): exact = pair is not None and pair.vocab.identical
+        if isinstance(self.single_step, str): exact = pair is not None and pair.overlap.identical
         else: exact = bool(self.single_step)
         return "full" if exact else self.teacher_access
 
@@ -145,7 +145,7 @@ class MiniLLM(Objective):
             require_equal_vocabularies(batch, "the single step of minillm",
                                        'Leave single_step="equal" (chunk '
                                        'log-ratios only), or choose "strict" or "cover".')
-        if not self.single_step or not batch.pair.vocab.identical:
+        if not self.single_step or not batch.pair.overlap.identical:
             nowhere = torch.zeros(n, dtype=torch.bool, device=device)
             return torch.zeros(n, device=device), nowhere, None
         student_rows, teacher_rows, reason = rows_after_equal_ids(batch)

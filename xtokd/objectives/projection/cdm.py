@@ -71,7 +71,7 @@ def _letters(bv):
     np.bitwise_or.at(bits, owner, np.uint64(1) << (np.frombuffer(b"".join(bv.bytes), np.uint8) & 63).astype(np.uint64))
     return size, bits
 
-# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #4f81cdd5
+# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #8b75decd
 def _mean(rows, index, group, k, stops):
     "Mean log-probs [k, width] without gradient over the rows `index` of each group; with several stop ids, the first one has the mass of all."
     with torch.no_grad():
@@ -87,7 +87,7 @@ def _mean(rows, index, group, k, stops):
 def favourites(batch, s_group, t_group, groups, top_k, row_map):
     "Student ids int64 and teacher ids [G, 2 k] (-1: none) of each group's coordinates, the student's map first, and the teacher's mean log-probs float32 [G, 2 k] there."
     ids_s, ids_t, values = [], [], []
-    stops = [[i for i in bv.stop_ids if i < r.width] if not batch.pair.vocab.identical else [] for bv, r in ((batch.pair.student, batch.student), (batch.pair.teacher, batch.teacher))]
+    stops = [[i for i in bv.stop_ids if i < r.width] if not batch.pair.overlap.identical else [] for bv, r in ((batch.pair.student, batch.student), (batch.pair.teacher, batch.teacher))]
     step = max(1, handful(batch.student) // 2)
     for a in range(0, groups, step):
         k, mean = min(step, groups - a), []
@@ -103,11 +103,11 @@ def favourites(batch, s_group, t_group, groups, top_k, row_map):
         ids_s.append(np.where(none, -1, s)); ids_t.append(np.where(none, -1, t)); values.append(mean[1].gather(1, at))
     return np.concatenate(ids_s), np.concatenate(ids_t), torch.cat(values)
 
-# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #289784ba
+# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #4354ab98
 def logits_at(batch, s_group, ids):
     "Mean logits [G, C] of each group's student rows at ids [G, C], with gradient (-1: any value)."
     rows, out = batch.student, torch.zeros(ids.shape, device=batch.student.device)
-    stops = [] if batch.pair.vocab.identical else [i for i in batch.pair.student.stop_ids if i < rows.width]
+    stops = [] if batch.pair.overlap.identical else [i for i in batch.pair.student.stop_ids if i < rows.width]
     for a, b in zip(rows.offsets, rows.offsets[1:]):
         group = s_group[a: b]
         mine = np.flatnonzero(group >= 0)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['edit_distances', 'EditTable', 'dtw', 'path_groups', 'NearestToken', 'Likeness', 'likeness', 'warp']
 
-# %% ../../../nbs/05_objectives/4_projection/06_dtw.ipynb #90e79806
+# %% ../../../nbs/05_objectives/4_projection/06_dtw.ipynb #88f37b00
 from functools import lru_cache
 
 import numpy as np
 
-from ...vocab.overlap import VocabMap, text_ids
+from ...vocab.overlap import VocabOverlap, text_ids
 
 # %% ../../../nbs/05_objectives/4_projection/06_dtw.ipynb #ddd5bed2
 def _padded(pieces, fill):
@@ -120,16 +120,16 @@ def path_groups(path):
     "Group int64 [L] of each pair of a path, counted from 0: a diagonal step begins a new one."
     return np.concatenate([[0], np.cumsum((np.diff(path, axis=0) == 1).all(1))])[: len(path)]
 
-# %% ../../../nbs/05_objectives/4_projection/06_dtw.ipynb #af430b2f
+# %% ../../../nbs/05_objectives/4_projection/06_dtw.ipynb #678db900
 class NearestToken:
     "Maps ids of `source` to ids of `target`: the same bytes, else the fewest edits. `exact` [len(source)] holds the first kind (-1: none)."
     def __init__(self, source, target):
-        m = VocabMap(target, source)
+        m = VocabOverlap.of(target, source)
         self.source, self.target, self.exact = source, target, np.full(len(source), -1, np.int64)
         if m.identical: self.exact = np.arange(len(source))
         else:
-            self.exact[m.shared_teacher] = m.shared_student
-            if len(m.stop_student): self.exact[m.stop_teacher] = m.stop_student[0]
+            self.exact[m.shared_teacher_ids] = m.shared_student_ids
+            if len(m.student_stop_ids): self.exact[m.teacher_stop_ids] = m.student_stop_ids[0]
         self.known = np.where(self.exact >= 0, self.exact, -1)
         ids, _ = text_ids(source)
         self.known[ids[self.exact[ids] < 0]] = -2                              # not looked for yet

@@ -45,12 +45,12 @@ def transfer(logp, to, width, top_k=100):
     there[there >= width] = -1
     return out.scatter_add(1, as_t(np.maximum(there, 0)), value * as_t(there >= 0))
 
-# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #86e6d9cd
+# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #06c0b4a3
 def one_stop(pair, *rows):
     "Log-prob rows [R, V] over student ids with all stop ids in one last column, where there are several and the vocabularies differ."
     stops = np.asarray(pair.student.stop_ids, np.int64)
     stops = stops[stops < rows[0].shape[1]]
-    if len(stops) < 2 or pair.vocab.identical: return rows
+    if len(stops) < 2 or pair.overlap.identical: return rows
     stop, rest = (torch.as_tensor(x, device=rows[0].device) for x in (stops, np.setdiff1d(np.arange(rows[0].shape[1]), stops)))
     return tuple(torch.cat([x.index_select(1, rest), x.index_select(1, stop).logsumexp(1, keepdim=True)], 1) for x in rows)
 

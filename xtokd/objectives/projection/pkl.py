@@ -133,14 +133,14 @@ class PKL(Objective):
         if self.ce: loss, weight = (1 - self.ce) * loss - self.ce * batch.student.realised(), torch.ones_like(weight)
         return make_output(batch, loss, weight, reason=why, unknown=np.where(unknown < 1, unknown, 0.), **stats)
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #804fc552
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #da59e32b
 def _scores(self, batch):
     "`Scores` of the batch and the unknown share [n] of each row."
     given, a = batch.extra.get("scores"), batch.alignment
     if self.given:
         if self.written: given = Scores(given.ids.masked_fill(given.ids != torch.as_tensor(events_written(batch), device=given.ids.device)[:, None], -1), given.q)
         return given, np.zeros(len(given), np.float32)
-    if not (batch.pair.vocab.identical and np.array_equal(a.student_ids, a.teacher_ids)): return cover_scores(batch, self.top_k, self.written, self.min_mass, self.doubt)
+    if not (batch.pair.overlap.identical and np.array_equal(a.student_ids, a.teacher_ids)): return cover_scores(batch, self.top_k, self.written, self.min_mass, self.doubt)
     rows, step = [], max(1, handful(batch.teacher))      # equal tokenizers: the teacher's own rows
     for lo in range(0, len(batch.teacher), step):
         hi = min(lo + step, len(batch.teacher))

@@ -54,7 +54,7 @@ def cut_bytes(bv, pieces):
         lost, rest = [k for k, r in zip(lost, rest) if r], [r for r in rest if r]
     return out
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #07b77eba
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #3e0dc8f8
 class Recut:
     "Student ids of `text before + teacher token`, remembered by (text before, teacher id)."
     limit = 2_000_000
@@ -62,7 +62,7 @@ class Recut:
     def __init__(self, pair): self.pair, self.memo = pair, {}
 
     def _new(self, wanted):
-        s, t, v = self.pair.student, self.pair.teacher, self.pair.vocab
+        s, t, v = self.pair.student, self.pair.teacher, self.pair.overlap
         stops = set(t.stop_ids)
         whole = cut_bytes(s, [before if i in stops else before + t.bytes[i] for before, i in wanted])
         for (before, i), ids in zip(wanted, whole):
@@ -220,13 +220,13 @@ def _in_pieces(f, rows, at_once):
 
 SeDi._rows = _rows
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #3c89b231
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #e6c66639
 def _logits(batch, rows):
     "The student's logits [r, width]; all ways to stop are the first one, unless the vocabularies are the same."
     z = batch.student.raw(rows).float().clamp_min(-1e4)
     z = z / batch.student.temperature
     stops = [i for i in batch.pair.student.stop_ids if i < z.shape[1]]
-    if len(stops) < 2 or batch.pair.vocab.identical: return z
+    if len(stops) < 2 or batch.pair.overlap.identical: return z
     at = torch.as_tensor(stops, device=z.device)
     all_ways = z[:, at].logsumexp(1)
     return z.index_fill(1, at, -1e4).index_copy(1, at[:1], all_ways[:, None])
@@ -234,8 +234,8 @@ def _logits(batch, rows):
 
 def _mapped(self, batch, rows, out, static):
     "Put a whole teacher row, through the byte-identical ids, where the released code does."
-    v, dev = batch.pair.vocab, out.device
-    s, t = (np.arange(out.shape[1]),) * 2 if v.identical else (np.r_[v.shared_student, v.stop_student[:1]], np.r_[v.shared_teacher, v.stop_teacher[:1]])
+    v, dev = batch.pair.overlap, out.device
+    s, t = (np.arange(out.shape[1]),) * 2 if v.identical else (np.r_[v.shared_student_ids, v.student_stop_ids[:1]], np.r_[v.shared_teacher_ids, v.teacher_stop_ids[:1]])
     ok = (s < out.shape[1]) & (t < batch.teacher.width)
     at = torch.as_tensor(np.flatnonzero(static), device=dev)
     last = batch.alignment.chunks[batch.alignment.student_chunk[rows[static]], 3] - 1

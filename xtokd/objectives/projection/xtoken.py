@@ -51,14 +51,14 @@ class Projection:
 
 def piece_weights(m, beta=.9, gamma=.1): "Weights [m] of the pieces of one token."; w = beta * gamma ** np.arange(m); return w / w.sum()
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #2012bca3
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #8cbea367
 def build_projection(pair, beta=.9, gamma=.1, top=4, exact_only=False):
     "The `Projection` of a pair; a piece that comes twice in a token counts twice."
-    s, t, v = pair.student, pair.teacher, pair.vocab
+    s, t, v = pair.student, pair.teacher, pair.overlap
     if v.identical: return Projection(np.arange(len(s))[:, None], np.ones((len(s), 1)), len(t))
     ids, weights = np.full((len(s), top), -1, np.int64), np.zeros((len(s), top), np.float32)
     ids[:, 0], weights[:, 0] = v.student_to_teacher, v.student_to_teacher >= 0
-    if len(v.stop_teacher): ids[v.stop_student, 0], weights[v.stop_student, 0] = t.stop_ids[0], 1
+    if len(v.teacher_stop_ids): ids[v.student_stop_ids, 0], weights[v.student_stop_ids, 0] = t.stop_ids[0], 1
     rest = np.flatnonzero((ids[:, 0] < 0) & (s.lengths > 0)) if not exact_only else np.zeros(0, np.int64)
     cuts = [c[:top] for c in cut_bytes(t, [s.bytes[i] for i in rest.tolist()])]
     to = np.array([c + [-1] * (top - len(c)) for c in cuts], np.int64).reshape(len(rest), top)
@@ -85,11 +85,11 @@ def common_set(W, threshold=0., strict=False):
     keep = np.sort(order[first])
     return s[keep], t[keep], np.setdiff1d(np.arange(len(W.ids)), s[keep]), np.setdiff1d(np.arange(W.width), t[keep])
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #f8973ee9
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #dd3796e8
 def choose_loss(pair, critical=rb" ?\d{2,}", enough=.9):
     "\"p-kl\" where less than `enough` of the student's tokens that match `critical` have a twin, else \"h-kl\"; and the report {critical, exact, share}."
     at = [i for i, b in enumerate(pair.student.bytes) if re.fullmatch(critical, b)]
-    exact = int((pair.vocab.student_to_teacher[at] >= 0).sum()) if at else 0
+    exact = int((pair.overlap.student_to_teacher[at] >= 0).sum()) if at else 0
     share = exact / len(at) if at else 1.
     return "h-kl" if share >= enough else "p-kl", {"critical": len(at), "exact": exact, "share": share}
 
@@ -217,12 +217,12 @@ def _chunk_masses(self, batch, at, rest):
 
 XToken._rest, XToken._chunk_masses = _rest, _chunk_masses
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #1b69492f
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #c91de8b6
 def _piece(self, batch, at, rest):
     "Loss [R], the student's lost mass and the teacher's unreachable mass of the chunks `at`."
     s, t = self._chunk_masses(batch, at, rest)
     (s, es), (t, et) = ((x[:, :-1], x[:, -1:]) for x in (s, t))
-    v, dev = batch.pair.vocab, s.device
+    v, dev = batch.pair.overlap, s.device
     if not v.identical: s, t = fold(s, batch.pair.student.stop_ids), fold(t, batch.pair.teacher.stop_ids)
     here = lambda ids, x: torch.as_tensor(ids[ids < x.shape[1]], device=dev)
     if self.choice == "p-kl":
