@@ -26,7 +26,7 @@ from common import alternate, head, ratio, show, spread, store
 from xtokd.alignment.byte_align import align
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.rows.lazy import Head
+from xtokd.rows.lazy import OutputHead
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.alignment.pair import Pair
 
@@ -50,7 +50,7 @@ class Case:
     def __init__(self, pair, names, device, dtype, tokens):
         self.pair, self.device, self.dtype, self.tokens, g = pair, device, dtype, tokens, torch.Generator().manual_seed(0)
         rank = lambda n: torch.randperm(n, generator=g).float().add(1).log()
-        def make(bv, d): return Head((torch.randn(len(bv), d, generator=g) / d ** .5).to(device, dtype), (-1.3 * rank(len(bv))).to(device, dtype))
+        def make(bv, d): return OutputHead((torch.randn(len(bv), d, generator=g) / d ** .5).to(device, dtype), (-1.3 * rank(len(bv))).to(device, dtype))
         self.heads = [make(bv, WIDTHS.get(n, 768)) for bv, n in zip((pair.student, pair.teacher), names)]
         for p in (self.heads[0].weight, self.heads[0].bias): p.requires_grad_(); p.grad = torch.zeros_like(p)
 
@@ -80,7 +80,7 @@ class Case:
         "Forward and backward, once."
         if kind == "trl": return trl_run(self, *ready)
         how = dict(student_head=self.heads[0], teacher_head=self.heads[1]) if kind == "states" else {}
-        make, rows = (PairBatch.from_hidden, self.states) if kind == "states" else (PairBatch.from_logits, ready)
+        make, rows = (PairBatch.from_tensors, self.states) if kind == "states" else (PairBatch.from_logits, ready)
         out = obj(make(self.pair, [self.ids[0]], [self.ids[1]], [rows[0]], [rows[1]], **how, **self.extra()))
         out.loss.backward()
 

@@ -60,7 +60,7 @@ def ours(a, student, teacher):
     config, obj = DistillConfig(max_new_tokens=a.new, batch_size=a.batch, micro_batch_size=a.batch, logits=a.rows), objective(a.objective)
     obj.prepare(pair, s, t)
     optim = torch.optim.AdamW(s.model.parameters(), lr=1e-6, fused=True)
-    for owner, name, part in ((step, "rollout", "rollout"), (step, "retokenise", "retokenise"), (step, "teacher_rows", "teacher"), (step, "response_logits", "student forward"), (step, "response_states", "student forward"), (xtokd.rows.pair_batch, "align_batch", "alignment")):
+    for owner, name, part in ((step, "generate_responses", "rollout"), (step, "retokenize", "retokenise"), (step, "teacher_rows", "teacher"), (step, "response_logits", "student forward"), (step, "response_states", "student forward"), (xtokd.rows.pair_batch, "align_batch", "alignment")):
         if name.startswith("response"):
             old = getattr(step, name)
             setattr(step, name, lambda model, *x, _f=old, **k: run_part(parts, "teacher" if model is t.model else "student forward", _f, model, *x, **k))
@@ -86,11 +86,11 @@ def run_part(parts, name, f, *a, **k):
 def reading(pair, batch, parts):
     "Seconds for the log-probabilities of the same rows of both sides, a handful at a time, and the gradient of a sum of the student's."
     import numpy as np
-    from xtokd.rows.chunked_loss import handful, row_losses
+    from xtokd.rows.chunked_loss import rows_per_chunk, chunked_loss
     tic = parts.now()
     with torch.no_grad():
-        for lo in range(0, len(batch.teacher), handful(batch.teacher)): batch.teacher.logp(lo, min(lo + handful(batch.teacher), len(batch.teacher)))
-    row_losses(batch.student, np.arange(len(batch.student)), lambda logp, at: (logp.exp() * logp).sum(1))
+        for lo in range(0, len(batch.teacher), rows_per_chunk(batch.teacher)): batch.teacher.logp(lo, min(lo + rows_per_chunk(batch.teacher), len(batch.teacher)))
+    chunked_loss(batch.student, np.arange(len(batch.student)), lambda logp, at: (logp.exp() * logp).sum(1))
     return parts.now() - tic
 
 

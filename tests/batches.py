@@ -1,12 +1,12 @@
 """Batches that hold everything an objective may ask for: a pair's own ids, random rows, random hidden states."""
 import torch
 
-from xtokd.rows.pair_batch import Hidden, PairBatch
+from xtokd.rows.pair_batch import HiddenStates, PairBatch
 
 TEXTS = ("The number is 9632.", "Certainly: 12", "894772 altogether.", "7 altogether.")
 
 
-def ids_of(bv, text, stop=True): return [*bv.encode(text), *([bv.stop_ids[0]] if stop else [])]
+def ids_of(vocab, text, stop=True): return [*vocab.encode(text), *([vocab.stop_ids[0]] if stop else [])]
 
 
 def parts(pair, texts=TEXTS, seed=0, stop=True, dim=(6, 8), scale=1., same=False):
@@ -34,7 +34,7 @@ def heads(pair, dim=(6, 8), seed=7):
 def batch(pair, p, text_source=None, **extra):
     "A PairBatch from `parts`; answers come in pairs, the first of each is the chosen one."
     p = dict(p)
-    hidden = Hidden(p.pop("hs"), p.pop("ht"), *heads(pair))
+    hidden = HiddenStates(p.pop("hs"), p.pop("ht"), *heads(pair))
     more = {} if text_source is None else {"text_source": text_source}
     return PairBatch.from_logits(pair, **p, hidden=hidden, preferences=[1 - 2 * (k % 2) for k in range(len(p["student_ids"]))], **more, **extra)
 

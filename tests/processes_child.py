@@ -43,7 +43,7 @@ class Some(Distiller):
 
 
 @cache
-def vocabulary(role): return load_side("tiny", role).bv
+def vocabulary(role): return load_side("tiny", role).vocab
 
 
 def distiller(out, obj="strict", callbacks=(), **kw):

@@ -103,7 +103,7 @@ def worlds(): return twin_world(12)
 def told(worlds, text, ids=False, **knobs):
     codes = [list(w.codes[text]) for w in worlds]
     rows = [torch.tensor(w.rows(i)).log() for w, i in zip(worlds, codes)]
-    b = PairBatch.from_logits(make_pair(*(w.bv for w in worlds)), [codes[0]], [codes[1]], [rows[0].requires_grad_()], [rows[1]])
+    b = PairBatch.from_logits(make_pair(*(w.vocab for w in worlds)), [codes[0]], [codes[1]], [rows[0].requires_grad_()], [rows[1]])
     return objective("alm", boundary="", **knobs)(b)
 
 
@@ -221,7 +221,7 @@ def test_relabelled_teacher_and_equal_log_probs(pair, same):
     p = parts(same)                                                                        # one tokenizer: a chunk is a token, bit for bit
     b = batch(same, p)
     out = objective("alm", debias="none", gamma=None, tau=1.)(b)
-    s, t = (r.realised().detach() for r in (b.student, b.teacher))
+    s, t = (r.token_logp().detach() for r in (b.student, b.teacher))
     assert torch.equal(out.token_loss, binary_divergence(t, s, "kl", 1.)) and out.num_units == len(s)
 
 
@@ -278,7 +278,7 @@ def test_gold_text_and_hidden_states(pair):
     assert obj.project.weight.shape == (8, 6) and out.stats["hidden"] > 0
     out.loss_sum.backward()
     assert obj.project.weight.grad.abs().sum() > 0 and all(h.grad.abs().sum() > 0 for h in p["hs"])
-    b.extra.pop("hidden")
+    b.hidden = None
     with pytest.raises(ValueError, match="needs hidden"): obj(b)
 
 

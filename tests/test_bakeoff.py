@@ -8,7 +8,7 @@ import pytest
 
 from xtokd.experiments.comparison import by_method, differences, find_runs, grouped, method_of, printed, refuse_mixture, verdict
 from xtokd.cli.commands import main
-from xtokd.train.runlog import write_kept
+from xtokd.train.runlog import write_compact
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +21,7 @@ def log(folder, method, seed, end, task="tiny", steps=40, reason="finished", lr=
     entropy = last.pop("entropy", .2)
     steps_ = [dict(event="step", step=s, entropy=e, costs=costs) for s, e in ((1, .2), (steps, entropy))]
     rows = [start, eval_(0, .33), *steps_, eval_(steps, end, **last), dict(event="end", step=steps, reason=reason, costs=costs)]
-    write_kept([r | {"time": 0.} for r in rows], folder / f"{task}-{method}-{seed}.jsonl")
+    write_compact([r | {"time": 0.} for r in rows], folder / f"{task}-{method}-{seed}.jsonl")
 
 
 def test_verdicts(tmp_path):
@@ -69,7 +69,7 @@ def test_tasks_get_tables_of_their_own(tmp_path, capsys):
 
 
 def test_runs_of_no_study_are_grouped_by_objective_and_knobs(tmp_path):
-    write_kept([dict(event="start", step=0, time=0., objective="gold", args={"objective": ["gold", {"beta": .1}]}, config={})], tmp_path / "x.jsonl")
+    write_compact([dict(event="start", step=0, time=0., objective="gold", args={"objective": ["gold", {"beta": .1}]}, config={})], tmp_path / "x.jsonl")
     assert method_of(find_runs([tmp_path / "x.jsonl"])[0]) == "gold beta=0.1"
 
 

@@ -5,15 +5,17 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from xtokd.models import lora as big
-from xtokd.models.lora import Bare, adapters, add_lora, device_of, is_placed, load_adapter, need, placement
+from xtokd.models import loading
+from xtokd.models.lora import WithoutAdapter, adapters, add_lora, load_adapter
+from xtokd.models.loading import device_of, is_placed, require_package, placement
 from xtokd.train.checkpoint import checkpoints
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.data.prompts import load_prompts
-from xtokd.models.sampling import rollout
-from xtokd.models.forward import accepts, one_by_one, response_logits
+from xtokd.models.sampling import generate_responses
+from xtokd.models.loading import accepts
+from xtokd.models.forward import reference_logits, response_logits
 from xtokd.train.step import DistillStep
 from xtokd.train.samples import generate_samples
 from xtokd.distributed import finish_gradient
@@ -33,17 +35,17 @@ def logits(model, ids=IDS):
 
 @pytest.mark.parametrize("package,ask", [("peft", lambda: add_lora(load_model("tiny", device="cpu"), 4)), ("bitsandbytes", lambda: load_model("tiny", "teacher", device="cpu", bits=8))])
 def test_a_package_that_is_missing_is_named_with_the_cure(monkeypatch, package, ask):
-    monkeypatch.setattr(big, "find_spec", lambda name: None if name == package else find_spec(name))
+    monkeypatch.setattr(loading, "find_spec", lambda name: None if name == package else find_spec(name))
     with pytest.raises(ImportError, match=f"{package}.*not installed: pip install {package}"): ask()
 
 
 @pytest.mark.parametrize("where", ["disk", "cpu", '{"model.embed_tokens": "cpu", "lm_head": "cpu", "model.norm": "disk", "model.rotary_emb": "cpu", "model.layers": "disk"}', "auto"])
 def test_an_offloaded_teacher_gives_the_same_logits(where, tmp_path):
-    whole, away = load_model("tiny", "teacher", device="cpu"), load_model("tiny", "teacher", device="cpu", device_map=where, teacher_offload_dir=tmp_path)
+    whole, away = load_model("tiny", "teacher", device="cpu"), load_model("tiny", "teacher", device="cpu", device_map=where, offload_folder=tmp_path)
     prompts, answers = [[1, 7, 9], [1, 5]], [[8, 9, 10], [11]]
     for a, b in zip(response_logits(whole, prompts, answers), response_logits(away, prompts, answers)): assert torch.equal(a, b)
-    bv = load_side("tiny", "teacher", "cpu").bv
-    assert rollout(away, bv, prompts, 6, 0.) == rollout(whole, bv, prompts, 6, 0.)
+    vocab = load_side("tiny", "teacher", "cpu").vocab
+    assert generate_responses(away, vocab, prompts, 6, 0.) == generate_responses(whole, vocab, prompts, 6, 0.)
     if where == "disk": assert is_placed(away) and all(p.device.type == "meta" for p in away.parameters()) and device_of(away).type != "meta"
 
 
@@ -80,7 +82,7 @@ def test_only_the_adapter_is_trained_and_kept(tmp_path):
         assert (folder/"adapter_model.safetensors").exists() and not (folder/"model.safetensors").exists()
         assert torch.equal(logits(PeftModel.from_pretrained(load_model("tiny", "student", device="cpu"), folder)), end)
         assert torch.equal(logits(load_model(folder, device="cpu")), end)
-    assert load_side(tmp_path/"student", "student", "cpu").bv.fingerprint == d.student.bv.fingerprint
+    assert load_side(tmp_path/"student", "student", "cpu").vocab.fingerprint == d.student.vocab.fingerprint
 
 
 @peft
@@ -99,7 +101,7 @@ def test_a_lora_run_goes_on_as_if_nothing_had_happened(tmp_path):
 def test_the_reference_is_the_same_model_with_its_adapter_off(tmp_path):
     d = Distiller("tiny", "tiny", "tiny", "compass", DistillConfig(**SMALL | {"output_dir": tmp_path, "lora_r": 4, "learning_rate": 1e-2}), auxiliary_models={"weak": load_side("tiny", "weak", "cpu")})
     start = logits(d.student.model)
-    assert isinstance(d.models.auxiliary["reference"].model, Bare) and d.models.auxiliary["reference"].model.model is d.student.model
+    assert isinstance(d.models.auxiliary["reference"].model, WithoutAdapter) and d.models.auxiliary["reference"].model.model is d.student.model
     d.fit()
     assert torch.equal(logits(d.models.auxiliary["reference"].model), start) and not torch.equal(logits(d.student.model), start)
     assert all(p.requires_grad for p in adapters(d.student.model).values())
@@ -120,7 +122,7 @@ def test_positions_reach_a_model_inside_peft_s_own_wrapper():
     model = get_peft_model(load_model("tiny", "student", device="cpu"), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
     assert accepts(model, "position_ids") and accepts(model, "logits_to_keep")
     prompts, answers = [[1, 7, 9, 4], [1]], [[8, 9], [11, 3, 5]]
-    for a, b in zip(response_logits(model, prompts, answers), one_by_one(model, prompts, answers)): assert (a - b).abs().max() < 1e-4
+    for a, b in zip(response_logits(model, prompts, answers), reference_logits(model, prompts, answers)): assert (a - b).abs().max() < 1e-4
 
 
 @peft
@@ -155,4 +157,4 @@ def test_what_the_settings_refuse():
     with pytest.raises(ValueError, match="without lora"): DistillConfig(student_dtype="bfloat16")
     with pytest.raises(ValueError, match="one of 4, 8"): DistillConfig(teacher_quantization=3)
     with pytest.raises(ValueError, match="bits is 3"): placement(3)
-    with pytest.raises(ImportError, match="pip install no_such"): need("no_such", "x")
+    with pytest.raises(ImportError, match="pip install no_such"): require_package("no_such", "x")

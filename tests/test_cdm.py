@@ -9,7 +9,7 @@ from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
-from xtokd.objectives.projection.cdm import CDM, RowMap, entropies, entropy_weights, favourites, logits_at
+from xtokd.objectives.projection.cdm import CDM, RowMap, entropy_weights, group_coordinates, group_logits, row_entropies
 from xtokd.objectives.projection.dtw import edit_distances, warp
 from xtokd.alignment.pair import Pair
 
@@ -30,7 +30,7 @@ def test_entropy_weights():
 def test_entropies(pair):
     b, _ = full(pair)
     p = b.student.logp()
-    assert np.allclose(entropies(b.student), -(p.exp() * p).sum(1).detach().numpy(), atol=1e-5)
+    assert np.allclose(row_entropies(b.student), -(p.exp() * p).sum(1).detach().numpy(), atol=1e-5)
 
 
 def test_threshold_of_the_map():
@@ -65,20 +65,21 @@ def test_row_maps_equal_their_definition(pair):
 
 def test_groups_are_means_of_logits(pair):
     b, _ = full(pair, TEXTS[:1])
-    pairs, groups, _ = warp(b)
-    g = np.full(len(b.student), -1), np.full(len(b.teacher), -1)
-    g[0][pairs[:, 0]], g[1][pairs[:, 1]] = groups, groups
-    ids_s, ids_t, value = favourites(b, *g, groups[-1] + 1, 100, RowMap(pair))
+    warping = warp(b)
+    g, groups = warping.groups_of_tokens(len(b.student), len(b.teacher)), warping.group
+    found = group_coordinates(b, *g, groups[-1] + 1, 100, RowMap(pair))
+    ids_s, ids_t, value = found.student_ids, found.teacher_ids, found.teacher_logp
     k = int(np.flatnonzero(np.bincount(g[0]) > 1)[0])
     mean = b.teacher.logp()[g[1] == k].mean(0)
     live = ids_t[k] >= 0
     assert torch.allclose(value[k][live], torch.log_softmax(mean, 0)[ids_t[k][live]], atol=1e-4)
-    assert torch.allclose(logits_at(b, g[0], ids_s)[k][live], b.student.logits[0][g[0] == k].mean(0)[ids_s[k][live]], atol=1e-5)
+    assert torch.allclose(group_logits(b, g[0], ids_s)[k][live], b.student.logits[0][g[0] == k].mean(0)[ids_s[k][live]], atol=1e-5)
 
 
 def plain_loss(b, temperature, top_k=100):
     "The loss of each student token by the definition, with whole rows."
-    pairs, groups, _ = warp(b, [entropy_weights(entropies(r), r.offsets) for r in (b.student, b.teacher)])
+    warping = warp(b, [entropy_weights(row_entropies(r), r.offsets) for r in (b.student, b.teacher)])
+    pairs, groups = warping.pairs, warping.group
     out = torch.zeros(len(b.student))
     for g in range(groups[-1] + 1):
         s_at, t_at = (np.unique(pairs[groups == g, side]) for side in (0, 1))
@@ -132,10 +133,10 @@ def test_id_zero_is_an_id():                                                    
 
 def test_coordinates_are_pairs_and_never_mixed(pair):                                 # defect 3
     b, _ = full(pair)
-    pairs, groups, _ = warp(b)
-    g = np.full(len(b.student), -1), np.full(len(b.teacher), -1)
-    g[0][pairs[:, 0]], g[1][pairs[:, 1]] = groups, groups
-    ids_s, ids_t, _ = favourites(b, *g, groups[-1] + 1, 100, RowMap(pair))
+    warping = warp(b)
+    g, groups = warping.groups_of_tokens(len(b.student), len(b.teacher)), warping.group
+    found = group_coordinates(b, *g, groups[-1] + 1, 100, RowMap(pair))
+    ids_s, ids_t = found.student_ids, found.teacher_ids
     assert ((ids_s < 0) == (ids_t < 0)).all() and ids_s.max() < len(pair.student) and ids_t.max() >= len(pair.student)
     for i, j in zip(ids_s[ids_s >= 0], ids_t[ids_t >= 0]):
         x, y = pair.student.bytes[i], pair.teacher.bytes[j]
@@ -165,7 +166,7 @@ def test_cross_entropy_is_a_knob_for_gold_text(pair):
     with pytest.raises(ValueError, match="gold"): objective("cdm", ce=.9)(full(pair)[0])
     b = full(pair, text_source="reference")[0]
     none, some = (objective("cdm", ce=x)(b) for x in (0., .9))
-    assert torch.allclose(some.loss_sum, .1 * none.loss_sum - .9 * b.student.realised().sum(), rtol=1e-4) and some.num_units == len(b.student)
+    assert torch.allclose(some.loss_sum, .1 * none.loss_sum - .9 * b.student.token_logp().sum(), rtol=1e-4) and some.num_units == len(b.student)
 
 
 def test_what_every_method_keeps(pair):

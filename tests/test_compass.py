@@ -34,7 +34,7 @@ def row(logp):
 def test_oracle_of_8_4():
     b = PairBatch.from_logits(ONE, [[0]], [[0]], [row(-1.5)], [row(-1.)], weak_logp=[torch.tensor([-2.])], reference_logp=[torch.tensor([-1.7])])
     assert abs(objective("opd")(b).ledger["signal"][0] - .5) < 1e-5 and abs(objective("compass")(b).ledger["signal"][0] - .9) < 1e-5
-    b.extra["weak_logp"] = torch.tensor([-1.])                                    # the sibling is the teacher: a pure pull to the start
+    b.weak_logp = torch.tensor([-1.])                                    # the sibling is the teacher: a pure pull to the start
     assert abs(objective("compass")(b).ledger["signal"][0] - -.5 * (-1.5 + 1.7)) < 1e-5
 
 
@@ -53,17 +53,17 @@ def test_one_shift_for_each_chunk_and_own_by_token(pair):
     b = batch(pair, fresh(pair))
     out, own = objective("compass")(b), objective("compass", own="token")(b)
     a, chunk = b.alignment, out.ledger["chunk"]
-    teacher, student = (b.teacher.realised() - b.extra["weak_logp"]).numpy(), b.student.realised().detach().numpy() - b.reference_logp.numpy()
+    teacher, student = (b.teacher.token_logp() - b.weak_logp).numpy(), b.student.token_logp().detach().numpy() - b.reference_logp.numpy()
     for k, (s0, s1, t0, t1) in enumerate(a.chunks.tolist()):
         assert np.allclose(out.ledger["signal"][s0:s1], teacher[t0:t1].mean() - .5 * student[s0:s1].mean(), atol=1e-4)
         assert np.allclose(own.ledger["signal"][s0:s1], teacher[t0:t1].mean() - .5 * student[s0:s1], atol=1e-4)
-    assert (a.kind > 0).any() and 0 <= out.stats["sign_agreement"] <= 1 and len(span_means(b, b.student.realised())) == len(a.chunks)
+    assert (a.kind > 0).any() and 0 <= out.stats["sign_agreement"] <= 1 and len(span_means(b, b.student.token_logp())) == len(a.chunks)
 
 
 def test_the_student_as_sibling_without_pull(pair):                               # 8.4: plain OPD on 1-1 chunks, L_T / m - L_S / n on others
     p = fresh(pair)
     b = batch(pair, p)
-    means = span_means(b, b.teacher.realised(), "teacher") - span_means(b, b.student.realised().detach())
+    means = span_means(b, b.teacher.token_logp(), "teacher") - span_means(b, b.student.token_logp().detach())
     one = np.flatnonzero(b.alignment.kind == 0)
     plain = objective("opd")(b).ledger["signal"]
     assert np.allclose(means[one], plain[b.alignment.chunks[one, 0]], atol=1e-4)

@@ -123,7 +123,7 @@ class TableStudent:
         out = []
         for _ in range(n):
             code = ()
-            while code in self.index and (not code or code[-1] != self.world.bv.stop_ids[0]):
+            while code in self.index and (not code or code[-1] != self.world.vocab.stop_ids[0]):
                 code += (int(torch.multinomial(torch.softmax(self.logits[self.index[code]].detach(), 0), 1, generator=generator)),)
             out.append(code)
         return out
@@ -135,13 +135,13 @@ def long_token_mass(objective_name, steps=30, n=16, lr=.1):
     "Mass of two-digit tokens at the start before and after on-policy training from the exact solution."
     texts = digit_world(1, 2)
     S, T = World(texts, digit_groups(2)), World(texts, digit_groups(1))
-    pair, student, gen = make_pair(S.bv, T.bv), TableStudent(S), torch.Generator().manual_seed(0)
-    long = torch.tensor(S.bv.lengths == 2)
+    pair, student, gen = make_pair(S.vocab, T.vocab), TableStudent(S), torch.Generator().manual_seed(0)
+    long = torch.tensor(S.vocab.lengths == 2)
     mass = lambda: torch.softmax(student.logits[student.index[()]].detach(), 0)[long].sum().item()
     before, opt, obj = mass(), torch.optim.SGD([student.logits], lr * 20), objective(objective_name)
     for _ in range(steps):
-        codes = [c for c in student.sample(n, gen) if S.bv.decode(c[:-1]).decode() in texts and S.codes[S.bv.decode(c[:-1]).decode()] == c]
-        t = [T.codes[S.bv.decode(c[:-1]).decode()] for c in codes]
+        codes = [c for c in student.sample(n, gen) if S.vocab.decode(c[:-1]).decode() in texts and S.codes[S.vocab.decode(c[:-1]).decode()] == c]
+        t = [T.codes[S.vocab.decode(c[:-1]).decode()] for c in codes]
         out = obj(PairBatch.from_logits(pair, codes, t, [student.rows(c) for c in codes], [T.rows(c).log().float() for c in t]))
         opt.zero_grad(); out.loss.backward(); opt.step()
     return before, mass()
@@ -178,7 +178,7 @@ def test_split_invariance(group):
 
 def test_peaked_rows_of_a_large_vocabulary():
     """A look of mass 1e-6 in a float32 row of 262,144 columns keeps its share to 1e-4; a cumulative sum would lose a tenth of it."""
-    from xtokd.rows.pair_batch import segment_sums
+    from xtokd.objectives.projection.bpm import segment_sums
     q = torch.zeros(1, 262_144); q[0, 7] = 1 - 1e-6; q[0, 100_000:100_500] = 1e-6 / 500
     got = segment_sums(q, [0], [100_000], [100_500], np.arange(262_144)).item()
     lost = abs((q.cumsum(1)[0, 100_499] - q.cumsum(1)[0, 99_999]).item() / 1e-6 - 1)
@@ -188,7 +188,7 @@ def test_peaked_rows_of_a_large_vocabulary():
 def test_jsd_rkl_topk_are_zero_at_the_exact_student():
     texts = digit_world(1, 3)
     S, T = World(texts, digit_groups(1)), World(texts, digit_groups(2))
-    b = batch_of(make_pair(S.bv, T.bv), S, T, ["963", "07"])
+    b = batch_of(make_pair(S.vocab, T.vocab), S, T, ["963", "07"])
     assert abs(objective("cover", divergence="jsd")(b).loss) < 1e-5 and abs(objective("cover", top_k=4)(b).loss) < 1e-5
     assert abs(objective("cover", divergence="rkl", floor=1e-9)(b).loss) < 1e-4
 
@@ -197,9 +197,9 @@ def test_non_canonical_student_keeps_running():
     "The student writes `96` as two tokens where its tokenizer would write one: its own cut is kept, and rows without a hypothesis say why."
     texts = digit_world(1, 3)
     S, T = World(texts, digit_groups(2)), World(texts, digit_groups(3))
-    pair = make_pair(S.bv, T.bv)
-    code = tuple(S.bv.encode(d)[0] for d in "963") + (S.bv.stop_ids[0],)
-    b = PairBatch.from_logits(pair, [code], [T.codes["963"]], [torch.zeros(4, len(S.bv))], [T.rows(T.codes["963"]).log().float()])
+    pair = make_pair(S.vocab, T.vocab)
+    code = tuple(S.vocab.encode(d)[0] for d in "963") + (S.vocab.stop_ids[0],)
+    b = PairBatch.from_logits(pair, [code], [T.codes["963"]], [torch.zeros(4, len(S.vocab))], [T.rows(T.codes["963"]).log().float()])
     out = objective("cover")(b)
     assert torch.isfinite(out.loss_sum) and (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
 
@@ -210,8 +210,8 @@ def test_rows_without_any_teacher_mass_say_so():
     texts = digit_world(1, 3)
     S, T = World(texts, digit_groups(1)), World(texts, digit_groups(2))
     rows = T.rows(T.codes["96"]).log().float()
-    rows[0, [i for i, x in enumerate(T.bv.bytes) if x.startswith(b"9")]] = -torch.inf
-    b = PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes["96"]], [T.codes["96"]], [torch.zeros(3, len(S.bv))], [rows])
+    rows[0, [i for i, x in enumerate(T.vocab.bytes) if x.startswith(b"9")]] = -torch.inf
+    b = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["96"]], [T.codes["96"]], [torch.zeros(3, len(S.vocab))], [rows])
     out = objective("cover")(b)
     assert torch.isfinite(out.loss_sum) and out.ledger["weight"][1] == 0 and out.ledger["reason"][1] == 102 and out.ledger["unknown"][1] == 1
 
@@ -227,9 +227,9 @@ def random_pair(seed, merges=5):
 def exact_in(seed):
     "Largest error of a known cell, the mass of the truth on tokens that are called impossible, and the mean known share, without any doubt allowed."
     (S, T), some = random_pair(seed)
-    b = batch_of(make_pair(S.bv, T.bv), S, T, list(some))
+    b = batch_of(make_pair(S.vocab, T.vocab), S, T, list(some))
     worst, known = 0., []
-    for _, m, p, gone, _ in CoverRows(b, cell_graph.__wrapped__(S.bv, T.bv), min_mass=0., doubt=0.).parts:
+    for _, m, p, gone, _ in CoverRows(b, cell_graph.__wrapped__(S.vocab, T.vocab), min_mass=0., doubt=0.).parts:
         want, got = p.double() / p.double().sum(1, keepdim=True), m.double() / m.double().sum(1, keepdim=True)
         seen = torch.as_tensor(gone < 1) & (p.sum(1) > 1e-6)
         known.extend((1 - gone).tolist())
@@ -252,7 +252,7 @@ def test_a_merge_that_looks_ahead():
     "The student merges bc before ab: after the teacher's ab its next token hangs on what follows. Both are one cell, and its mass is exact."
     texts = {x: 1 / 4 for x in ("ab", "abc", "abab", "ba")}
     S, T = World(texts, bpe("abc", [("b", "c"), ("a", "b")])), World(texts, bpe("abc", [("a", "b")]))
-    worst, impossible, unknown, seen = errors(make_pair(S.bv, T.bv), S, T, ["ab", "abc", "abab", "ba"])
+    worst, impossible, unknown, seen = errors(make_pair(S.vocab, T.vocab), S, T, ["ab", "abc", "abab", "ba"])
     assert seen > 8 and worst < 1e-5 and impossible < 1e-6 and (unknown == 0).any()
 
 
@@ -261,7 +261,7 @@ def test_doubt_is_a_bound():
     worst, counted = 0., 0.
     for seed in range(60):
         (S, T), some = random_pair(seed)
-        for _, m, p, gone, _ in CoverRows(batch_of(make_pair(S.bv, T.bv), S, T, list(some)), cell_graph.__wrapped__(S.bv, T.bv), min_mass=0., doubt=.05).parts:
+        for _, m, p, gone, _ in CoverRows(batch_of(make_pair(S.vocab, T.vocab), S, T, list(some)), cell_graph.__wrapped__(S.vocab, T.vocab), min_mass=0., doubt=.05).parts:
             seen = np.flatnonzero((gone < 1) & (p.sum(1) > 1e-6).numpy())
             gap = (p[seen, :-1] / p[seen].sum(1, keepdim=True) - m[seen] / m[seen].sum(1, keepdim=True)).abs()
             if gap.numel(): worst, counted = max(worst, (gap.max(1).values - torch.as_tensor(gone[seen])).max().item()), max(counted, gone[seen].max())
@@ -411,13 +411,13 @@ def test_a_piece_ends_with_a_sample_or_a_chunk():
 @pytest.mark.parametrize("small", [4096, 0], ids=["small", "wide"])
 def test_a_piece_reads_few_teacher_rows(small, monkeypatch):
     "A sample of 600 digits in pieces of 16 asks for each teacher row once, and for a few before each piece again."
-    from xtokd.rows.pair_batch import Rows
+    from xtokd.rows.dense import LogitRows
     from xtokd.objectives.cover.cells import CellGraph
     monkeypatch.setattr(CellGraph, "small", small)
     pair, asked = make_pair(digit_groups(2), digit_groups(3)), []
     ids = [bv.encode("1234567890" * 60) for bv in (pair.student, pair.teacher)]
     b = PairBatch.from_logits(pair, *([x] for x in ids), *([torch.randn(len(x), len(bv))] for x, bv in zip(ids, (pair.student, pair.teacher))))
-    class Seen(Rows):
+    class Seen(LogitRows):
         def raw(self, index): asked.append(len(index)); return super().raw(index)
     b.teacher.__class__ = Seen
     obj = objective("cover")

@@ -26,10 +26,10 @@ def same(pair): return Pair(pair.teacher, pair.teacher)
 def by_hand(b, beta=.1, low=-.5, high=1.5, weigh=True):
     "The loss of a batch, span by span, from the formula; realised log-probs are one stop id's, as there is only one."
     a, reward = b.alignment, [0.] * len(b.alignment)
-    s, t = b.student.realised(), b.teacher.realised()
-    ratio = b.extra["plus_logp"] - b.extra["minus_logp"]
+    s, t = b.student.token_logp(), b.teacher.token_logp()
+    ratio = b.plus_logp - b.minus_logp
     for (s0, s1, t0, t1), k in zip(a.chunks.tolist(), a.chunk_sample.tolist()):
-        sign = b.extra["preferences"][k]
+        sign = b.preferences[k]
         w = torch.exp(sign * ratio[t0:t1].sum().clamp(low, high)) if weigh else 1.
         reward[k] = reward[k] + w * (s[s0:s1].sum() - t[t0:t1].sum())
     return sum(-logsigmoid(beta * (reward[k] - reward[k + 1])) for k in range(0, len(reward), 2))
@@ -73,17 +73,17 @@ def test_equals_the_formula(pair, texts):
 
 def test_identical_tokenizers_give_token_level_weights(same):
     b, _ = full(same, text_source="reference")
-    b.extra["plus_logp"], b.extra["minus_logp"] = b.extra["plus_logp"] * .3, b.extra["minus_logp"] * 2
-    w = torch.exp(torch.tensor(b.extra["preferences"])[torch.as_tensor(b.alignment.chunk_sample).long()] * (b.extra["plus_logp"] - b.extra["minus_logp"]).clamp(-.5, 1.5))
+    b.plus_logp, b.minus_logp = b.plus_logp * .3, b.minus_logp * 2
+    w = torch.exp(torch.tensor(b.preferences)[torch.as_tensor(b.alignment.chunk_sample).long()] * (b.plus_logp - b.minus_logp).clamp(-.5, 1.5))
     assert (b.alignment.kind == 0).all()
-    r = rewards(w, b.student.realised() - b.teacher.realised(), b.alignment.chunk_sample, 4)
+    r = rewards(w, b.student.token_logp() - b.teacher.token_logp(), b.alignment.chunk_sample, 4)
     assert torch.allclose(objective("ctpd")(b).loss_sum, -logsigmoid(.1 * (r[::2] - r[1::2])).sum(), atol=1e-5)
 
 
 @pytest.mark.parametrize("which", ["pair", "same"])
 def test_without_weights_and_with_the_student_as_reference_it_is_dpo(which, request):
     b, _ = full(request.getfixturevalue(which), text_source="reference")
-    gap = chunk_sum(b.student.realised() - b.reference_logp, np.repeat(np.arange(4), np.diff(b.student.offsets)), 4)
+    gap = chunk_sum(b.student.token_logp() - b.reference_logp, np.repeat(np.arange(4), np.diff(b.student.offsets)), 4)
     out = objective("ctpd", weights="none", reference="student")(b)
     assert torch.allclose(out.loss_sum, -logsigmoid(.1 * (gap[::2] - gap[1::2])).sum(), atol=1e-5)
 
@@ -105,14 +105,14 @@ def test_swapping_the_answers_flips_the_margin(pair):
 def test_the_rejected_answer_may_come_first(pair):
     p = parts(pair)
     b, c = batch(pair, p, text_source="reference"), batch(pair, some(p, (1, 0, 3, 2)), text_source="reference")
-    c.extra["preferences"] = [-1, 1, -1, 1]
+    c.preferences = [-1, 1, -1, 1]
     assert torch.allclose(objective("ctpd")(b).loss_sum, objective("ctpd")(c).loss_sum)
 
 
 def test_the_sign_of_the_push(pair):
     b, ls = full(pair, text_source="reference")
     out = objective("ctpd")(b)
-    sign = np.array(b.extra["preferences"])[out.ledger["sample"]]
+    sign = np.array(b.preferences)[out.ledger["sample"]]
     assert (out.ledger["signal"] * sign > 0)[out.ledger["weight"] > 0].all()
     grad = torch.cat(torch.autograd.grad(out.loss_sum, ls[:4]))
     at = torch.arange(len(grad)), torch.as_tensor(b.student.ids)
@@ -123,7 +123,7 @@ def test_pairs_must_stand_side_by_side(pair):
     p = parts(pair)
     for wrong in ([1, 1, -1, -1], [1, -1, 0, 0], [1, -1, 2, -2]):
         b = batch(pair, p, text_source="reference")
-        b.extra["preferences"] = wrong
+        b.preferences = wrong
         with pytest.raises(ValueError, match="side by side"): objective("ctpd")(b)
     with pytest.raises(ValueError, match="no pairs"): objective("ctpd")(batch(pair, some(p, (0, 1, 2)), text_source="reference"))
     with pytest.raises(ValueError, match="Give one for each"): preference_pairs([1], 2)
@@ -135,7 +135,7 @@ def test_refuses_what_makes_no_sense(pair):
     b, _ = full(pair, text_source="reference")
     for need in ("plus_logp", "minus_logp", "preferences"):
         c = batch(pair, parts(pair), text_source="reference")
-        del c.extra[need]
+        setattr(c, need, None)
         with pytest.raises(ValueError, match=f"needs {need}"): objective("ctpd")(c)
     assert objective("ctpd", weights="none", reference="student").requires == {"student_logits", "preferences", "reference_logp"}
     for knobs in (dict(reference="x"), dict(weights="x"), dict(beta=0), dict(low=2)):

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from xtokd.alignment.pair import Pair
+from xtokd.train.monitor import Limits
 from xtokd.train.runlog import Control, Run, RunLog
-from xtokd.viz.dashboard import Board, Dashboard, Log, Tape, board_svg, board_text, fold
-from xtokd.viz.run_state import Moment, Rules, alarms, decimate, left, numerals, panels, printable, span, ticks, vitals
+from xtokd.viz.dashboard import Dashboard, Replay, Snapshot, snapshot_svg, snapshot_text, wrap_text
+from xtokd.viz.run_state import (
+    RunState, axis_range, axis_ticks, dashboard_data, decimate, headline_numbers, printable, run_panels, run_warnings, seconds_left)
 
 RUNS = Path(__file__).resolve().parent.parent / "data/runs"
 HOSTILE = ["<script>alert(1)</script>", "</text></svg><img src=x onerror=alert(1)>", "]]>&amp;\"'", "\u202eright to left\u202c\u2066", "a\u200d\u200bb\ufeff", "\x00\x07\x1b[31m\x7f", "\ud800 \udfff", "x" * 10_000, "\ufffe\uffff", "e" + "\u0301" * 200, "", "\n\r\t\v\x85\u2028"]
@@ -19,11 +21,11 @@ HOSTILE = ["<script>alert(1)</script>", "</text></svg><img src=x onerror=alert(1
 def events(n=40, config=None, **columns):
     "A made-up log; a column is a number, (first half, second half), or a function of the step."
     at = lambda v, k: v(k) if callable(v) else v[k > n // 2] if isinstance(v, tuple) else v
-    start = {"event": "start", "step": 0, "time": 0., "objective": "cover", "config": {"max_new_tokens": 64, "steps": n, **(config or {})}}
+    start = {"event": "start", "step": 0, "time": 0., "objective": "cover", "config": {"max_new_tokens": 64, "max_steps": n, **(config or {})}}
     return [start] + [{"event": "step", "step": k, "time": float(k), **{c: at(v, k) for c, v in columns.items()}} for k in range(1, n + 1)]
 
 
-def rules(**columns): return {a.rule for a in alarms(Moment(events(**columns)))}
+def rules(**columns): return {a.rule for a in run_warnings(RunState(events(**columns)))}
 def training(path, control=None): return Run(path, control or Control())
 
 
@@ -45,42 +47,42 @@ def test_decimation_keeps_ends_and_extremes(values, most):
 
 
 def test_a_long_run_stays_small():
-    state = vitals(Moment(events(20_000, loss=lambda k: k % 97 / 7, entropy=1., coverage=.9, tokens_per_second=lambda k: k * 1.234567, **{f"loss_{k}": .5 for k in ("1-1", "1-n", "n-1", "n-m")})))
+    state = dashboard_data(RunState(events(20_000, loss=lambda k: k % 97 / 7, entropy=1., coverage=.9, tokens_per_second=lambda k: k * 1.234567, **{f"loss_{k}": .5 for k in ("1-1", "1-n", "n-1", "n-m")})))
     assert all(len(c["x"]) <= 500 for p in state["panels"] for c in p["curves"]) and len(json.dumps(state)) < 200_000
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
 def test_ticks_are_few_and_inside(low, wide):
     high = low + wide
-    found = ticks(low, high)
+    found = axis_ticks(low, high)
     assert len(found) <= 5 and all(low - wide * 1e-3 <= v <= high + wide * 1e-3 for v, _ in found)
 
 
 def test_panels_show_what_the_log_has():
-    now = Moment(events(loss=1., **{"loss_1-1": .5, "loss_n-m": 2.}, response_tokens=20) + [{"event": "eval", "step": 40, "time": 41., "rkl_per_byte": .5, "rkl_error": .1}])
-    found = {p.key: p for p in panels(now)}
+    now = RunState(events(loss=1., **{"loss_1-1": .5, "loss_n-m": 2.}, response_tokens=20) + [{"event": "eval", "step": 40, "time": 41., "rkl_per_byte": .5, "rkl_error": .1}])
+    found = {p.key: p for p in run_panels(now)}
     assert list(found) == ["loss", "kl", "length"] and [c.look for c in found["loss"].curves] == ["all", "1-1", "n-m"]
     assert found["kl"].curves[0].low == [pytest.approx(.304)] and [c.look for c in found["length"].curves] == ["all", "limit"]
-    assert span(found["length"].curves, 0., None)[1] > 64
+    assert axis_range(found["length"].curves, 0., None)[1] > 64
 
 
 def test_logs_from_before_these_columns_still_draw():
     for log in sorted(RUNS.glob("*.jsonl")):
-        state = vitals(Moment(Run(log).events), log.stem)
-        ET.fromstring(board_svg(state)); board_text(state)
+        state = dashboard_data(RunState(Run(log).events), log.stem)
+        ET.fromstring(snapshot_svg(state)); snapshot_text(state)
         assert state["panels"] and json.dumps(state, allow_nan=False)
     later = ("entropy", "peak_memory_gib", "loss_")           # columns that logs of the first days do not have
     events = [{k: v for k, v in e.items() if not (e["event"] == "step" and k.startswith(later))} for e in Run(RUNS / "tiny-cover-0.jsonl").events]
-    old = vitals(Moment(events))
+    old = dashboard_data(RunState(events))
     assert "entropy" not in {p["key"] for p in old["panels"]} and "svg" in old["sample"]
 
 
 # ---- numbers ----------------------------------------------------------------------------------------------------------------
 def test_time_left_follows_the_clock():
-    assert left(Moment(events(40)[:11])) == 30 and np.isnan(left(Moment(events(40)[:2])))
-    assert dict((n, v) for n, v, _ in numerals(Moment(events(40, loss=2.)[:11])))["ETA"] == "0:30"
-    assert numerals(Moment(events(40) + [{"event": "end", "step": 40, "time": 75., "reason": "stopped"}]))[-1] == ("took", "1:15", "stopped")
-    assert [v for _, v, _ in numerals(Moment([]))] == ["0", "–", "–", "–"]
+    assert seconds_left(RunState(events(40)[:11])) == 30 and np.isnan(seconds_left(RunState(events(40)[:2])))
+    assert dict((n, v) for n, v, _ in headline_numbers(RunState(events(40, loss=2.)[:11])))["ETA"] == "0:30"
+    assert headline_numbers(RunState(events(40) + [{"event": "end", "step": 40, "time": 75., "reason": "stopped"}]))[-1] == ("took", "1:15", "stopped")
+    assert [v for _, v, _ in headline_numbers(RunState([]))] == ["0", "–", "–", "–"]
 
 
 # ---- rules ------------------------------------------------------------------------------------------------------------------
@@ -96,27 +98,27 @@ def test_time_left_follows_the_clock():
 ])
 def test_each_rule_has_its_bound(rule, good, bad):
     assert rules(**good) == set() and rules(**bad) == {rule}
-    assert all(a.text and a.step == 40 for a in alarms(Moment(events(**bad))))
+    assert all(a.text and a.step == 40 for a in run_warnings(RunState(events(**bad))))
 
 
 def test_rules_wait_for_two_windows():
     assert not rules(n=19, entropy=(2., 0.)) and rules(n=20, entropy=(2., 0.)) == {"entropy"}
-    few = Moment(events(n=10, entropy=(2., 0.)))
-    assert not alarms(few) and [a.rule for a in alarms(few, Rules(window=3))] == ["entropy"]
+    few = RunState(events(n=10, entropy=(2., 0.)))
+    assert not run_warnings(few) and [a.rule for a in run_warnings(few, Limits(window=3))] == ["entropy"]
 
 
 def test_the_recorded_collapse_is_seen_and_the_good_run_is_not_accused():
-    assert {a.rule for a in alarms(Moment(Run(RUNS / "tiny-collapse.jsonl").events))} >= {"length"}
-    for name in ("tiny-watched", "tiny-cover-0", "tiny-sft-0"): assert not alarms(Moment(Run(RUNS / f"{name}.jsonl").events)), name
+    assert {a.rule for a in run_warnings(RunState(Run(RUNS / "tiny-collapse.jsonl").events))} >= {"length"}
+    for name in ("tiny-watched", "tiny-cover-0", "tiny-sft-0"): assert not run_warnings(RunState(Run(RUNS / f"{name}.jsonl").events)), name
 
 
-def test_a_warning_that_is_an_alarm_already_is_shown_once():
+def test_a_warning_of_the_run_that_the_rules_give_too_is_shown_once():
     warned = [{"event": "warn", "step": 40, "time": 1., "message": "the entropy fell", "sign": "entropy"}]
-    assert [a.rule for a in alarms(Moment(events(entropy=(2., .01)) + warned))] == ["entropy"] and [a.rule for a in alarms(Moment(events(entropy=1.) + warned))] == ["log"]
+    assert [a.rule for a in run_warnings(RunState(events(entropy=(2., .01)) + warned))] == ["entropy"] and [a.rule for a in run_warnings(RunState(events(entropy=1.) + warned))] == ["log"]
 
 
 def test_a_warning_of_the_run_is_shown():
-    assert [a.rule for a in alarms(Moment(events(loss=1.) + [{"event": "warn", "step": 3, "time": 1., "message": "the gradient is not finite"}]))] == ["log"]
+    assert [a.rule for a in run_warnings(RunState(events(loss=1.) + [{"event": "warn", "step": 3, "time": 1., "message": "the gradient is not finite"}]))] == ["log"]
 
 
 # ---- hostile texts ----------------------------------------------------------------------------------------------------------
@@ -140,12 +142,12 @@ def test_hostile_texts_stay_text(k, pair, tmp_path):
     log.write("sample", 2, source="eval", item={"prompt": text, "messages": text}, text=text, score=text)
     log.write("warn", 2, message=text)
     log.close()
-    state = vitals(Moment(Run(tmp_path).events), text)
-    tree = ET.fromstring(board_svg(state))
+    state = dashboard_data(RunState(Run(tmp_path).events), text)
+    tree = ET.fromstring(snapshot_svg(state))
     tags = {e.tag.split("}")[1] for e in tree.iter()}
     assert tags <= {"svg", "g", "rect", "text", "title", "desc", "style", "path", "polyline"} and not any(a.startswith("on") or "href" in a for e in tree.iter() for a in e.attrib)
-    said = json.dumps(state, ensure_ascii=False).encode("utf8").decode("utf8") + board_text(state)
-    assert not any(c in said for c in "\u202e\u2066\x00\x1b\u200b\ufeff\u2028") and len(board_text(state)) < 60_000 and len(board_svg(state)) < 400_000
+    said = json.dumps(state, ensure_ascii=False).encode("utf8").decode("utf8") + snapshot_text(state)
+    assert not any(c in said for c in "\u202e\u2066\x00\x1b\u200b\ufeff\u2028") and len(snapshot_text(state)) < 60_000 and len(snapshot_svg(state)) < 400_000
 
 
 @given(st.text(max_size=40))
@@ -158,19 +160,19 @@ def test_printable_has_no_controls(text):
 
 @pytest.mark.parametrize("broken", [{"alignment": {}}, {"alignment": None}, {"alignment": {"student": {"name": 1, "ids": [], "pieces": ["zz"], "names": []}}}, {"signal": None, "weight": None}, {"signal": [1.]}, {"item": None}, {"item": {"messages": []}}])
 def test_a_broken_sample_breaks_nothing(broken, pair):
-    state = vitals(Moment(events(3, loss=1.) + [sample("one two", pair, **broken)]))
-    assert state["sample"]["text"] == "one two" and ET.fromstring(board_svg(state)) is not None
+    state = dashboard_data(RunState(events(3, loss=1.) + [sample("one two", pair, **broken)]))
+    assert state["sample"]["text"] == "one two" and ET.fromstring(snapshot_svg(state)) is not None
 
 
 def test_signal_is_drawn_per_token(pair):
-    state = vitals(Moment(events(3) + [sample("twenty-one", pair, weight=[1.] + [0.] * 50)]))
+    state = dashboard_data(RunState(events(3) + [sample("twenty-one", pair, weight=[1.] + [0.] * 50)]))
     s = state["sample"]
     assert s["none"] == len(pair.student.encode("twenty-one")) - 1 and s["svg"].count('class="v"') == 1
     assert "student" in s["table"]
 
 
 def test_fold():
-    assert fold("") == [""] and all(len(l) <= 30 for l in fold("word " * 50 + "x" * 100, 29))
+    assert wrap_text("") == [""] and all(len(l) <= 30 for l in wrap_text("word " * 50 + "x" * 100, 29))
 
 
 # ---- live, by traits --------------------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ def run(tmp_path):
     def work():
         k = 0
         for k, e in enumerate(made[1:], 1):
-            if control.hold(): break
+            if control.wait_if_paused(): break
             write(e); time.sleep(.005)
         write({"event": "end", "step": k, "reason": "stopped" if control.stopping.is_set() else "finished"})
         log.close(); control.done.set()
@@ -293,9 +295,9 @@ def test_replay_at_once(tmp_path):
 
 def test_a_night_without_steps_takes_a_second():
     log = Run(RUNS / "tiny-watched.jsonl")
-    tape = Tape(log, speed=1)
-    tape.all[5]["time"] += 0
-    gaps = np.diff(tape.at)
+    replay = Replay(log, speed=1)
+    replay.all_events[5]["time"] += 0
+    gaps = np.diff(replay.times)
     assert gaps.max() <= 1 and (gaps >= 0).all()
 
 
@@ -304,8 +306,8 @@ def test_the_bundle_has_a_picture_a_text_and_the_live_view():
     found = dash._repr_mimebundle_()
     assert {"image/svg+xml", "text/plain", "application/vnd.jupyter.widget-view+json"} <= set(found) and "text/html" not in found
     assert ET.fromstring(found["image/svg+xml"]).attrib["role"] == "img" and "step 120" in found["text/plain"]
-    board = Board.of(RUNS / "tiny-watched.jsonl")._repr_mimebundle_()
-    assert set(board) == {"image/svg+xml", "text/plain"} and len(board["image/svg+xml"]) < 100_000
+    snapshot = Snapshot.of(RUNS / "tiny-watched.jsonl")._repr_mimebundle_()
+    assert set(snapshot) == {"image/svg+xml", "text/plain"} and len(snapshot["image/svg+xml"]) < 100_000
 
 
 def test_nothing_is_fetched():

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from faults import fault
-from xtokd.data.chat import render
+from xtokd.data.chat import render_prompt
 from xtokd.train.config import check_config, learning_rate_factor, prompt_indices
 from xtokd.train.callbacks import Callback
 from xtokd.train.distiller import Distiller
@@ -191,7 +191,7 @@ def test_prompts_that_do_not_fit_are_left_out_and_counted(tmp_path):
 def test_max_prompt_length_leaves_out_prompts_of_either_side(tmp_path):
     items = load_prompts("tiny", 12)
     d = distiller(tmp_path/"a", prompts=items)
-    longest = {side: [len(render(getattr(d, side).bv, x)) for x in items] for side in ("student", "teacher")}
+    longest = {side: [len(render_prompt(getattr(d, side).vocab, x)) for x in items] for side in ("student", "teacher")}
     limit = sorted(map(max, zip(*longest.values())))[5]
     fits = [x for x, s, t in zip(items, *longest.values()) if max(s, t) <= limit]
     assert distiller(tmp_path/"b", prompts=items, max_prompt_length=limit).items == fits and 0 < len(fits) < 12
@@ -282,7 +282,7 @@ def test_a_model_that_does_not_fit_its_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="give a name, a folder, or"): load_side(3, "student")
     wide = load_model("tiny", "student"); wide.resize_token_embeddings(wide.config.vocab_size + 50)
     d = distiller(tmp_path/"a", student=(wide, load_tokenizer("tiny", "student")))
-    assert d.fit().finished and d.student.model.get_input_embeddings().weight.shape[0] == len(d.student.bv) + 50
+    assert d.fit().finished and d.student.model.get_input_embeddings().weight.shape[0] == len(d.student.vocab) + 50
 
 
 class Broken(torch.nn.Module):

@@ -173,7 +173,7 @@ def test_chunks_conserve_the_log_ratio(pair, credit):                           
     b = batch(pair, p)
     out, x = objective("dpca", credit=credit, clamp=None, large_chunk=None)(b), ChunkLogps(b)
     assert np.allclose(np.bincount(out.ledger["chunk"], out.ledger["signal"], x.k), (x.teacher_sum - x.student_sum).detach(), atol=1e-3)
-    assert abs(x.teacher_sum.sum() - b.teacher.realised().sum()) < 1e-3           # all chunks together are the text
+    assert abs(x.teacher_sum.sum() - b.teacher.token_logp().sum()) < 1e-3           # all chunks together are the text
     assert objective("dpca")(b).stats["clamped_share"] > 0                        # and the clamp takes from it
 
 
@@ -191,7 +191,7 @@ def test_equal_tokenizers_are_sampled_distillation(pair, credit):               
     p.pop("behaviour_logp")
     b = batch(same, p)
     out = objective("dpca", credit=credit, clamp=None)(b)
-    assert np.allclose(out.ledger["signal"], (b.teacher.realised() - b.student.realised()).detach(), atol=1e-4)
+    assert np.allclose(out.ledger["signal"], (b.teacher.token_logp() - b.student.token_logp()).detach(), atol=1e-4)
     assert np.allclose(out.ledger["signal"], objective("opd")(b).ledger["signal"], atol=1e-4)
 
 
@@ -218,7 +218,7 @@ def test_ends(pair):                                                            
     for s_end in ([s], [s, s], *([[int(other[0]), s]] if other else [])):
         b = with_ends(pair, s_end, [t])
         out = objective("dpca", clamp=None, stop="id")(b)
-        assert abs(out.ledger["signal"][n] - (b.teacher.realised()[-1] - b.student.realised()[n]).item()) < 1e-4
+        assert abs(out.ledger["signal"][n] - (b.teacher.token_logp()[-1] - b.student.token_logp()[n]).item()) < 1e-4
         assert (out.ledger["weight"][n + 1:] == 0).all() and (out.ledger["reason"][n + 1:] > 0).all() and out.ledger["weight"][n] == 1
     for s_end, t_end in (([], [t]), ([s], [])):                                   # truncated: nothing is added
         b = with_ends(pair, s_end, t_end)

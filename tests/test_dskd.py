@@ -5,10 +5,11 @@ import torch
 
 from batches import TEXTS, batch, full, heads, ids_of, parts, some
 from worlds import bpe, make_pair
-from xtokd.rows.pair_batch import Hidden, PairBatch
+from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.objectives.divergences import kl_divergence
 from xtokd.objectives import objective
-from xtokd.objectives.hidden.dskd import DSKD, attend, cross, pad, seeded, teacher_labels, to_student, unit_scale
+from xtokd.objectives.hidden.dskd import (DSKD, cross_states, masked_attention, pad_samples, seeded_linear_maps, student_id_of_teacher_id,
+                                           teacher_labels, unit_scale)
 from xtokd.alignment.pair import Pair
 from xtokd.models.side import Side
 
@@ -28,10 +29,10 @@ def test_one_teacher_position_is_seen_by_all():
     s, t = pair.student.encode("ab"), pair.teacher.encode("ab")
     assert (len(s), len(t)) == (2, 1)
     b = PairBatch.from_logits(pair, [s], [t], [torch.randn(2, len(pair.student))], [torch.randn(1, len(pair.teacher))])
-    h = Hidden(torch.randn(2, 6), torch.randn(1, 8), *heads(pair))
-    maps = seeded(0, [(8, 6), (6, 8), (12, 16)], "cpu")
-    states = cross(b, h, *maps)[0]
-    assert torch.equal(states[0], states[1]) and (attend(torch.randn(2, 5, 1), torch.ones(2, 5, 1, dtype=torch.bool)) == 1).all()
+    h = HiddenStates(torch.randn(2, 6), torch.randn(1, 8), *heads(pair))
+    maps = seeded_linear_maps(0, [(8, 6), (6, 8), (12, 16)], "cpu")
+    states = cross_states(b, h, *maps)[0]
+    assert torch.equal(states[0], states[1]) and (masked_attention(torch.randn(2, 5, 1), torch.ones(2, 5, 1, dtype=torch.bool)) == 1).all()
     want = maps[0](h.teacher / h.teacher.std() + h.teacher_embedding[t] / h.teacher_embedding[t].std())
     assert torch.allclose(states[0], want[0], atol=1e-5)
 
@@ -40,12 +41,12 @@ def test_equal_keys_are_mixed_evenly():
     pair = make_pair(bpe("ab"), bpe("ab"))
     ids = pair.student.encode("aaaa")
     b = PairBatch.from_logits(pair, [ids], [ids], [torch.randn(4, 3)], [torch.randn(4, 3)])
-    h = Hidden(torch.randn(4, 6), torch.randn(4, 8), torch.randn(3, 6), torch.randn(3, 8), torch.randn(3, 6), torch.ones(3, 8))
+    h = HiddenStates(torch.randn(4, 6), torch.randn(4, 8), torch.randn(3, 6), torch.randn(3, 8), torch.randn(3, 6), torch.ones(3, 8))
     scores = torch.randn(1, 4, 1).expand(1, 4, 4)
-    assert torch.allclose(attend(scores, torch.ones(1, 4, 4, dtype=torch.bool)), torch.tensor(.25))
+    assert torch.allclose(masked_attention(scores, torch.ones(1, 4, 4, dtype=torch.bool)), torch.tensor(.25))
     value = torch.nn.Identity()
     query = lambda q: q.new_zeros(*q.shape[:2], 16)                          # no preference: the mean of the values
-    states = cross(b, h, value, torch.nn.Linear(6, 8), query)[0]
+    states = cross_states(b, h, value, torch.nn.Linear(6, 8), query)[0]
     want = (h.teacher / h.teacher.std() + h.teacher_embedding[ids] / 1e-6).mean(0)   # a constant has no spread: divided by the floor
     assert torch.allclose(states, want.expand(4, -1), rtol=1e-4)
 
@@ -53,12 +54,12 @@ def test_equal_keys_are_mixed_evenly():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_masked_places_weigh_nothing(dtype):
     may = torch.tensor([[[True, True, False], [True, False, False], [False, False, False]]])
-    w = attend(torch.tensor([[[1, 2, 60000], [5, 50000, 1], [1, 2, 3]]]).to(dtype), may)
+    w = masked_attention(torch.tensor([[[1, 2, 60000], [5, 50000, 1], [1, 2, 3]]]).to(dtype), may)
     assert w.dtype == torch.float32 and not torch.isnan(w).any() and (w[~may][: 3] == 0).all() and torch.allclose(w[0, 0, :2], torch.tensor([1., 2.]).softmax(0))
 
 
 def test_scale_is_one_scalar():
-    x, real = pad(torch.randn(9, 4), [0, 5, 5, 9])
+    x, real = pad_samples(torch.randn(9, 4), [0, 5, 5, 9])
     y = unit_scale(x, real)
     assert torch.allclose(y[0], x[0] / x[0].std()) and torch.allclose(y[2][real[2]], x[2][real[2]] / x[2][real[2]].std()) and not y[1].any()
     assert torch.allclose(unit_scale(x, real, "batch"), x / x[real].std())
@@ -67,7 +68,7 @@ def test_scale_is_one_scalar():
 
 def by_hand(b, obj, k, label):
     "The three sums of sample k, with dense attention and no padding."
-    h, al = b.extra["hidden"], b.alignment[k]
+    h, al = b.hidden, b.alignment[k]
     s, t = (slice(*r.offsets[k: k + 2]) for r in (b.student, b.teacher))
     around = lambda e, ids: torch.cat([torch.cat([torch.zeros_like(e[:1]), e[ids[:-1]]]), e[ids]], 1)
     q, key = around(h.student_embedding, al.student_ids), around(h.teacher_embedding, al.teacher_ids)
@@ -84,7 +85,7 @@ def by_hand(b, obj, k, label):
 @pytest.mark.parametrize("texts", [TEXTS, UNICODE])
 def test_equals_the_formula(pair, texts):
     b, _ = full(pair, texts, text_source="teacher")
-    with torch.no_grad(): b.extra["hidden"].student_head[:] *= 3
+    with torch.no_grad(): b.hidden.student_head[:] *= 3
     obj = objective("dskd")
     out = obj(b)
     want = [by_hand(b, obj, k, b.alignment[k].student_ids) for k in range(len(b))]
@@ -104,7 +105,7 @@ def test_only_rows_that_agree_with_the_label_are_followed(pair):
 @pytest.mark.parametrize("knobs", KNOBS)
 def test_gradient_reaches_projectors_and_states_only(pair, knobs):
     b, ls = full(pair, text_source="teacher")
-    h = b.extra["hidden"]
+    h = b.hidden
     frozen = [h.student_head, h.teacher_head, h.student_embedding, h.teacher_embedding]
     for x in frozen: x.requires_grad_()
     obj = objective("dskd", **knobs)
@@ -138,7 +139,7 @@ def test_student_text_has_no_gold(pair):
     assert all(l.grad is None or not l.grad.any() for l in p["student_logits"]) and all(l.grad.abs().sum() > 0 for l in p["hs"])
     with pytest.raises(ValueError, match="wants gold text"): objective("dskd", ce=1.)(batch(pair, p, text_source="student"))
     gold = batch(pair, p, text_source="reference")
-    assert torch.allclose(objective("dskd", ce=2.)(gold).loss_sum - objective("dskd")(gold).loss_sum, -2 * gold.student.realised().sum(), rtol=1e-3)
+    assert torch.allclose(objective("dskd", ce=2.)(gold).loss_sum - objective("dskd")(gold).loss_sum, -2 * gold.student.token_logp().sum(), rtol=1e-3)
     ours = objective("dskd", labels="teacher")(batch(pair, p, text_source="student"))
     assert ours.stats["t2s_ce"] > 0 and 0 < ours.stats["labelled"] < 1
 
@@ -150,9 +151,9 @@ def test_labels_of_the_teacher_are_bytes(pair):
     of = {s0: best[t0] for (s0, s1, t0, t1), k in zip(chunks.tolist(), b.alignment.kind) if k == 0}
     for i, l in enumerate(label):
         if l >= 0: assert pair.student.bytes[l] == pair.teacher.bytes[of[i]] and (l in pair.student.stop_ids) == (of[i] in pair.teacher.stop_ids)
-        elif i in of: assert to_student(pair)[of[i]] == -1
-    assert (to_student(Pair(pair.teacher, pair.teacher)) == np.arange(len(pair.teacher))).all()
-    assert to_student(pair)[pair.teacher.stop_ids[0]] == pair.student.stop_ids[0]
+        elif i in of: assert student_id_of_teacher_id(pair)[of[i]] == -1
+    assert (student_id_of_teacher_id(Pair(pair.teacher, pair.teacher)) == np.arange(len(pair.teacher))).all()
+    assert student_id_of_teacher_id(pair)[pair.teacher.stop_ids[0]] == pair.student.stop_ids[0]
 
 
 def test_projectors_are_made_once_and_alike(pair):
@@ -165,9 +166,9 @@ def test_projectors_are_made_once_and_alike(pair):
     one(b)
     assert before == [id(p) for p in one.parameters()]
     other = batch(pair, parts(pair))
-    other.extra["hidden"] = Hidden(torch.randn(len(b.student), 5), b.extra["hidden"].teacher, torch.randn(len(pair.student), 5), b.extra["hidden"].teacher_head)
+    other.hidden = HiddenStates(torch.randn(len(b.student), 5), b.hidden.teacher, torch.randn(len(pair.student), 5), b.hidden.teacher_head)
     with pytest.raises(ValueError, match="make a new objective"): one(other)
-    other.extra["hidden"] = Hidden(b.extra["hidden"].student[1:], b.extra["hidden"].teacher, *heads(pair))
+    other.hidden = HiddenStates(b.hidden.student[1:], b.hidden.teacher, *heads(pair))
     with pytest.raises(ValueError, match="states for"): one(other)
 
 
@@ -188,7 +189,7 @@ def noise(pair, numbers, seed, head):
     g, ids = torch.Generator().manual_seed(seed), [pair.student.encode(str(n)) for n in numbers]
     rand = lambda d: [torch.randn(len(i), d, generator=g) for i in ids]
     same = Pair(pair.student, pair.student)
-    return PairBatch.from_logits(same, ids, ids, rand(len(pair.student)), rand(len(pair.student)), hidden=Hidden(rand(32), rand(32), head, head), text_source="teacher")
+    return PairBatch.from_logits(same, ids, ids, rand(len(pair.student)), rand(len(pair.student)), hidden=HiddenStates(rand(32), rand(32), head, head), text_source="teacher")
 
 
 @pytest.mark.parametrize("leak", [True, False])
@@ -209,10 +210,10 @@ def test_the_label_leaks_through_target_embeddings(pair, leak):
 def test_without_the_leak_nobody_looks_ahead(pair):
     "Changing the end of the teacher's states does not change the carried states before it."
     b, _ = full(pair, TEXTS[:1])
-    maps, h = seeded(0, [(8, 6), (6, 8), (12, 16)], "cpu"), b.extra["hidden"]
-    late = Hidden(h.student, torch.cat([h.teacher[:-1], h.teacher[-1:].flip(1)]), h.student_head, h.teacher_head)      # the same spread
+    maps, h = seeded_linear_maps(0, [(8, 6), (6, 8), (12, 16)], "cpu"), b.hidden
+    late = HiddenStates(h.student, torch.cat([h.teacher[:-1], h.teacher[-1:].flip(1)]), h.student_head, h.teacher_head)      # the same spread
     for leak in (True, False):
-        x, y = (cross(b, z, *maps, leak=leak)[0] for z in (h, late))
+        x, y = (cross_states(b, z, *maps, leak=leak)[0] for z in (h, late))
         assert torch.allclose(x[:-1], y[:-1], atol=1e-6) != leak and not torch.allclose(x[-1], y[-1])
 
 
@@ -241,8 +242,8 @@ def test_impossible_tokens_padding_and_precision(pair):
     wide = dict(p, student_logits=[torch.cat([l.detach(), torch.full((len(l), 9), 5.)], 1).double().requires_grad_() for l in p["student_logits"]],
                 teacher_logits=[torch.cat([l, torch.full((len(l), 9), 5.)], 1).double() for l in p["teacher_logits"]])
     b = batch(pair, wide, text_source="teacher")
-    b.extra["hidden"].student_head = torch.cat([b.extra["hidden"].student_head, torch.ones(9, 6)])
-    b.extra["hidden"].teacher_head = torch.cat([b.extra["hidden"].teacher_head, torch.ones(9, 8)])
+    b.hidden.student_head = torch.cat([b.hidden.student_head, torch.ones(9, 6)])
+    b.hidden.teacher_head = torch.cat([b.hidden.teacher_head, torch.ones(9, 8)])
     out = objective("dskd")(b)
     out.loss_sum.backward()
     assert torch.allclose(out.loss_sum, plain, rtol=1e-5) and not any(l.grad[:, len(pair.student):].any() for l in wide["student_logits"])
@@ -259,7 +260,7 @@ def test_relabelling_the_teacher_changes_nothing():
     p = parts(one, texts)
     q = dict(p, teacher_ids=[[int(order[i]) for i in ids] for ids in p["teacher_ids"]], teacher_logits=[torch.empty_like(l).index_copy(1, order, l) for l in p["teacher_logits"]])
     b, c = batch(one, p), batch(two, q)
-    for k in ("teacher_head", "teacher_embedding"): setattr(c.extra["hidden"], k, torch.empty_like(getattr(b.extra["hidden"], k)).index_copy(0, order, getattr(b.extra["hidden"], k)))
+    for k in ("teacher_head", "teacher_embedding"): setattr(c.hidden, k, torch.empty_like(getattr(b.hidden, k)).index_copy(0, order, getattr(b.hidden, k)))
     assert torch.allclose(objective("dskd")(b).loss_sum, objective("dskd")(c).loss_sum, rtol=1e-5)
 
 

@@ -6,13 +6,14 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from batches import TEXTS, batch, full, heads, parts, some
+from reference.dskdv2 import eta_walk
 from worlds import bpe, make_pair, random_bpe
-from xtokd.rows.pair_batch import Hidden, PairBatch
+from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
-from xtokd.objectives.hidden.dskd import teacher_labels, to_student
-from xtokd.objectives.hidden.dskdv2 import DSKDv2, eta_walk, head_map, overlap
+from xtokd.objectives.hidden.dskd import student_id_of_teacher_id, teacher_labels
+from xtokd.objectives.hidden.dskdv2 import DSKDv2, head_map, shared_head_ids
 from xtokd.alignment.pair import Pair
 from xtokd.models.side import Side
 
@@ -47,10 +48,10 @@ def test_more_rows_than_a_block():
 
 
 def test_overlap_is_bytes_and_the_stop_role(pair):
-    s, t = overlap(pair)
+    s, t = shared_head_ids(pair)
     assert (s[0], t[0]) == (pair.student.stop_ids[0], pair.teacher.stop_ids[0]) and all(pair.student.bytes[i] == pair.teacher.bytes[j] for i, j in zip(s, t))
-    assert len(s) == len(pair.overlap.shared_student_ids) + 1 and len(overlap(pair, 5)[0]) == 5
-    assert (overlap(Pair(pair.student, pair.student))[0] == np.arange(len(pair.student))).all()
+    assert len(s) == len(pair.overlap.shared_student_ids) + 1 and len(shared_head_ids(pair, 5)[0]) == 5
+    assert (shared_head_ids(Pair(pair.student, pair.student))[0] == np.arange(len(pair.student))).all()
 
 
 def marked(words):
@@ -110,38 +111,38 @@ def test_what_cannot_be_converted_is_dropped_and_never_a_stop():
     ids = p.student.encode("cac")
     favourite = [p.teacher.bytes.index(b"ab"), p.teacher.stop_ids[0], p.teacher.bytes.index(b"b")]
     t = torch.zeros(3, len(p.teacher)).index_put((torch.arange(3), torch.tensor(favourite)), torch.tensor(9.))
-    b = PairBatch.from_logits(p, [ids], [p.teacher.encode("cac")], [torch.randn(3, 4).requires_grad_()], [t], hidden=Hidden(torch.randn(3, 6), torch.randn(3, 8), *heads(p)))
+    b = PairBatch.from_logits(p, [ids], [p.teacher.encode("cac")], [torch.randn(3, 4).requires_grad_()], [t], hidden=HiddenStates(torch.randn(3, 6), torch.randn(3, 8), *heads(p)))
     assert teacher_labels(b).tolist() == [-1, p.student.stop_ids[0], p.student.bytes.index(b"b")]
     out = objective("dskdv2")(b)
     assert out.ledger["reason"].tolist() == [101, 0, 0] and out.num_units == 2 and abs(out.stats["labelled"] - 2 / 3) < 1e-6
     raw = {"a": 0, "b": 1, "c": 2}                                              # by raw string with a default: the silent stop of the original
-    assert raw.get("ab", p.student.stop_ids[0]) == p.student.stop_ids[0] != to_student(p)[favourite[0]]
+    assert raw.get("ab", p.student.stop_ids[0]) == p.student.stop_ids[0] != student_id_of_teacher_id(p)[favourite[0]]
 
 
 # ---- the objective ----------------------------------------------------------------------------------------------------------
 def by_hand(b, obj, only_agreeing=True):
-    h, total, count = b.extra["hidden"], 0., 0
-    s_ids, t_ids = overlap(b.pair)
+    h, total, count = b.hidden, 0., 0
+    s_ids, t_ids = shared_head_ids(b.pair)
     back = (h.student_head[s_ids].double().T @ torch.linalg.pinv(h.teacher_head[t_ids].double().T)).float()
-    ours, theirs, map_ = b.student.logp(), b.teacher.logp(), to_student(b.pair)
+    ours, theirs, map_ = b.student.logp(), b.teacher.logp(), student_id_of_teacher_id(b.pair)
     soft = lambda x: torch.log_softmax(x / obj.temperature, -1)
     for (s0, s1, t0, t1), kind in zip(b.alignment.chunks.tolist(), b.alignment.kind):
         label = map_[int(theirs[t0].argmax())]
         if kind or label < 0: continue
         carried = h.teacher[t0] @ obj.t2s @ h.student_head.T
-        total, count = total - torch.log_softmax(carried, 0)[label] + divergence(soft(h.student[s0] @ back @ h.teacher_head.T), soft(theirs[t0]), obj.kind, obj.beta), count + 1
-        if not only_agreeing or int(carried.argmax()) == label: total = total + divergence(soft(ours[s0]), soft(carried.detach()), obj.kind, obj.beta)
+        total, count = total - torch.log_softmax(carried, 0)[label] + divergence(soft(h.student[s0] @ back @ h.teacher_head.T), soft(theirs[t0]), obj.divergence_kind, obj.beta), count + 1
+        if not only_agreeing or int(carried.argmax()) == label: total = total + divergence(soft(ours[s0]), soft(carried.detach()), obj.divergence_kind, obj.beta)
     return total, count
 
 
 def agreeing(p, pair, top=None):
     "Teacher rows and states of `parts` such that the carried rows often say the label."
     s_head, t_head = heads(pair)
-    back = head_map(t_head[overlap(pair, top)[1]], s_head[overlap(pair, top)[0]]).float()
+    back = head_map(t_head[shared_head_ids(pair, top)[1]], s_head[shared_head_ids(pair, top)[0]]).float()
     for k, h in enumerate(p["ht"]):
         best = (h @ back @ s_head.T).argmax(1).tolist()
         for i, j in enumerate(best):
-            to = np.flatnonzero(to_student(pair) == j)
+            to = np.flatnonzero(student_id_of_teacher_id(pair) == j)
             if len(to) and i % 4: p["teacher_logits"][k][i, to[0]] += 20
     return p
 
@@ -170,7 +171,7 @@ def test_the_threshold_opens_all_rows(pair):
 def test_gradient_reaches_the_projector_and_the_student_only(pair, knobs):
     p = agreeing(parts(pair), pair, knobs.get("top"))
     b = batch(pair, p)
-    h = b.extra["hidden"]
+    h = b.hidden
     for x in (h.student_head, h.teacher_head): x.requires_grad_()
     obj = objective("dskdv2", **knobs)
     obj(b).loss_sum.backward()
@@ -193,7 +194,7 @@ def test_the_way_back_follows_the_current_head(pair):
     obj = objective("dskdv2")
     first = obj(b).stats["s2t_kd"]
     kept = obj.t2s.clone()
-    b.extra["hidden"].student_head = b.extra["hidden"].student_head * 2
+    b.hidden.student_head = b.hidden.student_head * 2
     assert abs(obj(b).stats["s2t_kd"] - first) > 1e-3 and torch.equal(kept, obj.t2s)
 
 
@@ -202,7 +203,7 @@ def test_a_teacher_that_is_the_student_asks_for_nothing(pair, kind):
     same, g = Pair(pair.student, pair.student), torch.Generator().manual_seed(0)
     head, ids = torch.randn(len(pair.student), 6, generator=g), pair.student.encode("The number is 9632.")
     states = torch.randn(len(ids), 6, generator=g).requires_grad_()
-    b = PairBatch.from_logits(same, [ids], [ids], [states @ head.T], [states.detach() @ head.T], hidden=Hidden(states, states, head, head))
+    b = PairBatch.from_logits(same, [ids], [ids], [states @ head.T], [states.detach() @ head.T], hidden=HiddenStates(states, states, head, head))
     obj = objective("dskdv2", divergence=kind)
     out = obj(b)
     assert torch.autograd.grad(out.loss_sum, states)[0].abs().max() < 1e-4 and torch.allclose(obj.t2s, torch.eye(6), atol=1e-5) and out.stats["agreement"] == 1 and abs(out.stats["t2s_kd"]) < 1e-5
@@ -214,7 +215,7 @@ def test_on_policy_and_gold(pair):
     assert torch.allclose(objective("dskdv2")(own).loss_sum, objective("dskdv2")(gold).loss_sum)          # nothing in it is gold
     with pytest.raises(ValueError, match="wants gold text"): objective("dskdv2", ce=1.)(own)
     out = objective("dskdv2", ce=.5)(gold)
-    assert out.num_units == len(gold.student) and torch.allclose(out.loss_sum - objective("dskdv2")(gold).loss_sum, -.5 * gold.student.realised().sum(), rtol=1e-3)
+    assert out.num_units == len(gold.student) and torch.allclose(out.loss_sum - objective("dskdv2")(gold).loss_sum, -.5 * gold.student.token_logp().sum(), rtol=1e-3)
 
 
 def test_the_teacher_matters(pair):
@@ -229,8 +230,8 @@ def test_nothing_to_align():
     out = objective("dskdv2")(b)
     assert out.num_units == 0 and out.loss_sum == 0 and out.stats["agreement"] == 0
     q = make_pair(ByteVocab(bpe("ab").tokenizer, stops=[]), ByteVocab(bpe("cd").tokenizer, stops=[]))
-    assert not len(overlap(q)[0])
-    c = PairBatch.from_logits(q, [[0, 1]], [[0, 1]], [torch.randn(2, 3).requires_grad_()], [torch.randn(2, 3)], hidden=Hidden(torch.randn(2, 6), torch.randn(2, 8), *heads(q)))
+    assert not len(shared_head_ids(q)[0])
+    c = PairBatch.from_logits(q, [[0, 1]], [[0, 1]], [torch.randn(2, 3).requires_grad_()], [torch.randn(2, 3)], hidden=HiddenStates(torch.randn(2, 6), torch.randn(2, 8), *heads(q)))
     out = objective("dskdv2")(c)
     assert out.num_units == 0 and out.loss_sum == 0
     e = objective("dskdv2")(full(p, ("", ""), stop=False)[0])
@@ -247,7 +248,7 @@ def test_truncated_and_impossible_teachers(pair):
     assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["hs"]) if l.grad is not None)
     with pytest.raises(ValueError, match="states for"):
         b = batch(pair, parts(pair))
-        b.extra["hidden"].teacher = b.extra["hidden"].teacher[1:]
+        b.hidden.teacher = b.hidden.teacher[1:]
         objective("dskdv2")(b)
 
 
@@ -257,13 +258,13 @@ def test_padding_and_precision(pair):
     wide = dict(p, student_logits=[torch.cat([l.detach(), torch.full((len(l), 9), 5.)], 1).double().requires_grad_() for l in p["student_logits"]],
                 teacher_logits=[torch.cat([l, torch.full((len(l), 9), 50.)], 1).double() for l in p["teacher_logits"]])
     b = batch(pair, wide)
-    h = b.extra["hidden"]
+    h = b.hidden
     h.student_head, h.teacher_head = torch.cat([h.student_head, torch.ones(9, 6)]), torch.cat([h.teacher_head, torch.ones(9, 8)])
     out = objective("dskdv2")(b)
     out.loss_sum.backward()
     assert torch.allclose(out.loss_sum, plain, rtol=1e-5) and not any(l.grad[:, len(pair.student):].any() for l in wide["student_logits"])
     b = batch(pair, p)
-    for k in ("student", "teacher", "student_head", "teacher_head"): setattr(b.extra["hidden"], k, getattr(b.extra["hidden"], k).bfloat16())
+    for k in ("student", "teacher", "student_head", "teacher_head"): setattr(b.hidden, k, getattr(b.hidden, k).bfloat16())
     assert torch.allclose(objective("dskdv2")(b).loss_sum, plain, rtol=.05)
 
 
@@ -278,7 +279,7 @@ def test_prepare_reads_the_heads(pair):
     obj.prepare(pair, Side("s", s, pair.student), Side("t", t, pair.teacher))
     first = obj.t2s
     obj.prepare(pair, Side("s", s, pair.student), Side("t", t, pair.teacher))
-    i, j = overlap(pair)
+    i, j = shared_head_ids(pair)
     assert obj.t2s is first and torch.allclose(first.double(), t.d.weight[j].double().T @ torch.linalg.pinv(s.d.weight[i].double().T), atol=1e-5) and first.requires_grad
     obj(full(pair)[0])
     with pytest.raises(ValueError, match="make a new objective"): obj.prepare(pair, Side("s", Model(431, 5), pair.student), Side("t", t, pair.teacher))
@@ -291,7 +292,7 @@ def test_relabelling_the_teacher_changes_nothing():
     p = parts(one, texts)
     q = dict(p, teacher_ids=[[int(order[i]) for i in ids] for ids in p["teacher_ids"]], teacher_logits=[torch.empty_like(l).index_copy(1, order, l) for l in p["teacher_logits"]])
     b, c = batch(one, p), batch(two, q)
-    for k in ("teacher_head", "teacher_embedding"): setattr(c.extra["hidden"], k, torch.empty_like(getattr(b.extra["hidden"], k)).index_copy(0, order, getattr(b.extra["hidden"], k)))
+    for k in ("teacher_head", "teacher_embedding"): setattr(c.hidden, k, torch.empty_like(getattr(b.hidden, k)).index_copy(0, order, getattr(b.hidden, k)))
     assert torch.allclose(objective("dskdv2")(b).loss_sum, objective("dskdv2")(c).loss_sum, rtol=1e-4)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from batches import TEXTS, batch, parts
 from worlds import bpe, make_pair
-from xtokd.objectives.projection.dtw import EditTable, NearestToken, dtw, edit_distances, likeness, path_groups, warp
+from xtokd.objectives.projection.dtw import EditTable, NearestToken, cheapest_paths, edit_distances, path_groups, spelling_tables, warp
 from xtokd.alignment.pair import Pair
 
 
@@ -50,7 +50,7 @@ def test_the_table_computes_each_pair_once_and_forgets(monkeypatch):
 def path_of(teacher, student):
     "Cost, and the teacher strings of each student string; `_` marks a word's begin and is taken off, as the method does."
     t, s = ([w.encode() for w in x.replace("_", "").split(" ")] for x in (teacher, student))
-    (path,), (total,) = dtw([EditTable(s, t)(np.arange(len(s))[:, None], np.arange(len(t)))])
+    (path,), (total,) = cheapest_paths([EditTable(s, t)(np.arange(len(s))[:, None], np.arange(len(t)))])
     return int(total), [(s[i].decode(), [t[j].decode() for j in path[path[:, 0] == i, 1]]) for i in range(len(s))]
 
 
@@ -78,17 +78,17 @@ def plain_path(c):
 def test_paths_equal_the_plain_recursion_with_its_ties():
     rng = np.random.default_rng(0)
     costs = [rng.integers(0, 3, rng.integers(1, 10, 2)) for _ in range(300)] + [np.zeros((0, 3), int), np.zeros((2, 0), int)]
-    paths, total = dtw(costs)
+    paths, total = cheapest_paths(costs)
     for c, p, t in zip(costs[:300], paths, total): assert (p.tolist(), t) == plain_path(c)
-    assert [len(p) for p in paths[300:]] == [0, 0] and dtw([])[0] == []
+    assert [len(p) for p in paths[300:]] == [0, 0] and cheapest_paths([])[0] == []
     real = [rng.random((7, 5))]
-    assert dtw(real)[0][0].tolist() == plain_path(real[0])[0] and abs(dtw(real)[1][0] - plain_path(real[0])[1]) < 1e-12
+    assert cheapest_paths(real)[0][0].tolist() == plain_path(real[0])[0] and abs(cheapest_paths(real)[1][0] - plain_path(real[0])[1]) < 1e-12
 
 
 def test_groups_partition_both_sides():
     rng = np.random.default_rng(1)
     for c in (rng.integers(0, 3, (9, 6)), np.ones((1, 5), int), np.ones((4, 1), int)):
-        path = dtw([c])[0][0]
+        path = cheapest_paths([c])[0][0]
         g = path_groups(path)
         assert (np.diff(g) >= 0).all() and g[0] == 0
         for side in (0, 1): assert all(len(set(g[path[:, side] == k])) == 1 for k in range(c.shape[side]))
@@ -99,7 +99,7 @@ def test_a_thousand_tokens_a_side():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 600, (2, 1000))
     table = EditTable(words, words)
-    (path,), _ = dtw([table(np.arange(600)[:, None], np.arange(600))[a][:, b]])
+    (path,), _ = cheapest_paths([table(np.arange(600)[:, None], np.arange(600))[a][:, b]])
     assert path[0].tolist() == [0, 0] and path[-1].tolist() == [999, 999] and (np.diff(path, axis=0).max(1) == 1).all()
 
 
@@ -119,7 +119,8 @@ def test_nearest_tokens(pair):
 
 def test_warp_covers_shared_text_and_pairs_the_stops(pair):
     b = batch(pair, parts(pair, TEXTS))
-    pairs, groups, cost = warp(b)
+    warping = warp(b)
+    pairs, groups, cost = warping.pairs, warping.group, warping.cost
     assert set(pairs[:, 0]) == set(range(len(b.student))) and set(pairs[:, 1]) == set(range(len(b.teacher))) and len(cost) == len(TEXTS)
     for k in range(len(TEXTS)): assert [b.alignment.student_offsets[k + 1] - 1, b.alignment.teacher_offsets[k + 1] - 1] in pairs.tolist()
     assert (np.diff(groups) >= 0).all() and (np.diff(groups) <= 1).all()
@@ -131,12 +132,13 @@ def test_weights_choose_among_paths():
     p = make_pair(bpe("ab ", [("a", "b")]), bpe("ab ", []))
     b = batch(p, parts(p, ("ab ab", "a b")))
     ones = [np.ones(len(r), np.int64) for r in (b.student, b.teacher)]
-    assert (warp(b, ones)[0] == warp(b)[0]).all() and (warp(b, [2 * ones[0], 3 * ones[1]])[2] == 6 * warp(b)[2]).all()
+    assert (warp(b, ones).pairs == warp(b).pairs).all() and (warp(b, [2 * ones[0], 3 * ones[1]]).cost == 6 * warp(b).cost).all()
 
 
 def test_equal_tokenizers_cost_nothing(pair):
     one = make_pair(pair.teacher, pair.teacher)
-    pairs, groups, cost = warp(batch(one, parts(one, same=True)))
+    warping = warp(batch(one, parts(one, same=True)))
+    pairs, groups, cost = warping.pairs, warping.group, warping.cost
     assert (cost == 0).all() and (pairs[:, 0] == pairs[:, 1]).all() and (np.diff(groups) == 1).all()
 
 
@@ -144,8 +146,8 @@ def test_truncated_teacher_is_not_stretched(pair):
     p = parts(pair, TEXTS[:1])
     p["teacher_logits"][0] = p["teacher_logits"][0][:4]
     b = batch(pair, {k: v for k, v in p.items() if k != "weak_logp" and not k.startswith(("plus", "minus"))})
-    pairs, *_ = warp(b)
+    pairs = warp(b).pairs
     assert (b.alignment.student_chunk[pairs[:, 0]] >= 0).all() and pairs[:, 1].max() < 4 and torch.isfinite(b.teacher.logp()).all()
 
 
-def test_a_pair_is_prepared_once(pair): assert likeness(pair.student, pair.teacher) is likeness(pair.student, pair.teacher)
+def test_a_pair_is_prepared_once(pair): assert spelling_tables(pair.student, pair.teacher) is spelling_tables(pair.student, pair.teacher)

@@ -8,13 +8,13 @@ import os
 import pytest
 import torch
 
-from test_remote import BV, LOCAL, PROMPTS, RESPONSES, SMALL, TEACHER, hears_the_same, local, same, same_run, samples
+from test_remote import VOCAB, LOCAL, PROMPTS, RESPONSES, SMALL, TEACHER, hears_the_same, local, same, same_run, samples
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.hub import data_dir
 from xtokd.models.loading import load_tokenizer
 from xtokd.serving.client import RemoteTeacher
-from xtokd.models.sampling import rollout
+from xtokd.models.sampling import generate_responses
 from xtokd.serving.http import RemoteError
 
 ENGINE = os.environ.get("XTOKD_ENGINE")
@@ -27,7 +27,7 @@ writing = pytest.mark.skipif(not WRITER, reason="no XTOKD_WRITER: no real engine
 @scoring
 @pytest.mark.parametrize("form", ["vllm", "echo"])
 def test_it_says_what_the_local_teacher_says(form):
-    far, bad = RemoteTeacher(ENGINE, BV, form=form).rows(PROMPTS, RESPONSES, 5)
+    far, bad = RemoteTeacher(ENGINE, VOCAB, form=form).score_responses(PROMPTS, RESPONSES, 5)
     near = local(5)
     assert bad == 0 and same(far, near) and torch.allclose(far.topk(5).values, near.topk(5).values, atol=1e-4)
 
@@ -35,20 +35,20 @@ def test_it_says_what_the_local_teacher_says(form):
 @scoring
 @pytest.mark.parametrize("name, knobs", LOCAL, ids=lambda x: x if isinstance(x, str) else "")
 def test_every_objective_that_can_hears_the_same(samples, name, knobs):
-    hears_the_same(RemoteTeacher(ENGINE, BV), samples, name, knobs)
+    hears_the_same(RemoteTeacher(ENGINE, VOCAB), samples, name, knobs)
 
 
 @scoring
 def test_a_run_is_the_run_with_the_local_teacher(tmp_path):
-    near, far = (Distiller("tiny", t, "tiny", "sampled", DistillConfig(**SMALL, output_dir=str(tmp_path/name))).fit() for name, t in (("near", "tiny"), ("far", RemoteTeacher(ENGINE, BV))))
+    near, far = (Distiller("tiny", t, "tiny", "sampled", DistillConfig(**SMALL, output_dir=str(tmp_path/name))).fit() for name, t in (("near", "tiny"), ("far", RemoteTeacher(ENGINE, VOCAB))))
     same_run(near, far)
 
 
 @scoring
 def test_it_writes_what_the_local_teacher_writes():
-    far = RemoteTeacher(ENGINE, BV)
-    assert far.write(PROMPTS, 24, temperature=0.) == rollout(TEACHER, BV, PROMPTS, 24, temperature=0.)
-    assert len({tuple(map(tuple, far.write(PROMPTS, 24, 1., seed))) for seed in range(4)}) == 4
+    far = RemoteTeacher(ENGINE, VOCAB)
+    assert far.generate(PROMPTS, 24, temperature=0.) == generate_responses(TEACHER, VOCAB, PROMPTS, 24, temperature=0.)
+    assert len({tuple(map(tuple, far.generate(PROMPTS, 24, 1., seed))) for seed in range(4)}) == 4
 
 
 @scoring

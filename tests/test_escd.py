@@ -8,9 +8,9 @@ from worlds import World, bpe, make_pair, markov
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
-from xtokd.objectives.projection.bpm import BPM
+from xtokd.objectives.projection.bpm import BPM, longest_prefix_ids, project_rows
 from xtokd.objectives.cover.cells import cell_graph
-from xtokd.objectives.projection.escd import ESCD, events, groups_at
+from xtokd.objectives.projection.escd import ESCD, child_event_cache
 from xtokd.alignment.pair import Pair
 
 STUDENT = bpe("BreadskCt", [("B", "r"), ("e", "a"), ("ea", "d"), ("ead", "s"), ("ea", "k"), ("C", "a"), ("Ca", "t")])
@@ -52,9 +52,9 @@ def test_totals_of_the_toy():
 
 def test_projection_by_hand():
     "Student a, ab, b, c; teacher abc .3, ab .2, bc .1, d .15, a .25: the root of 8.2."
-    from xtokd.objectives.projection.bpm import project, spread
     s, t = bpe("abc", [("a", "b")]), bpe("abcd", [("a", "b"), ("ab", "c"), ("b", "c")])
-    row = spread(torch.tensor([[.3, .2, .1, .15, .25]]), project(cell_graph(s, t), [b"abc", b"ab", b"bc", b"d", b"a"]), len(s) + 1)[0]
+    to = longest_prefix_ids(cell_graph(s, t), [b"abc", b"ab", b"bc", b"d", b"a"])
+    row = project_rows(torch.tensor([[.3, .2, .1, .15, .25]]), to, len(s) + 1)[0]
     assert torch.allclose(row[[s.encode("ab")[0], s.encode("b")[0], s.encode("a")[0], -1]], torch.tensor([.5, .1, .25, .15])) and abs(row.sum() - 1) < 1e-6
 
 
@@ -103,7 +103,7 @@ def test_child_by_a_loop(pair, inner):
 
 def test_groups_are_prefix_components(pair):
     graph = cell_graph(pair.student, pair.teacher)
-    g = groups_at(graph, 0)
+    g = child_event_cache(graph).groups_at(0)
     words = [pair.teacher.bytes[i] for i in g.order]
     assert not set(words) & set(pair.student.bytes) and len(words) == sum(1 for x in pair.teacher.bytes if x and x not in set(pair.student.bytes))
     of = np.repeat(np.arange(len(g.rest)), np.diff(g.first))
@@ -134,8 +134,8 @@ def test_the_exact_student_is_pushed():
     twin = markov({"a": .5, "b": .5}, {"a": {"a": .25, "b": .5}, "b": {"a": .5, "b": .25}}, {"a": .25, "b": .25}, 12)
     S, T = World(twin, bpe("ab", [("b", "a")])), World(twin, bpe("ab", [("a", "b")]))
     rows = [w.rows(w.codes["ab"]).log().float() for w in (S, T)]
-    b = PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes["ab"]], [T.codes["ab"]], [rows[0].requires_grad_()], [rows[1]])
-    assert torch.autograd.grad(ESCD()(b).loss_sum, rows[0])[0][1, S.bv.encode("b")[0]] < -.05 and "I3" in ESCD.known_exceptions
+    b = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["ab"]], [T.codes["ab"]], [rows[0].requires_grad_()], [rows[1]])
+    assert torch.autograd.grad(ESCD()(b).loss_sum, rows[0])[0][1, S.vocab.encode("b")[0]] < -.05 and "I3" in ESCD.known_exceptions
 
 
 @pytest.mark.parametrize("how", [{}, {"inner": True}, {"mask_whitespace": True}])
@@ -176,7 +176,8 @@ def test_narrow_heads(pair):
     p = parts(pair, ("7 altogether.",))
     most = [max(max(x) for x in p[f"{side}_ids"]) + 1 for side in ("student", "teacher")]
     b = PairBatch.from_logits(pair, p["student_ids"], p["teacher_ids"], [x[:, : most[0]] for x in p["student_logits"]], [x[:, : most[1]] for x in p["teacher_logits"]])
-    if most[0] < len(pair.student) or most[1] < len(pair.teacher): assert events(cell_graph(pair.student, pair.teacher), 0, 0) is not None
+    if most[0] < len(pair.student) or most[1] < len(pair.teacher): 
+        assert child_event_cache(cell_graph(pair.student, pair.teacher)).events_after(0, 0) is not None
     assert torch.isfinite(ESCD()(b).loss_sum)
 
 

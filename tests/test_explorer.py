@@ -68,7 +68,7 @@ def test_two_objectives_side_by_side():
     n = len(al.student_ids)
     w = al.explore({"a": {"signal": np.arange(n) + 1., "reason": [None] * n}, "b": {"signal": np.full(n, np.nan), "reason": ["no row"] * n}})
     d = columns(w)
-    assert d["differs"] == [1] * n and "no row" in d["reasons"] and [s["title"] for s in d["strips"]] == ["a signal", "b signal"]
+    assert d["differs"] == [1] * n and "no row" in d["reasons"] and [s["title"] for s in d["tracks"]] == ["a signal", "b signal"]
     with pytest.raises(ValueError, match="one per student token"): al.explore({"a": [1.] * (n + 1)})
     with pytest.raises(ValueError, match="one per student token"): al.explore(kl=[1.] * (n + 1))
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import xtokd.train.checkpoint, xtokd.train.distiller, xtokd.train.forward_batch, xtokd.train.samples
+import xtokd.train.checkpoint, xtokd.train.distiller, xtokd.train.evaluate, xtokd.train.forward_batch, xtokd.train.samples
 from faults import fault, rows
 from test_distill import ROOT, SMALL, Wrapped, distiller, same, weights
-from xtokd.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, whole_folder
+from xtokd.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, atomic_folder
 from xtokd.cli.commands import main
 from xtokd.train.distiller import Distiller, open_run
 from xtokd.train.config import DistillConfig
@@ -73,13 +73,13 @@ def test_killed_between_any_two_acts(tmp_path):
                 return real(*a, **k)
             return call
         for module, name in acts: setattr(module, name, counted(getattr(module, name)))
-        with whole_folder(tmp_path/"step-000001") as work: (work/"state.pt").write_text("new")
+        with atomic_folder(tmp_path/"step-000001") as work: (work/"state.pt").write_text("new")
     for at in range(40):
         shutil.rmtree(tmp_path, ignore_errors=True)
-        with whole_folder(tmp_path/"step-000001") as work: (work/"state.pt").write_text("old")
+        with atomic_folder(tmp_path/"step-000001") as work: (work/"state.pt").write_text("old")
         ended = in_child(lambda: die(at))
         assert (found := checkpoints(tmp_path)) and (found[0]/"state.pt").read_text() in ("old", "new")
-        with whole_folder(tmp_path/"step-000001") as work: (work/"state.pt").write_text("newest")
+        with atomic_folder(tmp_path/"step-000001") as work: (work/"state.pt").write_text("newest")
         assert [p.name for p in tmp_path.iterdir()] == ["step-000001"] and (found[0]/"state.pt").read_text() == "newest"
         if ended == 0: break
     assert 4 < at < 39
@@ -189,7 +189,7 @@ def test_ctrl_c_in_a_save(tmp_path, monkeypatch):
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------------
-PARTS = {"rollout": ("while the student wrote", "max_new_tokens"), "teacher_rows": ("while the teacher scored", "micro_batch_size"), "response_logits": ("the student's forward pass", "micro_batch_size"),
+PARTS = {"generate_responses": ("while the student wrote", "max_new_tokens"), "teacher_rows": ("while the teacher scored", "micro_batch_size"), "response_logits": ("the student's forward pass", "micro_batch_size"),
          "objective": ("in the objective", "micro_batch_size"), "backward": ("in the backward pass", "micro_batch_size"), "optimizer": ("in the optimiser's step", "LoRA"), "evaluate": ("in an evaluation", "eval_size")}
 
 
@@ -207,7 +207,7 @@ def test_out_of_memory(tmp_path, monkeypatch, place):
         monkeypatch.setattr(xtokd.train.forward_batch, place, lambda *a, **k: out_of() if k.get("grad") else real(*a, **k))
     if place == "backward": monkeypatch.setattr(torch.Tensor, "backward", out_of)
     if place == "optimizer": d.state.optimizer.step = out_of
-    if place == "evaluate": monkeypatch.setattr(xtokd.train.distiller, "evaluate", out_of)
+    if place == "evaluate": monkeypatch.setattr(xtokd.train.evaluate, "evaluate", out_of)
     what, knob = PARTS[place]
     with pytest.raises(torch.cuda.OutOfMemoryError, match=what) as e: d.fit()
     assert knob in str(e.value) and "20.00 GiB" in str(e.value) and what in Run(tmp_path/"a").events[-1]["reason"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from xtokd.cli import commands as cli
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.data.chat import render
+from xtokd.data.chat import render_prompt
 from xtokd.train.callbacks import Callback
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
@@ -16,7 +16,7 @@ from xtokd.vocab.bytevocab import response_text
 from xtokd.cli.generate import ByteStream, answer, compared, is_run, load, newest, shown, tell
 from xtokd.hub import ModelNotFound
 from xtokd.models.loading import load_model, load_tokenizer
-from xtokd.models.sampling import rollout
+from xtokd.models.sampling import generate_responses
 from xtokd.models.side import load_side
 
 BV = ByteVocab("tiny")
@@ -63,8 +63,8 @@ def test_a_character_waits_for_its_last_byte():
 def test_an_answer_is_the_rollout_of_the_same_seed(side, temperature):
     said = []
     a = answer(side, PROMPT, max_new_tokens=12, temperature=temperature, seed=3, say=said.append)
-    assert a.ids == rollout(side.model, side.bv, [render(side.bv, PROMPT)], 12, temperature, seed=3)[0]
-    assert "".join(said) == a.text == response_text(side.bv, a.ids) and a.stopped == (a.ids[-1] in side.bv.stop_ids)
+    assert a.ids == generate_responses(side.model, side.vocab, [render_prompt(side.vocab, PROMPT)], 12, temperature, seed=3)[0]
+    assert "".join(said) == a.text == response_text(side.vocab, a.ids) and a.stopped == (a.ids[-1] in side.vocab.stop_ids)
 
 
 def test_bad_numbers_are_refused_by_name(side):

@@ -7,10 +7,11 @@ import torch
 
 from batches import batch, full, parts, some
 from worlds import bpe, make_pair
-from xtokd.rows.pair_batch import PairBatch, Rows
+from xtokd.rows.pair_batch import PairBatch
+from xtokd.rows.dense import LogitRows
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
-from xtokd.objectives.matching.gold import Columns, hybrid_parts, merged_rows, same_strings, with_missing
+from xtokd.objectives.matching.gold import hybrid_parts, match_columns, merge_rows, same_name_ids, with_missing_mass
 from xtokd.alignment.pair import Pair
 
 KNOBS = ({}, {"merge": "bayesian"}, {"hybrid": False}, {"top_k": 3}, {"beta": 0.}, {"beta": 1.}, {"weights": (1., .5)}, {"mass": "renormalise"}, {"compat": True}, {"compat": True, "merge": "bayesian", "hybrid": False})
@@ -27,13 +28,13 @@ def toy(logp, ids):
     class Few:
         name, stop_ids = "few tokens", ()
         def __len__(self): return logp.shape[1]
-    return Rows([logp], [ids], Few())
+    return LogitRows([logp], [ids], Few())
 
 
 def merge(rows, ids, how, **more):
     r = toy(rows.log(), ids)
-    base, scale = merged_rows(r, np.zeros(len(ids), int), np.array([0]), np.array([len(ids)]), how, **more)
-    return (r.take(base) + scale[:, None]).exp()[0]
+    found = merge_rows(r, np.zeros(len(ids), int), np.array([0]), np.array([len(ids)]), how, **more)
+    return (r.take(found.row) + found.log_factor[:, None]).exp()[0]
 
 
 def test_merges_by_hand():                                                         # D11: the chain rule
@@ -57,8 +58,8 @@ def test_three_tokens_by_the_chain_rule():                                      
 
 def test_hybrid_by_hand():
     v = SimpleNamespace(identical=False, shared_student_ids=[0, 1], shared_teacher_ids=[0, 1], student_stop_ids=[], teacher_stop_ids=[])
-    S, T, c = torch.tensor([[.5, .3, .2]]).log(), torch.tensor([[.2, .4, .3, .1]]).log(), Columns(v, 3, 4)
-    assert c.share == .5
+    S, T, c = torch.tensor([[.5, .3, .2]]).log(), torch.tensor([[.2, .4, .3, .1]]).log(), match_columns(v, 3, 4)
+    assert c.matched_share == .5
     for beta, named, total in ((0., -.068185, .065907), (.5, .036791, .118395), (1., .371841, .285920)):
         a, b = hybrid_parts(S, T, ZERO, ZERO, c, beta, mass=None)
         assert abs(a - named) < 1e-6 and abs(b - .2) < 1e-6 and abs(.5 * a + .5 * b - total) < 1e-6
@@ -72,14 +73,14 @@ def test_half_a_row_is_no_distribution():                                       
     for beta, want in ((0., -.312), (1., .624), (.5, .0382)): assert abs(divergence(s.log(), (s / 2).log(), "jsd", beta) - want) < 5e-4
     s, t = torch.tensor([[.5, .4]]), torch.tensor([[.1, .1]])
     assert abs(divergence(s.log(), t.log(), "fkl") + .299573) < 1e-5                # what trl computes
-    S, T = (with_missing(x.log(), 1 - x.sum(1, keepdim=True), ZERO) for x in (s, t))
+    S, T = (with_missing_mass(x.log(), 1 - x.sum(1, keepdim=True), ZERO) for x in (s, t))
     for kind in ("fkl", "rkl", "jsd"): assert divergence(S, T, kind) > .1 and abs(divergence(S, S, kind)) < 1e-6
 
 
 def test_missing_mass_fills_the_row_up():                                          # I4
     g = torch.Generator().manual_seed(0)
     p, scale = torch.randn(20, 9, generator=g).softmax(1), -torch.rand(20, generator=g) * 5
-    full_ = with_missing(p[:, :6].log(), p[:, 6:], scale).exp()
+    full_ = with_missing_mass(p[:, :6].log(), p[:, 6:], scale).exp()
     assert torch.allclose(full_.sum(1), torch.ones(20), atol=1e-6) and torch.allclose(full_[:, :6], p[:, :6] * scale.exp()[:, None])
 
 
@@ -121,16 +122,15 @@ def test_gradient_is_that_of_the_formula(pair, how):
     obj(b).loss_sum.backward()
     mine = [x.grad.clone() for x in p["student_logits"]]
     for x in p["student_logits"]: x.grad = None
-    a, keep = b.alignment, obj.kept(b.alignment)
+    a, keep = b.alignment, obj.counted_chunks(b.alignment)
     s, t, total, columns = b.student.logp(), b.teacher.logp(), 0., obj.columns(b)
     for k in np.flatnonzero(keep):
         sides = []
         for logp, ids, (lo, hi) in ((s, b.student.ids, a.chunks[k, :2]), (t, b.teacher.ids, a.chunks[k, 2:])):
             base = lo if obj.merge == "observed" else hi - 1
-            scale = sum((logp[i + obj.late, ids[i]].clamp_min(obj.least) for i in range(lo, hi) if i != base), torch.zeros(()))
-            sides.append((logp[base + obj.late][None], scale[None]))
-        parts_ = torch.zeros(2, 1)
-        value = obj.compare(b, sides[0][0], sides[1][0], sides[0][1], sides[1][1], parts_)
+            scale = sum((logp[i + obj.row_offset, ids[i]].clamp_min(obj.min_logp) for i in range(lo, hi) if i != base), torch.zeros(()))
+            sides.append((logp[base + obj.row_offset][None], scale[None]))
+        value = obj.comparison(columns, sides[0][0], sides[1][0], sides[0][1], sides[1][1])[0]
         total = total + value.sum() / ((a.chunk_sample[keep] == a.chunk_sample[k]).sum() if obj.compat else 1)
     assert torch.isclose(total, obj(b).loss_sum, rtol=1e-5)
     total.backward()
@@ -209,12 +209,12 @@ def test_short_heads(pair):                                                     
 
 
 def test_names_by_bytes_and_by_string(pair):
-    c = Columns(pair.overlap, len(pair.student), len(pair.teacher))
-    for side, bv in ((0, pair.student), (1, pair.teacher)):
-        every = torch.cat([c.named[side], c.stops[side], c.rest[side]]).sort().values
+    c = match_columns(pair.overlap, len(pair.student), len(pair.teacher))
+    for side, bv in ((c.student, pair.student), (c.teacher, pair.teacher)):
+        every = torch.cat([side.matched, side.stops, side.rest]).sort().values
         assert every.tolist() == list(range(len(bv)))                              # each id once
-    assert [pair.student.bytes[i] for i in c.named[0]] == [pair.teacher.bytes[i] for i in c.named[1]]
-    s, t = same_strings(pair.student, pair.teacher)
+    assert [pair.student.bytes[i] for i in c.student.matched] == [pair.teacher.bytes[i] for i in c.teacher.matched]
+    s, t = same_name_ids(pair.student, pair.teacher)
     assert [pair.student.tokenizer.id_to_token(i) for i in s.tolist()] == [pair.teacher.tokenizer.id_to_token(i) for i in t.tolist()]
 
 
@@ -227,7 +227,7 @@ def test_renormalised_names_are_strict_at_single_tokens(pair):
 
 def test_a_split_token_shrinks_the_teachers_row(pair):                             # why mass="renormalise" is offered
     v = SimpleNamespace(identical=False, shared_student_ids=[0, 1], shared_teacher_ids=[0, 1], student_stop_ids=[], teacher_stop_ids=[])
-    S, T, c = torch.tensor([[.5, .3, .2]]).log().requires_grad_(), torch.tensor([[.5, .3, .1, .1]]).log(), Columns(v, 3, 4)
+    S, T, c = torch.tensor([[.5, .3, .2]]).log().requires_grad_(), torch.tensor([[.5, .3, .1, .1]]).log(), match_columns(v, 3, 4)
     for mass, moved in (("missing", True), ("renormalise", False)):
         loss = hybrid_parts(S, T, ZERO, torch.tensor([-2.]), c, mass=mass)[0].sum()
         assert bool(torch.autograd.grad(loss, S)[0].abs().max() > 1e-3) == moved
@@ -241,7 +241,7 @@ def test_gold_text(pair):
     for merge_ in ("observed", "bayesian"):
         plain, both = (objective("gold", merge=merge_, ce=c)(b) for c in (0, 2.))
         inside = torch.as_tensor(b.alignment.student_chunk >= 0)
-        assert torch.isclose(both.loss_sum, plain.loss_sum - 2 * b.student.realised()[inside].sum(), rtol=1e-5)
+        assert torch.isclose(both.loss_sum, plain.loss_sum - 2 * b.student.token_logp()[inside].sum(), rtol=1e-5)
 
 
 def test_a_window_takes_whole_chunks(pair):

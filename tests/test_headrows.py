@@ -7,13 +7,14 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from batches import TEXTS, parts
-from xtokd.rows.pair_batch import Hidden, PairBatch, Rows
-from xtokd.rows.lazy import Head, HeadRows, head_of
+from xtokd.rows.pair_batch import HiddenStates, PairBatch
+from xtokd.rows.dense import LogitRows
+from xtokd.rows.lazy import OutputHead, LazyRows, head_of
 from xtokd.models.loading import load_model
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.alignment.pair import Pair
-from xtokd.rows.chunked_loss import row_losses
-from xtokd.rows.lazy import caught
+from xtokd.rows.chunked_loss import chunked_loss
+from xtokd.rows.lazy import capture_hidden
 from xtokd.models.forward import response_logits, response_states
 
 text = st.text(alphabet="ab1 7.é中\n", min_size=0, max_size=10)
@@ -29,16 +30,16 @@ def both(pair, texts, text_source=None, cap=None, bias=False, scale=1., padding=
     "A batch of logits, the same batch of hidden states, and what gets a gradient."
     p, g = parts(pair, texts, seed=seed), torch.Generator().manual_seed(seed)
     hs, ht = [x.detach().requires_grad_() for x in p["hs"]], p["ht"]
-    wide = lambda bv, d: torch.randn(len(bv) + padding, d, generator=g)
+    wide = lambda vocab, d: torch.randn(len(vocab) + padding, d, generator=g)
     weight, other = wide(pair.student, 6).requires_grad_(), wide(pair.teacher, 8)
     b = torch.randn(len(weight), generator=g).requires_grad_() if bias else None
-    s_head, t_head = Head(weight, b, scale, cap), Head(other, None, 1 / scale, cap)
+    s_head, t_head = OutputHead(weight, b, scale, cap), OutputHead(other, None, 1 / scale, cap)
     keys = ("student_ids", "teacher_ids", "behaviour_logp", "reference_logp", "weak_logp", "plus_logp", "minus_logp")
     more = {k: p[k] for k in keys} | {"preferences": [1 - 2 * (k % 2) for k in range(len(texts))], "temperature": temperature} | ({"text_source": text_source} if text_source else {})
-    hidden = Hidden(hs, ht, weight, other)
+    hidden = HiddenStates(hs, ht, weight, other)
     dense = PairBatch.from_logits(pair, student_logits=[s_head(h) for h in hs], teacher_logits=[t_head(h) for h in ht], hidden=hidden, **more)
-    thin = PairBatch.from_hidden(pair, student_hidden=hs, teacher_hidden=ht, student_head=s_head, teacher_head=t_head, hidden=hidden, **more)
-    return dense, thin, [*hs, weight, *([b] if bias else [])]
+    lazy = PairBatch.from_tensors(pair, student=hs, teacher=ht, student_head=s_head, teacher_head=t_head, hidden=hidden, **more)
+    return dense, lazy, [*hs, weight, *([b] if bias else [])]
 
 
 def fit(name, texts): return [*texts, *texts[-1:]] if "preferences" in objective(name).requires and len(texts) % 2 else list(texts)
@@ -47,8 +48,8 @@ def fit(name, texts): return [*texts, *texts[-1:]] if "preferences" in objective
 def compare(name, pair, texts, **how):
     torch.manual_seed(0)
     obj = objective(name)
-    dense, thin, leaves = both(pair, fit(name, texts), OBJECTIVES[name].text_source, **how)
-    outs = [obj(dense), obj(thin)]
+    dense, lazy, leaves = both(pair, fit(name, texts), OBJECTIVES[name].text_source, **how)
+    outs = [obj(dense), obj(lazy)]
     grads = [torch.autograd.grad(o.loss_sum, leaves, allow_unused=True) if o.loss_sum.requires_grad else [None] * len(leaves) for o in outs]
     size = max([float(x.abs().max()) for x in grads[0] if x is not None and x.numel()] + [1e-6])
     assert torch.allclose(outs[0].loss_sum, outs[1].loss_sum, rtol=1e-5, atol=1e-5) and outs[0].num_units == outs[1].num_units
@@ -60,7 +61,7 @@ def compare(name, pair, texts, **how):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_is_the_same_on_hidden_states(name, monkeypatch):
-    monkeypatch.setattr(HeadRows, "together", .001)      # a few rows at a time
+    monkeypatch.setattr(LazyRows, "chunk_factor", .001)      # a few rows at a time
     pair = pairs()[OBJECTIVES[name].cls.equal_vocabularies]
     assert compare(name, pair, TEXTS, cap=6., bias=True, scale=.7, padding=3, temperature=.8) > 0
 
@@ -77,31 +78,31 @@ def entropy(logp, at): return -(logp.exp() * logp).sum(-1)
 
 @given(weight=st.lists(st.sampled_from([0., 1., -2., .5]), min_size=9, max_size=9), at_once=st.integers(1, 9), frozen=st.booleans(), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_rows_count_as_they_are_told(weight, at_once, frozen, seed):
-    bv, g = pairs()[0].student, torch.Generator().manual_seed(seed)
+def test_rows_with_different_weights(weight, at_once, frozen, seed):
+    vocab, g = pairs()[0].student, torch.Generator().manual_seed(seed)
     ids, w = [[1, 2, 3, 4], [], [5, 6, 7, 8, 9]], torch.tensor(weight)
-    matrix = torch.randn(len(bv), 5, generator=g).requires_grad_(not frozen)
+    matrix = torch.randn(len(vocab), 5, generator=g).requires_grad_(not frozen)
     hidden = [torch.randn(len(i), 5, generator=g, requires_grad=True) for i in ids]
     leaves = [*hidden, *([] if frozen else [matrix])]
-    grads = [torch.autograd.grad((row_losses(rows, np.arange(9), entropy, at_once) * w).sum(), leaves, allow_unused=True)
-             for rows in (Rows([Head(matrix)(h) for h in hidden], ids, bv), HeadRows(hidden, ids, bv, Head(matrix)))]
+    grads = [torch.autograd.grad((chunked_loss(rows, np.arange(9), entropy, at_once) * w).sum(), leaves, allow_unused=True)
+             for rows in (LogitRows([OutputHead(matrix)(h) for h in hidden], ids, vocab), LazyRows(hidden, ids, vocab, OutputHead(matrix)))]
     for x, y in zip(*grads):
         if x is not None and x.numel(): assert torch.allclose(x, y, rtol=1e-4, atol=1e-5 * float(x.abs().max() + 1e-3))
 
 
 def test_a_row_that_does_not_count_may_be_no_number():
-    bv = pairs()[0].student
-    matrix, h = torch.randn(len(bv), 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    loss = row_losses(HeadRows([h], [[1, 2, 3]], bv, Head(matrix)), np.arange(3), lambda logp, at: entropy(logp, at) * torch.tensor([1., float("nan"), 1.])[at], 2)
+    vocab = pairs()[0].student
+    matrix, h = torch.randn(len(vocab), 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    loss = chunked_loss(LazyRows([h], [[1, 2, 3]], vocab, OutputHead(matrix)), np.arange(3), lambda logp, at: entropy(logp, at) * torch.tensor([1., float("nan"), 1.])[at], 2)
     loss[[0, 2]].sum().backward()
     assert torch.isfinite(h.grad).all() and torch.isfinite(matrix.grad).all() and h.grad[1].abs().max() == 0 and matrix.grad.abs().max() > 0
 
 
 def test_half_precision_is_added_up_in_float32():
-    bv = pairs()[0].student
-    matrix, h = (torch.randn(n, 16).bfloat16().requires_grad_() for n in (len(bv), 64))
-    rows = HeadRows([h], [[1] * 64], bv, Head(matrix))
-    row_losses(rows, np.arange(64), entropy, 4).sum().backward()
+    vocab = pairs()[0].student
+    matrix, h = (torch.randn(n, 16).bfloat16().requires_grad_() for n in (len(vocab), 64))
+    rows = LazyRows([h], [[1] * 64], vocab, OutputHead(matrix))
+    chunked_loss(rows, np.arange(64), entropy, 4).sum().backward()
     wide, states = matrix.detach().float().requires_grad_(), h.detach().float().requires_grad_()
     entropy(torch.log_softmax(states @ wide.T, -1), None).sum().backward()
     assert matrix.grad.dtype == torch.bfloat16 and torch.nn.functional.cosine_similarity(matrix.grad.float().flatten(), wide.grad.flatten(), 0) > .999
@@ -110,8 +111,8 @@ def test_half_precision_is_added_up_in_float32():
 
 @pytest.mark.parametrize("side", ("student", "teacher"))
 def test_states_of_a_model_make_its_logits(side):
-    model, bv = load_model("tiny", side), getattr(pairs()[0], side)
-    prompts, answers = [bv.encode("the number"), bv.encode("a"), bv.encode("three")], [bv.encode(" is 12."), [], bv.encode(" 9")]
+    model, vocab = load_model("tiny", side), getattr(pairs()[0], side)
+    prompts, answers = [vocab.encode("the number"), vocab.encode("a"), vocab.encode("three")], [vocab.encode(" is 12."), [], vocab.encode(" 9")]
     head = head_of(model)
     logits, states = response_logits(model, prompts, answers), response_states(model, prompts, answers)
     assert [len(x) for x in states] == [len(a) for a in answers]
@@ -121,7 +122,7 @@ def test_states_of_a_model_make_its_logits(side):
 def test_the_hook_leaves_no_trace():
     model, ids = load_model("tiny", "student"), torch.tensor([[1, 2, 3]])
     before = model(input_ids=ids).logits
-    with pytest.raises(RuntimeError), caught(model): raise RuntimeError
+    with pytest.raises(RuntimeError), capture_hidden(model): raise RuntimeError
     assert torch.equal(before, model(input_ids=ids).logits)
 
 

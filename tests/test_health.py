@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd.train.monitor import Coverage, Health, Signs, ends, habit_sums, habits, look, number_digits, repeated, replay
+from xtokd.train.monitor import (
+    CoverageGuard, CollapseMonitor, Limits, window_means, text_sums, text_stats, find_warnings,
+    number_digits, count_repeated, first_warnings,
+)
 from xtokd.train.runlog import Run, RunLog
 
 RUNS = Path(__file__).resolve().parent.parent / "data/runs"
@@ -15,22 +18,22 @@ HEALTHY = [*(f"tiny-cover-{k}" for k in range(5)), *(f"tiny-cover-jsd-{k}" for k
 
 
 def steps(n=40, **columns): return [{"step": k + 1, **{c: v(k) if callable(v) else v[2 * k // n] if isinstance(v, tuple) else v for c, v in columns.items()}} for k in range(n)]
-def names(*a, **k): return {x.name for x in look(*a, **k)}
+def names(*a, **k): return {x.name for x in find_warnings(*a, **k)}
 
 
 # ---- recorded runs ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", HEALTHY)
-def test_no_alarm_on_a_run_that_learns(name): assert replay(Run(RUNS / f"{name}.jsonl")) == {}
+def test_no_alarm_on_a_run_that_learns(name): assert first_warnings(Run(RUNS / f"{name}.jsonl")) == {}
 
 
 @pytest.mark.parametrize("name", [f"tiny-sampled{kind}-{k}" for kind in ("", "-shift", "-prior") for k in range(5)] + [f"tiny-strict-{k}" for k in range(5)])
-def test_an_alarm_on_a_run_that_unlearns(name): assert "answers" in replay(Run(RUNS / f"{name}.jsonl"))
+def test_an_alarm_on_a_run_that_unlearns(name): assert "answers" in first_warnings(Run(RUNS / f"{name}.jsonl"))
 
 
 def test_alarms_on_runs_that_collapse():
-    found = replay(Run(RUNS / "tiny-collapse.jsonl"))
+    found = first_warnings(Run(RUNS / "tiny-collapse.jsonl"))
     assert {"stop", "length", "entropy", "signal", "answers"} <= set(found)
-    found = replay(Run(RUNS / "health/sampled.jsonl"))
+    found = first_warnings(Run(RUNS / "health/sampled.jsonl"))
     assert {"numbers", "stop", "repetition"} <= set(found) and found["numbers"] == 20 < found["stop"], "the numbers go first, and are seen as soon as there are two windows"
 
 
@@ -41,7 +44,7 @@ def test_alarms_on_runs_that_collapse():
 def test_each_sign_has_its_bound(sign, good, bad):
     column = dict(numbers="number_length", repetition="repetition", stop="stop_share", entropy="entropy", length="response_tokens", signal="coverage", loss="loss")[sign]
     assert names(steps(**{column: good})) == set() and names(steps(**{column: bad})) == {sign}
-    assert all(":" in str(x) and x.first != x.last for x in look(steps(**{column: bad})))
+    assert all(":" in str(x) and x.first != x.last for x in find_warnings(steps(**{column: bad})))
 
 
 @given(st.lists(st.floats(0, 2), min_size=20, max_size=60), st.sampled_from(["number_length", "stop_share", "response_tokens", "repetition", "entropy", "coverage", "loss"]))
@@ -49,7 +52,7 @@ def test_each_sign_has_its_bound(sign, good, bad):
 def test_a_run_that_stays_as_it_began_has_no_sign(values, column):
     half = values[:len(values) // 2] or [1.]
     run = [{column: v + .5} for v in (half * 40)[:40]] * 2
-    a, b, noise = ends(run, column)
+    a, b, noise = window_means(run, column)
     if abs(a - b) < 1e-12: assert not names(run)
 
 
@@ -57,7 +60,7 @@ def test_noise_is_no_sign():
     "Means of four and of nine digits by chance: without the guard every third such run would be accused."
     rng, draw = np.random.default_rng(0), lambda: steps(20, number_length=lambda _: rng.normal(5, 3))
     runs = [draw() for _ in range(500)]
-    assert sum("numbers" in names(r) for r in runs) <= 10 < 100 < sum(bool(look(r, signs=Signs(sure=0.))) for r in runs)
+    assert sum("numbers" in names(r) for r in runs) <= 10 < 100 < sum(bool(find_warnings(r, limits=Limits(standard_errors=0.))) for r in runs)
 
 
 def test_text_of_others_and_missing_columns_say_nothing():
@@ -66,17 +69,17 @@ def test_text_of_others_and_missing_columns_say_nothing():
     assert not names([e if k % 3 else {"step": k} for k, e in enumerate(steps(entropy="NaN"))])
 
 
-# ---- habits -----------------------------------------------------------------------------------------------------------------
-def test_habits():
+# ---- statistics of text -----------------------------------------------------------------------------------------------------------------
+def test_text_stats():
     assert number_digits("") is None and number_digits("", "12") == 0 and number_digits("1 then 234") == 3 and number_digits("no", "no") is None
-    assert habits(habit_sums([], [], [])) == {} and habits(habit_sums(["a"], [[1]], [None])) == {}
-    found = habits(habit_sums(["9632", "x 12"], [[1] * 8, [1, 2, 3, 4, 5]], ["9632", 12]))
+    assert text_stats(text_sums([], [], [])) == {} and text_stats(text_sums(["a"], [[1]], [None])) == {}
+    found = text_stats(text_sums(["9632", "x 12"], [[1] * 8, [1, 2, 3, 4, 5]], ["9632", 12]))
     assert found == {"number_length": 3., "repetition": 4 / 7}
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
 def test_repetition_counts_what_stood_there_before(ids):
-    again, all_ = repeated(ids)
+    again, all_ = count_repeated(ids)
     grams = [tuple(ids[i:i + 4]) for i in range(max(len(ids) - 3, 0))]
     assert all_ == len(grams) and again == sum(g in grams[:i] for i, g in enumerate(grams))
 
@@ -107,7 +110,7 @@ def test_it_can_be_turned_off(tmp_path):
 
 def test_a_sign_is_told_again_after_it_was_over():
     said, d = [], SimpleNamespace(config=SimpleNamespace(max_new_tokens=64), log=SimpleNamespace(emit=lambda event, step, **f: said.append(f["sign"])))
-    h = Health()
+    h = CollapseMonitor()
     for e in steps(30, entropy=1.) + steps(20, entropy=.01) + steps(20, entropy=1.) + steps(20, entropy=.01): h.on_step(d, e)
     assert said == ["entropy", "entropy"]
 
@@ -115,7 +118,7 @@ def test_a_sign_is_told_again_after_it_was_over():
 # ---- coverage ---------------------------------------------------------------------------------------------------------------
 @given(st.lists(st.floats(0, 1), max_size=40), st.floats(0, 1))
 def test_coverage_is_a_mean_of_ten_and_waits_for_five(shares, at_least):
-    c, failed = Coverage(at_least), None
+    c, failed = CoverageGuard(at_least), None
     for k, s in enumerate(shares):
         try: c.add(s, "")
         except RuntimeError: failed = k; break

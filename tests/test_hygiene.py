@@ -180,7 +180,7 @@ def test_ground_floor_needs_no_torch():
 def test_every_name_of_the_door_opens():
     import xtokd
     for name in xtokd.__all__: assert getattr(xtokd, name) is not None
-    assert callable(xtokd.align) and callable(xtokd.rollout)
+    assert callable(xtokd.align) and callable(xtokd.generate_responses)
     with pytest.raises(AttributeError, match="Aligner"): xtokd.Aligner
 
 

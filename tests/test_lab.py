@@ -23,7 +23,7 @@ def other(texts, seed=0):
 @pytest.fixture(scope="module")
 def twin():
     mine, its = twin_world(4)
-    return fidelity(world_case(World(other(mine.texts), mine.bv), its, "twin"))
+    return fidelity(world_case(World(other(mine.texts), mine.vocab), its, "twin"))
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["fkl", "rkl"]))
@@ -92,7 +92,7 @@ def test_the_places_of_tokens():
 
 class Mine(Objective):
     def __init__(self, push=1.): self.push = push
-    def signal(self, batch): return make_output(batch, self.push * batch.student.realised(), torch.ones(len(batch.student)))
+    def signal(self, batch): return make_output(batch, self.push * batch.student.token_logp(), torch.ones(len(batch.student)))
 
 
 def test_objectives_that_are_registered_later(monkeypatch, twin):

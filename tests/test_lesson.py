@@ -13,13 +13,13 @@ from xtokd.hub import data_dir
 from xtokd.models.loading import load_model
 from xtokd.data.prompts import load_prompts
 from xtokd.models.side import load_side
-from xtokd.data.tasks.number_words import check
+from xtokd.data.tasks.number_words import check_number
 
 SIZE = Size(steps=2, batch_size=4, heldout=16, sentences=0, looks=3, max_new_tokens=16, lr=1e-3)
 
 
 @pytest.fixture
-def data(): return Data(load_prompts("tiny", 64), load_prompts("tiny:heldout", 16), check)
+def data(): return Data(load_prompts("tiny", 64), load_prompts("tiny:heldout", 16), check_number)
 
 
 class TestExperiment:
@@ -48,7 +48,7 @@ class TestExperiment:
 
     def test_the_order_of_the_items_does_not_make_headroom(self, data):
         s, t = load_side("tiny", "student"), load_side("tiny", "teacher")
-        a, b = (headroom(s, t, items, check, SIZE) for items in (data.heldout, data.heldout[::-1]))
+        a, b = (headroom(s, t, items, check_number, SIZE) for items in (data.heldout, data.heldout[::-1]))
         assert a["teacher"]["accuracy"] == b["teacher"]["accuracy"] and a["room"] == b["room"]
 
     def test_the_terminal(self, tmp_path, capsys):

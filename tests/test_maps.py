@@ -9,7 +9,9 @@ from hypothesis import given, settings, strategies as st
 
 from xtokd.alignment.pair import Pair
 from xtokd.vocab.trie import ByteTrie
-from xtokd.viz import pair_matrix as choice, vocab_map as maps, svg_charts as panels, ribbon
+from xtokd.viz import ribbon, svg_charts as charts, vocab_map as maps
+from xtokd.viz.doctor_page import doctor_page
+from xtokd.viz.pair_matrix import pair_matrix
 
 quick = settings(max_examples=60, deadline=None)
 piece = st.one_of(st.binary(min_size=1, max_size=6), st.text(min_size=1, max_size=4).filter(lambda t: not any(0xD800 <= ord(c) < 0xE000 for c in t)).map(str.encode),
@@ -27,19 +29,19 @@ def vocab(name, pieces, stops=()):
 def definition(a, other):
     "The class of a token, read off the definition."
     if a in other: return 0
-    if any(maps.fold(a) == maps.fold(b) for b in other): return 1
+    if any(maps.normal_form(a) == maps.normal_form(b) for b in other): return 1
     return 2 if any((a.startswith(b) or b.startswith(a)) and 2 * min(len(a), len(b)) >= max(len(a), len(b)) for b in other) else 3
 
 
 @quick
 @given(words, words)
-def test_classes_are_the_definition(a, b): assert maps.classes(a, b).tolist() == [definition(x, b) for x in a]
+def test_classes_are_the_definition(a, b): assert maps.match_classes(a, b).tolist() == [definition(x, b) for x in a]
 
 
 @quick
 @given(words)
 def test_every_token_has_the_category_of_its_characters(a):
-    for p, k in zip(a, maps.categories(a)):
+    for p, k in zip(a, maps.token_categories(a)):
         name = maps.CATEGORIES[k]
         try: text = p.decode()
         except UnicodeDecodeError: assert name == "bytes and controls"; continue
@@ -51,7 +53,7 @@ def test_every_token_has_the_category_of_its_characters(a):
 
 def test_scripts():
     want = {"ж": 1, "字": 2, "ひ": 2, "한": 2, "α": 3, "ש": 3, "ع": 3, "á": 0, "Ａ": 0, "٣": 4, "\u3000": 5, "€": 6, "\x7f": 7}
-    assert maps.categories([c.encode() for c in want]).tolist() == list(want.values())
+    assert maps.token_categories([c.encode() for c in want]).tolist() == list(want.values())
 
 
 @quick
@@ -60,7 +62,7 @@ def test_counts_sum_to_the_vocabulary(a, b):
     s, t = vocab("s", [b"", *a, b"stop"], [len(a) + 1]), vocab("t", [*b, b""])
     own, other = a, b
     for ids, mine, theirs, bv in ((range(1, len(a) + 1), own, other, s), (range(len(b)), other, own, t)):
-        half = maps.Half(bv.name, np.array(ids, np.int64), maps.classes(mine, theirs), maps.categories(mine), np.array([len(p) for p in mine], np.int64), len(bv.bytes))
+        half = maps.VocabSide(bv.name, np.array(ids, np.int64), maps.match_classes(mine, theirs), maps.token_categories(mine), np.array([len(p) for p in mine], np.int64), len(bv.bytes))
         assert sum(half.counts) == len(bv.bytes) and len(half.counts) == len(maps.CLASSES)
         rate, count = maps.match_rate(half)
         assert count.sum() == len(mine) and np.isclose(np.nansum(rate * count), half.counts[0])
@@ -70,25 +72,25 @@ def test_counts_sum_to_the_vocabulary(a, b):
 @given(st.lists(st.integers(0, 8), max_size=400), st.integers(9, 120))
 def test_a_sample_is_stratified(category, points):
     category = np.array(category, int)
-    at = maps.stratified(category, points, least=5)
+    at = charts.stratified_sample(category, points, least=5)
     assert len(set(at.tolist())) == len(at) == min(points, len(category))
     have, all_of = (np.bincount(x, minlength=9) for x in (category[at], category))
     assert (have >= np.minimum(all_of, min(5, points // 9))).all()
-    assert np.array_equal(at, maps.stratified(category, points, least=5))
+    assert np.array_equal(at, charts.stratified_sample(category, points, least=5))
 
 
 def test_shared_tokens_of_a_pair_have_the_same_bytes():
     pair = Pair("tiny")
-    o = maps.overlap(pair)
+    o = maps.vocab_overlap(pair)
     text = o.category < 8
     assert all(pair.student.bytes[s] == pair.teacher.bytes[t] for s, t in o.shared[text])
     assert {tuple(x) for x in o.shared[~text].tolist()} == {(s, t) for s in pair.student.stop_ids for t in pair.teacher.stop_ids}
-    assert sum(o.student.counts) == len(pair.student) and sum(o.teacher.counts) == len(pair.teacher) and maps.overlap(Pair("tiny")) is o
+    assert sum(o.student.counts) == len(pair.student) and sum(o.teacher.counts) == len(pair.teacher) and maps.vocab_overlap(Pair("tiny")) is o
     ET.fromstring(o.svg())
 
 
 def test_selection_reaches_python():
-    live = maps.overlap_explorer(Pair("tiny"))
+    live = maps.OverlapExplorer(Pair("tiny"))
     points = SimpleNamespace(point_inds=[0, 2])
     for k in range(len(live.traces)): live._arrived(k, points.point_inds if k == 0 else [])      # as plotly calls it, trace after trace
     assert live.selected == [tuple(map(int, live.traces[0].customdata[i])) for i in (0, 2)]
@@ -100,11 +102,11 @@ def test_selection_reaches_python():
 
 
 def test_hostile_tokens_stay_text():
-    assert maps.classes(HOSTILE, HOSTILE).tolist() == [0] * len(HOSTILE) and len(maps.categories(HOSTILE)) == len(HOSTILE)
+    assert maps.match_classes(HOSTILE, HOSTILE).tolist() == [0] * len(HOSTILE) and len(maps.token_categories(HOSTILE)) == len(HOSTILE)
     bv = vocab("<b>evil</b>", HOSTILE)
-    r = ribbon.ribbon(bv, bv, range(len(HOSTILE)), range(len(HOSTILE)), title="<i>")
-    half = maps.Half(bv.name, np.arange(len(HOSTILE)), maps.classes(HOSTILE, HOSTILE), maps.categories(HOSTILE), bv.lengths, len(HOSTILE))
-    o = maps.Overlap(bv, bv, half, half, np.stack([np.arange(len(HOSTILE))] * 2, 1), maps.categories(HOSTILE))
+    r = ribbon.ribbon_from_links(bv, bv, range(len(HOSTILE)), range(len(HOSTILE)), title="<i>")
+    half = maps.VocabSide(bv.name, np.arange(len(HOSTILE)), maps.match_classes(HOSTILE, HOSTILE), maps.token_categories(HOSTILE), bv.lengths, len(HOSTILE))
+    o = maps.Overlap(bv, bv, half, half, np.stack([np.arange(len(HOSTILE))] * 2, 1), maps.token_categories(HOSTILE))
     rows = [(i, i) for i in range(len(HOSTILE))]
     for page in (r.svg(), o.svg(), f"<div>{maps.selection_html(o, rows)}</div>"):
         assert "<script" not in page and "<img" not in page and len(page) < 200_000
@@ -133,14 +135,14 @@ def test_a_ribbon_says_what_it_leaves_out():
     r = ribbon.token_ribbon(SimpleNamespace(student=s, teacher=t), "1", max_tokens=10)
     assert len(r.teacher) == 10 and r.left_out["teacher tokens"] == 101 and "101 teacher tokens" in r.svg() and "101 teacher tokens" in repr(r)
     assert t.bytes[1] in [t.bytes[i] for i in r.teacher] and len(r.sankey().data[0].link.source) == 10
-    with pytest.raises(ValueError, match="one student id"): ribbon.ribbon(s, t, [0], [1, 2])
+    with pytest.raises(ValueError, match="one student id"): ribbon.ribbon_from_links(s, t, [0], [1, 2])
     with pytest.raises(ValueError, match="no text"): ribbon.token_ribbon(SimpleNamespace(student=s, teacher=t), 99)
     with pytest.raises(ValueError, match="not one token"): ribbon.token_ribbon(SimpleNamespace(student=s, teacher=t), "zz")
 
 
 def test_the_matrix_is_what_the_doctor_measures():
     pair = Pair("tiny")
-    m = choice.pair_matrix({"s": pair.student, "t": pair.teacher})
+    m = pair_matrix({"s": pair.student, "t": pair.teacher})
     for i, teacher in enumerate((pair.student, pair.teacher)):
         for j, student in enumerate((pair.student, pair.teacher)):
             total = Pair(student, teacher).doctor().total
@@ -150,7 +152,7 @@ def test_the_matrix_is_what_the_doctor_measures():
 
 
 def test_a_page_needs_nothing_else(tmp_path):
-    page = choice.doctor_page(Pair("tiny"))
+    page = doctor_page(Pair("tiny"))
     text = page.save(tmp_path / "page.html").read_text()
     assert "<script" not in text and "http" not in text.replace("http://www.w3.org/2000/svg", "") and page.report.verdict in text
     assert set(page._repr_mimebundle_()) == {"text/html", "image/svg+xml", "text/plain"}
@@ -161,6 +163,6 @@ def test_ink_can_be_read():
     def light(c): return sum(k * (((int(c[i:i + 2], 16) / 255) + .055) / 1.055) ** 2.4 if int(c[i:i + 2], 16) > 10 else 0 for k, i in ((.2126, 1), (.7152, 3), (.0722, 5)))
     for v in np.linspace(0, 1, 21):
         for colour in ("#0072B2", "#D55E00"):
-            paint = panels.ramp(v, colour)
-            a, b = sorted((light(paint), light({"#fff": "#ffffff", "#111": "#111111"}[panels.ink(paint)])))
+            paint = charts.colour_ramp(v, colour)
+            a, b = sorted((light(paint), light({"#fff": "#ffffff", "#111": "#111111"}[charts.text_colour(paint)])))
             assert (b + .05) / (a + .05) >= 4

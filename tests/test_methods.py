@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from batches import TEXTS, batch, full, heads, ids_of, leaves, parts, some
 from worlds import bpe, make_pair
-from xtokd.rows.pair_batch import Hidden, PairBatch
+from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.objectives.base import REQUIREMENTS
 from xtokd.objectives import OBJECTIVES, objective
@@ -132,7 +132,7 @@ def test_no_gradient_reaches_the_teacher(pair, ready, name):                    
     p["teacher_logits"], p["ht"] = [x.requires_grad_() for x in p["teacher_logits"]], [x.requires_grad_() for x in p["ht"]]
     head = [x.clone().requires_grad_() for x in heads(pair)]
     b = batch(pair, p, text_source(name))
-    b.extra["hidden"] = Hidden(p["hs"], p["ht"], *head)
+    b.hidden = HiddenStates(p["hs"], p["ht"], *head)
     out = ready(name, pair)(b)
     if out.loss_sum.requires_grad: out.loss_sum.backward()
     assert all(x.grad is None or not x.grad.any() for x in (*p["teacher_logits"], *p["ht"], *head))
@@ -181,7 +181,7 @@ def test_equal_models_do_not_move(same, ready, name):                           
     own = lambda rows, ids: torch.log_softmax(rows.detach(), -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
     for k in ("behaviour_logp", "reference_logp", "weak_logp"): p[k] = [own(r, i) for r, i in zip(p["student_logits"], p["student_ids"])]
     for x, y in zip(p["plus_logp"], p["minus_logp"]): x.copy_(y)
-    b = PairBatch.from_logits(same, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=Hidden(p["hs"], p["ht"], *heads(same, (8, 8))))
+    b = PairBatch.from_logits(same, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=HiddenStates(p["hs"], p["ht"], *heads(same, (8, 8))))
     _, grads = gradients(ready(name, same), b, p["student_logits"])
     assert max(float(g.abs().max()) for g in grads) < 1e-4
 
@@ -223,7 +223,7 @@ def test_names_of_teacher_ids_mean_nothing(name):                               
         p["teacher_logits"] = [x[:, columns] for x in p["teacher_logits"]]
         h = heads(make_pair(S, T))
         torch.manual_seed(0)
-        b = PairBatch.from_logits(pair, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=Hidden(p["hs"], p["ht"], h[0], h[1][columns]))
+        b = PairBatch.from_logits(pair, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=HiddenStates(p["hs"], p["ht"], h[0], h[1][columns]))
         losses.append(objective(name)(b).token_loss)
     assert near(*losses, atol=1e-4)
 
@@ -266,7 +266,7 @@ def test_what_is_missing_is_named(pair, name):
         b = batch(pair, p, text_source(name))
         if need == "teacher_logits": b.teacher = None
         elif need in ("behaviour_logp", "reference_logp"): setattr(b, need, None)
-        else: b.extra.pop(need)
+        else: setattr(b, need, None)
         with pytest.raises(ValueError, match=need): objective(name)(b)
     for by in {"student", "teacher", "reference"} - set(OBJECTIVES[name].text_sources):
         with pytest.raises(ValueError, match="no sense|gold"): objective(name)(batch(pair, p, by))

@@ -6,7 +6,7 @@ import torch
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.objectives import OBJECTIVES, objective
-from xtokd.data.rosd import SupervisionWindow, locate, told
+from xtokd.data.segments import SupervisionWindow, window_from_quote, with_reflection
 from xtokd.data.prompts import load_prompts
 from xtokd.models.side import load_side
 
@@ -51,7 +51,7 @@ def test_a_share_of_the_steps_is_off_policy(tmp_path):
 
 
 def test_a_window_and_a_context(tmp_path):
-    d = distiller("strict", tmp_path / "window", supervision_window=lambda item, text: locate(text, "1"), teacher_context=lambda item, text: told(item["prompt"], f"the answer is {item['answer']}"))
+    d = distiller("strict", tmp_path / "window", supervision_window=lambda item, text: window_from_quote(text, "1"), teacher_context=lambda item, text: with_reflection(item["prompt"], f"the answer is {item['answer']}"))
     run = d.fit()
     assert all(0 <= s["window_found"] <= 1 and np.isfinite(s["loss"]) for s in run.steps)
     whole = distiller("strict", tmp_path / "whole", supervision_window=lambda item, text: SupervisionWindow()).fit()

@@ -9,7 +9,7 @@ from worlds import bpe, make_pair
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
 from xtokd.objectives.projection.dtw import NearestToken, warp
-from xtokd.objectives.projection.mined import matched, one_stop, transfer
+from xtokd.objectives.projection.mined import matched_tokens, stops_last, transfer_by_spelling
 from xtokd.alignment.pair import Pair
 
 
@@ -27,17 +27,17 @@ def toy(student, teacher, text):
 
 
 def partners(p, b, **how):
-    got = matched(b, warp(b)[0], **how)
+    got = matched_tokens(b, warp(b).pairs, **how)
     return {p.student.bytes[i].decode(): p.teacher.bytes[b.teacher.ids[j]].decode() if j >= 0 else None for i, j in zip(b.student.ids, got)}
 
 
 def test_wrong_paths_leave_rows_without_partner():                                # the published wrong alignments, through the whole method
     p, b = toy((" of", " cats", " was"), (" of", " c", "ats", " was"), " of cats was")
-    assert partners(p, b) == {" of": None, " cats": None, " was": " was", "": ""} and warp(b)[2].tolist() == [3]
+    assert partners(p, b) == {" of": None, " cats": None, " was": " was", "": ""} and warp(b).cost.tolist() == [3]
     p, b = toy((" CO", "VID", " 19"), (" COVID", " 1"), " COVID 19")
     assert partners(p, b)["VID"] is None and partners(p, b)[" 19"] is None
     p, b = toy((" during", " the", " flag", " carrier"), (" during", " the", " flag", " car", "rier"), " the flag carrier during")
-    assert partners(p, b) == {" the": " the", " flag": None, " carrier": None, " during": " during", "": ""} and warp(b)[2].tolist() == [6]
+    assert partners(p, b) == {" the": " the", " flag": None, " carrier": None, " during": " during", "": ""} and warp(b).cost.tolist() == [6]
 
 
 def test_soft_matches_go_by_the_vocabulary_map():
@@ -51,9 +51,9 @@ def test_transfer_by_hand():
     row = torch.zeros(1, len(p.teacher))
     at = lambda bv, x: bv.bytes.index(x.encode())
     row[0, [at(p.teacher, "cat"), at(p.teacher, "cats"), p.teacher.stop_ids[0]]] = torch.tensor([.5, .3, .2])
-    got = transfer(row.log(), to, len(p.student))[0]
+    got = transfer_by_spelling(row.log(), to, len(p.student))[0]
     assert torch.allclose(got[[at(p.student, "cat"), p.student.stop_ids[0]]], torch.tensor([.8, .2])) and abs(got.sum() - 1) < 1e-6     # collisions add up
-    exact = transfer(row.log(), to, len(p.student), top_k=0)[0]
+    exact = transfer_by_spelling(row.log(), to, len(p.student), top_k=0)[0]
     assert abs(exact[at(p.student, "cat")] - .5) < 1e-6 and abs(exact.sum() - .7) < 1e-6
 
 
@@ -61,9 +61,9 @@ def test_stops_are_one_event():
     from types import SimpleNamespace
     two = SimpleNamespace(student=SimpleNamespace(stop_ids=(0, 2)), overlap=SimpleNamespace(identical=False))
     x = torch.tensor([[.5, .2, .3]]).log()
-    assert torch.allclose(one_stop(two, x)[0].exp(), torch.tensor([[.2, .8]]))
+    assert torch.allclose(stops_last(two, x)[0].exp(), torch.tensor([[.2, .8]]))
     two.overlap.identical = True
-    assert one_stop(two, x)[0] is x
+    assert stops_last(two, x)[0] is x
 
 
 def test_one_hot_on_gold_text_only(pair):
@@ -73,7 +73,7 @@ def test_one_hot_on_gold_text_only(pair):
     alone = own.ledger["weight"] == 0
     assert 0 < alone.sum() < len(alone) and (own.ledger["reason"][alone] == 100).all() and own.stats["one_hot_share"] == 0
     assert gold.num_units == len(b.student) and abs(gold.stats["one_hot_share"] - alone.mean()) < 1e-6
-    written = -b.student.realised().detach().numpy()
+    written = -b.student.token_logp().detach().numpy()
     assert np.allclose(gold.token_loss.numpy()[alone], written[alone], atol=1e-5) and np.allclose(gold.token_loss.numpy()[~alone], own.token_loss.numpy()[~alone], atol=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_cross_entropy_is_a_knob_for_gold_text(pair):
     with pytest.raises(ValueError, match="gold"): objective("mined", ce=.9)(full(pair)[0])
     b = full(pair, text_source="teacher")[0]
     none, some, all_ = (objective("mined", ce=x)(b) for x in (0., .25, 1.))
-    assert torch.allclose(some.loss_sum, .75 * none.loss_sum + .25 * all_.loss_sum, rtol=1e-4) and torch.allclose(all_.loss_sum, -b.student.realised().sum(), rtol=1e-4)
+    assert torch.allclose(some.loss_sum, .75 * none.loss_sum + .25 * all_.loss_sum, rtol=1e-4) and torch.allclose(all_.loss_sum, -b.student.token_logp().sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["fkl", "rkl", "jsd"])
@@ -95,9 +95,9 @@ def test_equal_tokenizers_are_ordinary_distillation(pair, kind):
 
 def test_the_target_sums_to_one_and_zero_at_the_carried_teacher(pair):
     b, _ = full(pair, TEXTS[:1])
-    found = matched(b, warp(b)[0])
+    found = matched_tokens(b, warp(b).pairs)
     s = np.flatnonzero(found >= 0)
-    target = transfer(b.teacher.take(found[s]), NearestToken(pair.teacher, pair.student), len(pair.student))
+    target = transfer_by_spelling(b.teacher.take(found[s]), NearestToken(pair.teacher, pair.student), len(pair.student))
     kept = target.sum(1)
     out = objective("mined")(b)
     assert (kept <= 1 + 1e-5).all() and np.allclose(out.ledger["unknown"][s], 1 - kept.numpy(), atol=1e-5)

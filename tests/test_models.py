@@ -6,46 +6,48 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from xtokd import hub
-from xtokd.models import loading as M
+from xtokd.hub import ModelNotFound, cache_dir, resolve
+from xtokd.models import gguf as M
+from xtokd.models.loading import load_model, load_tokenizer
 
 
 def test_import_is_light():
-    code = "import sys, xtokd.models.loading; assert not {'torch', 'transformers', 'gguf'} & set(sys.modules)"
+    code = "import sys, xtokd.models.loading, xtokd.models.gguf; assert not {'torch', 'transformers', 'gguf'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_names(tmp_path, monkeypatch):
     monkeypatch.setenv("XTOKD_HOME", str(tmp_path))
-    assert M.cache_dir() == tmp_path and M.resolve(tmp_path) == tmp_path and M.resolve("owner/model") == "owner/model"
-    with pytest.raises(M.ModelNotFound, match="xtokd models get gemma"): M.resolve("gemma")
+    assert cache_dir() == tmp_path and resolve(tmp_path) == tmp_path and resolve("owner/model") == "owner/model"
+    with pytest.raises(ModelNotFound, match="xtokd models get gemma"): resolve("gemma")
     (tmp_path / "models/gemma").mkdir(parents=True)
-    with pytest.raises(M.ModelNotFound, match="xtokd models get gemma"): M.resolve("gemma")      # an empty folder is not a model
+    with pytest.raises(ModelNotFound, match="xtokd models get gemma"): resolve("gemma")      # an empty folder is not a model
     (tmp_path / "models/gemma/config.json").write_text("{}")
-    assert M.resolve("gemma", "teacher") == tmp_path / "models/gemma"
+    assert resolve("gemma", "teacher") == tmp_path / "models/gemma"
     for gone in ("./gone", "/gone/away", "a/b/c"):
-        with pytest.raises(M.ModelNotFound, match="existing folder"): M.resolve(gone)
-    with pytest.raises(ValueError, match="student"): M.resolve("tiny", "pupil")
+        with pytest.raises(ModelNotFound, match="existing folder"): resolve(gone)
+    with pytest.raises(ValueError, match="student"): resolve("tiny", "pupil")
 
 
 def test_tiny_by_role(tmp_path, monkeypatch):
     monkeypatch.setenv("XTOKD_DATA", str(tmp_path))
-    with pytest.raises(M.ModelNotFound, match="xtokd.data.tasks.number_words"): M.resolve("tiny")
+    with pytest.raises(ModelNotFound, match="xtokd.experiments.tiny_pair number_words"): resolve("tiny")
     for role in ("student", "teacher"):
         (tmp_path / "tiny" / role).mkdir(parents=True)
         (tmp_path / "tiny" / role / "config.json").write_text("{}")
-    assert M.resolve("tiny").name == "student" and M.resolve("tiny", "teacher").name == "teacher"
+    assert resolve("tiny").name == "student" and resolve("tiny", "teacher").name == "teacher"
 
 
 def test_an_unreadable_folder_is_one_sentence(tmp_path):
-    for load in (M.load_tokenizer, M.load_model):
-        with pytest.raises(M.ModelNotFound, match="could be read from folder"): load(tmp_path)
+    for load in (load_tokenizer, load_model):
+        with pytest.raises(ModelNotFound, match="could be read from folder"): load(tmp_path)
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
 def test_unpermute_undoes_the_converter(heads, half, width):
     w = np.arange(heads * 2 * half * width).reshape(heads * 2 * half, width)
     packed = w.reshape(heads, 2, half, width).swapaxes(1, 2).reshape(w.shape)      # what the converter to GGUF does
-    assert (M.unpermute(packed, heads) == w).all()
+    assert (M.unpermute_qk(packed, heads) == w).all()
 
 
 TOKENS = ["<unk>", "<eos>", "▁", "a", "b", "▁a", "ab", "\n", "\n\n", "<b>", *(" " * n for n in range(2, 6)), *(f"<0x{i:02X}>" for i in range(256))]
@@ -74,17 +76,17 @@ def header(**changed):
 
 
 def test_control_tokens_are_special_and_bos_is_added_once():
-    tok = M.hub_tokenizer(header(add_bos_token=True))
+    tok = M.transformers_tokenizer(header(add_bos_token=True))
     assert tok("ab")["input_ids"] == [0, TOKENS.index("ab")]
     assert {t.content for t in tok.added_tokens_decoder.values() if t.special} == {"<unk>", "<eos>"}
-    assert M.hub_tokenizer(header(), template="{{ 1 }}").chat_template == "{{ 1 }}"
+    assert M.transformers_tokenizer(header(), template="{{ 1 }}").chat_template == "{{ 1 }}"
 
 
 def test_a_qwen2_header_keeps_its_tools_and_sheds_its_padding():
     tokens, types = ["a", "b", "ab", "<|im_end|>", "<tool_call>", "[PAD5]", "[PAD6]"], [1, 1, 1, 3, 4, 5, 5]
     head = {"general.architecture": "qwen2", "qwen2.context_length": 64} | {f"tokenizer.ggml.{k}": v for k, v in
             dict(model="gpt2", pre="qwen2", tokens=tokens, token_type=types, merges=["a b"], eos_token_id=3).items()}
-    tok = M.hub_tokenizer(head)
+    tok = M.transformers_tokenizer(head)
     assert len(tok) == 5 and tok("ab<tool_call>ab<|im_end|>")["input_ids"] == [2, 4, 2, 3]
     assert {t.content: t.special for t in tok.added_tokens_decoder.values()} == {"<|im_end|>": True, "<tool_call>": False}
 
@@ -103,7 +105,7 @@ def entry_of(data):
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
-    "A catalogue with one toy model in two wheels, and the lines that `get` says."
+    "A catalogue with one toy model in two wheels, and the lines that `download` says."
     def make(data, entry=None):
         entry = entry or entry_of(data)
         monkeypatch.setenv("XTOKD_HOME", str(tmp_path / "home"))
@@ -114,26 +116,26 @@ def shop(tmp_path, monkeypatch):
     return make
 
 
-def test_get_is_atomic(shop, monkeypatch):
+def test_download_is_atomic(shop, monkeypatch):
     said, models = [], shop(b"packed")
     def broken(packed, folder, stops): (folder / "config.json").write_text("{}"); raise KeyboardInterrupt
-    monkeypatch.setattr(M, "convert", broken)
-    with pytest.raises(KeyboardInterrupt): M.get("toy", say=said.append)
+    monkeypatch.setattr(M, "convert_gguf", broken)
+    with pytest.raises(KeyboardInterrupt): M.download("toy", say=said.append)
     assert list(models.iterdir()) == []                                    # nothing that looks like a model
     def convert(packed, folder, stops): (folder / "config.json").write_text(json.dumps({"bytes": packed.read_bytes().decode(), "stops": stops}))
-    monkeypatch.setattr(M, "convert", convert)
-    folder = M.get("toy", say=said.append)
+    monkeypatch.setattr(M, "convert_gguf", convert)
+    folder = M.download("toy", say=said.append)
     assert json.loads((folder / "config.json").read_text()) == {"bytes": "packed", "stops": ["<eos>"]}
     assert (folder / "LICENSE").read_text() == "do as you like" and "licence: free" in said[-1]
     n = len(said)
-    assert M.get("toy", say=said.append) == folder and len(said) == n + 1  # the second time, nothing is fetched
-    M.get("toy", force=True, say=None)
+    assert M.download("toy", say=said.append) == folder and len(said) == n + 1  # the second time, nothing is fetched
+    M.download("toy", force=True, say=None)
     assert [p.name for p in models.iterdir()] == ["toy"]
 
 
 def test_a_changed_byte_is_noticed(shop):
     models = shop(b"packeX", entry_of(b"packed"))
-    with pytest.raises(M.FetchError, match="sha256"): M.get("toy", say=None)
+    with pytest.raises(M.FetchError, match="sha256"): M.download("toy", say=None)
     assert list(models.iterdir()) == []
 
 
@@ -147,7 +149,7 @@ def test_offline_is_one_message(tmp_path, monkeypatch):
 def test_without_gguf_the_cure_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(M.FetchError, match=r"pip install 'xtokd\[models\]'"): M._gguf()
-    with pytest.raises(M.ModelNotFound, match="smollm2"): M.get("gpt-17")
+    with pytest.raises(ModelNotFound, match="smollm2"): M.download("gpt-17")
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "gemma3"])
@@ -184,11 +186,11 @@ def test_a_packed_model_comes_back(arch, tmp_path):
         if arch == "llama" and heads: a = a.reshape(heads, 2, -1, a.shape[1]).swapaxes(1, 2).reshape(a.shape)
         w.add_tensor(".".join([*(("blk", *layer) if layer else ()), back[part], kind]), np.ascontiguousarray(a, np.float32))
     w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
-    folder = M.convert(tmp_path / "m.gguf", tmp_path / "out", ("<eos>",))
-    again = M.load_model(folder, device="cpu")
+    folder = M.convert_gguf(tmp_path / "m.gguf", tmp_path / "out", ("<eos>",))
+    again = load_model(folder, device="cpu")
     ids = torch.arange(20)[None]
     with torch.no_grad(): assert torch.allclose(model(ids).logits, again(ids).logits, atol=1e-4)
     assert again.dtype == torch.float32 and again.generation_config.eos_token_id == [1] and not hasattr(again.config, "quantization_config")
     again.save_pretrained(tmp_path / "saved")                              # sheds nothing, needs nothing
     if arch == "qwen2": return            # transformers reads the tokenizer of such a folder with Qwen2's own class, whatever was written
-    assert M.load_tokenizer(folder)("ab a")["input_ids"] == [TOKENS.index("ab"), TOKENS.index("▁a")]
+    assert load_tokenizer(folder)("ab a")["input_ids"] == [TOKENS.index("ab"), TOKENS.index("▁a")]

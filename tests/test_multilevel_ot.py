@@ -6,10 +6,10 @@ import torch
 from batches import TEXTS, batch, full, parts
 from warped import check_hard_cases, check_parts, check_relabelling
 from worlds import make_pair
-from xtokd.rows.pair_batch import Rows
+from xtokd.rows.dense import LogitRows
 from xtokd.objectives import objective
-from xtokd.objectives.matching.multilevel_ot import absolute_difference, columns, cross_entropy, ranked, sinkhorn, transport
-from xtokd.objectives.matching.uld import sorted_l1
+from xtokd.objectives.matching.multilevel_ot import absolute_difference, column_logps, rank_columns, row_cross_entropy, sinkhorn_plan, transport_cost
+from xtokd.objectives.matching.uld import sorted_l1_distance
 from xtokd.alignment.pair import Pair
 
 
@@ -22,21 +22,21 @@ class Three:
     def __len__(self): return 3
 
 
-T, S = (Rows([torch.tensor(x).log()], [[0, 0]], Three()) for x in ([[.7, .2, .1], [.2, .5, .3]], [[.6, .3, .1], [.1, .2, .7]]))
+T, S = (LogitRows([torch.tensor(x).log()], [[0, 0]], Three()) for x in ([[.7, .2, .1], [.2, .5, .3]], [[.6, .3, .1], [.1, .2, .7]]))
 
 
 def test_published_terms():
-    t, s = (columns(x, np.arange(2), ranked(x, np.arange(2), 50)) for x in (T, S))
-    assert ranked(T, np.arange(2), 50).tolist() == [0, 1, 2] and ranked(S, np.arange(2), 50).tolist() == [2, 0, 1]
+    t, s = (column_logps(x, np.arange(2), rank_columns(x, np.arange(2), 50)) for x in (T, S))
+    assert rank_columns(T, np.arange(2), 50).tolist() == [0, 1, 2] and rank_columns(S, np.arange(2), 50).tolist() == [2, 0, 1]
     assert abs(absolute_difference(t.exp(), s.exp()).sum() - 2.2) < 1e-5
-    assert abs(cross_entropy(t.exp(), s).sum() - 3.53983) < 1e-5
-    assert abs(sorted_l1(S.logp().exp(), T.logp().exp()).sum() - .6) < 1e-5           # a ranking for each row sees less
+    assert abs(row_cross_entropy(t.exp(), s).sum() - 3.53983) < 1e-5
+    assert abs(sorted_l1_distance(S.logp().exp(), T.logp().exp()).sum() - .6) < 1e-5           # a ranking for each row sees less
 
 
 @pytest.mark.parametrize("cost,want", [([[0., 1], [1, 0]], 9.0796e-5), ([[.2, 1], [1, .4]], .60205)])
 def test_published_transport(cost, want):
     c = torch.tensor(cost)
-    assert abs((sinkhorn(c) * c).sum() - want) < 1e-5 * max(want, 1e-3)
+    assert abs((sinkhorn_plan(c) * c).sum() - want) < 1e-5 * max(want, 1e-3)
 
 
 def test_the_plan_is_the_plain_iteration_and_never_underflows():
@@ -45,14 +45,14 @@ def test_the_plan_is_the_plain_iteration_and_never_underflows():
     for _ in range(20):
         k = k / k.sum(1, keepdim=True)
         k = k / k.sum(0, keepdim=True)
-    assert torch.allclose(sinkhorn(c), k) and torch.allclose(sinkhorn(c).sum(0), torch.ones(7).double())
-    assert torch.isfinite(sinkhorn(torch.full((3, 3), 2.).half().float(), .001)).all()
+    assert torch.allclose(sinkhorn_plan(c), k) and torch.allclose(sinkhorn_plan(c).sum(0), torch.ones(7).double())
+    assert torch.isfinite(sinkhorn_plan(torch.full((3, 3), 2.).half().float(), .001)).all()
 
 
 def test_transport_follows_shuffled_positions():
     rows = torch.softmax(3 * torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), 1)
     shuffled = rows[torch.tensor([3, 0, 5, 1, 2, 4])]
-    assert torch.allclose(transport(rows, shuffled).sum(), transport(rows, rows).sum(), atol=1e-4) and absolute_difference(rows, shuffled).sum() > 1
+    assert torch.allclose(transport_cost(rows, shuffled).sum(), transport_cost(rows, rows).sum(), atol=1e-4) and absolute_difference(rows, shuffled).sum() > 1
 
 
 def plain_loss(s, t, k=50):
@@ -105,7 +105,7 @@ def test_identity_is_ignored_and_the_ranking_has_no_gradient(pair):
     q = {**p, "teacher_logits": [x[:, order] for x in p["teacher_logits"]]}
     a, b = (objective("multilevel_ot")(batch(one, x)).loss_sum for x in (p, q))
     assert torch.allclose(a, b, rtol=1e-5)
-    assert not ranked(batch(one, p).student, np.arange(3), 5).is_floating_point()
+    assert not rank_columns(batch(one, p).student, np.arange(3), 5).is_floating_point()
 
 
 def test_equal_models_leave_the_documented_rest(pair):
@@ -121,7 +121,7 @@ def test_cross_entropy_is_a_knob_for_gold_text(pair):
     b = full(pair, text_source="reference")[0]
     none, some = (objective("multilevel_ot", ce=x)(b) for x in (0., 1.))
     off = b.student.offsets
-    want = none.loss_sum - sum(b.student.realised()[x: y].mean() for x, y in zip(off, off[1:]))
+    want = none.loss_sum - sum(b.student.token_logp()[x: y].mean() for x, y in zip(off, off[1:]))
     assert torch.allclose(some.loss_sum, want, rtol=1e-4) and abs(some.num_units - len(TEXTS)) < 1e-4
 
 
@@ -132,5 +132,5 @@ def test_what_every_method_keeps(pair):
 
 
 def test_wrong_knobs_are_refused():
-    for knob in (dict(pairing="words"), dict(k=0), dict(regular=0.), dict(alpha=-1.)):
+    for knob in (dict(pairing="words"), dict(k=0), dict(regularization=0.), dict(alpha=-1.)):
         with pytest.raises(ValueError): objective("multilevel_ot", **knob)

@@ -97,7 +97,7 @@ def test_equal_tokenizers_reduce_to_ordinary_distillation(pair):
     for name, want in (("strict", divergence(s, t, "rkl")), ("cover", divergence(s, t, "fkl")), ("bpm", divergence(s, t, "fkl"))):
         assert torch.allclose(objective(name)(b).token_loss, want.detach(), atol=2e-4), name
     for credit in CREDITS:
-        assert np.allclose(objective("sampled", credit=credit, clamp=None)(b).ledger["signal"], (b.teacher.realised() - b.student.realised()).detach(), atol=1e-4)
+        assert np.allclose(objective("sampled", credit=credit, clamp=None)(b).ledger["signal"], (b.teacher.token_logp() - b.student.token_logp()).detach(), atol=1e-4)
 
 
 def test_equal_models_do_not_move(pair):
@@ -149,5 +149,5 @@ def test_rows_answer_in_slices(pair):
     whole = torch.cat([torch.log_softmax(r, -1) for r in rows])
     r = b.student
     assert torch.allclose(r.logp(3, 17), whole[3:17]) and torch.allclose(r.take([20, 1, 7]), whole[[20, 1, 7]])
-    assert torch.allclose(r.realised(chunk=4), whole[torch.arange(len(r)), torch.as_tensor(r.ids)])
+    assert torch.allclose(r.token_logp(chunk=4), whole[torch.arange(len(r)), torch.as_tensor(r.ids)])
     assert torch.equal(r.topk(3, 2, 9)[1], whole[2:9].topk(3)[1])

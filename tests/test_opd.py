@@ -6,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 
 from batches import TEXTS, batch, full, parts, some
 from worlds import bpe, make_pair
-from xtokd.rows.pair_batch import PairBatch, Rows
+from xtokd.rows.pair_batch import PairBatch
+from xtokd.rows.dense import LogitRows
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
 from xtokd.objectives.chunks import ChunkLogps, token_logps_merged_stops
@@ -106,7 +107,7 @@ def test_stops_are_one_event():                                                 
     class TwoStops:
         name, stop_ids = "two stops", (1, 2)
         def __len__(self): return 3
-    told = lambda masses, at: token_logps_merged_stops(Rows([torch.tensor([masses], dtype=torch.float64).log()], [[at]], TwoStops()), (1, 2)).item()
+    told = lambda masses, at: token_logps_merged_stops(LogitRows([torch.tensor([masses], dtype=torch.float64).log()], [[at]], TwoStops()), (1, 2)).item()
     S, T = [.2, .8, 1e-11], [.2099, 1e-4, .79]
     assert abs(np.log(1e-4) - np.log(.8) - -8.987197) < 1e-6 and abs(told(T, 1) - told(S, 1) - -.012452) < 1e-5
 

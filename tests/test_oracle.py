@@ -27,27 +27,27 @@ def table(bv, row): return {bv.bytes[u].decode() or ".": p for u, p in enumerate
 
 def test_twin_roots(twins):
     S, T = twins
-    assert table(T.bv, T.row([])) == {"a": F(1, 4), "b": F(1, 2), "ab": F(1, 4)}
-    assert table(S.bv, S.row([])) == {"a": F(1, 2), "b": F(1, 4), "ba": F(1, 4)}
+    assert table(T.vocab, T.row([])) == {"a": F(1, 4), "b": F(1, 2), "ab": F(1, 4)}
+    assert table(S.vocab, S.row([])) == {"a": F(1, 2), "b": F(1, 4), "ba": F(1, 4)}
 
 
 def test_twin_rows_after_one_token(twins):
     S, T = twins
     quarter = lambda *names: dict.fromkeys(names, F(1, 4))
-    assert table(T.bv, T.row(ids(T.bv, "a"))) == quarter("a", "ab") | {".": F(1, 2)}
-    assert table(S.bv, S.row(ids(S.bv, "b"))) == quarter("b", "ba") | {".": F(1, 2)}
-    for x in ("ab", "b"): assert table(T.bv, T.row(ids(T.bv, x))) == quarter("a", "b", "ab", ".")
-    for x in ("ba", "a"): assert table(S.bv, S.row(ids(S.bv, x))) == quarter("a", "b", "ba", ".")
+    assert table(T.vocab, T.row(ids(T.vocab, "a"))) == quarter("a", "ab") | {".": F(1, 2)}
+    assert table(S.vocab, S.row(ids(S.vocab, "b"))) == quarter("b", "ba") | {".": F(1, 2)}
+    for x in ("ab", "b"): assert table(T.vocab, T.row(ids(T.vocab, x))) == quarter("a", "b", "ab", ".")
+    for x in ("ba", "a"): assert table(S.vocab, S.row(ids(S.vocab, x))) == quarter("a", "b", "ba", ".")
 
 
 def abab(twins):
     "Q1 of 'abab' on both sides, and the probability of the end after it."
-    return [(canonical_path(w.row, w.bv.encode("abab")).value, w.row(w.bv.encode("abab"))[w.bv.stop_ids[0]]) for w in twins]
+    return [(canonical_path(w.row, w.vocab.encode("abab")).value, w.row(w.vocab.encode("abab"))[w.vocab.stop_ids[0]]) for w in twins]
 
 
 def test_twin_chunk(twins):
     S, T = twins
-    assert T.bv.encode("abab") == [*ids(T.bv, "ab", "ab")] and S.bv.encode("abab") == [*ids(S.bv, "a", "ba", "b")]
+    assert T.vocab.encode("abab") == [*ids(T.vocab, "ab", "ab")] and S.vocab.encode("abab") == [*ids(S.vocab, "a", "ba", "b")]
     (q, s_end), (p, t_end) = abab(twins)
     assert (p, q, t_end, s_end) == (F(1, 16), F(1, 32), F(1, 4), F(1, 2))
     assert p * t_end == q * s_end == F(1, 64) == T.texts["abab"]
@@ -66,37 +66,37 @@ def test_twin_naive_chunk_losses(twins):
 
 def test_twin_teacher_in_the_students_vocabulary(twins):
     S, T = twins
-    P = lambda *e: student_prefix(T.row, T.bv, S.bv, ids(S.bv, *e))
-    row = lambda *e: table(S.bv, student_row(T.row, T.bv, S.bv, ids(S.bv, *e))[0])
+    P = lambda *e: student_prefix(T.row, T.vocab, S.vocab, ids(S.vocab, *e))
+    row = lambda *e: table(S.vocab, student_row(T.row, T.vocab, S.vocab, ids(S.vocab, *e))[0])
     assert row() == {"a": F(1, 2), "b": F(1, 4), "ba": F(1, 4)}
     assert row("a")["ba"] == row("b")["b"] == F(1, 4) and row("a", "ba", "b")["."] == F(1, 2) and P("b", "a").value == 0
     for e in ((), ("a",), ("b",), ("ba",), ("a", "ba"), ("b", "b"), ("a", "ba", "b")):
-        assert sum(row(*e).values()) == 1 and row(*e) == table(S.bv, S.row(ids(S.bv, *e)))
-        assert P(*e).value == S.mass(ids(S.bv, *e)) == P(*e, ".").value + sum(P(*e, u).value for u in ("a", "b", "ba")) and P(*e).exact
+        assert sum(row(*e).values()) == 1 and row(*e) == table(S.vocab, S.row(ids(S.vocab, *e)))
+        assert P(*e).value == S.mass(ids(S.vocab, *e)) == P(*e, ".").value + sum(P(*e, u).value for u in ("a", "b", "ba")) and P(*e).exact
 
 
 def test_twin_bias(twins):
     S, T = twins
     for x in map("".join, itertools.chain(*(itertools.product("ab", repeat=n) for n in range(1, 8)))):
         for w, last in ((T, "a"), (S, "b")):
-            assert bias_factor(w.row, w.bv, w.bv.encode(x)) == (F(1, 2) if w.bv.bytes[w.bv.encode(x)[-1]] == last.encode() else 1)
+            assert bias_factor(w.row, w.vocab, w.vocab.encode(x)) == (F(1, 2) if w.vocab.bytes[w.vocab.encode(x)[-1]] == last.encode() else 1)
 
 
 # ---- the doubling world -----------------------------------------------------------------------------------------------------
 def test_doubling_world():
     W = doubling_world()
-    M = lambda *e: W.mass(ids(W.bv, *e))
+    M = lambda *e: W.mass(ids(W.vocab, *e))
     assert (M("A"), M("AA"), M("A", "A"), M("A", "B"), M("AA", "A"), M("AA", "AA")) == (F(1, 4), F(1, 4), 0, F(1, 8), F(1, 16), F(1, 16))
-    assert table(W.bv, W.row(ids(W.bv, "A"))) == {"B": F(1, 2), ".": F(1, 2)}
-    assert next_bytes(W.row, W.bv, b"A") == {b"A": F(1, 2), b"B": F(1, 4), b"": F(1, 4)}
+    assert table(W.vocab, W.row(ids(W.vocab, "A"))) == {"B": F(1, 2), ".": F(1, 2)}
+    assert next_bytes(W.row, W.vocab, b"A") == {b"A": F(1, 2), b"B": F(1, 4), b"": F(1, 4)}
 
 
 def test_doubling_covers():
     W = doubling_world()
-    walk = byte_covers(W.row, W.bv)
-    one, three = {ids(W.bv, "A"), ids(W.bv, "AA")}, {ids(W.bv, "AA", "A"), ids(W.bv, "AA", "AA")}
-    assert set(covers(W.bv, b"A")) == set(walk.cover(b"A")) == one and set(covers(W.bv, b"AAA")) == set(walk.cover(b"AAA")) == three
-    assert byte_prefix(W.row, W.bv, b"A").value == F(1, 2) and byte_prefix(W.row, W.bv, b"AAA").value == F(1, 8)
+    walk = byte_covers(W.row, W.vocab)
+    one, three = {ids(W.vocab, "A"), ids(W.vocab, "AA")}, {ids(W.vocab, "AA", "A"), ids(W.vocab, "AA", "AA")}
+    assert set(covers(W.vocab, b"A")) == set(walk.cover(b"A")) == one and set(covers(W.vocab, b"AAA")) == set(walk.cover(b"AAA")) == three
+    assert byte_prefix(W.row, W.vocab, b"A").value == F(1, 2) and byte_prefix(W.row, W.vocab, b"AAA").value == F(1, 8)
 
 
 def test_doubling_recursion():
@@ -105,24 +105,24 @@ def test_doubling_recursion():
     T = World(W.texts, plain)
     for n in range(1, 5):
         for e in itertools.product(range(3), repeat=n):
-            if len(W.bv.decode(e)) < 9: assert student_prefix(T.row, plain, W.bv, e).value == W.mass(e)
+            if len(W.vocab.decode(e)) < 9: assert student_prefix(T.row, plain, W.vocab, e).value == W.mass(e)
 
 
 # ---- all tokenizations ------------------------------------------------------------------------------------------------------
 def test_all_tokenizations_world():
     W = all_tokenizations_world()
-    walk = byte_covers(W.row, W.bv)
-    assert walk.whole(b"ab")[0] == F(58, 1000) and canonical_path(W.row, (*W.bv.encode("ab"), W.bv.stop_ids[0])).value == F(4, 100)
-    assert byte_prefix(W.row, W.bv, b"a").value == F(1, 2) and byte_prefix(W.row, W.bv, b"ab").value == F(29, 100)
-    assert next_bytes(W.row, W.bv, b"a") == {b"b": F(58, 100), b"a": F(3, 10), b"": F(12, 100)}
+    walk = byte_covers(W.row, W.vocab)
+    assert walk.whole(b"ab")[0] == F(58, 1000) and canonical_path(W.row, (*W.vocab.encode("ab"), W.vocab.stop_ids[0])).value == F(4, 100)
+    assert byte_prefix(W.row, W.vocab, b"a").value == F(1, 2) and byte_prefix(W.row, W.vocab, b"ab").value == F(29, 100)
+    assert next_bytes(W.row, W.vocab, b"a") == {b"b": F(58, 100), b"a": F(3, 10), b"": F(12, 100)}
     assert len(walk.spelled(b"abab")) == 4
 
 
 @pytest.mark.parametrize("text", [b"a", b"ab", b"abab", b"aabbab"])
 def test_a_beam_is_below_the_truth_and_its_bounds_hold(text):
     W = all_tokenizations_world()
-    exact = byte_prefix(W.row, W.bv, text)
-    found = [byte_prefix(W.row, W.bv, text, keep=k) for k in (1, 2, 4, 64)]
+    exact = byte_prefix(W.row, W.vocab, text)
+    found = [byte_prefix(W.row, W.vocab, text, keep=k) for k in (1, 2, 4, 64)]
     assert all(s.low <= exact.value <= s.high for s in found) and found[-1] == exact and exact.exact
     assert all(a.low <= b.low and b.high <= a.high for a, b in zip(found, found[1:]))
 
@@ -130,12 +130,12 @@ def test_a_beam_is_below_the_truth_and_its_bounds_hold(text):
 def test_a_teacher_of_all_tokenizations_in_another_vocabulary():
     "Its texts, cut by a tokenizer that merges `ba`: the recursion against a sum over all texts of up to eight bytes and what is left."
     W, s = all_tokenizations_world(), bpe("ab", [("b", "a")])
-    walk = byte_covers(W.row, W.bv)
+    walk = byte_covers(W.row, W.vocab)
     texts = {x: walk.whole(x.encode())[0] for n in range(9) for x in map("".join, itertools.product("ab", repeat=n))}
     left = 1 - sum(texts.values())
     W8 = World(texts, s)
     for e in ([0], [1], [2], [1, 2], [0, 2], [1, 0], [2, 2, 3]):
-        assert W8.mass(e) <= student_prefix(walk, W.bv, s, e).value <= W8.mass(e) + left
+        assert W8.mass(e) <= student_prefix(walk, W.vocab, s, e).value <= W8.mass(e) + left
     assert left < F(1, 5)
 
 
@@ -176,34 +176,34 @@ def test_projection_misses_the_twin_root_by_half_a_bit(twins):
     from xtokd.rows.pair_batch import PairBatch
     S, T = twins
     rows = [torch.tensor(w.rows(w.codes["bb"])).log() for w in twins]
-    b, graph = PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes["bb"]], [T.codes["bb"]], *[[r] for r in rows]), cell_graph(S.bv, T.bv)
+    b, graph = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["bb"]], [T.codes["bb"]], *[[r] for r in rows]), cell_graph(S.vocab, T.vocab)
     target = bpm_targets(Looks(b.alignment, graph), graph, b.teacher.logp().exp())[0][0, :4].double().numpy()
     kl = lambda p, q: sum(a * math.log(a / b) for a, b in zip(p, q) if a)
-    truth = student_row(T.row, T.bv, S.bv, [])[0].astype(float)
+    truth = student_row(T.row, T.vocab, S.vocab, [])[0].astype(float)
     assert abs(kl(target, truth) - .3466) < 1e-4 and kl(truth, S.row([]).astype(float)) == 0
 
 
 # ---- edges ------------------------------------------------------------------------------------------------------------------
 def test_a_row_after_an_impossible_prefix_is_refused(twins):
     S, T = twins
-    with pytest.raises(ValueError, match="begin with"): S.row(ids(S.bv, "b", "a"))
-    with pytest.raises(ValueError, match="canonical prefixes"): student_row(T.row, T.bv, S.bv, ids(S.bv, "b", "a"))
-    with pytest.raises(ValueError, match="no text begins"): next_bytes(T.row, T.bv, b"c")
-    assert canonical_path(T.row, ids(T.bv, "a", "b", "a")).value == 0 and byte_prefix(T.row, T.bv, b"c").value == 0
+    with pytest.raises(ValueError, match="begin with"): S.row(ids(S.vocab, "b", "a"))
+    with pytest.raises(ValueError, match="canonical prefixes"): student_row(T.row, T.vocab, S.vocab, ids(S.vocab, "b", "a"))
+    with pytest.raises(ValueError, match="no text begins"): next_bytes(T.row, T.vocab, b"c")
+    assert canonical_path(T.row, ids(T.vocab, "a", "b", "a")).value == 0 and byte_prefix(T.row, T.vocab, b"c").value == 0
 
 
 def test_stops(twins):
     S, T = twins
-    P = lambda *e: student_prefix(T.row, T.bv, S.bv, ids(S.bv, *e)).value
+    P = lambda *e: student_prefix(T.row, T.vocab, S.vocab, ids(S.vocab, *e)).value
     assert P(".") == 0 and P("a", ".") == F(1, 8) == T.texts["a"] and P("a", ".", "a") == P(".", "a") == P("b", "a", ".") == 0
-    assert student_prefix(T.row, T.bv, S.bv, []).value == 1
+    assert student_prefix(T.row, T.vocab, S.vocab, []).value == 1
 
 
 def test_unsupported_students():
     W = doubling_world(4)
     for bv, why in ((digit_groups(2), "whole pre-tokens"), (bpe("ab", [("a", "b")], split="a"), "pre-tokens"), (bpe("ab", [("a", "b"), ("ab", "a"), ("b", "a"), ("a", "ba")]), "several"),
                     (bpe("ab", [("ab", "a"), ("a", "b")]), "before those of their parts")):
-        with pytest.raises(UnsupportedTokenizer, match=why): student_prefix(W.row, W.bv, bv, [0])
+        with pytest.raises(UnsupportedTokenizer, match=why): student_prefix(W.row, W.vocab, bv, [0])
 
 
 def test_quantities_are_named():
@@ -214,8 +214,8 @@ def test_quantities_are_named():
 def test_floats_do_as_well(twins):
     S, T = twins
     row = lambda prefix: T.row(prefix).astype(float)
-    low, high = student_row(row, T.bv, S.bv, ids(S.bv, "a", "ba"))
-    assert low.dtype == float and np.allclose(low, S.row(ids(S.bv, "a", "ba")).astype(float)) and np.allclose(low, high)
+    low, high = student_row(row, T.vocab, S.vocab, ids(S.vocab, "a", "ba"))
+    assert low.dtype == float and np.allclose(low, S.row(ids(S.vocab, "a", "ba")).astype(float)) and np.allclose(low, high)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -233,19 +233,19 @@ def test_tokens_that_end_inside_a_character(seed):
             text = glue(text, *merges[-1], b"".join(merges[-1]))
         return bpe(units, merges)
     S, T = World(texts, cutter()), World(texts, cutter())
-    walk = byte_covers(T.row, T.bv)
+    walk = byte_covers(T.row, T.vocab)
     for e in {c[:k] for c in S.codes.values() for k in range(len(c) + 1)}:
-        assert student_prefix(walk, T.bv, S.bv, e).value == S.mass(e)
-        if e[-1:] != (S.bv.stop_ids[0],): assert (student_row(walk, T.bv, S.bv, e)[0] == S.row(e)).all() and begins(S.bv, e)
+        assert student_prefix(walk, T.vocab, S.vocab, e).value == S.mass(e)
+        if e[-1:] != (S.vocab.stop_ids[0],): assert (student_row(walk, T.vocab, S.vocab, e)[0] == S.row(e)).all() and begins(S.vocab, e)
     for x in ("é", "aĀ"):
-        for k in range(1, len(x.encode()) + 1): assert set(walk.cover(x.encode()[:k])) <= set(covers(T.bv, x.encode()[:k]))
+        for k in range(1, len(x.encode()) + 1): assert set(walk.cover(x.encode()[:k])) <= set(covers(T.vocab, x.encode()[:k]))
 
 
 def test_sampling_agrees():
     "Frequencies of complete texts, cut again, against the algebra; z = 4 and a fixed seed."
     S, T = twin_world(6)
     for e in ([0], [1], [2], [1, 2], [0, 2, 1], [0, 3]):
-        s = sampled_prefix(T.row, T.bv, S.bv, e, n=400)
+        s = sampled_prefix(T.row, T.vocab, S.vocab, e, n=400)
         assert s.low <= float(S.mass(e)) <= s.high and s.quantity == "Q2"
 
 
@@ -265,7 +265,7 @@ def world_pair(seed): return *counted(seed), np.random.default_rng((seed, 1))
 def some_prefixes(world, rng, n):
     "n prefixes of texts, and n random sequences that mostly no text has."
     real = sorted({c[:k] for c in world.codes.values() for k in range(len(c))})
-    stop = world.bv.stop_ids[0]
+    stop = world.vocab.stop_ids[0]
     return [real[i] for i in rng.integers(len(real), size=n)] + [tuple(rng.integers(stop, size=rng.integers(1, 5)).tolist()) for _ in range(n)]
 
 
@@ -277,7 +277,7 @@ def cases(n, each=20):
 
 
 @cache
-def walk_of(world): return byte_covers(world.row, world.bv)
+def walk_of(world): return byte_covers(world.row, world.vocab)
 @cache
 def rules_of(bv): return RuleIndex(merge_list(bv))
 
@@ -286,24 +286,24 @@ def rules_of(bv): return RuleIndex(merge_list(bv))
 def test_recursion_is_counting(n):
     for S, T, texts, e in cases(n):
         p = S.mass(e)
-        assert recursion(lambda x: byte_mass(texts, S.bv.decode(x)), rules_of(S.bv), e) == (p, p)
+        assert recursion(lambda x: byte_mass(texts, S.vocab.decode(x)), rules_of(S.vocab), e) == (p, p)
 
 
 @amount
 def test_student_prefix_is_counting(n):
     for S, T, texts, e in cases(n):
-        assert student_prefix(walk_of(T), T.bv, S.bv, e, rules=rules_of(S.bv)) == Score(S.mass(e), S.mass(e), "Q2")
+        assert student_prefix(walk_of(T), T.vocab, S.vocab, e, rules=rules_of(S.vocab)) == Score(S.mass(e), S.mass(e), "Q2")
 
 
 @amount
 def test_next_token_sums_to_one(n):
     "The undivided masses of what may follow add up to the prefix, and the row is the counted one."
     for S, T, texts, e in cases(n):
-        P = lambda e: student_prefix(walk_of(T), T.bv, S.bv, e, rules=rules_of(S.bv)).value
-        total = sum(P((*e, u)) for u in range(len(S.bv)))
+        P = lambda e: student_prefix(walk_of(T), T.vocab, S.vocab, e, rules=rules_of(S.vocab)).value
+        total = sum(P((*e, u)) for u in range(len(S.vocab)))
         assert total == S.mass(e)
         if total:
-            low, high = student_row(walk_of(T), T.bv, S.bv, e, rules=rules_of(S.bv))
+            low, high = student_row(walk_of(T), T.vocab, S.vocab, e, rules=rules_of(S.vocab))
             assert low.sum() == 1 and (low == high).all() and (low == S.row(e)).all()
 
 
@@ -311,7 +311,7 @@ def test_next_token_sums_to_one(n):
 def test_byte_covers_are_counting(n):
     for seed in range(-(-n // 25)):
         texts, S, T, rng = world_pair(seed)
-        letters = sorted({b for b in S.bv.bytes if len(b) == 1})
+        letters = sorted({b for b in S.vocab.bytes if len(b) == 1})
         for x in [b"".join(rng.choice(letters, rng.integers(0, 6))) for _ in range(25)]:
             p = byte_mass(texts, x)
             assert walk_of(T).prefix(x) == (p, p) and walk_of(T).whole(x)[0] == texts.get(x.decode(), 0)
@@ -323,17 +323,17 @@ def test_relative_cover(n):
     "A truncation of the teacher's own merges: its prefix is the sum of the teacher's covers, and every cover is minimal."
     for seed in range(-(-n // 20)):
         texts, S, T, rng = world_pair(seed)
-        rules, m = merge_list(T.bv), int(rng.integers(0, len(merge_list(T.bv)) + 1))
+        rules, m = merge_list(T.vocab), int(rng.integers(0, len(merge_list(T.vocab)) + 1))
         small = {x: (*demerge(c[:-1], rules[m:]), c[-1]) for x, c in T.codes.items()}
-        walk = subset_covers(T.row, T.bv, m, rules)
+        walk = subset_covers(T.row, T.vocab, m, rules)
         real = sorted({c[:k] for c in small.values() for k in range(1, len(c))})
-        odd = [tuple(rng.integers(len(T.bv) - 1 - len(rules) + m, size=rng.integers(1, 5)).tolist()) for _ in range(10)]
+        odd = [tuple(rng.integers(len(T.vocab) - 1 - len(rules) + m, size=rng.integers(1, 5)).tolist()) for _ in range(10)]
         for e in ([real[i] for i in rng.integers(len(real), size=10)] if real else []) + odd:
             p = sum((texts[x] for x, c in small.items() if c[:len(e)] == e), F(0))
             assert walk.prefix(e) == (p, p) and sum(walk.cover(e).values()) == p
             for u in walk.cover(e):
                 assert demerge(u, rules[m:])[:len(e)] == e != demerge(u[:-1], rules[m:])[:len(e)]
-                assert begins(T.bv, u)
+                assert begins(T.vocab, u)
 
 
 def test_truncation_is_the_smaller_tokenizer():
@@ -350,14 +350,14 @@ def test_truncation_is_the_smaller_tokenizer():
 def test_recursion_from_a_truncation(n):
     "The recursion may also start at a smaller vocabulary of the same merges."
     for S, T, texts, e in cases(n):
-        rules = merge_list(S.bv)
+        rules = merge_list(S.vocab)
         m = len(rules) // 2
         walk = subset_of(S, m)
-        assert recursion(lambda x: walk.prefix(x), rules_from(S.bv, m), e) == (S.mass(e),) * 2
+        assert recursion(lambda x: walk.prefix(x), rules_from(S.vocab, m), e) == (S.mass(e),) * 2
 
 
 @cache
-def subset_of(world, m): return subset_covers(world.row, world.bv, m)
+def subset_of(world, m): return subset_covers(world.row, world.vocab, m)
 @cache
 def rules_from(bv, m): return RuleIndex(merge_list(bv)[m:])
 
@@ -369,8 +369,8 @@ def test_bounds_hold(n):
         asked, floors = [], sorted((F(k % 37, 200), F(k % 11, 100)))
         for floor in floors:
             seen = set()
-            def leaf(x): seen.add(x); return byte_mass(texts, S.bv.decode(x))
-            low, high = recursion(leaf, rules_of(S.bv), e, floor)
+            def leaf(x): seen.add(x); return byte_mass(texts, S.vocab.decode(x))
+            low, high = recursion(leaf, rules_of(S.vocab), e, floor)
             assert 0 <= low <= S.mass(e) <= high <= 1
             asked.append(len(seen))
         assert asked[0] >= asked[1]
@@ -380,7 +380,7 @@ def test_bounds_hold(n):
 def test_row_bounds_hold(n):
     for k, (S, T, texts, e) in enumerate(cases(n)):
         if not S.mass(e): continue
-        low, high = student_row(walk_of(T), T.bv, S.bv, e, floor=F(k % 7, 50), rules=rules_of(S.bv))
+        low, high = student_row(walk_of(T), T.vocab, S.vocab, e, floor=F(k % 7, 50), rules=rules_of(S.vocab))
         assert (low <= S.row(e)).all() and (S.row(e) <= high).all()
 
 
@@ -388,18 +388,18 @@ def test_row_bounds_hold(n):
 def test_pairs_decide_what_is_canonical(n):
     "Tokens are a canonical text when every two neighbours are; the merges alone say the same as the tokenizer."
     for S, T, texts, e in cases(n):
-        rules = rules_of(S.bv).rules
-        whole, pairs = S.bv.is_canonical(e), all(S.bv.is_canonical(p) for p in zip(e, e[1:]))
-        assert whole == pairs == (remerge(demerge(e, rules), rules) == e) == begins(S.bv, e)
-        if not whole: assert student_prefix(walk_of(T), T.bv, S.bv, e, rules=rules_of(S.bv)).value == 0
+        rules = rules_of(S.vocab).rules
+        whole, pairs = S.vocab.is_canonical(e), all(S.vocab.is_canonical(p) for p in zip(e, e[1:]))
+        assert whole == pairs == (remerge(demerge(e, rules), rules) == e) == begins(S.vocab, e)
+        if not whole: assert student_prefix(walk_of(T), T.vocab, S.vocab, e, rules=rules_of(S.vocab)).value == 0
 
 
 @amount
 def test_longer_prefixes_weigh_less(n):
     for S, T, texts, e in cases(n):
-        P = lambda e: student_prefix(walk_of(T), T.bv, S.bv, e, rules=rules_of(S.bv)).value
+        P = lambda e: student_prefix(walk_of(T), T.vocab, S.vocab, e, rules=rules_of(S.vocab)).value
         whole = P(e)
-        assert all(P((*e, u)) <= whole for u in range(len(S.bv))) and whole <= byte_mass(texts, S.bv.decode(e))
+        assert all(P((*e, u)) <= whole for u in range(len(S.vocab))) and whole <= byte_mass(texts, S.vocab.decode(e))
 
 
 @amount
@@ -410,8 +410,8 @@ def test_chunk_ratios_telescope(n):
         every = list(S.codes.items())
         for x, code in [every[i] for i in rng.integers(len(every), size=20)]:
             ends = sorted(rng.integers(0, len(code), 2).tolist())
-            Q1, Q3 = ([S.mass(code[:k]) for k in ends], [walk_of(S).prefix(S.bv.decode(code[:k]))[0] for k in ends])
-            b = [bias_factor(S.row, S.bv, code[:k]) for k in ends]
+            Q1, Q3 = ([S.mass(code[:k]) for k in ends], [walk_of(S).prefix(S.vocab.decode(code[:k]))[0] for k in ends])
+            b = [bias_factor(S.row, S.vocab, code[:k]) for k in ends]
             assert Q1[1] / Q1[0] == Q3[1] / Q3[0] * b[1] / b[0] and all(0 < f <= 1 for f in b)
             assert canonical_path(S.row, code).value == canonical_path(T.row, T.codes[x]).value == texts[x]
 
@@ -419,6 +419,6 @@ def test_chunk_ratios_telescope(n):
 @amount
 def test_equal_tokenizers_give_the_models_own_rows(n):
     for S, T, texts, e in cases(n):
-        if S.mass(e): assert (student_row(walk_of(S), S.bv, S.bv, e, rules=rules_of(S.bv))[0] == S.row(e)).all()
-        rules = merge_list(S.bv)
+        if S.mass(e): assert (student_row(walk_of(S), S.vocab, S.vocab, e, rules=rules_of(S.vocab))[0] == S.row(e)).all()
+        rules = merge_list(S.vocab)
         if S.mass(e) and e: assert subset_of(S, len(rules)).cover(e) == {e: S.mass(e)}

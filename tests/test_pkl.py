@@ -10,7 +10,7 @@ from xtokd.objectives.base import REQUIREMENTS
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
 from xtokd.objectives.projection.bpm import BPM
-from xtokd.objectives.projection.pkl import PKL, Scores, bucket_loss, cover_scores, scores_of
+from xtokd.objectives.projection.pkl import PKL, TokenScores, bucket_loss, scores_from_cover, scores_from_rows
 from xtokd.exact.scorer import Scorer, exact_rows
 from xtokd.alignment.pair import Pair
 
@@ -28,7 +28,7 @@ def twin(): return World(TWIN, bpe("ab", [("b", "a")])), World(TWIN, bpe("ab", [
 def world_batch(twin, text, student_rows=None, **extra):
     S, T = twin
     s = S.rows(S.codes[text]).log().float() if student_rows is None else student_rows
-    return PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes[text]], [T.codes[text]], [s.requires_grad_()], [T.rows(T.codes[text]).log().float()], **extra)
+    return PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes[text]], [T.codes[text]], [s.requires_grad_()], [T.rows(T.codes[text]).log().float()], **extra)
 
 
 # ---- oracles of 2.3, 8.2, 8.6, 8.7, 8.8 -------------------------------------------------------------------------------------
@@ -80,11 +80,11 @@ def test_equal_tokenizers_and_all_candidates_give_the_forward_kl(pair):
 @pytest.mark.parametrize("text", ["abab", "bb", "ba", "aab"])
 def test_twin_world_is_at_rest(twin, text):
     S, T = twin
-    exact, scorer = S.rows(S.codes[text]), Scorer(lambda prefix: T.row(prefix).astype(float), T.bv)
-    pruned = torch.tensor(exact_rows(scorer, S.bv, list(S.codes[text]), floor=1e-4).value)
+    exact, scorer = S.rows(S.codes[text]), Scorer(lambda prefix: T.row(prefix).astype(float), T.vocab)
+    pruned = torch.tensor(exact_rows(scorer, S.vocab, list(S.codes[text]), floor=1e-4).value)
     assert torch.allclose(pruned, exact, atol=2e-3)
-    for how, extra in (({}, None), (dict(candidates="written"), None), (dict(scores="given"), scores_of([exact], 2)), (dict(scores="given"), scores_of([exact], None)),
-                       (dict(scores="given"), scores_of([pruned], 3)), (dict(scores="given", candidates="written"), scores_of([exact], None))):
+    for how, extra in (({}, None), (dict(candidates="written"), None), (dict(scores="given"), scores_from_rows([exact], 2)), (dict(scores="given"), scores_from_rows([exact], None)),
+                       (dict(scores="given"), scores_from_rows([pruned], 3)), (dict(scores="given", candidates="written"), scores_from_rows([exact], None))):
         b = world_batch(twin, text, **({} if extra is None else {"scores": extra}))
         out = PKL(**how)(b)
         assert abs(out.loss_sum) < 2e-2 and torch.autograd.grad(out.loss_sum, b.student.logits)[0].nan_to_num().abs().max() < 5e-3, how
@@ -97,11 +97,11 @@ def test_projection_is_not_at_rest(twin): assert abs(BPM()(world_batch(twin, "ab
 @pytest.mark.parametrize("text", ["abab", "bb", "ba", "aab", "bbaa"])
 def test_scores_from_cover_are_the_truth(twin, text):
     b = world_batch(twin, text)
-    found, unknown = cover_scores(b, None)
+    found, unknown = scores_from_cover(b, None)
     exact = twin[0].rows(twin[0].codes[text])
     k = torch.arange(len(found))[:, None].expand_as(found.ids)[found.ids >= 0]
     assert len(k) and torch.allclose(exact[k, found.ids[found.ids >= 0]].float(), found.q[found.ids >= 0], atol=1e-3) and (unknown < 1e-3).all()
-    written, _ = cover_scores(b, written=True)
+    written, _ = scores_from_cover(b, sampled_only=True)
     hit = written.ids[:, 0] >= 0
     assert (written.ids[hit, 0] == torch.as_tensor(b.student.ids)[hit]).all()
 
@@ -117,7 +117,7 @@ def test_scores_of_digits_are_the_truth_on_both_ways_through_cover(small, monkey
     for a, b in ((1, 2), (2, 1)):
         worlds = World(texts, digit_groups(a)), World(texts, digit_groups(b))
         for text in ("963", "07"):
-            found, _ = cover_scores(world_batch(worlds, text), None)
+            found, _ = scores_from_cover(world_batch(worlds, text), None)
             exact, at = worlds[0].rows(worlds[0].codes[text]), (found.ids >= 0).nonzero()
             assert len(at) and (exact[at[:, 0], found.ids[at[:, 0], at[:, 1]]] - found.q[at[:, 0], at[:, 1]]).abs().max() < 1e-3
     cell_graph.cache_clear()
@@ -126,24 +126,24 @@ def test_scores_of_digits_are_the_truth_on_both_ways_through_cover(small, monkey
 # ---- the interface ----------------------------------------------------------------------------------------------------------
 def test_given_scores_need_no_teacher(twin):
     S, T = twin
-    b = PairBatch.from_logits(make_pair(S.bv, T.bv), [S.codes["abab"]], [T.codes["abab"]], [torch.randn(4, len(S.bv), requires_grad=True)], scores=scores_of([S.rows(S.codes["abab"])]))
+    b = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["abab"]], [T.codes["abab"]], [torch.randn(4, len(S.vocab), requires_grad=True)], scores=scores_from_rows([S.rows(S.codes["abab"])]))
     assert objective("pkl", scores="given")(b).num_units == 4 and "scores" in REQUIREMENTS
     with pytest.raises(ValueError, match="teacher_logits"): objective("pkl")(b)
     with pytest.raises(ValueError, match="scores"): objective("pkl", scores="given")(world_batch(twin, "abab"))
-    with pytest.raises(ValueError, match="3 rows of scores for 4"): objective("pkl", scores="given")(world_batch(twin, "abab", scores=scores_of([S.rows(S.codes["abab"])[:3]])))
+    with pytest.raises(ValueError, match="3 rows of scores for 4"): objective("pkl", scores="given")(world_batch(twin, "abab", scores=scores_from_rows([S.rows(S.codes["abab"])[:3]])))
 
 
 def test_scores_are_joined_over_samples():
-    x = Scores([torch.tensor([[1, 2]]), torch.tensor([[3], [4]])], [torch.tensor([[.5, .2]]), torch.tensor([[.1], [.2]])])
+    x = TokenScores([torch.tensor([[1, 2]]), torch.tensor([[3], [4]])], [torch.tensor([[.5, .2]]), torch.tensor([[.1], [.2]])])
     assert x.ids.tolist() == [[1, 2], [3, -1], [4, -1]] and x.q.shape == (3, 2) and "3 rows" in repr(x)
-    with pytest.raises(ValueError, match="differ"): Scores(torch.zeros(2, 3), torch.zeros(2, 2))
-    rows = scores_of([torch.tensor([[.1, .6, .3], [torch.nan] * 3]), np.array([[.5, .25, .25]])], 2, stop_ids=[1, 2])
+    with pytest.raises(ValueError, match="differ"): TokenScores(torch.zeros(2, 3), torch.zeros(2, 2))
+    rows = scores_from_rows([torch.tensor([[.1, .6, .3], [torch.nan] * 3]), np.array([[.5, .25, .25]])], 2, stop_ids=[1, 2])
     assert rows.ids.tolist() == [[1, 0], [-1, -1], [0, 1]] and torch.allclose(rows.q[[0, 2]], torch.tensor([[.9, .1], [.5, .5]]))
 
 
 def test_rows_without_candidates_and_broken_scores_are_named(twin):
     ids, q = torch.tensor([[0], [-1], [1], [3]]), torch.tensor([[.5], [0.], [torch.nan], [.5]])
-    out = objective("pkl", scores="given")(world_batch(twin, "abab", torch.randn(4, len(twin[0].bv)), scores=Scores(ids, q)))
+    out = objective("pkl", scores="given")(world_batch(twin, "abab", torch.randn(4, len(twin[0].vocab)), scores=TokenScores(ids, q)))
     assert out.ledger["reason"].tolist() == [0, 100, 109, 0] and out.num_units == 2 and torch.isfinite(out.loss_sum)
 
 
@@ -155,7 +155,7 @@ def test_all_ways_to_stop_are_one_event(pair):
     x = torch.randn(1, len(bv), generator=torch.Generator().manual_seed(0))
     ids = [[two.stop_ids[0]]]
     p = torch.softmax(x, 1)[0, list(two.stop_ids)].sum()
-    b = PairBatch.from_logits(make_pair(two, pair.teacher), ids, [[pair.teacher.stop_ids[0]]], [x], scores=Scores(torch.tensor(ids), torch.tensor([[.5]])))
+    b = PairBatch.from_logits(make_pair(two, pair.teacher), ids, [[pair.teacher.stop_ids[0]]], [x], scores=TokenScores(torch.tensor(ids), torch.tensor([[.5]])))
     assert torch.allclose(objective("pkl", scores="given")(b).loss_sum, bucket_loss(torch.tensor([[.5]]), p.log()[None, None])[0], atol=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_gold_text_mixes_in_cross_entropy(pair):
     for text_source in ("teacher", "reference"):
         b = batch(pair, p, text_source=text_source)
         got, own = PKL(ce=.2)(b), PKL()(b)
-        assert torch.allclose(got.loss_sum, .8 * own.loss_sum - .2 * b.student.realised().sum(), rtol=1e-4) and got.num_units == len(b.student)
+        assert torch.allclose(got.loss_sum, .8 * own.loss_sum - .2 * b.student.token_logp().sum(), rtol=1e-4) and got.num_units == len(b.student)
     with pytest.raises(ValueError, match="gold"): objective("pkl", ce=.2)(batch(pair, p))
 
 

@@ -8,15 +8,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.data.chat import args_of, read_args, render, chat_template_kwargs, told, unused_args, with_args
+from xtokd.data.chat import (
+    kwargs_for, parse_template_kwargs, render_prompt, chat_template_kwargs, side_with_template_kwargs,
+    unused_template_kwargs, with_template_kwargs,
+)
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
-from xtokd.data.segments import MARKS, REGIONS, answers_only, opened, regions, region_stats, token_regions
+from xtokd.data.segments import (
+    REGION_MARKS, REGIONS, exclude_thoughts, open_region, find_regions, region_stats, token_regions,
+)
 from xtokd.train.runlog import Run
 from xtokd.train.samples import Sample
 
-ALL = [m.decode() for pair in MARKS.values() for m in pair]
+ALL = [m.decode() for pair in REGION_MARKS.values() for m in pair]
 
 
 def toy(control=(), merges=()):
@@ -37,9 +42,9 @@ def by_hand(text, kind=None):
     data, out, i = text.encode(), [], 0
     while i < len(data):
         if kind is None:
-            kind = next((k for k, (a, _) in MARKS.items() if data.startswith(a, i)), None)
-            n, stop = (len(MARKS[kind][0]), False) if kind else (1, False)
-        else: n, stop = (len(MARKS[kind][1]), True) if data.startswith(MARKS[kind][1], i) else (1, False)
+            kind = next((k for k, (a, _) in REGION_MARKS.items() if data.startswith(a, i)), None)
+            n, stop = (len(REGION_MARKS[kind][0]), False) if kind else (1, False)
+        else: n, stop = (len(REGION_MARKS[kind][1]), True) if data.startswith(REGION_MARKS[kind][1], i) else (1, False)
         out += [REGIONS.index(kind or "text")] * n
         i, kind = i + n, None if stop else kind
     return out, kind
@@ -55,7 +60,7 @@ def test_each_byte_is_in_its_region(text, kind):
     ids = PLAIN.encode(text)
     want, still = by_hand(text, kind)
     assert token_regions(PLAIN, ids, kind).tolist() == want
-    found = regions(PLAIN, ids, kind)
+    found = find_regions(PLAIN, ids, kind)
     painted = np.zeros(len(ids), int)
     for r in found: painted[slice(*r.outer)] = REGIONS.index(r.kind)
     assert painted.tolist() == want and all(r.closed for r in found[:-1]) and (not found or found[-1].closed == (still is None))
@@ -66,7 +71,7 @@ def test_each_byte_is_in_its_region(text, kind):
 @example("<think></think<think>>", None)
 def test_control_tokens_and_text_hold_the_same_regions(text, kind):
     a, b = CONTROL.tokenizer.encode(text).ids, PLAIN.encode(text)
-    one, other = regions(CONTROL, a, kind), regions(PLAIN, b, kind)
+    one, other = find_regions(CONTROL, a, kind), find_regions(PLAIN, b, kind)
     assert [(r.kind, r.closed, CONTROL.decode(a)[slice(*r.inner)]) for r in one] == [(r.kind, r.closed, unmarked(PLAIN.decode(b)[slice(*r.inner)])) for r in other]
     assert token_regions(CONTROL, [*a, CONTROL.stop_ids[0]], kind)[-1] == token_regions(PLAIN, [*b, PLAIN.stop_ids[0]], kind)[-1] == REGIONS.index(by_hand(text, kind)[1] or "text")
 
@@ -86,15 +91,15 @@ def test_a_token_that_reaches_into_a_region_belongs_to_it(text):
 
 @pytest.mark.parametrize("prompt,kind", [("a<think>", "think"), ("a<think>\n\n", "think"), ("<think>\n\n</think>\n\n", None), ("<think>x", None), ("", None), ("<tool_call>", "tool")])
 def test_what_a_prompt_leaves_open(prompt, kind):
-    assert opened(PLAIN, PLAIN.encode(prompt)) == opened(CONTROL, CONTROL.tokenizer.encode(prompt).ids) == kind
+    assert open_region(PLAIN, PLAIN.encode(prompt)) == open_region(CONTROL, CONTROL.tokenizer.encode(prompt).ids) == kind
 
 
 def test_windows_meet():
     ids = PLAIN.encode("<think>a</think>bc")
     s = Sample({}, [], [], ids, [], window=np.array([True] * 17 + [False]))
-    assert answers_only([s], PLAIN)[0].window.tolist() == [False] * 16 + [True, False]
+    assert exclude_thoughts([s], PLAIN)[0].window.tolist() == [False] * 16 + [True, False]
     plain = Sample({}, [], [], PLAIN.encode("bc"), [])
-    assert answers_only([plain], PLAIN)[0].window is None
+    assert exclude_thoughts([plain], PLAIN)[0].window is None
 
 
 # ---- template arguments -----------------------------------------------------------------------------------------------------
@@ -108,10 +113,10 @@ def with_template(role):
 
 
 def test_arguments_reach_the_template_of_their_side():
-    bv = ByteVocab(with_template("student"))
-    on = with_args(bv, {"think_first": True})
-    assert on.decode(render(on, "a")) == b"a<think>: " and bv.decode(render(bv, "a")) == b"a: " == on.decode(render(on, "a", think_first=False))
-    assert unused_args(bv, {"think_first": 1, "first": 1, "enable_thinking": 0}) == ["first", "enable_thinking"]
+    vocab = ByteVocab(with_template("student"))
+    on = with_template_kwargs(vocab, {"think_first": True})
+    assert on.decode(render_prompt(on, "a")) == b"a<think>: " and vocab.decode(render_prompt(vocab, "a")) == b"a: " == on.decode(render_prompt(on, "a", think_first=False))
+    assert unused_template_kwargs(vocab, {"think_first": 1, "first": 1, "enable_thinking": 0}) == ["first", "enable_thinking"]
 
 
 @pytest.mark.parametrize("given_,words", [("{", "not JSON"), ([1], "is a list"), ("3", "is a int"), ({"tokenize": True}, "holds 'tokenize'"), ({"student": {"add_generation_prompt": False}}, "add_generation_prompt")])
@@ -120,7 +125,7 @@ def test_bad_arguments_are_refused(given_, words):
 
 
 def test_both_sides_or_each():
-    assert args_of({"a": 1}, "teacher") == {"a": 1} and args_of({"teacher": {"a": 1}}, "student") == {} and args_of(None, "student") == {} and read_args(None) is None
+    assert kwargs_for({"a": 1}, "teacher") == {"a": 1} and kwargs_for({"teacher": {"a": 1}}, "student") == {} and kwargs_for(None, "student") == {} and parse_template_kwargs(None) is None
 
 
 # ---- a run ------------------------------------------------------------------------------------------------------------------
@@ -144,8 +149,8 @@ def test_a_run_names_its_regions(tmp_path):
 
 def test_a_logged_sample_keeps_its_regions(tmp_path):
     sample = distiller(tmp_path, ITEMS[:1] * 2, on_policy_fraction=0., off_policy_source="reference").fit().samples[0]
-    bv = ByteVocab(load_tokenizer("tiny", "student"))
-    assert sample["region"] == token_regions(bv, sample["student_ids"]).tolist() and set(sample["region"]) == {0, 1}
+    vocab = ByteVocab(load_tokenizer("tiny", "student"))
+    assert sample["region"] == token_regions(vocab, sample["student_ids"]).tolist() and set(sample["region"]) == {0, 1}
 
 
 def test_without_thoughts_nothing_is_said(tmp_path):
@@ -154,13 +159,13 @@ def test_without_thoughts_nothing_is_said(tmp_path):
 
 
 def test_learning_from_the_answer_leaves_thoughts_out(tmp_path):
-    def told_of(loss_on):
+    def output_for(loss_on):
         d = distiller(tmp_path/loss_on, ITEMS, on_policy_fraction=0., off_policy_source="reference", loss_on=loss_on)
         samples = d.generator.samples(d.items[:1], "reference", 0)
         d.stepper.forward_backward(samples, "reference")
         _, out = d.stepper.first
         return out
-    every, answer = told_of("response"), told_of("answer")
+    every, answer = output_for("response"), output_for("answer")
     think = every.ledger["region"] == REGIONS.index("think")
     assert think.any() and (every.ledger["weight"][think] > 0).any()
     assert (answer.ledger["weight"][think] == 0).all() and set(answer.ledger["reason"][think]) <= {106} and (answer.ledger["weight"][~think] > 0).any()
@@ -170,7 +175,7 @@ def test_learning_from_the_answer_leaves_thoughts_out(tmp_path):
 
 def test_an_open_thought_teaches_nothing_and_says_so(tmp_path):
     d = distiller(tmp_path, ITEMS[1:] * 2, on_policy_fraction=0., off_policy_source="reference", loss_on="answer", chat_template_kwargs={"student": {"think_first": True}})
-    d.student.bv.hf.chat_template = d.student.bv.hf.chat_template.replace(": ", "\n")
+    d.student.vocab.hf.chat_template = d.student.vocab.hf.chat_template.replace(": ", "\n")
     with pytest.raises(RuntimeError, match="outside the supervision window"): d.fit()
 
 

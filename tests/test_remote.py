@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from xtokd.serving import http as wires
-from xtokd.rows.pair_batch import PairBatch, Rows
+from xtokd.rows.pair_batch import PairBatch
+from xtokd.rows.dense import LogitRows
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
@@ -18,17 +18,18 @@ from xtokd.alignment.pair import Pair
 from xtokd.data.prompts import load_prompts
 from xtokd.serving.client import RemoteTeacher
 from xtokd.models.forward import response_logits
+from xtokd.models.sampling import generate_responses
 from xtokd.serving.server import Handler, Server
 from xtokd.models.side import load_side
 from xtokd.train.samples import generate_samples
-from xtokd.rows.topk import thin
-from xtokd.serving.http import RemoteError, Wire
+from xtokd.rows.topk import to_top_k
+from xtokd.serving.http import RemoteError
 
 TEACHER, TOKENIZER = load_model("tiny", "teacher", device="cpu"), load_tokenizer("tiny", "teacher")
-BV = ByteVocab(TOKENIZER)
+VOCAB = ByteVocab(TOKENIZER)
 BOS = 1616
-PROMPTS = [[BOS, *BV.encode(t)] for t in ("How many?", "Say it.", "Count the sheep, please.")]
-RESPONSES = [BV.encode("There are 9632."), [*BV.encode("7 altogether."), 1618], BV.encode("12")]
+PROMPTS = [[BOS, *VOCAB.encode(t)] for t in ("How many?", "Say it.", "Count the sheep, please.")]
+RESPONSES = [VOCAB.encode("There are 9632."), [*VOCAB.encode("7 altogether."), 1618], VOCAB.encode("12")]
 
 
 class Faulty(Handler):
@@ -54,10 +55,10 @@ def serve(*faults, times=10 ** 9, bos=None, model=TEACHER, tokenizer=TOKENIZER, 
     return s
 
 
-def remote(server, tokenizer=BV, **kw):
+def remote(server, tokenizer=VOCAB, **kw):
     t = RemoteTeacher(server.url, tokenizer, **{"timeout": 10, "retries": 3} | kw)
-    t.wire.waits = []
-    t.wire.sleep = t.wire.waits.append
+    t.api.http.waits = []
+    t.api.http.sleep = t.api.http.waits.append
     return t
 
 
@@ -98,13 +99,13 @@ def plain_numbers(h, found): found["choices"][0]["prompt_logprobs"] = [e and {i:
 HARMLESS = [ragged, silent_about_ids, plain_numbers]
 
 
-def local(k=0): return thin(Rows(response_logits(TEACHER, PROMPTS, RESPONSES), RESPONSES, BV), k)
-def same(far, near): return far.offsets.tolist() == near.offsets.tolist() and torch.allclose(far.realised(), near.realised(), atol=1e-4) and torch.allclose(far.with_stops(), near.with_stops(), atol=1e-4)
+def local(k=0): return to_top_k(LogitRows(response_logits(TEACHER, PROMPTS, RESPONSES), RESPONSES, VOCAB), k)
+def same(far, near): return far.offsets.tolist() == near.offsets.tolist() and torch.allclose(far.token_logp(), near.token_logp(), atol=1e-4) and torch.allclose(far.token_logp_merged_stops(), near.token_logp_merged_stops(), atol=1e-4)
 
 
 def test_a_served_teacher_says_what_a_local_one_says():
     with serve() as s:
-        far, bad = remote(s).rows(PROMPTS, RESPONSES, 6)
+        far, bad = remote(s).score_responses(PROMPTS, RESPONSES, 6)
         assert all(isinstance(x, int) for b in s.seen for x in b["prompt"]) and all(b["temperature"] == 1 and b["max_tokens"] == 1 for b in s.seen)
     near = local(6)
     assert bad == 0 and same(far, near) and torch.equal(far.topk(6).indices, near.topk(6).indices) and torch.allclose(far.topk(6).values, near.topk(6).values, atol=1e-4)
@@ -112,7 +113,7 @@ def test_a_served_teacher_says_what_a_local_one_says():
 
 @pytest.mark.parametrize("form", ["vllm", "echo"])
 def test_both_forms(form):
-    with serve() as s: far, bad = remote(s, form=form).rows(PROMPTS, RESPONSES, 4)
+    with serve() as s: far, bad = remote(s, form=form).score_responses(PROMPTS, RESPONSES, 4)
     assert bad == 0 and same(far, local()) and torch.equal(far.topk(4).indices, local(4).topk(4).indices)
 
 
@@ -120,55 +121,55 @@ def test_both_forms(form):
 def test_a_fault_that_passes_is_tried_again(fault):
     with serve(fault, times=1) as s:
         t = remote(s, concurrency=1)
-        far, bad = t.rows(PROMPTS, RESPONSES, 2)
+        far, bad = t.score_responses(PROMPTS, RESPONSES, 2)
         assert len(s.seen) > len(PROMPTS) and bad == 0
     assert same(far, local())
-    if fault is busy: assert 7. in t.wire.waits
+    if fault is busy: assert 7. in t.api.http.waits
 
 
 @pytest.mark.parametrize("change", HARMLESS, ids=lambda f: f.__name__)
 def test_other_servers(change):
-    with serve(change) as s: far, bad = remote(s).rows(PROMPTS, RESPONSES, 6)
+    with serve(change) as s: far, bad = remote(s).score_responses(PROMPTS, RESPONSES, 6)
     assert bad == 0 and same(far, local())
     if change is ragged: assert (far.topk(6).indices == -1).any() and torch.equal(far.topk(1).indices, local(1).topk(1).indices)
 
 
 def test_all_faults_at_once():
-    with serve(*PASSING, *HARMLESS, times=1) as s: far, bad = remote(s, concurrency=3, retries=20).rows(PROMPTS * 3, RESPONSES * 3, 6)
-    assert bad == 0 and torch.allclose(far.realised(), local().realised().repeat(3), atol=1e-4)
+    with serve(*PASSING, *HARMLESS, times=1) as s: far, bad = remote(s, concurrency=3, retries=20).score_responses(PROMPTS * 3, RESPONSES * 3, 6)
+    assert bad == 0 and torch.allclose(far.token_logp(), local().token_logp().repeat(3), atol=1e-4)
 
 
 @pytest.mark.parametrize("fault, says", [(busy, "429.*concurrency=2"), (starting, "503.*starting"), (broken, "500.*log"), (half, "no whole JSON"), (hang_up, "is the server up"), (zeros, "placeholders.*prefix caching"), (hollow, "no choices")], ids=lambda x: getattr(x, "__name__", ""))
 def test_a_fault_that_stays_ends_with_url_cause_and_cure(fault, says):
-    with serve(fault) as s, pytest.raises(RemoteError, match=f"(?s)127.0.0.1.*{says}"): remote(s, retries=2).rows(PROMPTS, RESPONSES, 2)
+    with serve(fault) as s, pytest.raises(RemoteError, match=f"(?s)127.0.0.1.*{says}"): remote(s, retries=2).score_responses(PROMPTS, RESPONSES, 2)
 
 
 @pytest.mark.parametrize("fault", [null_row, left_out, impossible], ids=lambda f: f.__name__)
 def test_rows_that_stay_unsound_are_not_numbers_and_counted(fault):
-    with serve(fault) as s: far, bad = remote(s).rows(PROMPTS, RESPONSES, 2)
+    with serve(fault) as s: far, bad = remote(s).score_responses(PROMPTS, RESPONSES, 2)
     last = far.offsets[1:] - 1
     keep = np.setdiff1d(np.arange(len(far)), last)
-    assert bad == 3 and far.realised()[last].isnan().all() and torch.allclose(far.realised()[keep], local().realised()[keep], atol=1e-4)
+    assert bad == 3 and far.token_logp()[last].isnan().all() and torch.allclose(far.token_logp()[keep], local().token_logp()[keep], atol=1e-4)
 
 
 def test_a_bad_request_is_not_tried_again_and_its_words_are_told():
-    with serve(most=3) as s:
+    with serve(max_logprobs=3) as s:
         t = remote(s)
-        before = t.wire.tries
-        with pytest.raises(RemoteError, match="at most 3.*--max-logprobs"): t.score([*PROMPTS[0], *RESPONSES[0]], 50)
-        assert t.wire.tries == before + 1 and not t.wire.waits
+        before = t.api.http.tries
+        with pytest.raises(RemoteError, match="at most 3.*--max-logprobs"): t.api.prompt_entries([*PROMPTS[0], *RESPONSES[0]], 50)
+        assert t.api.http.tries == before + 1 and not t.api.http.waits
 
 
 def test_a_bos_that_the_server_adds_is_repaired_where_it_was_there_already():
     for faults in ((), (silent_about_ids,)):
         with serve(*faults, bos=BOS) as s:
             t = remote(s, concurrency=1)
-            far, bad = t.rows(PROMPTS, RESPONSES, 3)
-            assert t.skip_bos and s.seen[-1]["prompt"][0] != BOS and bad == 0 and same(far, local())
+            far, bad = t.score_responses(PROMPTS, RESPONSES, 3)
+            assert t.api.skip_bos and s.seen[-1]["prompt"][0] != BOS and bad == 0 and same(far, local())
 
 
 def test_a_bos_that_was_not_there_is_refused():
-    with serve(bos=1617) as s, pytest.raises(RemoteError, match="puts id 1617 before"): remote(s).rows(PROMPTS, RESPONSES, 3)
+    with serve(bos=1617) as s, pytest.raises(RemoteError, match="puts id 1617 before"): remote(s).score_responses(PROMPTS, RESPONSES, 3)
 
 
 def cut_end(h, found):
@@ -182,15 +183,15 @@ def no_scores(h, found): found["choices"][0]["prompt_logprobs"] = None
 
 
 def test_a_server_that_cuts_the_end_leaves_fewer_rows():
-    with serve(cut_end) as s: far, bad = remote(s).rows(PROMPTS, RESPONSES, 0)
+    with serve(cut_end) as s: far, bad = remote(s).score_responses(PROMPTS, RESPONSES, 0)
     near = local()
     at = np.concatenate([np.arange(a, max(a, b - 2)) for a, b in zip(near.offsets, near.offsets[1:])])
-    assert bad == 0 and np.diff(far.offsets).tolist() == [max(0, len(r) - 2) for r in RESPONSES] and torch.allclose(far.realised(), near.realised()[at], atol=1e-4)
+    assert bad == 0 and np.diff(far.offsets).tolist() == [max(0, len(r) - 2) for r in RESPONSES] and torch.allclose(far.token_logp(), near.token_logp()[at], atol=1e-4)
 
 
 @pytest.mark.parametrize("fault, says", [(cut_beginning, "cut the beginning"), (other_ids, "other ids than were sent"), (no_scores, "cannot be a teacher")], ids=lambda x: getattr(x, "__name__", ""))
 def test_answers_about_another_text_are_refused(fault, says):
-    with serve(fault) as s, pytest.raises(RemoteError, match=says): remote(s).rows(PROMPTS, RESPONSES, 2)
+    with serve(fault) as s, pytest.raises(RemoteError, match=says): remote(s).score_responses(PROMPTS, RESPONSES, 2)
 
 
 def test_the_context_masks_and_counts():
@@ -198,7 +199,7 @@ def test_the_context_masks_and_counts():
         t = remote(s)
         t.config.max_position_embeddings = 12
         samples = [SimpleNamespace(teacher_prompt_ids=p, teacher_ids=r) for p, r in zip(PROMPTS, RESPONSES)]
-        rows, counts = t.thin_rows(samples)
+        rows, counts = t.score_samples(samples)
     sizes = [max(0, min(len(r), 11 - len(p))) for p, r in zip(PROMPTS, RESPONSES)]
     assert np.diff(rows.offsets).tolist() == sizes and counts["teacher_tokens_masked"] == sum(map(len, RESPONSES)) - sum(sizes) > 0
 
@@ -231,7 +232,7 @@ def test_without_tokenize_the_pieces_are_compared():
 
 def test_a_server_that_is_slow_is_left_after_the_time_out():
     def slow(h, found): time.sleep(1.5)
-    with serve(slow) as s, pytest.raises(RemoteError, match="no answer within 0.3 s.*2 tries"): remote(s, timeout=.3, retries=1, verify=False).score(PROMPTS[0], 0)
+    with serve(slow) as s, pytest.raises(RemoteError, match="no answer within 0.3 s.*2 tries"): remote(s, timeout=.3, retries=1, verify=False).api.prompt_entries(PROMPTS[0], 0)
 
 
 def test_a_key_is_sent_and_a_redirect_is_not_followed(monkeypatch):
@@ -240,7 +241,7 @@ def test_a_key_is_sent_and_a_redirect_is_not_followed(monkeypatch):
         monkeypatch.setenv("XTOKD_TEACHER_KEY", "abc")
         assert "abc" not in repr(remote(s))
     def away(h, found): return put(h, 307, {}, [("Location", "http://elsewhere/v1")])
-    with serve(away) as s, pytest.raises(RemoteError, match="redirects to http://elsewhere"): remote(s).score(PROMPTS[0], 0)
+    with serve(away) as s, pytest.raises(RemoteError, match="redirects to http://elsewhere"): remote(s).api.prompt_entries(PROMPTS[0], 0)
 
 
 def test_requests_go_out_together_but_no_faster_than_the_rate():
@@ -254,10 +255,10 @@ def test_requests_go_out_together_but_no_faster_than_the_rate():
             super().respond(body)
     s = serve(); s.RequestHandlerClass = Counting
     with s:
-        remote(s, concurrency=4, verify=False).rows(PROMPTS * 3, RESPONSES * 3, 0)
+        remote(s, concurrency=4, verify=False).score_responses(PROMPTS * 3, RESPONSES * 3, 0)
         assert 2 <= most[0] <= 4
-        t = RemoteTeacher(s.url, BV, rate=20, verify=False)
-        began = time.monotonic(); t.rows(PROMPTS * 2, RESPONSES * 2, 0)
+        t = RemoteTeacher(s.url, VOCAB, rate=20, verify=False)
+        began = time.monotonic(); t.score_responses(PROMPTS * 2, RESPONSES * 2, 0)
         assert time.monotonic() - began > 4 / 20
 
 
@@ -282,7 +283,7 @@ def pair_batch(samples, name):
 def hears_the_same(remote, samples, name, knobs):
     "The same losses from the rows of a RemoteTeacher as from TEACHER's."
     obj, b = objective(name, **knobs), pair_batch(samples, name)
-    far, bad = remote.rows([s.teacher_prompt_ids for s in samples], [s.teacher_ids for s in samples], obj.teacher_top_k)
+    far, bad = remote.score_responses([s.teacher_prompt_ids for s in samples], [s.teacher_ids for s in samples], obj.teacher_top_k)
     here, there = obj(b), obj(replace(b, teacher=far))
     assert bad == 0 and here.num_units == there.num_units > 0 and torch.allclose(here.token_loss, there.token_loss, atol=1e-4) and abs(float((here.loss - there.loss).detach())) < 1e-4
 
@@ -328,7 +329,7 @@ def test_a_served_teacher_is_named_by_its_url_and_a_run_goes_on(tmp_path):
 def test_the_served_teacher_writes(tmp_path):
     with serve() as s:
         t = remote(s)
-        assert t.write(PROMPTS, 6, 0.) == [x for x in __import__("xtokd.models.sampling", fromlist=["rollout"]).rollout(TEACHER, BV, PROMPTS, 6, 0.)]
+        assert t.generate(PROMPTS, 6, 0.) == generate_responses(TEACHER, VOCAB, PROMPTS, 6, 0.)
         run = Distiller("tiny", t, "tiny", "sft", DistillConfig(**SMALL, output_dir=str(tmp_path/"a"))).fit()
     assert len(run.steps) == 2 and run.steps[-1]["costs"]["teacher_tokens_written"] > 0
 

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from faults import fault
-from xtokd.train.runlog import Control, Costs, Run, RunLog, Table, live, plain, spark, to_line, wilson
+from xtokd.train.runlog import (
+    Control, Costs, Run, RunLog, Table, effective_events, to_json, sparkline, to_line, wilson,
+)
 
 
 def strict(line):
@@ -28,7 +30,7 @@ def test_every_value_is_one_line_of_strict_json(x):
 
 def test_numbers_of_numpy_and_torch():
     torch = pytest.importorskip("torch")
-    assert plain([np.float32(.5), np.int64(3), np.bool_(True), torch.tensor(2.), torch.tensor([1, 2]), np.array([math.nan])]) == [.5, 3, True, 2., [1, 2], ["NaN"]]
+    assert to_json([np.float32(.5), np.int64(3), np.bool_(True), torch.tensor(2.), torch.tensor([1, 2]), np.array([math.nan])]) == [.5, 3, True, 2., [1, 2], ["NaN"]]
 
 
 def test_every_event_has_event_step_and_time(tmp_path):
@@ -98,11 +100,11 @@ def test_a_missing_log_and_a_foreign_run_say_so(tmp_path):
 
 def test_control():
     c = Control(); c.running.clear(); c.stop()
-    assert c.hold(), "a paused run can be stopped"
+    assert c.wait_if_paused(), "a paused run can be stopped"
 
 
 @given(st.lists(st.floats(), max_size=200))
-def test_spark(xs): assert len(spark(xs)) == min(60, len(xs))
+def test_sparkline(xs): assert len(sparkline(xs)) == min(60, len(xs))
 
 
 @given(st.floats(0, 1), st.integers(0, 1000))

@@ -8,10 +8,14 @@ from hypothesis import given, settings, strategies as st
 from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, Lfm2Config, Lfm2ForCausalLM, LlamaConfig,
                           LlamaForCausalLM, MambaConfig, MambaForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
-from xtokd.models import forward as score
+from xtokd.models import forward, prefix_cache
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.models.loading import load_tokenizer
-from xtokd.models.forward import closing_id, goes_on, left_pad, one_by_one, response_logits, response_states, retokenise, sequence_logp, sight, teacher_ids, token_logp
+from xtokd.models.forward import (
+    closing_id, left_pad, reference_logits, response_logits, response_states, retokenize, sequence_logp,
+    teacher_ids, token_logp,
+)
+from xtokd.models.prefix_cache import supports_prefix_cache, attention_window
 
 torch.set_num_threads(1)
 SMALL = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -35,10 +39,10 @@ batches = st.lists(st.tuples(ids(1, 12), ids(0, 12)), min_size=1, max_size=5)
 @pytest.mark.parametrize("kind", MODELS)
 @settings(max_examples=12, deadline=None)
 @given(batch=batches, micro=st.sampled_from([1, 2, None]))
-def test_equal_to_one_by_one(kind, batch, micro):
+def test_equal_to_the_reference(kind, batch, micro):
     prompts, responses = map(list, zip(*batch))
     got = response_logits(MODELS[kind], prompts, responses, micro)
-    for g, w, r in zip(got, one_by_one(MODELS[kind], prompts, responses), responses):
+    for g, w, r in zip(got, reference_logits(MODELS[kind], prompts, responses), responses):
         assert g.shape == w.shape == (len(r), 50)
         if len(r): assert (g - w).abs().max() < 1e-4
 
@@ -46,22 +50,25 @@ def test_equal_to_one_by_one(kind, batch, micro):
 @pytest.fixture
 def shared(monkeypatch):
     "Every common beginning is read once, however short; the numbers of first ids that were."
-    told, there = [], score.go_on
-    monkeypatch.setattr(score, "_FEW", {"cpu": 1})
-    monkeypatch.setattr(score, "go_on", lambda model, ids, mask: (told.append(len(ids)), there(model, ids, mask))[1])
-    return told
+    lengths, prefill = [], prefix_cache.prefill
+    def counting(model, ids, mask):
+        lengths.append(len(ids))
+        return prefill(model, ids, mask)
+    monkeypatch.setattr(prefix_cache, "_MIN_SAVED", {"cpu": 1})
+    for module in (forward, prefix_cache): monkeypatch.setattr(module, "prefill", counting)
+    return lengths
 
 
 @pytest.mark.parametrize("kind", [*MODELS, "gemma3, long windows"])
 def test_a_common_beginning_read_once_changes_nothing(kind, shared):
     m, rng = MODELS.get(kind) or build("gemma3", 64), np.random.default_rng(0)
-    if kind == "gemma3": assert sight(m) == 4
+    if kind == "gemma3": assert attention_window(m) == 4
     some = lambda n: rng.integers(50, size=n).tolist()
     for k in range(12):
         begin = some(rng.integers(1, 9))
         prompts, responses = zip(*[(begin + some(rng.integers(1, 12)), some(rng.integers(0, 12))) for _ in range(rng.integers(2, 6))])
         rows, states = response_logits(m, prompts, responses, hidden=True)
-        for g, w, h in zip(rows, one_by_one(m, prompts, responses), states):
+        for g, w, h in zip(rows, reference_logits(m, prompts, responses), states):
             if len(g): assert (g - w).abs().max() < 1e-4 and torch.allclose(m.get_output_embeddings()(h), g, atol=1e-4)
         for h, w in zip(response_states(m, prompts, responses), states): assert h.shape == w.shape and torch.allclose(h, w, atol=1e-5)
     assert sum(n > 3 for n in shared) > 5 if kind != "gemma3" else max(shared, default=0) < 4       # the first is the trial
@@ -71,8 +78,8 @@ def test_a_common_beginning_read_once_changes_nothing(kind, shared):
 def test_the_gradient_comes_through_a_common_beginning(kind, shared, monkeypatch):
     m, prompts, responses = build(kind), [[5, 6, 7, 8, 9], [5, 6, 7, 1], [5, 6, 7, 1, 2, 3]], [[4, 4], [1, 2, 3], [9]]
     found = []
-    for few in (1, 1000):
-        monkeypatch.setattr(score, "_FEW", {"cpu": few})
+    for least in (1, 1000):
+        monkeypatch.setattr(prefix_cache, "_MIN_SAVED", {"cpu": least})
         m.zero_grad()
         sum((r.log_softmax(-1)[:, 3] ** 2).sum() for r in response_logits(m, prompts, responses, grad=True)).backward()
         found.append([p.grad.clone() for p in m.parameters()])
@@ -88,17 +95,17 @@ def test_where_nothing_is_kept_all_is_read(shared):
     assert same() and shared == [3] * 3                                   # forgets its activations, and keeps no cache
     m.eval()
     m.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.}
-    assert sight(m) == 0 and same() and shared == [3] * 3
+    assert attention_window(m) == 0 and same() and shared == [3] * 3
     class Forgets(torch.nn.Module):
         "Takes a cache and gives none."
         def __init__(self): super().__init__(); self.m, self.config = MODELS["llama"], MODELS["llama"].config
         def get_output_embeddings(self): return self.m.get_output_embeddings()
         def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False): return self.m(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
-    assert not goes_on(Forgets()) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(response_logits(Forgets(), *how), truth))
+    assert not supports_prefix_cache(Forgets()) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(response_logits(Forgets(), *how), truth))
     class Ignores(Forgets):
         "Gives a cache, and does not go on from it."
         def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False): return self.m(input_ids=input_ids, attention_mask=attention_mask[:, -input_ids.shape[1]:] if attention_mask is not None else None, use_cache=use_cache)
-    assert not goes_on(Ignores())
+    assert not supports_prefix_cache(Ignores())
 
 
 def test_models_with_a_state_of_their_own(shared):
@@ -106,7 +113,7 @@ def test_models_with_a_state_of_their_own(shared):
     torch.manual_seed(0)
     for m in (Lfm2ForCausalLM(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"])), MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, state_size=4))):
         prompts, responses = [[5, 6, 7, 8, 9], [5, 6, 7, 1, 2]], [[4, 4], [1, 2]]
-        for g, w in zip(response_logits(m.eval(), prompts, responses), one_by_one(m, prompts, responses)): assert (g - w).abs().max() < 1e-4, type(m)
+        for g, w in zip(response_logits(m.eval(), prompts, responses), reference_logits(m, prompts, responses)): assert (g - w).abs().max() < 1e-4, type(m)
 
 
 def test_row_r_predicts_token_r_in_the_gradient():
@@ -127,7 +134,7 @@ def test_models_without_the_newer_arguments():
         def get_output_embeddings(self): return self.m.get_output_embeddings()
         def forward(self, input_ids, attention_mask): return self.m(input_ids=input_ids, attention_mask=attention_mask)
     got = response_logits(Old(), [[1, 2], [3]], [[4, 5], []])
-    assert torch.allclose(got[0], one_by_one(MODELS["llama"], [[1, 2]], [[4, 5]])[0], atol=1e-4) and got[1].shape == (0, 50)
+    assert torch.allclose(got[0], reference_logits(MODELS["llama"], [[1, 2]], [[4, 5]])[0], atol=1e-4) and got[1].shape == (0, 50)
 
 
 def test_truncation_masks_the_end_and_never_shifts():
@@ -176,7 +183,7 @@ STUDENT, TEACHER = (ByteVocab(load_tokenizer("tiny", role)) for role in ("studen
 @given(st.lists(st.tuples(st.text(max_size=12), st.booleans()), min_size=1, max_size=4))
 def test_the_same_bytes_in_the_other_tokens(texts):
     s = [STUDENT.encode(t) + [STUDENT.stop_ids[0]] * stop for t, stop in texts]
-    t = retokenise(STUDENT, TEACHER, s)
+    t = retokenize(STUDENT, TEACHER, s)
     for (text, stop), a, b in zip(texts, s, t):
         assert STUDENT.decode(a) == TEACHER.decode(b)
         assert (len(b) > 0 and b[-1] in TEACHER.stop_ids) == stop and sum(i in TEACHER.stop_ids for i in b) == stop
@@ -195,4 +202,4 @@ def test_truncated_is_not_stopped_and_half_characters_do_not_break():
 def test_equal_vocabularies_keep_the_sampled_ids():
     "A same-tokenizer pair reads the student's own ids, canonical or not."
     one = [STUDENT.encode(c)[0] for c in "number"]
-    assert STUDENT.encode("number") != one and retokenise(STUDENT, STUDENT, [one, one + [int(STUDENT.stop_ids[0])]]) == [one, one + [int(STUDENT.stop_ids[0])]]
+    assert STUDENT.encode("number") != one and retokenize(STUDENT, STUDENT, [one, one + [int(STUDENT.stop_ids[0])]]) == [one, one + [int(STUDENT.stop_ids[0])]]

@@ -148,7 +148,7 @@ def test_a_space_belongs_to_the_word_that_may_come():
 # ---------------------------------------------------------------- the scorer against counting
 def check_rows(S, T, ids, floor=0.):
     "Exact without a floor; bounds that hold with one."
-    rows, want = exact_rows(Scorer(T.row, T.bv), S.bv, ids, floor=floor), S.rows(ids)
+    rows, want = exact_rows(Scorer(T.row, T.vocab), S.vocab, ids, floor=floor), S.rows(ids)
     if floor:
         assert (rows.low <= want + 1e-12).all() and (rows.high >= want - 1e-12).all()
         return rows
@@ -160,9 +160,9 @@ def check_rows(S, T, ids, floor=0.):
 def test_twin_world_table():
     "The rows of the worked example: after the student's b an a would have been merged; the teacher knows nothing of it."
     S, T = twin_world(10)
-    b, ba, a = (S.bv.bytes.index(x) for x in (b"b", b"ba", b"a"))
-    rows = check_rows(S, T, [b, b, S.bv.stop_ids[0]])
-    assert np.allclose(rows.low[0][[a, b, ba]], [.5, .25, .25]) and rows.low[1][a] == 0 and np.allclose(rows.low[1][[b, ba, S.bv.stop_ids[0]]], [.25, .25, .5])
+    b, ba, a = (S.vocab.bytes.index(x) for x in (b"b", b"ba", b"a"))
+    rows = check_rows(S, T, [b, b, S.vocab.stop_ids[0]])
+    assert np.allclose(rows.low[0][[a, b, ba]], [.5, .25, .25]) and rows.low[1][a] == 0 and np.allclose(rows.low[1][[b, ba, S.vocab.stop_ids[0]]], [.25, .25, .5])
 
 
 @pytest.mark.parametrize("swap", [False, True])
@@ -215,7 +215,7 @@ def test_the_merge_recursion_agrees(seed):
     S, T = (World(texts, random_bpe(rng, "ab", 4)) for _ in range(2))
     ids = max(S.codes.values(), key=len)
     rows = check_rows(S, T, ids)
-    for k in range(len(ids)): assert np.allclose(rows.low[k], np.array(student_row(T.row, T.bv, S.bv, ids[:k])[0], float), atol=1e-9)
+    for k in range(len(ids)): assert np.allclose(rows.low[k], np.array(student_row(T.row, T.vocab, S.vocab, ids[:k])[0], float), atol=1e-9)
 
 
 def test_equal_tokenizers_give_the_teachers_own_rows():
@@ -226,50 +226,50 @@ def test_equal_tokenizers_give_the_teachers_own_rows():
 def test_rows_of_positions_and_of_truncated_responses():
     S, T = twin_world(8)
     ids = max(S.codes.values(), key=len)
-    whole = exact_rows(Scorer(T.row, T.bv), S.bv, ids, floor=0)
-    part = exact_rows(Scorer(T.row, T.bv), S.bv, ids, floor=0, pos=[2, 4])
+    whole = exact_rows(Scorer(T.row, T.vocab), S.vocab, ids, floor=0)
+    part = exact_rows(Scorer(T.row, T.vocab), S.vocab, ids, floor=0, pos=[2, 4])
     assert np.allclose(part.low, whole.low[[2, 4]]) and part.forwards < whole.forwards
-    cut = exact_rows(Scorer(T.row, T.bv), S.bv, ids[:3], floor=0)
+    cut = exact_rows(Scorer(T.row, T.vocab), S.vocab, ids[:3], floor=0)
     assert np.allclose(cut.low, whole.low[:3]) and np.allclose(cut.log_mass, whole.log_mass[:4])
 
 
 def test_a_limit_widens_the_bounds_and_does_not_break_them():
     S, T = twin_world(8)
     ids = max(S.codes.values(), key=len)
-    rows = exact_rows(Scorer(T.row, T.bv), S.bv, ids, floor=0, limit=0)
+    rows = exact_rows(Scorer(T.row, T.vocab), S.vocab, ids, floor=0, limit=0)
     assert (rows.low <= S.rows(ids) + 1e-12).all() and (rows.high >= S.rows(ids) - 1e-12).all() and rows.lost.max() > 0
 
 
 def test_what_no_teacher_text_begins_with_is_nan():
     S, T = twin_world(6)
-    a, b = S.bv.bytes.index(b"a"), S.bv.bytes.index(b"b")
-    rows = exact_rows(Scorer(T.row, T.bv), S.bv, [b, a, a], floor=0)          # b|a would have been ba
+    a, b = S.vocab.bytes.index(b"a"), S.vocab.bytes.index(b"b")
+    rows = exact_rows(Scorer(T.row, T.vocab), S.vocab, [b, a, a], floor=0)          # b|a would have been ba
     assert np.isfinite(rows.low[:2]).all() and np.isnan(rows.low[2]).all() and rows.low[1][a] == 0
 
 
 def test_errors_say_what_is_wrong():
     S, T = twin_world(4)
-    with pytest.raises(ValueError, match="no rows"): exact_rows(Scorer(T.row, T.bv), S.bv, [])
-    with pytest.raises(ValueError, match="in the middle"): exact_rows(Scorer(T.row, T.bv), S.bv, [S.bv.stop_ids[0], 0])
+    with pytest.raises(ValueError, match="no rows"): exact_rows(Scorer(T.row, T.vocab), S.vocab, [])
+    with pytest.raises(ValueError, match="in the middle"): exact_rows(Scorer(T.row, T.vocab), S.vocab, [S.vocab.stop_ids[0], 0])
 
 
 # ---------------------------------------------------------------- the real teacher
 @pytest.fixture(scope="module")
 def tiny():
     import torch
-    from xtokd.data.chat import render
+    from xtokd.data.chat import render_prompt
     from xtokd.models.loading import load_model
     from xtokd.data.prompts import load_prompts
     torch.set_num_threads(1)
     pair, items = Pair("tiny"), load_prompts("tiny")[:30]
-    side = {role: (load_model("tiny", role), [render(getattr(pair, role), x) for x in items]) for role in ("student", "teacher")}
+    side = {role: (load_model("tiny", role), [render_prompt(getattr(pair, role), x) for x in items]) for role in ("student", "teacher")}
     return pair, side
 
 
 def responses(tiny, n):
-    from xtokd.models.sampling import rollout
+    from xtokd.models.sampling import generate_responses
     pair, side = tiny
-    return rollout(side["student"][0], pair.student, side["student"][1][:n], 32, seed=0)
+    return generate_responses(side["student"][0], pair.student, side["student"][1][:n], 32, seed=0)
 
 
 def test_scorer_rows_are_the_models_rows(tiny):
@@ -330,12 +330,12 @@ def test_cover_tells_the_truth_on_thirty_rollouts(tiny):
 def sampling_p(tiny, prompts, n, temperature):
     "Smallest p-value of the likeliest token's count, over all rows of the commonest text of each prompt."
     import math
-    from xtokd.models.sampling import rollout
+    from xtokd.models.sampling import generate_responses
     pair, side = tiny
     model, worst = side["teacher"][0], []
     for i in prompts:
         prompt = side["teacher"][1][i]
-        ids = rollout(model, pair.teacher, [prompt] * n, 24, temperature=temperature, batch_size=256, seed=i)
+        ids = generate_responses(model, pair.teacher, [prompt] * n, 24, temperature=temperature, batch_size=256, seed=i)
         told, stopped = [pair.teacher.decode(x) for x in ids], [x[-1] in pair.teacher.stop_ids for x in ids]
         response = [*pair.student.encode(max(set(told), key=told.count).decode()), pair.student.stop_ids[0]]
         counts = sampled_rows(told, pair.student, response, stopped)

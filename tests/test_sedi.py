@@ -5,12 +5,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from batches import batch, full, parts, some
+from reference.sedi import as_sets, span_groups
 from worlds import bpe, make_pair
 from xtokd.alignment.byte_align import align
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import kl_divergence
 from xtokd.objectives import objective
-from xtokd.objectives.projection.sedi import PAPER, RELEASED, Recut, SeDi, as_sets, assigned, combined, cut_bytes, entropy, pseudo_logits, span_groups
+from xtokd.objectives.projection.sedi import (PAPER_SETTINGS, RELEASED_SETTINGS, CandidateEncoder, SeDi, assign_candidates, combine_assignments,
+                                               encode_pieces, logp_entropy, pseudo_logits)
 from xtokd.alignment.pair import Pair
 
 
@@ -95,8 +97,8 @@ def places(before, guesses, realised, consistent, how="max"):
     pair = make_pair(GPT, LLAMA)
     ids = np.array([[LLAMA.bytes.index(g.encode()) for g in guesses]])
     own = np.array([[GPT.bytes.index(r.encode()) for r in realised]])
-    found = assigned(Recut(pair), [before.encode()], ids, np.array([list(guesses.values())], float), own, np.array([len(realised)]), consistent)
-    row, to, value = combined(*(torch.as_tensor(x) for x in found[1:]), len(GPT), how)
+    found = assign_candidates(CandidateEncoder(pair), [before.encode()], ids, np.array([list(guesses.values())], float), own, np.array([len(realised)]), consistent)
+    row, to, value = combine_assignments(*(torch.as_tensor(x) for x in (found.place, found.ids, found.logits)), len(GPT), how)
     out = {}
     for r, i, v in zip(row.tolist(), to.tolist(), value.tolist()): out.setdefault(r, {})[GPT.bytes[i].decode()] = v
     return out
@@ -118,21 +120,21 @@ def test_two_rows():                                                            
 
 
 def test_candidates_are_bytes():                                                  # trap 1: the leading space stays
-    assert [[GPT.bytes[i] for i in ids] for ids in cut_bytes(GPT, [b" cats", b"cats", b" \xf0\x9f\x98", b"\x80", b""])] == [[b" cats"], [b"c", b"a", b"t", b"s"], [b" \xf0\x9f\x98"], [b"\x80"], []]
+    assert [[GPT.bytes[i] for i in ids] for ids in encode_pieces(GPT, [b" cats", b"cats", b" \xf0\x9f\x98", b"\x80", b""])] == [[b" cats"], [b"c", b"a", b"t", b"s"], [b" \xf0\x9f\x98"], [b"\x80"], []]
 
 
 def test_recut_remembers():                                                       # trap 11
     pair, calls = make_pair(GPT, LLAMA), []
-    recut = Recut(pair)
-    new, recut._new = recut._new, lambda wanted: (calls.append(len(wanted)), new(wanted))
-    for _ in range(2): recut([b"", b" c"], np.array([0, 1, 1, 0]), np.array([3, 3, 3, 3]), 2)
+    encoder = CandidateEncoder(pair)
+    new, encoder._encode_new = encoder._encode_new, lambda wanted: (calls.append(len(wanted)), new(wanted))
+    for _ in range(2): encoder([b"", b" c"], np.array([0, 1, 1, 0]), np.array([3, 3, 3, 3]), 2)
     assert calls == [2, 0]
 
 
 def test_stops_by_role_and_other_control_tokens():
     pair = Pair("tiny")
     control = [i for i in np.flatnonzero(pair.teacher.special) if i not in pair.teacher.stop_ids]
-    out = Recut(pair)([b"", b" a"], np.array([0, 1] + [0] * len(control)), np.array([pair.teacher.stop_ids[0]] * 2 + control), 4)
+    out = CandidateEncoder(pair)([b"", b" a"], np.array([0, 1] + [0] * len(control)), np.array([pair.teacher.stop_ids[0]] * 2 + control), 4)
     assert out[0].tolist() == [pair.student.stop_ids[0], -1, -1, -1] and out[1, 1] == pair.student.stop_ids[0] and (out[2:] == -1).all()
 
 
@@ -143,14 +145,14 @@ def test_adapter_background_and_entropy():                                      
             (0., 0.): (.81, [.77839, .03875, .10534, .03875, .03875]), (0., .5): (.69912, None), (0., 1.): (.65830, None)}
     for (background, a), (h, p) in told.items():
         logp = pseudo_logits(*at, z, torch.full((5,), a), background).log_softmax(-1)
-        assert abs(entropy(logp).item() - h) < 6e-5 and (p is None or torch.allclose(logp.exp(), torch.tensor([p]), atol=6e-5))
-    teacher = entropy(torch.tensor([3., 1, 0, -1]).log_softmax(-1)).item()
+        assert abs(logp_entropy(logp).item() - h) < 6e-5 and (p is None or torch.allclose(logp.exp(), torch.tensor([p]), atol=6e-5))
+    teacher = logp_entropy(torch.tensor([3., 1, 0, -1]).log_softmax(-1)).item()
     assert abs(teacher - .59509) < 1e-5 and abs((.36533 - teacher) ** 2 - .052788) < 3e-6
 
 
 def test_collisions():                                                            # O6
     at = torch.tensor([0, 0, 0]), torch.tensor([4, 4, 7]), torch.tensor([3, 2.5, 1])
-    lse, top = (combined(*at, 9, how) for how in ("logsumexp", "max"))
+    lse, top = (combine_assignments(*at, 9, how) for how in ("logsumexp", "max"))
     assert torch.allclose(lse[2].softmax(0), torch.tensor([.9223, .0777]), atol=5e-5) and torch.allclose(top[2].softmax(0), torch.tensor([.8808, .1192]), atol=5e-5)
     assert abs(lse[2][0].item() - 3.4741) < 5e-5 and lse[1].tolist() == [4, 7]
 
@@ -263,12 +265,12 @@ def test_a_digit_teacher_gives_its_marginal():
     got = SeDi(k=None)(b)
     q = logits[1].softmax(0)
     first = torch.zeros(len(s)).index_add(0, torch.tensor([s.encode(x.decode())[0] if x else s.stop_ids[0] for x in t.bytes]), q)
-    assert abs(got.token_loss[1].item() - (kl_divergence(first.log(), torch.zeros(len(s)).log_softmax(0)) + (entropy(first.log()) - entropy(q.log())) ** 2).item()) < 1e-4
+    assert abs(got.token_loss[1].item() - (kl_divergence(first.log(), torch.zeros(len(s)).log_softmax(0)) + (logp_entropy(first.log()) - logp_entropy(q.log())) ** 2).item()) < 1e-4
 
 
 def test_switches_of_the_released_code(pair):                                     # table 1.6, a to i
     gold, _ = full(pair, text_source="reference")
-    out = {name: SeDi(**how)(gold) for name, how in dict(paper=PAPER, released=RELEASED, ours={}, sample=dict(entropy="sample"), twice=dict(entropy_weight=2.), normal=dict(normalised_entropy=True),
+    out = {name: SeDi(**how)(gold) for name, how in dict(paper=PAPER_SETTINGS, released=RELEASED_SETTINGS, ours={}, sample=dict(entropy="sample"), twice=dict(entropy_weight=2.), normal=dict(normalised_entropy=True),
            hot=dict(overwrite=True), static=dict(static_map=True), warm=dict(temperature=2.), max=dict(collision="max"), flat=dict(background=0.), few=dict(k=3), all=dict(k=None)).items()}
     assert all(torch.isfinite(o.loss_sum) and o.loss_sum >= 0 for o in out.values()) and len({round(o.loss_sum.item(), 3) for o in out.values()}) >= 11
     assert out["hot"].stats["top1"] == 1 and out["static"].num_units >= out["ours"].num_units
@@ -279,7 +281,7 @@ def test_switches_of_the_released_code(pair):                                   
 
 def test_learning_the_text_is_refused_on_own_text(pair):
     b = full(pair)[0]
-    for how in (dict(ce=.5), dict(overwrite=True), RELEASED):
+    for how in (dict(ce=.5), dict(overwrite=True), RELEASED_SETTINGS):
         with pytest.raises(ValueError, match="learning its errors"): SeDi(**how)(b)
     for how in (dict(collision="first"), dict(entropy="word"), dict(lone="x"), dict(k=0), dict(ce=2)):
         with pytest.raises(ValueError): objective("sedi", **how)
@@ -308,6 +310,6 @@ def test_hard_rows(pair):
 def test_prepare_is_idempotent_and_saves(pair):
     sedi = objective("sedi")
     sedi.prepare(pair)
-    a, memo = sedi.adapter, sedi.recut
+    a, memo = sedi.adapter, sedi.encoder
     sedi.prepare(pair)
-    assert sedi.adapter is a and sedi.recut is memo and (a == 0).all() and set(sedi.state_dict()) == {"adapter"} and not list(SeDi(adapter=False).parameters())
+    assert sedi.adapter is a and sedi.encoder is memo and (a == 0).all() and set(sedi.state_dict()) == {"adapter"} and not list(SeDi(adapter=False).parameters())

@@ -8,7 +8,7 @@ from worlds import bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.objectives.divergences import divergence
-from xtokd.objectives.matching.simct import SimCT, released_segments, scorable, unit_scores
+from xtokd.objectives.matching.simct import SimCT, released_segments, scorable_units, unit_scores
 from xtokd.alignment.pair import Pair
 
 BOTH = ("paper", "released")
@@ -74,7 +74,7 @@ WALK = bpe(" aeplsx012", [(" ", "a"), ("p", "p"), ("l", "e"), (" a", "pp"), (" a
 def test_walks(s, t, units, released):
     s, t = ([WALK.bytes.index(p.encode()) for p in x] for x in (s, t))
     b = from_ids(WALK, WALK, s, t)
-    assert b.alignment.chunks.tolist() == units and released_segments(b.alignment)[0].tolist() == released
+    assert b.alignment.chunks.tolist() == units and released_segments(b.alignment).ranges.tolist() == released
     dropped = SimCT("released")(b).ledger["weight"][released[-1][1]:]
     assert (dropped == 0).all() and np.isclose(SimCT()(b).ledger["weight"].sum(), len(units))
 
@@ -86,7 +86,7 @@ def test_parts_of_a_character_are_not_equal():
     s, t = [bv.bytes.index(x) for x in (a[:3], a[3:])], [bv.bytes.index(x) for x in (a[:1], a[1:])]
     assert bv.bytes[s[0]].decode(errors="replace")[0] == bv.bytes[t[0]].decode(errors="replace")[0] == "\ufffd"
     b = from_ids(bv, bv, s, t)
-    assert b.alignment.chunks.tolist() == [[0, 2, 0, 2]] and len(released_segments(b.alignment)[0]) == 0
+    assert b.alignment.chunks.tolist() == [[0, 2, 0, 2]] and len(released_segments(b.alignment).ranges) == 0
     assert SimCT("released")(b).num_units == 0 and torch.isfinite(SimCT()(b).loss_sum)
 
 
@@ -96,7 +96,7 @@ def test_four_bytes_against_one_token_keep_the_rest():
     s, t = [bv.bytes.index(x) for x in (*(a[k: k + 1] for k in range(4)), b"!")], [bv.bytes.index(x) for x in (a, b"!")]
     b = from_ids(bv, bv, s, t)
     assert b.alignment.chunks.tolist() == [[0, 4, 0, 1], [4, 5, 1, 2]] and SimCT()(b).num_units == 2
-    assert released_segments(b.alignment)[0].tolist() == [[0, 5, 0, 2]]
+    assert released_segments(b.alignment).ranges.tolist() == [[0, 5, 0, 2]]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -146,7 +146,8 @@ def test_scores_by_a_loop(pair):
             inside = c[k][0] + len(x) <= a.student_offsets[a.chunk_sample[k] + 1] and c[k][2] + len(y) <= a.teacher_offsets[a.chunk_sample[k] + 1]
             if inside and tuple(b.student.ids[c[k][0]: c[k][0] + len(x) - 1]) == x[:-1] and tuple(b.teacher.ids[c[k][2]: c[k][2] + len(y) - 1]) == y[:-1]:
                 want[k, u] = [sum(lp[r + j, i].item() for j, i in enumerate(z)) / len(z) for lp, r, z in ((s, c[k][0], x), (t, c[k][2], y))]
-    row, unit = scorable(b)
+    found = scorable_units(b)
+    row, unit = found.row, found.unit
     assert set(zip(row.tolist(), unit.tolist())) == set(want) and len(want) > 3
     sizes = np.array(c)[unit]
     for rows, x, j in ((b.student, 0, 0), (b.teacher, 2, 1)):
@@ -160,7 +161,7 @@ def test_a_unit_that_is_a_shared_token_is_in_the_space_once(pair):
     other = bpe("abc", [("a", "b"), ("b", "c")])
     ab = bv.bytes.index
     b = from_ids(bv, other, [ab(b"a"), ab(b"b"), ab(b"c")], [other.bytes.index(b"ab"), other.bytes.index(b"c")])
-    assert len(scorable(b)[0]) == 0 and SimCT()(b).num_units == 2
+    assert len(scorable_units(b).row) == 0 and SimCT()(b).num_units == 2
 
 
 @pytest.mark.parametrize("units", ["sample", "own"])

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from xtokd.alignment.byte_align import align
 from xtokd.vocab.bytevocab import ByteVocab
-from xtokd.viz.alignment_svg import alignment_svg, alignment_text, glyphs, label, place, segments, shorten, width
+from xtokd.viz.alignment_svg import (
+    alignment_segments, alignment_svg, alignment_text, glyphs, place_tokens, shorten, text_width, token_label)
 
 SAMPLE = ["the teacher reads 96 plus 3 is 99, and the student 1234567", "def f(x):\n        return x**2\n", "數據 数据 👩‍👩‍👧 naïve café"]
 
@@ -41,7 +42,7 @@ def test_every_text_is_drawn(text, stop):
     assert len(tree.findall(".//{*}rect[@height='16']")) == len(al.chunks)
     assert svg == alignment_svg(al), "the same alignment gives the same picture"
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]", svg), "something invisible got through"
-    assert len(alignment_text(al, 10**6).splitlines()) == 2 + len(segments(al))
+    assert len(alignment_text(al, 10**6).splitlines()) == 2 + len(alignment_segments(al))
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,23 +57,23 @@ def test_unequal_bytes_are_drawn(s, t):
 @given(st.text(min_size=1, max_size=40))
 def test_boxes_are_in_order_and_hold_their_labels(text):
     al = pair(text)
-    for seg in segments(al):
-        place(al, seg)
+    for seg in alignment_segments(al):
+        place_tokens(al, seg)
         for side in (0, 1):
-            spans = [s for s in seg.spans if s[0] == side]
-            assert all(a[3] == b[2] for a, b in zip(spans, spans[1:])), "boxes of a row touch"
-            if spans: assert spans[0][2] == 0 and spans[-1][3] == pytest.approx(seg.width)
-            for _, i, x0, x1 in spans:
+            row = [box for box in seg.boxes if box.side == side]
+            assert all(a.right == b.left for a, b in zip(row, row[1:])), "boxes of a row touch"
+            if row: assert row[0].left == 0 and row[-1].right == pytest.approx(seg.width)
+            for _, i, x0, x1 in row:
                 v, ids = ((SMALL, al.student_ids), (LARGE, al.teacher_ids))[side]
-                assert x1 - x0 >= width(label(v, int(ids[i]))) * 8 + 8
+                assert x1 - x0 >= text_width(token_label(v, int(ids[i]))) * 8 + 8
 
 
 def test_a_cut_of_one_row_never_passes_a_later_cut_of_the_other():
     al = pair("1234567 数据 naïve")
-    for seg in segments(al):
-        place(al, seg)
+    for seg in alignment_segments(al):
+        place_tokens(al, seg)
         cuts = {}
-        for side, i, x0, _ in seg.spans:
+        for side, i, x0, _ in seg.boxes:
             starts = (al.student_starts, al.teacher_starts)[side]
             cuts.setdefault(int(starts[i]), set()).add(round(x0, 6))
         xs = [cuts[b] for b in sorted(cuts)]

@@ -1,4 +1,4 @@
-"""Thin teacher rows say what whole ones say, wherever an objective claims that they are enough, and nothing where it does not."""
+"""Top-k rows give the same loss as full rows wherever an objective says that they are enough, and are refused where not."""
 from dataclasses import replace
 
 import pytest
@@ -6,15 +6,15 @@ import torch
 from batches import TEXTS, batch as make, full, parts
 from hypothesis import given, settings, strategies as st
 
-from xtokd.rows.pair_batch import Rows
+from xtokd.rows.dense import LogitRows
 from xtokd.objectives import OBJECTIVES, methods, objective
 from xtokd.objectives.base import TEACHER_ACCESS
 from xtokd.alignment.pair import Pair
-from xtokd.rows.topk import ThinRows, WholeRowsNeeded, joined, thin
+from xtokd.rows.topk import TopKRows, FullRowsRequired, concat_rows, to_top_k
 
 PAIR = Pair("tiny", "tiny")
 SAME = Pair(PAIR.teacher, PAIR.teacher)
-THIN = [("sampled", {}), ("sampled", {"surrogate": True}), ("opd", {}), ("opd", {"discount": .9}), ("minillm", {}), ("dpca", {}), ("dpca", {"stop": "id"}), ("compass", {}), ("ctpd", {}), ("ctpd", {"reference": "student"}),
+SMALL = [("sampled", {}), ("sampled", {"surrogate": True}), ("opd", {}), ("opd", {"discount": .9}), ("minillm", {}), ("dpca", {}), ("dpca", {"stop": "id"}), ("compass", {}), ("ctpd", {}), ("ctpd", {"reference": "student"}),
         ("strict", {"top_k": 12, "support": "teacher"}), ("strict", {"top_k": 5, "support": "teacher", "divergence": "jsd", "span": .5}),
         ("alm", {"debias": "none", "gamma": None}), ("alm", {"debias": "none", "gamma": None, "ce": .5}), ("uld", {"top_k": 12}), ("uld", {"top_k": 12, "pairing": "index"})]
 EQUAL = [("strict", {"top_k": 12, "support": "teacher"}), ("gkd", {"top_k": 12, "support": "teacher"}), ("gkd", {"top_k": 12, "support": "teacher", "tail": "bucket"}), ("minillm", {"single_step": 0})]
@@ -22,29 +22,29 @@ EQUAL = [("strict", {"top_k": 12, "support": "teacher"}), ("gkd", {"top_k": 12, 
 
 class Stops:
     "A ByteVocab with other stop ids."
-    def __init__(self, bv, stop_ids): self.bv, self.stop_ids = bv, stop_ids
-    def __getattr__(self, name): return getattr(self.bv, name)
-    def __len__(self): return len(self.bv)
+    def __init__(self, vocab, stop_ids): self.vocab, self.stop_ids = vocab, stop_ids
+    def __getattr__(self, name): return getattr(self.vocab, name)
+    def __len__(self): return len(self.vocab)
 
 
 def text_source(obj): return "reference" if "gold" in obj.requires or obj.text_source == "reference" else obj.text_source
 
 
 def both(name, knobs, pair=PAIR, seed=0):
-    "What an objective says, and the gradients, on whole and on thin teacher rows."
+    "Output and gradients of an objective on full and on top-k teacher rows."
     found = []
-    for slim in (False, True):
+    for small in (False, True):
         obj = objective(name, **knobs)
         b, leaves = full(pair, text_source=text_source(obj), seed=seed)
-        if slim: b = replace(b, teacher=thin(b.teacher, obj.teacher_top_k))
+        if small: b = replace(b, teacher=to_top_k(b.teacher, obj.teacher_top_k))
         out = obj(b)
         if out.loss_sum.requires_grad: out.loss_sum.backward()
         found.append((out, [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]))
     return found
 
 
-@pytest.mark.parametrize("name, knobs, pair", [(*x, PAIR) for x in THIN] + [(*x, SAME) for x in EQUAL])
-def test_thin_rows_are_enough_where_the_objective_says_so(name, knobs, pair):
+@pytest.mark.parametrize("name, knobs, pair", [(*x, PAIR) for x in SMALL] + [(*x, SAME) for x in EQUAL])
+def test_top_k_rows_are_enough_where_the_objective_says_so(name, knobs, pair):
     obj = objective(name, **knobs)
     assert obj.teacher_access_for(pair) in ("sampled", "top_k", "none") and (obj.teacher_access_for(pair) == "top_k") == (obj.teacher_top_k > 0)
     (a, ga), (b, gb) = both(name, knobs, pair)
@@ -55,19 +55,19 @@ def test_thin_rows_are_enough_where_the_objective_says_so(name, knobs, pair):
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_what_a_class_says_that_it_reads_is_true(name):
-    "Realised or none: thin rows do, on this pair. All: they are refused, by the objective's name and with those that would do; and without that check a whole row is asked for."
+    "Sampled or none: top-k rows are enough. All: they are refused, with the names of objectives that need less; without that check a whole row is asked for."
     obj = objective(name)
     assert obj.teacher_access_for(PAIR) in TEACHER_ACCESS and type(obj).teacher_access in TEACHER_ACCESS
     pair = SAME if obj.equal_vocabularies else PAIR
     b, _ = full(pair, text_source=text_source(obj))
-    b = replace(b, teacher=thin(b.teacher))
+    b = replace(b, teacher=to_top_k(b.teacher))
     if obj.teacher_access_for(pair) != "full":
         assert obj(b).num_units > 0
         return
     with pytest.raises(ValueError, match=f"{name!r} reads whole rows.*sampled") as e: obj(b)
-    assert not isinstance(e.value, WholeRowsNeeded)
+    assert not isinstance(e.value, FullRowsRequired)
     if hasattr(obj, "prepare"): obj.prepare(pair)
-    with pytest.raises((WholeRowsNeeded, AttributeError, TypeError)): obj.signal(b)
+    with pytest.raises((FullRowsRequired, AttributeError, TypeError)): obj.signal(b)
 
 
 def test_minillm_reads_whole_rows_only_with_equal_vocabularies():
@@ -82,54 +82,54 @@ def test_the_list_of_methods_says_what_each_reads():
 
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(0, 4), min_size=0, max_size=4), k=st.integers(0, 30), stops=st.lists(st.integers(0, 400), min_size=1, max_size=4, unique=True), seed=st.integers(0, 99))
-def test_thin_keeps_what_the_rows_say(sizes, k, stops, seed):
+def test_top_k_rows_keep_the_numbers_of_the_full_rows(sizes, k, stops, seed):
     from xtokd.objectives.chunks import token_logps_merged_stops
-    g, bv = torch.Generator().manual_seed(seed), Stops(PAIR.student, tuple(stops))
-    ids = [torch.randint(len(bv), (n,), generator=g).tolist() for n in sizes]
+    g, vocab = torch.Generator().manual_seed(seed), Stops(PAIR.student, tuple(stops))
+    ids = [torch.randint(len(vocab), (n,), generator=g).tolist() for n in sizes]
     if ids and ids[0]: ids[0][-1] = stops[0]
-    dense = Rows([torch.randn(n, len(bv), generator=g) for n in sizes], ids, bv)
-    slim = thin(dense, k)
-    assert len(slim) == len(dense) and (slim.ids == dense.ids).all() and (slim.offsets == dense.offsets).all()
-    assert torch.equal(slim.realised(), dense.realised())
-    assert torch.allclose(token_logps_merged_stops(slim, stops), token_logps_merged_stops(dense, stops), atol=1e-6)
+    dense = LogitRows([torch.randn(n, len(vocab), generator=g) for n in sizes], ids, vocab)
+    small = to_top_k(dense, k)
+    assert len(small) == len(dense) and (small.ids == dense.ids).all() and (small.offsets == dense.offsets).all()
+    assert torch.equal(small.token_logp(), dense.token_logp())
+    assert torch.allclose(token_logps_merged_stops(small, stops), token_logps_merged_stops(dense, stops), atol=1e-6)
     if k and len(dense):
-        assert torch.equal(slim.topk(k).values, dense.topk(k).values) and torch.equal(slim.topk(k, 0, 1).indices, dense.topk(k, 0, 1).indices)
-        known = (slim.topk(k).values.exp().sum(1) + torch.where((slim.topk(k).indices == torch.as_tensor(slim.ids)[:, None]).any(1), 0., slim.realised().exp()))
-        assert torch.allclose(slim.tail() + known, torch.ones(len(dense)), atol=1e-5)
-        assert torch.equal(slim.gather(torch.as_tensor(slim.ids)[:, None])[:, 0], slim.realised())
-    cut = [thin(Rows([l], [i], bv), k) for l, i in zip(dense.logits, ids)]
-    again = joined(cut, bv)
-    assert torch.equal(again.realised(), slim.realised()) and torch.equal(again.with_stops(), slim.with_stops()) and (again.offsets == slim.offsets).all()
+        assert torch.equal(small.topk(k).values, dense.topk(k).values) and torch.equal(small.topk(k, 0, 1).indices, dense.topk(k, 0, 1).indices)
+        known = (small.topk(k).values.exp().sum(1) + torch.where((small.topk(k).indices == torch.as_tensor(small.ids)[:, None]).any(1), 0., small.token_logp().exp()))
+        assert torch.allclose(small.unknown_mass() + known, torch.ones(len(dense)), atol=1e-5)
+        assert torch.equal(small.gather(torch.as_tensor(small.ids)[:, None])[:, 0], small.token_logp())
+    cut = [to_top_k(LogitRows([l], [i], vocab), k) for l, i in zip(dense.logits, ids)]
+    again = concat_rows(cut, vocab)
+    assert torch.equal(again.token_logp(), small.token_logp()) and torch.equal(again.token_logp_merged_stops(), small.token_logp_merged_stops()) and (again.offsets == small.offsets).all()
 
 
-def test_a_realised_number_that_is_not_known_is_left_out_and_said():
+def test_an_unknown_log_prob_is_left_out_with_a_reason():
     b, _ = full(PAIR)
-    slim = thin(b.teacher)
-    slim._realised[3] = slim._stops[3] = float("nan")
-    out = objective("sampled")(replace(b, teacher=slim))
+    small = to_top_k(b.teacher)
+    small._token_logp[3] = small._merged_stops[3] = float("nan")
+    out = objective("sampled")(replace(b, teacher=small))
     chunk = b.alignment.teacher_chunk[3]
     lost = b.alignment.student_chunk == chunk
     assert torch.isfinite(out.loss_sum) and (out.ledger["reason"][lost] == 109).all() and (out.ledger["weight"][~lost & (b.alignment.student_chunk >= 0)] > 0).all()
 
 
 @pytest.mark.parametrize("ask", ["logp", "take", "raw"])
-def test_whole_rows_are_refused_with_the_cure(ask):
+def test_full_rows_are_refused_with_a_hint(ask):
     b, _ = full(PAIR)
-    with pytest.raises(WholeRowsNeeded, match="Choose one that does not"): getattr(thin(b.teacher, 4), ask)([0])
+    with pytest.raises(FullRowsRequired, match="Choose one that does not"): getattr(to_top_k(b.teacher, 4), ask)([0])
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="2 realised log-probs for 3 ids"): ThinRows([[1, 2, 3]], [[-1., -2.]], PAIR.student)
-    with pytest.raises(ValueError, match="likeliest ids of 1 rows for 2"): ThinRows([[1, 2]], [[-1., -2.]], PAIR.student, ([[-1.]], [[4]]))
+    with pytest.raises(ValueError, match="2 log-probs for 3 ids"): TopKRows([[1, 2, 3]], [[-1., -2.]], PAIR.student)
+    with pytest.raises(ValueError, match="most likely ids of 1 rows for 2"): TopKRows([[1, 2]], [[-1., -2.]], PAIR.student, ([[-1.]], [[4]]))
     b, _ = full(PAIR)
-    with pytest.raises(WholeRowsNeeded, match="top_k=9"): thin(b.teacher, 4).topk(9)
-    with pytest.raises(WholeRowsNeeded, match="larger top_k"): thin(b.teacher, 1).gather([5, 6, 7])
-    with pytest.raises(WholeRowsNeeded, match="top_k=12"): objective("uld", top_k=12)(replace(b, teacher=thin(b.teacher, 4)))
+    with pytest.raises(FullRowsRequired, match="top_k=9"): to_top_k(b.teacher, 4).topk(9)
+    with pytest.raises(FullRowsRequired, match="larger top_k"): to_top_k(b.teacher, 1).gather([5, 6, 7])
+    with pytest.raises(FullRowsRequired, match="top_k=12"): objective("uld", top_k=12)(replace(b, teacher=to_top_k(b.teacher, 4)))
 
 
 def test_an_empty_batch():
     p = parts(PAIR, ())
     b = make(PAIR, p)
-    out = objective("sampled")(replace(b, teacher=thin(b.teacher)))
+    out = objective("sampled")(replace(b, teacher=to_top_k(b.teacher)))
     assert out.num_units == 0 and not out.loss_sum.isnan()
-    assert len(joined([], PAIR.teacher)) == 0
+    assert len(concat_rows([], PAIR.teacher)) == 0

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from xtokd.data.tasks.number_words import (FORMS, build_tokenizers, check, interval, items, make_item, measured, number_words,
-                        prompt_ids, response_ids, split_of)
+from xtokd.data.tasks.number_words import (
+    _FORMS, check_number, make_number_item, number_items, split_of_number, to_words,
+)
+from xtokd.experiments.tiny_pair import TINY_TASKS, build_tokenizers, encode_prompts, encode_references
+from xtokd.train.runlog import wilson
 
 TINY = Path(__file__).parent.parent / "data" / "tiny"
 ROLES = ("student", "teacher")
@@ -57,71 +60,71 @@ def kinds(a, b):
 # ---- the task -------------------------------------------------------------------------------------------------------
 
 def read_words(text):
-    "The number that English words say: the inverse of number_words, written another way."
-    from xtokd.data.tasks.number_words import ONES, TENS
+    "The number that English words say: the inverse of to_words, written another way."
+    from xtokd.data.tasks.number_words import _ONES, _TENS
     total = group = 0
     for word in text.replace("-", " ").split():
         if word == "thousand": total, group = total + group * 1000, 0
         elif word == "hundred": group *= 100
-        else: group += ONES.index(word) if word in ONES else 10 * TENS.index(word)
+        else: group += _ONES.index(word) if word in _ONES else 10 * _TENS.index(word)
     return total + group
 
 
 @given(st.integers(0, 999_999))
-def test_number_words_can_be_read_back(n): assert read_words(number_words(n)) == n
+def test_words_can_be_read_back(n): assert read_words(to_words(n)) == n
 
 
 @pytest.mark.parametrize("n", [-1, 1_000_000])
-def test_number_words_refuses_what_it_cannot_say(n):
-    with pytest.raises(ValueError, match="outside 0..999999"): number_words(n)
+def test_numbers_outside_the_task_are_refused(n):
+    with pytest.raises(ValueError, match="outside 0..999999"): to_words(n)
 
 
 @given(st.integers(0, 2 ** 32), st.sampled_from(["train", "heldout"]))
 def test_items_are_consistent(seed, split):
-    item = make_item(random.Random(seed), split)
-    assert split_of(int(item["answer"])) == split
+    item = make_number_item(random.Random(seed), split)
+    assert split_of_number(int(item["answer"])) == split
     assert 1 <= len(item["answer"]) <= 6 and str(int(item["answer"])) == item["answer"]
-    assert number_words(int(item["answer"])) in item["prompt"]
-    assert check(item, item["reference"]) == 1.0
+    assert to_words(int(item["answer"])) in item["prompt"]
+    assert check_number(item, item["reference"]) == 1.0
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="'train' or 'heldout'"): make_item(random.Random(0), "test")
+    with pytest.raises(ValueError, match="'train' or 'heldout'"): make_number_item(random.Random(0), "test")
 
 
 def test_items_are_reproducible_and_distinct():
-    assert items(50, 3) == items(50, 3) != items(50, 4)
-    assert len({i["prompt"] for i in items(500, 3)}) == 500
+    assert number_items(50, 3) == number_items(50, 3) != number_items(50, 4)
+    assert len({i["prompt"] for i in number_items(500, 3)}) == 500
 
 
 def test_all_forms_and_lengths_occur():
-    got = items(600, 5)
+    got = number_items(600, 5)
     assert {len(i["answer"]) for i in got} == set(range(1, 7))
-    endings = [say.format(digits="").split()[0] for _, say in FORMS]
+    endings = [say.format(digits="").split()[0] for _, say in _FORMS]
     assert all(any(e in i["reference"] for i in got) for e in endings)
 
 
 @given(st.integers(0, 999_999), st.integers(0, 999_999))
 def test_check_asks_for_exactly_the_answer(n, m):
     item = {"answer": str(n)}
-    assert check(item, f"The number is {m}.") == float(n == m)
-    assert check(item, f"{m}, no: {n} altogether.") == 1.0
+    assert check_number(item, f"The number is {m}.") == float(n == m)
+    assert check_number(item, f"{m}, no: {n} altogether.") == 1.0
 
 
 @settings(max_examples=50)
 @given(st.text())
-def test_check_takes_any_text(text): assert check({"answer": "12"}, text) in (0.0, 1.0)
+def test_check_takes_any_text(text): assert check_number({"answer": "12"}, text) in (0.0, 1.0)
 
 
 def test_check_sees_shortened_and_lengthened_numbers():
     item = {"answer": "9632"}
-    assert [check(item, t) for t in ("963", "96322", "09632", "9,632", "-", "", "9632\n", "= 9632!")] == [0, 0, 0, 0, 0, 0, 1, 1]
+    assert [check_number(item, t) for t in ("963", "96322", "09632", "9,632", "-", "", "9632\n", "= 9632!")] == [0, 0, 0, 0, 0, 0, 1, 1]
 
 
 # ---- the files ------------------------------------------------------------------------------------------------------
 
 def test_files_hold_what_the_generators_make():
-    assert lines("train.jsonl") == items(4096, 0) and lines("heldout.jsonl") == items(512, 1, "heldout")
+    assert lines("train.jsonl") == number_items(4096, 0) and lines("heldout.jsonl") == number_items(512, 1, "heldout")
 
 
 def test_heldout_numbers_are_in_no_training_item():
@@ -177,12 +180,12 @@ def test_templates(toks):
     assert render("student") == "<s><user>two<reply>2</reply><user>six<reply>"
     for tok in toks.values():
         whole = tok.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=False)
-        assert prompt_ids(tok, [{"prompt": "two"}])[0] == whole
+        assert encode_prompts(tok, [{"prompt": "two"}])[0] == whole
 
 
 def test_every_chunk_kind_occurs_in_real_responses(toks):
     count, rows = Counter(), lines("heldout.jsonl")
-    for item, a, b in zip(rows, *(response_ids(toks[r], rows) for r in ROLES)):
+    for item, a, b in zip(rows, *(encode_references(toks[r], rows) for r in ROLES)):
         assert (a[-1], b[-1]) == (toks["student"].eos_token_id, toks["teacher"].eos_token_id)
         a, b = cuts(toks["student"], a[:-1]), cuts(toks["teacher"], b[:-1])
         assert a[-1] == b[-1] == len(item["reference"])
@@ -192,7 +195,7 @@ def test_every_chunk_kind_occurs_in_real_responses(toks):
 
 
 def test_responses_are_short(toks):
-    ids = response_ids(toks["student"], lines("heldout.jsonl"))
+    ids = encode_references(toks["student"], lines("heldout.jsonl"))
     assert max(map(len, ids)) <= 12 and sum(map(len, ids)) / len(ids) < 10
 
 
@@ -208,15 +211,15 @@ def test_models_fit_their_tokenizers(models, toks):
 
 
 def test_teacher_knows_the_task_and_student_a_third_of_it(models, toks):
-    share = {role: measured(models[role], toks[role], n=300) for role in ROLES}
+    share = {role: TINY_TASKS["number_words"].heldout_accuracy(models[role], toks[role], n=300) for role in ROLES}
     assert share["teacher"]["sampled"] >= 0.95 and share["teacher"]["greedy"] >= 0.95
     assert 0.2 <= share["student"]["sampled"] <= 0.5
 
 
 def test_student_writes_sentences_and_gets_digits_wrong(models, toks):
-    from xtokd.data.tasks.number_words import write_answers
+    from xtokd.experiments.tiny_pair import generate_answers
     rows = lines("heldout.jsonl")[:200]
-    texts = write_answers(models["student"], toks["student"], rows)
+    texts = generate_answers(models["student"], toks["student"], rows)
     frame = lambda text: "".join(c for c in text if not c.isdigit())
     assert sum(frame(t) == frame(i["reference"]) for t, i in zip(texts, rows)) / len(rows) > 0.9
 
@@ -230,5 +233,5 @@ def test_record_tells_of_this_pair(models):
 
 
 def test_interval_covers_the_share():
-    low, high = interval(0.33, 200)
-    assert 0.26 < low < 0.33 < high < 0.40 and interval(1.0, 200)[1] == 1.0
+    low, high = wilson(0.33, 200)
+    assert 0.26 < low < 0.33 < high < 0.40 and wilson(1.0, 200)[1] == 1.0

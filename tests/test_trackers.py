@@ -5,12 +5,12 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import given, strategies as st
 
-from xtokd.models import lora as big
+from xtokd.models import loading as big
 from xtokd.train.checkpoint import checkpoints
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
-from xtokd.train.runlog import plain
-from xtokd.train.trackers import scalars
+from xtokd.train.runlog import to_json
+from xtokd.train.callbacks import scalars
 
 board = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
 
@@ -29,7 +29,7 @@ values = st.recursive(st.one_of(st.floats(), st.integers(-9, 9), st.booleans(), 
 
 @given(st.dictionaries(st.sampled_from(["loss", "costs", "step", "time"]), values))
 def test_only_finite_numbers_go_on(record):
-    for r in (record, plain(record)):
+    for r in (record, to_json(record)):
         found = scalars(r, "train")
         assert all(math.isfinite(v) and not isinstance(v, bool) for v in found.values())
         for k, v in r.items():

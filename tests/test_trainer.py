@@ -18,7 +18,7 @@ from xtokd.train.step import DistillStep
 from xtokd.train.samples import generate_samples
 from xtokd.distributed import finish_gradient
 from xtokd.serving.client import RemoteTeacher
-from xtokd.train.hf_trainer import Distilling, DistillTrainer, gather
+from xtokd.train.hf_trainer import Distilling, DistillTrainer, collate_prompts
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def trainer(folder, obj="strict", size=8, times=1, cls=DistillTrainer, items=Non
 
 def own_gradient(t, samples, obj, auxiliary_models=None):
     "What our own loop makes of these samples"
-    side = Side("student", load_model("tiny", "student", device="cpu").train(), t.student.bv)
+    side = Side("student", load_model("tiny", "student", device="cpu").train(), t.student.vocab)
     o = make_objective(obj)
     if hasattr(o, "prepare"): o.prepare(t.pair, side, TEACHER)
     totals = DistillStep(ModelSet(side, TEACHER, auxiliary_models or {}, t.pair), o, t.distill, contextlib.nullcontext).forward_backward(samples, t.text_source)
@@ -107,7 +107,7 @@ def test_texts_are_those_of_our_own_loop(tmp_path):
     t = trainer(tmp_path, size=2, times=4)
     kept = kept_samples(t)
     t.train()
-    student = Side("student", load_model("tiny", "student", device="cpu"), t.student.bv)
+    student = Side("student", load_model("tiny", "student", device="cpu"), t.student.vocab)
     ours = generate_samples(ITEMS, student, TEACHER, t.distill, "student", combine_seeds(t.distill.seed, 1, 0))
     assert [s.student_ids for s in kept[0]] == [s.student_ids for s in ours] and len({tuple(s.student_ids) for s in ours}) > 1
 
@@ -116,7 +116,7 @@ def test_references_and_preferences(tmp_path):
     refs = trainer(tmp_path, distill=DistillConfig(on_policy_fraction=0., off_policy_source="reference"), items=[{**i, "reference": str(i["answer"])} for i in ITEMS])
     kept = kept_samples(refs)
     refs.train()
-    assert [refs.student.bv.decode(s.student_ids[:-1]).decode() for s in kept[0]] == [str(i["answer"]) for i in ITEMS]
+    assert [refs.student.vocab.decode(s.student_ids[:-1]).decode() for s in kept[0]] == [str(i["answer"]) for i in ITEMS]
     both = trainer(tmp_path, "ctpd", size=2, times=2, items=[{**i, "chosen": f"It is {i['answer']}.", "rejected": "No."} for i in ITEMS], auxiliary_models={"plus": TEACHER, "minus": load_side("tiny", "weak", "cpu")})
     kept = kept_samples(both)
     both.train()
@@ -162,7 +162,7 @@ def test_what_it_refuses(tmp_path):
 
 
 def test_gather_leaves_out_what_a_data_set_fills_up():
-    assert gather([{"prompt": "a", "reference": None}, {"prompt": "b", "reference": "c"}]) == {"items": [{"prompt": "a"}, {"prompt": "b", "reference": "c"}]}
+    assert collate_prompts([{"prompt": "a", "reference": None}, {"prompt": "b", "reference": "c"}]) == {"items": [{"prompt": "a"}, {"prompt": "b", "reference": "c"}]}
 
 
 def test_inside_trl(tmp_path):
@@ -201,12 +201,12 @@ def test_a_served_teacher_is_the_local_one(tmp_path):
     "A RemoteTeacher gives sampled log-probs only; version 0.1 crashed on it (get_output_embeddings)."
     from xtokd.serving.server import Server
     local, grads = trainer(tmp_path/"local", "sampled"), {}
-    with Server(TEACHER.model, TEACHER.bv, port=0) as served:
-        far = trainer(tmp_path/"far", "sampled", teacher=RemoteTeacher(served.url, TEACHER.bv))
+    with Server(TEACHER.model, TEACHER.vocab, port=0) as served:
+        far = trainer(tmp_path/"far", "sampled", teacher=RemoteTeacher(served.url, TEACHER.vocab))
         for name, t in (("local", local), ("far", far)):
             t.train()
             grads[name] = t.look.found[0]
-        with pytest.raises(ValueError, match="reads whole rows"): trainer(tmp_path/"full", "cover", teacher=RemoteTeacher(served.url, TEACHER.bv))
+        with pytest.raises(ValueError, match="reads whole rows"): trainer(tmp_path/"full", "cover", teacher=RemoteTeacher(served.url, TEACHER.vocab))
     assert grads["local"].norm() > 0 and (grads["local"] - grads["far"]).abs().max() < 1e-4
 
 

@@ -15,7 +15,7 @@ from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.exact.toy_models import bpe
 from xtokd.alignment.doctor import probe_texts
 from xtokd.data.prompts import load_prompts
-from xtokd.models.sampling import rollout
+from xtokd.models.sampling import generate_responses
 from xtokd.models.forward import response_logits
 from xtokd.experiments.tokenizer_transfer import Ensemble, byte_tokenizer, covered, fvt, mean_rows, plan, role_map, spelled, transfer, with_tokenizer
 from xtokd.vocab.trie import ByteTrie
@@ -205,7 +205,7 @@ def test_subwords_to_bytes(student, s_bv, tmp_path):
     folder = out.save(tmp_path / "saved")
     again, bv = load_model(folder), ByteVocab(folder)
     assert bv.stop_ids == (258,) and not torch.equal(again.lm_head.weight, again.model.embed_tokens.weight)
-    assert len(rollout(again, bv, [[257, *b"twenty"]], 8, seed=0)[0]) > 0
+    assert len(generate_responses(again, bv, [[257, *b"twenty"]], 8, seed=0)[0]) > 0
 
 
 def test_transfer_refuses(teacher, t_bv, s_bv):
@@ -231,8 +231,8 @@ def test_an_ensemble_is_a_model(student, teacher, t_bv, s_bv, tmp_path):
     alone = [[x.detach().softmax(-1) for x in response_logits(m, prompts, said)] for m in (student, moved)]
     both = Ensemble([student, moved], s_bv)
     for k, row in enumerate(both.rows(prompts, said)): assert torch.allclose(row.exp(), (alone[0][k] + alone[1][k]) / 2, atol=1e-5) and row.shape[1] == len(s_bv)
-    for temperature in (0, 1.): assert rollout(Ensemble([student], s_bv), s_bv, prompts, 12, temperature, seed=1) == rollout(student, s_bv, prompts, 12, temperature, seed=1)
-    assert rollout(Ensemble([student, moved], s_bv, weights=[1, 0]), s_bv, prompts, 12, 0) == rollout(student, s_bv, prompts, 12, 0)
+    for temperature in (0, 1.): assert generate_responses(Ensemble([student], s_bv), s_bv, prompts, 12, temperature, seed=1) == generate_responses(student, s_bv, prompts, 12, temperature, seed=1)
+    assert generate_responses(Ensemble([student, moved], s_bv, weights=[1, 0]), s_bv, prompts, 12, 0) == generate_responses(student, s_bv, prompts, 12, 0)
     with pytest.raises(ValueError, match="bring it to this tokenizer first"): Ensemble([student, teacher], t_bv)
     run = Distiller((deepcopy(student), s_bv), (both, s_bv), load_prompts("tiny", 8), "strict", short(tmp_path, max_steps=1)).fit()
     assert np.isfinite(run.column("loss")).all()
@@ -241,6 +241,6 @@ def test_an_ensemble_is_a_model(student, teacher, t_bv, s_bv, tmp_path):
 def test_cached_writing_is_uncached_writing(student, teacher, t_bv, s_bv):
     both = Ensemble([student, with_tokenizer(teacher, t_bv, s_bv)[0]], s_bv, "logp")
     prompt = [1, *s_bv.encode("nine thousand")]
-    ids, = rollout(both, s_bv, [prompt], 10, 0)
+    ids, = generate_responses(both, s_bv, [prompt], 10, 0)
     rows, = both.rows([prompt], [ids])
     assert rows.argmax(-1).tolist() == ids

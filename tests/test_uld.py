@@ -8,8 +8,8 @@ import torch
 from batches import batch, full, ids_of, parts, some
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
-from xtokd.objectives.matching.uld import row_pairs, sorted_l1
-from xtokd.rows.chunked_loss import realised_logp
+from xtokd.objectives.matching.uld import row_pairs, sorted_l1_distance
+from xtokd.rows.chunked_loss import chunked_token_logp
 from xtokd.alignment.pair import Pair
 
 KNOBS = ({}, {"pairing": "index"}, {"top_k": 5}, {"temperature": 2.}, {"skip_stop": True, "pairing": "index"})
@@ -22,28 +22,28 @@ def pair(): return Pair("tiny")
 
 def test_numbers_of_the_papers():
     s, t = torch.tensor([.1, .6, .3]), torch.tensor([.5, .2, .2, .1])
-    for p in itertools.permutations(range(3)): assert torch.isclose(sorted_l1(s[list(p)], t), torch.tensor(.4))
-    assert torch.isclose(sorted_l1(torch.tensor([.7, .2, .1]), torch.tensor([.1, .8, .05, .05])), torch.tensor(.3))
+    for p in itertools.permutations(range(3)): assert torch.isclose(sorted_l1_distance(s[list(p)], t), torch.tensor(.4))
+    assert torch.isclose(sorted_l1_distance(torch.tensor([.7, .2, .1]), torch.tensor([.1, .8, .05, .05])), torch.tensor(.3))
 
 
 def test_a_wrong_student_can_have_loss_zero():                                     # the weakness of the method, documented
-    assert sorted_l1(torch.tensor([.7, .3]), torch.tensor([.3, .7])) == 0
+    assert sorted_l1_distance(torch.tensor([.7, .3]), torch.tensor([.3, .7])) == 0
 
 
 def test_between_zero_and_two():
     g = torch.Generator().manual_seed(0)
     s, t = torch.randn(50, 30, generator=g).mul(8).softmax(-1), torch.randn(50, 47, generator=g).mul(.1).softmax(-1)
-    loss = sorted_l1(s, t)
+    loss = sorted_l1_distance(s, t)
     assert (loss >= 0).all() and (loss <= 2).all()
-    assert torch.isclose(sorted_l1(torch.tensor([1., 0]), torch.full((10_000,), 1e-4)), torch.tensor(2.), atol=1e-3)
+    assert torch.isclose(sorted_l1_distance(torch.tensor([1., 0]), torch.full((10_000,), 1e-4)), torch.tensor(2.), atol=1e-3)
 
 
 def test_top_k_with_a_rest_is_a_lower_bound_and_whole_at_the_end():
     g = torch.Generator().manual_seed(1)
     s, t = torch.randn(20, 12, generator=g).softmax(-1), torch.randn(20, 17, generator=g).softmax(-1)
-    full_, last = sorted_l1(s, t), torch.zeros(20)
+    full_, last = sorted_l1_distance(s, t), torch.zeros(20)
     for k in (1, 3, 8, 14, 17, 40):
-        now = sorted_l1(s, t, k)
+        now = sorted_l1_distance(s, t, k)
         assert (now <= full_ + 1e-6).all() and (now >= last - 1e-6).all()
         last = now
     assert torch.allclose(last, full_, atol=1e-6)
@@ -104,7 +104,7 @@ def test_gradient_is_that_of_the_formula(pair, pairing):
     mine = [x.grad.clone() for x in leaf[: len(TEXTS)]]
     for x in leaf: x.grad = None
     s, t = row_pairs(b.alignment, pairing)
-    sorted_l1(b.student.take(s).exp(), b.teacher.take(t).exp()).sum().backward()
+    sorted_l1_distance(b.student.take(s).exp(), b.teacher.take(t).exp()).sum().backward()
     for a, x in zip(mine, leaf): assert torch.allclose(a, x.grad, atol=1e-6)
 
 
@@ -138,8 +138,8 @@ def test_gold_text(pair):
     with pytest.raises(ValueError, match="gold"): objective("uld", ce=1.)(batch(pair, p))
     b = batch(pair, p, "teacher")
     plain, both = (objective("uld", pairing="index", factor=1.5, ce=c)(b) for c in (0, 1.))
-    assert torch.isclose(both.loss_sum, plain.loss_sum - b.student.realised().sum(), rtol=1e-5) and both.num_units == len(b.student)
-    assert torch.allclose(realised_logp(b.student, np.arange(len(b.student))), b.student.realised(), atol=1e-6)
+    assert torch.isclose(both.loss_sum, plain.loss_sum - b.student.token_logp().sum(), rtol=1e-5) and both.num_units == len(b.student)
+    assert torch.allclose(chunked_token_logp(b.student, np.arange(len(b.student))), b.student.token_logp(), atol=1e-6)
 
 
 def test_the_stop_is_left_out_on_request(pair):

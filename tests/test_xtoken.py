@@ -5,13 +5,16 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from batches import batch, full, parts, some
+from reference.xtoken import dp_align, dp_table
 from worlds import bpe, digit_groups, make_pair, random_bpe
 from xtokd.alignment.byte_align import align
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import kl_divergence
 from xtokd.objectives import objective
-from xtokd.objectives.projection.xtoken import (Projection, XToken, build_projection, choose_loss, combine, common_kl, common_set, confidence_weights, dp_align, dp_table, mean_rows, p_kl, piece_weights,
-                                     sorted_l1, split_chain)
+from xtokd.objectives.projection.several_teachers import combine_outputs, confidence_weights
+from xtokd.objectives.projection.xtoken import (SparseProjection, XToken, build_projection, choose_loss, chunk_masses,
+                                                 chunk_mean_rows, common_kl, common_set,
+                                                 later_logp, p_kl, piece_weights, sorted_mass_l1, split_chain)
 from xtokd.alignment.pair import Pair
 
 EVERY = bytes(range(256))
@@ -32,7 +35,7 @@ def test_weights_of_pieces():
         assert np.allclose(piece_weights(m), told, atol=6e-7)
 
 
-def toy(): return Projection([[0, -1, -1], [1, 2, 3], [-1, -1, -1]], [[1, 0, 0], piece_weights(3), [0, 0, 0]], 4)
+def toy(): return SparseProjection([[0, -1, -1], [1, 2, 3], [-1, -1, -1]], [[1, 0, 0], piece_weights(3), [0, 0, 0]], 4)
 
 
 def test_projection():
@@ -75,13 +78,16 @@ def test_bytes_that_are_no_text_are_cut_too():
 
 
 # ---- the common set and the choice ----------------------------------------------------------------------------------------------
+def lists(common): return [x.tolist() for x in (common.student, common.teacher, common.student_rest, common.teacher_rest)]
+
+
 def test_common_sets_of_the_code():
-    W = Projection([[2, 3], [2, 4], [5, 0], [5, 1], [1, 0], [3, 4], [4, 2], [0, 1]], [[.8, .2], [.7, .3], [.9, .1], [.9, .1], [.65, .35], [.5, .5], [.6, .4], [.95, .05]], 6)
-    assert [x.tolist() for x in common_set(W, .6)] == [[0, 2, 4, 6, 7], [2, 5, 1, 4, 0], [1, 3, 5], [3]]
-    W = Projection([[1, -1], [1, -1], [2, 0], [0, -1]], [[1, 0], [1, 0], [.9, .1], [1, 0]], 3)
-    assert [x.tolist() for x in common_set(W, strict=True)] == [[0, 3], [1, 0], [1, 2], [2]]
-    W = Projection([[1, 7], [1, 7], [2, 0], [0, 7]], [[1, 0], [1, 0], [.9, .1], [1, 0]], 8)       # trap 2: another filling of empty places
-    assert [x.tolist() for x in common_set(W, strict=True)[:3]] == [[0, 3], [1, 0], [1, 2]]
+    W = SparseProjection([[2, 3], [2, 4], [5, 0], [5, 1], [1, 0], [3, 4], [4, 2], [0, 1]], [[.8, .2], [.7, .3], [.9, .1], [.9, .1], [.65, .35], [.5, .5], [.6, .4], [.95, .05]], 6)
+    assert lists(common_set(W, .6)) == [[0, 2, 4, 6, 7], [2, 5, 1, 4, 0], [1, 3, 5], [3]]
+    W = SparseProjection([[1, -1], [1, -1], [2, 0], [0, -1]], [[1, 0], [1, 0], [.9, .1], [1, 0]], 3)
+    assert lists(common_set(W, strict=True)) == [[0, 3], [1, 0], [1, 2], [2]]
+    W = SparseProjection([[1, 7], [1, 7], [2, 0], [0, 7]], [[1, 0], [1, 0], [.9, .1], [1, 0]], 8)       # trap 2: another filling of empty places
+    assert lists(common_set(W, strict=True))[:3] == [[0, 3], [1, 0], [1, 2]]
 
 
 def test_choice():
@@ -97,14 +103,14 @@ def test_choice():
 def test_gold_toy():
     s, t = torch.tensor([[.4, .3, .2, .1]]), torch.tensor([[.5, .25, .15, .1]])
     rest = s[:, 2:].sum(1), t[:, [1, 3]].sum(1)
-    assert abs(common_kl(s[:, [0, 1]], t[:, [0, 2]], *rest, bucket=False).item() - .007600) < 1e-6 and abs(sorted_l1(s[:, 2:], t[:, [1, 3]]).item() - .05) < 1e-6
+    assert abs(common_kl(s[:, [0, 1]], t[:, [0, 2]], *rest, bucket=False).item() - .007600) < 1e-6 and abs(sorted_mass_l1(s[:, 2:], t[:, [1, 3]]).item() - .05) < 1e-6
     assert common_kl(s[:, [0, 1]], t[:, [0, 2]], *rest).item() >= 0
 
 
 def test_sorted_l1():                                                             # trap 12
     s, t = torch.tensor([[.05, .30, .02]]), torch.tensor([[.10, .08]])
-    assert abs(sorted_l1(s, t, pad=False).item() - .23) < 1e-6 and abs(sorted_l1(s, t).item() - .25) < 1e-6 and abs(sorted_l1(t, s).item() - .25) < 1e-6
-    assert abs(sorted_l1(s, t, cap=1).item() - .2) < 1e-6
+    assert abs(sorted_mass_l1(s, t, pad=False).item() - .23) < 1e-6 and abs(sorted_mass_l1(s, t).item() - .25) < 1e-6 and abs(sorted_mass_l1(t, s).item() - .25) < 1e-6
+    assert abs(sorted_mass_l1(s, t, cap=1).item() - .2) < 1e-6
 
 
 def test_proposition_1():
@@ -119,8 +125,8 @@ def test_proposition_1():
 
 def test_means():
     rows = torch.tensor([[1., 2], [99, 99], [3, 4], [5, 6]])
-    assert mean_rows(rows, np.array([0, -1, 1, 1]), 2).tolist() == [[1, 2], [4, 5]]
-    g = mean_rows(torch.tensor([[.5, .5], [.9, .1]]).log(), np.array([0, 0]), 1).exp()             # trap 10
+    assert chunk_mean_rows(rows, np.array([0, -1, 1, 1]), 2).tolist() == [[1, 2], [4, 5]]
+    g = chunk_mean_rows(torch.tensor([[.5, .5], [.9, .1]]).log(), np.array([0, 0]), 1).exp()             # trap 10
     assert torch.allclose(g, torch.tensor([[.6708, .2236]]), atol=5e-5) and abs(g.sum().item() - .8944) < 5e-5 and abs(kl_divergence(g.log(), (g / g.sum()).log()).item() + .0998) < 5e-5
     assert torch.allclose(split_chain(torch.tensor([[.6, .4]]), torch.tensor([0]), torch.tensor([.5])), torch.tensor([[.3, .4, .3]]))
 
@@ -224,10 +230,8 @@ def test_relabelled_teacher_ids_change_nothing():
 
 def test_chain_keeps_a_total_of_one_and_knows_the_chunk(pair):
     b = full(pair)[0]
-    x = XToken(loss="p-kl")
-    x.prepare(pair)
     k = np.arange(len(b.alignment.chunks))
-    s, t = x._chunk_masses(b, k, x._rest(b))
+    s, t = chunk_masses(b, k, later=later_logp(b))
     assert torch.allclose(s.sum(1), torch.ones(len(k)), atol=1e-5) and torch.allclose(t.sum(1), torch.ones(len(k)), atol=1e-5)
     many = b.alignment.kind > 0
     from xtokd.objectives.chunks import ChunkLogps
@@ -250,7 +254,7 @@ def test_a_pair_that_shares_nothing_but_the_stop():
     s, t = bpe("ab"), bpe("cd")
     x = XToken(loss="h-kl")
     x.prepare(make_pair(s, t))
-    assert x.common[0].tolist() == [s.stop_ids[0]]
+    assert x.common.student.tolist() == [s.stop_ids[0]]
     b = PairBatch.from_logits(make_pair(s, t), [[s.stop_ids[0]]], [[t.stop_ids[0]]], [torch.zeros(1, 3)], [torch.tensor([[0., 0, 0]])])
     for how in WAYS: assert abs(XToken(**how)(b).loss_sum.item()) < 1e-5
 
@@ -277,7 +281,7 @@ def test_gold_text_and_cross_entropy(pair):
     b = full(pair, text_source="reference")[0]
     plain, more = (XToken(ce=c)(b) for c in (0., .1))
     inside = torch.as_tensor(b.alignment.student_chunk >= 0)
-    assert torch.allclose(more.loss_sum - plain.loss_sum, -.1 * b.student.realised()[inside].sum(), rtol=1e-3)
+    assert torch.allclose(more.loss_sum - plain.loss_sum, -.1 * b.student.token_logp()[inside].sum(), rtol=1e-3)
     with pytest.raises(ValueError, match="its errors"): XToken(ce=.1)(full(pair)[0])
     for how in (dict(loss="x"), dict(aggregate="sum"), dict(top=0)):
         with pytest.raises(ValueError): XToken(**how)
@@ -305,11 +309,11 @@ def test_unicode(text):
 # ---- several teachers -----------------------------------------------------------------------------------------------------------------
 def test_teachers_are_combined(pair, same):
     a = XToken()(full(pair)[0])
-    twice = combine([a, a], [.2, .8])
+    twice = combine_outputs([a, a], [.2, .8])
     assert torch.allclose(twice.loss, a.loss) and np.allclose(twice.ledger["weight"], a.ledger["weight"], rtol=1e-5)
     b = XToken()(full(pair, seed=3)[0])
-    assert torch.allclose(combine([a, b], [.25, .75]).loss, .25 * a.loss + .75 * b.loss, rtol=1e-5)      # equal counts
-    with pytest.raises(ValueError, match="one weight"): combine([a, b], [1.])
+    assert torch.allclose(combine_outputs([a, b], [.25, .75]).loss, .25 * a.loss + .75 * b.loss, rtol=1e-5)      # equal counts
+    with pytest.raises(ValueError, match="one weight"): combine_outputs([a, b], [1.])
 
 
 def test_confidence_weights(pair):
@@ -319,5 +323,5 @@ def test_confidence_weights(pair):
         assert w[0] > .5 and abs(sum(w) - 1) < 1e-6
         assert confidence_weights([sure, vague], score, alpha=0.) == [.5, .5]
     w = confidence_weights([sure, vague], "ce")
-    assert abs(w[0] - torch.sigmoid(sure.teacher.realised().mean() - vague.teacher.realised().mean()).item()) < 1e-5
+    assert abs(w[0] - torch.sigmoid(sure.teacher.token_logp().mean() - vague.teacher.token_logp().mean()).item()) < 1e-5
     with pytest.raises(ValueError, match="Choose ce"): confidence_weights([sure], "x")

@@ -168,15 +168,15 @@ def run(size, out, extra=()):
 def cost(student, teacher, n=32):
     "What packing costs each model: KL per token from the model to its packed self (nats) on n worked problems, and how many likeliest tokens change."
     import torch
-    from xtokd.data.chat import render
+    from xtokd.data.chat import render_prompt
     from xtokd.train.runlog import Table
     from xtokd.models.forward import response_logits
     from xtokd.models.side import load_side
-    from xtokd.data.tasks.word_problems import word_problems
-    items, rows = word_problems(n, "heldout"), []
+    from xtokd.data.tasks.word_problems import problem_items
+    items, rows = problem_items(n, "heldout"), []
     for role, name in (("student", student), ("teacher", teacher)):
         side = load_side(name, role, "cpu")
-        prompts, texts = [render(side.bv, i) for i in items], [side.bv.encode(i["working"]) for i in items]
+        prompts, texts = [render_prompt(side.vocab, i) for i in items], [side.vocab.encode(i["working"]) for i in items]
         with torch.no_grad():
             before = torch.cat(response_logits(side.model, prompts, texts)).log_softmax(-1)
             for k, w in side.model.named_parameters():

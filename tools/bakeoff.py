@@ -154,8 +154,8 @@ def run_one(task, name, seed):
     try: train(task, name, settings(task, name, seed, lr), out, f"{task}:heldout")
     except Exception as e: print(f"{to.stem}: {type(e).__name__}: {e}", flush=True)
     if not (out / "run.jsonl").exists(): return
-    from xtokd.train.runlog import write_kept
-    write_kept(thin(out / "run.jsonl", task=task, method=name), to)
+    from xtokd.train.runlog import write_compact
+    write_compact(thin(out / "run.jsonl", task=task, method=name), to)
     shutil.rmtree(out)
     print(time.strftime("%H:%M:%S"), "run", to.stem, lr, flush=True)
 

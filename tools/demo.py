@@ -31,9 +31,9 @@ def teacher_accuracy(config):
     from xtokd.train.evaluate import evaluate
     from xtokd.data.prompts import load_prompts
     from xtokd.models.side import load_side
-    from xtokd.data.tasks.number_words import check
+    from xtokd.data.tasks.number_words import check_number
     side = load_side("tiny", "teacher", "cpu")
-    found, _ = evaluate(side.model.eval(), None, Pair(side.bv, side.bv), load_prompts("tiny:heldout", config["eval_size"]), check, config["max_new_tokens"], seed=config["seed"])
+    found, _ = evaluate(side.model.eval(), None, Pair(side.vocab, side.vocab), load_prompts("tiny:heldout", config["eval_size"]), check_number, config["max_new_tokens"], seed=config["seed"])
     return found
 
 

@@ -21,9 +21,9 @@ THIN, REPO = 5, Path(__file__).resolve().parent.parent
 
 def thin(log, to):
     "Write every fifth step of a run log and all its other events."
-    from xtokd.train.runlog import write_kept
+    from xtokd.train.runlog import write_compact
     events = [json.loads(l) for l in open(log, encoding="utf8")]
-    write_kept([e for e in events if e["event"] != "step" or e["step"] % THIN == 0 or e["step"] == 1], to)
+    write_compact([e for e in events if e["event"] != "step" or e["step"] % THIN == 0 or e["step"] == 1], to)
 
 
 def one(name, seed, out, **other):

@@ -35,7 +35,7 @@ LIVE = """
 import tempfile, time
 from xtokd.train.distiller import Distiller
 from xtokd.train.config import DistillConfig
-from xtokd.data.tasks.number_words import check
+from xtokd.data.tasks.number_words import check_number
 from xtokd.viz.dashboard import Dashboard
 config = DistillConfig(steps=60, batch_size=16, max_new_tokens=16, eval_steps=10, eval_size=16, out=tempfile.mkdtemp() + "/run", progress=False)
 run = Distiller("tiny", "tiny", "tiny", check=check, config=config).fit(block=False)
@@ -67,7 +67,7 @@ VIEWS = {    # name: the cell, and what to do before the picture is taken
     "explorer-pair": ("PairExplorer(pair, 'one two 1234\\n', others={'bytes': pair.teacher})", None),
     "explorer-hostile": ("Explorer(pair.align('<script>alert(1)</script> \\u202eabc\\u200d\\x00 ' + 'x' * 200 + ' مرحبا نص'))", None),
     "map-overlap": ("from xtokd.viz.vocab_map import overlap_map\noverlap_map(pair)", None),
-    "map-select": ("from xtokd.viz.vocab_map import overlap_explorer\noverlap_explorer(pair)", None),
+    "map-select": ("from xtokd.viz.vocab_map import OverlapExplorer\nOverlapExplorer(pair)", None),
     "map-cells": ("from xtokd.viz.cell_map import cell_map\nfrom xtokd.objectives.cover.cells import cell_graph\nlive = cell_map(cell_graph(pair.student, pair.teacher)).explore()\nlive.select(int(live.map.ranked[12]))\nlive", None),
     "map-matrix": ("from xtokd.viz.pair_matrix import pair_matrix\npair_matrix({'tiny-student': pair.student, 'tiny-teacher': pair.teacher}).figure()", None),
     "map-doctor": ("pair.doctor().page()", None),

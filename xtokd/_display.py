@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw']
 
-# %% ../nbs/13_support/04_display.ipynb #c5b4c8e0
+# %% ../nbs/13_support/04_display.ipynb #e94352f7
 from importlib import import_module
 
 _DRAWING_FUNCTIONS = {   # what is drawn -> full name of the function
@@ -13,7 +13,7 @@ _DRAWING_FUNCTIONS = {   # what is drawn -> full name of the function
     "alignment text": "xtokd.viz.alignment_svg.alignment_text",
     "alignment explorer": "xtokd.viz.explorer.Explorer",
     "pair explorer": "xtokd.viz.explorer.PairExplorer",
-    "doctor page": "xtokd.viz.pair_matrix.doctor_page",
+    "doctor page": "xtokd.viz.doctor_page.doctor_page",
 }
 
 

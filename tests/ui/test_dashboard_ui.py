@@ -12,14 +12,23 @@ from xtokd.train.distiller import Distiller
 from xtokd.train.config import DistillConfig
 from xtokd.viz.dashboard import Dashboard
 out = tempfile.mkdtemp() + "/run"
-config = DistillConfig(steps=5000, batch_size=4, micro_batch_size=4, max_new_tokens=12, eval_steps=5, eval_size=4, save_steps=0, progress=False, out=out)
+config = DistillConfig(max_steps=5000, batch_size=4, micro_batch_size=4, max_new_tokens=12, eval_steps=5, eval_size=4, save_steps=0, progress=False, output_dir=out)
 run = Distiller("tiny", "tiny", "tiny", config=config).fit(block=False)
 dash = Dashboard(run)
 dash"""
 
 
 def step(page): return int(page.locator(".xd .xd-big").first.inner_text())
-def wait(page, test): page.wait_for_function(test)
+
+
+def arrives(lab, page, source, value, tries=20):
+    """Whether `source` becomes `value` in Python.
+
+    While the kernel has not answered the last message of a widget, JupyterLab keeps the newest value of a trait back. A cell
+    that is run at that moment is queued before it and reads an older value, so one question may come too early."""
+    return any(lab.ask(page, source) == value for _ in range(tries))
+
+
 STATUS = "w => document.querySelector('.xd .xd-status').textContent.startsWith(w)"
 
 
@@ -78,7 +87,7 @@ def test_a_replay_is_read_by_keyboard(lab):
     for _ in range(7): page.keyboard.press("ArrowRight")
     assert page.locator(".xd .xd-where").inner_text() == "step 7"
     assert page.locator(".xd .xd-range").get_attribute("aria-valuetext").startswith("step 7: loss ")
-    assert lab.ask(page, "dash.at") == "7"
+    assert arrives(lab, page, "dash.at", "7")
     assert page.locator(".xd .xd-cursor[visibility=visible]").count() == page.locator(".xd .xd-panel").count()
     page.locator(".xd .xd-range").focus()
     page.keyboard.press("Escape")
@@ -100,7 +109,7 @@ def test_hostile_samples_and_warnings_in_the_dark(lab, tmp_path):
     picture["alignment"]["student"]["name"] = evil
     log.write_text("\n".join(lines[:-1] + [said, json.dumps(picture), lines[-1]]) + "\n", encoding="utf8")
     page = lab.notebook([f"from xtokd.viz.dashboard import Dashboard\nDashboard.replay({str(log)!r}, speed=None)"], theme="dark", reduced_motion="reduce")
-    page.wait_for_selector(".xd .xd-alarms li")
+    page.wait_for_selector(".xd .xd-warnings li")
     assert page.locator(".xd script, .xd img, .xd [onerror]").count() == 0 and page.title() != "broken"
     assert "<script>" in page.locator(".xd .xd-prompt").last.inner_text()
     assert page.locator(".xd").bounding_box()["width"] < 1400

@@ -1,6 +1,6 @@
 """Select in the vocabulary map in real JupyterLab: a box in the plot and a choice in the list reach Python."""
 
-CELLS = ["from xtokd.alignment.pair import Pair\nfrom xtokd.viz.vocab_map import overlap_explorer\nlive = overlap_explorer(Pair('tiny'))\nlive"]
+CELLS = ["from xtokd.alignment.pair import Pair\nfrom xtokd.viz.vocab_map import OverlapExplorer\nlive = OverlapExplorer(Pair('tiny'))\nlive"]
 
 
 def test_select_in_the_vocabulary_map(lab):

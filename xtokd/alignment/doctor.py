@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'THRESHOLDS', 'probe_texts', 'measure_texts', 'summarize_texts', 'number_splits', 'head_report', 'Finding',
            'Report', 'Threshold', 'examine', 'examine_tokenizers', 'report_text']
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #df9fa184
+# %% ../../nbs/03_alignment/07_doctor.ipynb #4bc84113
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ from .._display import draw
 from .alignment import KINDS
 from .byte_align import align_batch
 from .pair import Pair, read_vocab
-from ..data.chat import turn_end
+from ..data.chat import turn_end_id
 from ..hub import data_dir
 from ..vocab.bytevocab import ByteVocab
 from ..vocab.overlap import VocabOverlap
@@ -112,7 +112,7 @@ def head_report(vocab: ByteVocab, model: object = None) -> dict:
     return dict(ids=len(vocab), head=head, padding=max(head - len(vocab), 0) if head else None,
                 text_ids_beyond_head=len(beyond), context=config.get("max_position_embeddings"))
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #cf4cf873
+# %% ../../nbs/03_alignment/07_doctor.ipynb #0c4f07c5
 def _generation_prompt(vocab: ByteVocab) -> str | None:
     "What the chat template writes before a response; None without a template."
     if not getattr(vocab.hf, "chat_template", None): return None
@@ -127,7 +127,7 @@ def _generation_prompt(vocab: ByteVocab) -> str | None:
 def _chat_report(vocab: ByteVocab) -> dict:
     "Template and stop ids of one side."
     def token(i): return vocab.tokenizer.id_to_token(int(i))
-    prompt, end = _generation_prompt(vocab), turn_end(vocab)
+    prompt, end = _generation_prompt(vocab), turn_end_id(vocab)
     return dict(template=prompt is not None, opening=prompt, thinks="<think" in (prompt or ""),
                 stops={int(i): token(i) for i in vocab.stop_ids}, turn_end=end,
                 turn_end_token=None if end is None else token(end),
@@ -175,7 +175,7 @@ class Report:
     def __repr__(self): return report_text(self)
     def _repr_markdown_(self): return _report_markdown(self)
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #fd806be3
+# %% ../../nbs/03_alignment/07_doctor.ipynb #f62a277f
 def _describe(vocab: ByteVocab) -> dict:
     "Facts of one side."
     return dict(name=vocab.name, kind=vocab.kind, ids=len(vocab), control=int(vocab.special.sum()),
@@ -185,7 +185,8 @@ def _describe(vocab: ByteVocab) -> dict:
 def _overlap_report(overlap: VocabOverlap) -> dict:
     "Shares of ids that both vocabularies have."
     return dict(jaccard=round(overlap.jaccard, 4), share_student=round(overlap.student_shared_fraction, 4),
-                share_teacher=round(overlap.teacher_shared_fraction, 4), shared=len(overlap.shared_student_ids),
+                share_teacher=round(overlap.teacher_shared_fraction, 4),
+                shared=len(overlap.shared_student_ids),
                 identical=bool(overlap.identical))
 
 
@@ -282,7 +283,7 @@ def _change_findings(report: Report) -> Iterator[Finding]:
                       "what was changed is matched where it can be and masked where not; "
                       "avoid such text in prompts with exact answers")
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #6b70cad5
+# %% ../../nbs/03_alignment/07_doctor.ipynb #2926b265
 def _model_findings(report: Report) -> Iterator[Finding]:
     "Numbers, and heads that belong to another tokenizer."
     if report.digits["trap"]:
@@ -322,7 +323,7 @@ def _template_findings(report: Report) -> Iterator[Finding]:
         role = "student" if student["template"] else "teacher"
         yield Finding("fit with care", f"only the {role} has a chat template",
                       "the other side gets a plain one; "
-                      "check what xtokd.data.chat.render makes of your prompts")
+                      "check what xtokd.data.chat.render_prompt makes of your prompts")
     if student["thinks"] != teacher["thinks"]:
         role = "student" if student["thinks"] else "teacher"
         yield Finding("fit with care", f"only the {role}'s generation prompt opens a thinking tag",

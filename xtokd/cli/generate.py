@@ -5,29 +5,32 @@
 # %% auto #0
 __all__ = ['ByteStream', 'shown', 'Answer', 'answer', 'is_run', 'newest', 'load', 'put_on', 'compared', 'columns', 'tell']
 
-# %% ../../nbs/12_cli/03_generate.ipynb #2fd05551
+# %% ../../nbs/12_cli/03_generate.ipynb #7d2054a8
 import codecs, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..models.lora import is_lora, need
-from ..data.chat import args_of, raw_ids, read_args, render, told, unused_args
+from ..models.lora import is_lora
+from ..models.loading import require_package, context_length
+from xtokd.data.chat import (
+    kwargs_for, raw_prompt_ids, parse_template_kwargs, render_prompt, side_with_template_kwargs,
+    unused_template_kwargs,
+)
 from ..train.checkpoint import checkpoints
 from ..vocab.bytevocab import response_text
 from ..errors import refuse_pickles
 from ..hub import BUILTIN_PAIRS, ModelNotFound
-from ..models.sampling import rollout
+from ..models.sampling import generate_responses
 from ..train.runlog import Run, log_file
-from ..models.forward import context_length
 from ..serving.client import open_side
 
-# %% ../../nbs/12_cli/03_generate.ipynb #ed5eb6b8
+# %% ../../nbs/12_cli/03_generate.ipynb #84f872d6
 class ByteStream:
     "A streamer for `model.generate` that hands text to `say` as soon as its last byte is there"
-    def __init__(self, bv, say): self.bv, self.say, self.prompt, self.decoder = bv, say, True, codecs.getincrementaldecoder("utf-8")("replace")
+    def __init__(self, bv, say): self.vocab, self.say, self.prompt, self.decoder = bv, say, True, codecs.getincrementaldecoder("utf-8")("replace")
     def put(self, ids):
         if self.prompt: self.prompt = False
-        else: self.give(self.decoder.decode(self.bv.decode(ids)))
+        else: self.give(self.decoder.decode(self.vocab.decode(ids)))
     def end(self): self.give(self.decoder.decode(b"", True))
     def give(self, text): text and self.say(text)
 
@@ -36,7 +39,7 @@ _HIDDEN = {i: "\ufffd" for i in (*range(32), *range(127, 160)) if chr(i) not in 
 
 def shown(text): "Text for a terminal, control characters replaced"; return text.translate(_HIDDEN)
 
-# %% ../../nbs/12_cli/03_generate.ipynb #3a60787a
+# %% ../../nbs/12_cli/03_generate.ipynb #19f80fef
 @dataclass
 class Answer:
     "What one model wrote: its text and ids, whether it stopped by itself, seconds"
@@ -56,14 +59,14 @@ def answer(side,                # a Side: see `load_side`
            seed=0,
            say=None):           # is handed the text as it comes
     "The Answer of one model to one prompt"
-    began, ids = time.perf_counter(), raw_ids(side.bv, prompt) if raw else render(side.bv, prompt)
+    began, ids = time.perf_counter(), raw_prompt_ids(side.vocab, prompt) if raw else render_prompt(side.vocab, prompt)
     if not ids: raise ValueError(f"the prompt has no tokens and {side.name} has no beginning-of-text token: give a longer prompt")
     room = (context_length(side.model) or 1 << 40) - len(ids)
     if room < 1: raise ValueError(f"the prompt has {len(ids)} tokens, {side.name} holds {context_length(side.model)}: shorten it")
-    wrote = rollout(side.model, side.bv, [ids], min(max_new_tokens, room), temperature, seed=seed, streamer=say and ByteStream(side.bv, say))[0]
-    return Answer(side.name, response_text(side.bv, wrote), wrote, bool(wrote) and wrote[-1] in side.bv.stop_ids, time.perf_counter() - began)
+    wrote = generate_responses(side.model, side.vocab, [ids], min(max_new_tokens, room), temperature, seed=seed, streamer=say and ByteStream(side.vocab, say))[0]
+    return Answer(side.name, response_text(side.vocab, wrote), wrote, bool(wrote) and wrote[-1] in side.vocab.stop_ids, time.perf_counter() - began)
 
-# %% ../../nbs/12_cli/03_generate.ipynb #2c6749ba
+# %% ../../nbs/12_cli/03_generate.ipynb #5c7d397b
 def is_run(word): "Is there a run log in this folder?"; return Path(word).is_dir() and log_file(word).exists()
 
 
@@ -80,7 +83,7 @@ def load(word,            # run folder, folder, or name
          adapter=None,    # folder (or run) of an adapter to put on it
          chat_template_kwargs=None): # of its chat template
     "The Side of a word, by that name"
-    side = told(open_side(newest(word) if is_run(word) else word, role), chat_template_kwargs)
+    side = side_with_template_kwargs(open_side(newest(word) if is_run(word) else word, role), chat_template_kwargs)
     side.name = str(word)
     if adapter is not None: put_on(side, newest(adapter) if is_run(adapter) else Path(adapter))
     return side
@@ -90,7 +93,7 @@ def put_on(side, folder):
     "Put the adapter of a folder on a model"
     if not (folder/"adapter_config.json").is_file(): raise ModelNotFound(f"no adapter in {folder}: give a folder with adapter_config.json, such as the student of a run with lora")
     if is_lora(side.model): raise ValueError(f"{side.name} carries an adapter already: give the model without it, or leave the adapter out")
-    need("peft", f"the adapter in {folder}"); refuse_pickles(folder)
+    require_package("peft", f"the adapter in {folder}"); refuse_pickles(folder)
     side.model.load_adapter(str(folder))
     side.name = f"{side.name} with {folder}"
 
@@ -117,17 +120,17 @@ def columns(answers):
     table.add_row(*(Text(shown(a.text)) for a in answers))
     return table
 
-# %% ../../nbs/12_cli/03_generate.ipynb #1b071e9c
+# %% ../../nbs/12_cli/03_generate.ipynb #fef46aa2
 def tell(model, prompt, compare=(), adapter=None, chat_template_kwargs=None, **how):
     "Print what `model` writes as it comes; with others to `compare`, all side by side. Returns the Answers; `how` goes to `answer`"
     words = [(model, "student", adapter), *((*compared(w, model), None) for w in compare)]
     say = None if compare else lambda text: print(shown(text), end="", flush=True)
-    args = read_args(chat_template_kwargs)
+    args = parse_template_kwargs(chat_template_kwargs)
     if args is None and is_run(model): args = Run(model).config.get("chat_template_kwargs")
     names, answers = [model, *compare], []
     for name, (word, role, own) in zip(names, words):
-        side = load(word, role, own, args_of(args, role))
-        if lost := unused_args(side.bv, args_of(args, role)): print(f"the chat template of {word} makes no use of {', '.join(lost)}", file=sys.stderr)
+        side = load(word, role, own, kwargs_for(args, role))
+        if lost := unused_template_kwargs(side.vocab, kwargs_for(args, role)): print(f"the chat template of {word} makes no use of {', '.join(lost)}", file=sys.stderr)
         if compare and name in ("start", "teacher"): side.name = f"{name}: {side.name}"
         answers.append(answer(side, prompt, say=say, **how))
         del side

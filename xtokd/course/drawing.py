@@ -6,14 +6,14 @@
 __all__ = ['MARKS', 'SOLVED', 'plain', 'Box', 'Band', 'Row', 'said', 'places', 'picture_text', 'picture_svg', 'Picture',
            'Unreadable', 'Untried', 'Verdict', 'Puzzle', 'need', 'listed', 'whole', 'number']
 
-# %% ../../nbs/00_course/02_drawing.ipynb #849e2862
+# %% ../../nbs/00_course/02_drawing.ipynb #01319e54
 import hashlib, textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 from operator import index
 
-from ..viz.alignment_svg import glyphs, shorten, width
+from ..viz.alignment_svg import glyphs, shorten, text_width
 
 # %% ../../nbs/00_course/02_drawing.ipynb #fe091a70
 MARKS = {"given": "", "right": "✓", "wrong": "✗", "open": "?"}
@@ -59,19 +59,19 @@ def said(item) -> str:
     "The label of an item with its mark."
     return f"{MARKS[item.mark]} {shorten(plain(item.text))}".strip()
 
-# %% ../../nbs/00_course/02_drawing.ipynb #91a902d4
+# %% ../../nbs/00_course/02_drawing.ipynb #e36399cb
 _CELL, _CHAR, _TALL, _BAR = 26., 8., 26, 30       # pixels: narrowest cell, one character, a row, a bar
 
 
 def places(rows: list) -> list[float]:
     "Pixel of each cut of the axis."
-    ends = [(i.a, max(i.b, i.a + 1), width(said(i)) * _CHAR + 12) for r in rows for i in r.items]     # the label of a line stands right of it
+    ends = [(i.a, max(i.b, i.a + 1), text_width(said(i)) * _CHAR + 12) for r in rows for i in r.items]     # the label of a line stands right of it
     last = max([0] + [max(i.b, getattr(i, "d", 0)) for r in rows for i in r.items])
     x = [0.]
     for c in range(1, last + 1): x.append(max([x[-1] + _CELL] + [x[a] + w for a, b, w in ends if b == c]))
     return x
 
-# %% ../../nbs/00_course/02_drawing.ipynb #bdb24453
+# %% ../../nbs/00_course/02_drawing.ipynb #1a546c0c
 _STYLE = """<style>.xt-p{font:13px ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace;fill:#1b1b1b;text-anchor:middle}
 .xt-p .l{text-anchor:start;font-size:12px;fill:#444}.xt-p .h{text-anchor:start;font-size:14px;font-weight:600}.xt-p .o{text-anchor:start;font-size:12.5px;fill:#1b1b1b}
 .xt-p .given{fill:#777;fill-opacity:.09;stroke:#8a8a8a;stroke-width:1}.xt-p .right{fill:#0072B2;fill-opacity:.15;stroke:#0072B2;stroke-width:1.6}
@@ -94,7 +94,7 @@ def _band(i: Band, x: list, y: float) -> str:
     lo, hi = y - 2, y + _TALL - 2
     points = " ".join(f"{px:.1f},{py:.1f}" for px, py in ((x[i.a] + 1, lo), (x[i.b] - 1, lo), (x[i.d] - 1, hi), (x[i.c] + 1, hi)))
     middle = (x[i.a] + x[i.b] + x[i.c] + x[i.d]) / 4
-    side = 0 if i.b > i.a else width(said(i)) * 4 + 5
+    side = 0 if i.b > i.a else text_width(said(i)) * 4 + 5
     return f'<g><title>{escape(plain(i.note))}</title><polygon class="{i.mark}" points="{points}"/><text x="{middle + side:.1f}" y="{y + 15}">{escape(said(i))}</text></g>'
 
 
@@ -110,9 +110,9 @@ def _row(r: Row, x: list, y: float) -> tuple[str, float]:
 
 def _side(rows: list) -> float:
     "Where the axis begins: right of the names."
-    return max([0] + [width(plain(r.name)) for r in rows]) * 7.4 + 26
+    return max([0] + [text_width(plain(r.name)) for r in rows]) * 7.4 + 26
 
-# %% ../../nbs/00_course/02_drawing.ipynb #a80a2215
+# %% ../../nbs/00_course/02_drawing.ipynb #37c63a07
 def _wrapped(notes: list, cells: int = 104) -> list[str]:
     "Sentences as lines."
     return [line for n in notes for line in textwrap.wrap(plain(n), cells, subsequent_indent="  ")]
@@ -120,9 +120,9 @@ def _wrapped(notes: list, cells: int = 104) -> list[str]:
 
 def picture_text(p) -> str:
     "The picture as a table in plain text; the reasons of marked items below their row."
-    wide, out = max([0] + [width(plain(r.name)) for r in p.rows]), [plain(p.title)]
+    wide, out = max([0] + [text_width(plain(r.name)) for r in p.rows]), [plain(p.title)]
     for r in p.rows:
-        out.append(plain(r.name) + " " * (wide - width(plain(r.name)) + 2) + " │ ".join(said(i) for i in r.items))
+        out.append(plain(r.name) + " " * (wide - text_width(plain(r.name)) + 2) + " │ ".join(said(i) for i in r.items))
         out += [f"{' ' * (wide + 2)}{said(i)}: {plain(i.note)}" for i in r.items if i.note and i.mark != "given"]
     return "\n".join([*out, *_wrapped(p.notes)])
 
@@ -131,7 +131,7 @@ def picture_svg(p) -> str:
     "The picture as an SVG element."
     x, y, lines = places(p.rows), 34., _wrapped(p.notes)
     side, head = _side(p.rows), plain(p.title)
-    wide = max([side + x[-1] + 64, 24 + width(head) * 8.6, *(24 + width(l) * 7.7 for l in lines)])
+    wide = max([side + x[-1] + 64, 24 + text_width(head) * 8.6, *(24 + text_width(l) * 7.7 for l in lines)])
     marks = [m for m in _WORDS if any(i.mark == m for r in p.rows for i in r.items)]
     body = [f'<text class="h" x="12" y="22">{escape(head)}</text>']
     for r in p.rows:

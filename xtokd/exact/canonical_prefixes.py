@@ -47,50 +47,50 @@ def _attempts(bv, trie, text, wide):
         if len(ids) > wide: yield _text(z[:i], True), -1
         else: yield from ((t, v) if (t := _text(z[:i] + bv.bytes[v], True)) is not None else (_text(z[:i], True), -1) for v in ids)
 
-# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #ef2c78ae
+# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #f227638d
 class Reader:
     "How texts that begin with given bytes may begin in a tokenizer's tokens. A suffix that more than `wide` tokens begin with is left open."
     def __init__(self, bv, wide=256):
         if bv.piece_format.model not in ("BPE", "WordLevel"): raise UnsupportedTokenizer(bv.name, f"the first tokens of a {bv.kind} text depend on all of it.", "Use a BPE tokenizer, or count in a World.")
-        self.bv, self.trie, self.wide, self._memo = bv, ByteTrie(bv.bytes), wide, {}
+        self.vocab, self.trie, self.wide, self._memo = bv, ByteTrie(bv.bytes), wide, {}
 
     def covers(self, pieces):
         "For each byte string, the ids (tuples) with which a text may begin that begins so; empty where no text does."
         if len(self._memo) > 100_000: self._memo.clear()
         new = [z for z in dict.fromkeys(pieces) if z not in self._memo]
         text = {z: _text(z) for z in new}
-        todo = [(z, t, v) for z in new if text[z] is not None for t, v in _attempts(self.bv, self.trie, text[z], self.wide)]
-        self._memo.update((z, endings(self.bv, text[z]) if text[z] is not None else set()) for z in new)
-        for (z, t, v), ids in zip(todo, self.bv.encode_batch([t or "" for _, t, _ in todo])):
+        todo = [(z, t, v) for z in new if text[z] is not None for t, v in _attempts(self.vocab, self.trie, text[z], self.wide)]
+        self._memo.update((z, endings(self.vocab, text[z]) if text[z] is not None else set()) for z in new)
+        for (z, t, v), ids in zip(todo, self.vocab.encode_batch([t or "" for _, t, _ in todo])):
             if v < 0 or ids and ids[-1] == v: self._memo[z].add(tuple(ids))
         return [self._memo[z] for z in pieces]
 
 
 reader = lru_cache(maxsize=8)(Reader)
 
-# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #d6202c7f
+# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #0f4f5fc5
 class Writer:
     "Which tokens may follow others in canonical text, and how much of the past that depends on."
     def __init__(self, bv):
-        self.bv, self.trie, self._memo, self._windows = bv, ByteTrie(bv.bytes), {}, {}
+        self.vocab, self.trie, self._memo, self._windows = bv, ByteTrie(bv.bytes), {}, {}
 
     def window(self, ids):
         "The tokens of the last pre-token; of a very long one the last few, since inside a pre-token neighbours are all that counts."
         if ids not in self._windows:
-            text = _text(self.bv.decode(ids)) or ""
-            at = np.searchsorted(self.bv.starts(ids), pretoken_boundaries(self.bv, text)[:-1][-1:])
+            text = _text(self.vocab.decode(ids)) or ""
+            at = np.searchsorted(self.vocab.starts(ids), pretoken_boundaries(self.vocab, text)[:-1][-1:])
             self._windows[ids] = ids[int(at[0]):] if len(at) and len(ids) - at[0] <= 16 else ids[-4:]
         return self._windows[ids]
 
     def follow(self, window, ids):
         "Whether each of `ids` may follow the tokens `window` [n]; half a character may stand at the end."
         if len(self._memo) > 1_000_000: self._memo.clear()
-        ids, before = [int(v) for v in ids], self.bv.decode(window)
+        ids, before = [int(v) for v in ids], self.vocab.decode(window)
         new = [v for v in ids if (window, v) not in self._memo]
-        texts = [_text(before + self.bv.bytes[v], True) for v in new]
-        for v, t, got in zip(new, texts, self.bv.encode_batch([t or "" for t in texts])):
-            if t is None: fits = _text(before + self.bv.bytes[v]) is not None
-            else: fits = tuple(got) == (*window, v) or (*window, v) in endings(self.bv, t)
+        texts = [_text(before + self.vocab.bytes[v], True) for v in new]
+        for v, t, got in zip(new, texts, self.vocab.encode_batch([t or "" for t in texts])):
+            if t is None: fits = _text(before + self.vocab.bytes[v]) is not None
+            else: fits = tuple(got) == (*window, v) or (*window, v) in endings(self.vocab, t)
             self._memo[window, v] = fits
         return np.array([self._memo[window, v] for v in ids], bool)
 

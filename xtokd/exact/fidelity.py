@@ -45,7 +45,7 @@ def probabilities(case):
     import torch
     return np.concatenate([torch.softmax(l.double(), -1).numpy() for l in case.student_logits])
 
-# %% ../../nbs/09_exact/05_fidelity.ipynb #63ee8622
+# %% ../../nbs/09_exact/05_fidelity.ipynb #18c46715
 def log_rows(rows, floor=1e-9):
     "Probabilities [n, V] as float32 logits; what is impossible gets `floor`."
     import torch
@@ -64,10 +64,10 @@ def world_case(student,    # a World: its texts are those that are looked at
                leak=1e-6): # what the teacher's rows leave to an impossible token: no softmax is ever zero
     "The case of two worlds: every text of the student, the truth by counting."
     from xtokd.exact.toy_models import World, make_pair
-    texts, truth = list(student.texts), World(teacher.texts, student.bv)
+    texts, truth = list(student.texts), World(teacher.texts, student.vocab)
     s, t = [student.codes[x] for x in texts], [teacher.codes[x] for x in texts]
     chance = {who: np.array([float(w.texts[x]) for x in texts]) for who, w in (("student", student), ("teacher", teacher))}
-    return Case(name, make_pair(student.bv, teacher.bv), s, t, [log_rows(student.rows(c)) for c in s], [log_rows(teacher.rows(c), leak / len(teacher.bv)) for c in t],
+    return Case(name, make_pair(student.vocab, teacher.vocab), s, t, [log_rows(student.rows(c)) for c in s], [log_rows(teacher.rows(c), leak / len(teacher.vocab)) for c in t],
                 np.concatenate([truth.rows(c) for c in s]), chance, states(s))
 
 # %% ../../nbs/09_exact/05_fidelity.ipynb #695cfda0

@@ -14,7 +14,7 @@ import numpy as np
 
 from .canonical_prefixes import _text, cuts, reader, text_source
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #87e691d7
+# %% ../../nbs/09_exact/04_scorer.ipynb #59dd8718
 def _hosts(prefixes):
     "{prefix: the longest of the prefixes that begins with it}."
     out, host = {}, None
@@ -27,7 +27,7 @@ def _hosts(prefixes):
 def _forward(model, prompt, hosts, width, temperature=1.):
     "Probabilities [B, longest host + 1, width] after every beginning of each host; rows past a host's end mean nothing."
     import torch
-    from xtokd.models.forward import accepts
+    from xtokd.models.loading import accepts
     n = max(map(len, hosts))
     ids = torch.tensor([[*prompt, *h, *[prompt[0]] * (n - len(h))] for h in hosts], device=next(model.parameters()).device)   # padding behind is not seen
     extra = {"logits_to_keep": n + 1} if accepts(model, "logits_to_keep") else {}
@@ -35,13 +35,13 @@ def _forward(model, prompt, hosts, width, temperature=1.):
     with torch.no_grad(): logits = model(input_ids=ids, **extra).logits[:, -n - 1:, :width]
     return (logits.double() / temperature).softmax(-1).cpu().numpy()
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #f6908318
+# %% ../../nbs/09_exact/04_scorer.ipynb #07d52f00
 class Scorer:
     "Next-token probabilities after a prompt and a prefix: `row(prefix)` is float64 [len(bv)], `rows(prefixes)` asks for many at once."
     room = 2 ** 26        # numbers that are held at once, in memory and in a forward
 
     def __init__(self, model, bv, prompt_ids=(), temperature=1.):   # transformers model, or function prefix -> [V]; its ByteVocab; ids before the response
-        self.model, self.bv, self.prompt, self.temperature, self.forwards, self._memo = model, bv, list(prompt_ids), temperature, 0, {}
+        self.model, self.vocab, self.prompt, self.temperature, self.forwards, self._memo = model, bv, list(prompt_ids), temperature, 0, {}
         self.lm = hasattr(model, "parameters")
         if self.lm and not self.prompt: raise ValueError("the prompt is empty, so nothing predicts the first token: let it hold at least a BOS token")
 
@@ -49,7 +49,7 @@ class Scorer:
         "Rows [n, len(bv)] after each prefix of ids."
         prefixes = [tuple(p) for p in prefixes]
         new = [p for p in dict.fromkeys(prefixes) if p not in self._memo]
-        if (len(self._memo) + len(new)) * len(self.bv) > self.room:
+        if (len(self._memo) + len(new)) * len(self.vocab) > self.room:
             self._memo.clear()
             new = list(dict.fromkeys(prefixes))
         if new: self._ask(new)
@@ -62,20 +62,20 @@ class Scorer:
             return
         host = _hosts(new)
         longest = sorted(set(host.values()), key=len)
-        step = max(1, self.room // ((len(longest[-1]) + 1) * len(self.bv)))
+        step = max(1, self.room // ((len(longest[-1]) + 1) * len(self.vocab)))
         for part in (longest[a: a + step] for a in range(0, len(longest), step)):
-            got, place = _forward(self.model, self.prompt, part, len(self.bv), self.temperature), {h: k for k, h in enumerate(part)}
+            got, place = _forward(self.model, self.prompt, part, len(self.vocab), self.temperature), {h: k for k, h in enumerate(part)}
             for p in new:
-                if host[p] in place: self._memo[p] = np.pad(row := got[place[host[p]], len(p)], (0, len(self.bv) - len(row)))
+                if host[p] in place: self._memo[p] = np.pad(row := got[place[host[p]], len(p)], (0, len(self.vocab) - len(row)))
 
     def row(self, prefix): "float64 [len(bv)] after one prefix."; return self.rows([prefix])[0]
     __call__ = row
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #b87dbccd
+# %% ../../nbs/09_exact/04_scorer.ipynb #8d785c77
 class Response:
     "A student's response: its ids up to a stop, the byte at which each row stands, and for each byte where to start reading."
     def __init__(self, read, ids):
-        bv = self.bv = read.bv
+        bv = self.vocab = read.vocab
         self.stops = bool(len(ids)) and ids[-1] in bv.stop_ids
         self.ids = tuple(int(i) for i in (ids[:-1] if self.stops else ids))
         bad = [i for i in self.ids if not bv.lengths[i]]
@@ -91,8 +91,8 @@ class Response:
         sure = 0
         while covers and all(len(c) > sure for c in covers) and len({c[sure] for c in covers} | {self.ids[j + sure] if j + sure < len(self.ids) else -1}) == 1: sure += 1
         if not sure: return a, j
-        ends = self.bv.starts(self.ids[j:j + sure])
-        last = max(frozenset.intersection(*cuts(self.bv, _text(self.data[a:d]))) & set(ends.tolist()), default=0)
+        ends = self.vocab.starts(self.ids[j:j + sure])
+        last = max(frozenset.intersection(*cuts(self.vocab, _text(self.data[a:d]))) & set(ends.tolist()), default=0)
         k = int(np.searchsorted(ends, last))
         if sure - k > 16: k = sure - 4                # a pre-token of this length: inside one, neighbours are all that counts
         return a + int(ends[k]), j + k
@@ -110,7 +110,7 @@ def _differs(self, ids, j, ended=False):
 
 Response.differs = _differs
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #8aeed18c
+# %% ../../nbs/09_exact/04_scorer.ipynb #ecc41716
 @dataclass(frozen=True)
 class Node:
     "A beginning of a teacher text: ids, the window of the last ones, its bytes, log mass, and how many bytes it shares with the response."
@@ -130,9 +130,9 @@ def walk_path(scorer, write, data):
     size, trie = len(data), write.trie
     reach = [[] for _ in range(size + 1)]
     for j, end, node in zip(*trie.reach(data, np.arange(size), np.full(size, size))): reach[j].append((int(end), int(node)))
-    if scorer.lm and (size + 1) * len(write.bv) < scorer.room:      # all of the path at once
+    if scorer.lm and (size + 1) * len(write.vocab) < scorer.room:      # all of the path at once
         texts = [_text(data[:c], True) for c in range(size + 1)]
-        scorer.rows({tuple(ids) for ids in write.bv.encode_batch([t for t in texts if t is not None])})
+        scorer.rows({tuple(ids) for ids in write.vocab.encode_batch([t for t in texts if t is not None])})
     at, mass = [[] for _ in range(size + 1)], np.full(size + 1, -np.inf)
     at[0].append(Node((), (), b"", 0., 0))
     for c in range(size + 1):
@@ -145,13 +145,13 @@ def walk_path(scorer, write, data):
                     at[end].append(Node((*node.ids, int(v)), write.window((*node.window, int(v))), data[:end], node.logm + _log(q[v]), end))
     return [node for part in at for node in part], mass, reach
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #1214ddce
+# %% ../../nbs/09_exact/04_scorer.ipynb #95772a91
 class Walk:
     "Books of one response: `got` (row, student token, log mass), `lost` and `aside` (last row it could reach, log mass), and `open` nodes."
     def __init__(self, scorer, answer, floor, first=0):
-        self.scorer, self.answer, self.first, self.write = scorer, answer, first, text_source(scorer.bv)
+        self.scorer, self.answer, self.first, self.write = scorer, answer, first, text_source(scorer.vocab)
         self.got, self.lost, self.aside, self.open = [], [], [], []
-        self.stop_ids, self.content = list(scorer.bv.stop_ids), scorer.bv.lengths > 0
+        self.stop_ids, self.content = list(scorer.vocab.stop_ids), scorer.vocab.lengths > 0
         nodes, mass, reach = walk_path(scorer, self.write, answer.data)
         self.p = answer.p[: answer.n + (not answer.stops)]
         self.scale = mass[answer.p]                                   # log mass of the bytes before each row, and of all
@@ -179,10 +179,10 @@ class Walk:
         fine = self.write.follow(node.window, ids)
         self._book(self.aside, node.logm, row[ids], np.where(fine, 0, q[ids]))
         ids = ids[fine]
-        self._settle([Node((*node.ids, v), self.write.window((*node.window, v)), node.data + self.scorer.bv.bytes[v], m, e)
+        self._settle([Node((*node.ids, v), self.write.window((*node.window, v)), node.data + self.scorer.vocab.bytes[v], m, e)
                       for v, m, e in zip(ids.tolist(), node.logm + _log(q[ids]), d[ids].tolist())])
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #c0225396
+# %% ../../nbs/09_exact/04_scorer.ipynb #fbd8da8c
 def _book(walk, book, logm, row, q):
     "Add masses q [k] (times exp(logm)) by their last row."
     total = np.bincount(row, q, len(walk.p))
@@ -194,7 +194,7 @@ def _stop(walk, node, logm):
     text, (a, j) = _text(node.data, True), walk.answer.anchor[node.d]
     if logm == -np.inf: return
     if text is None: walk.aside.append((walk.last_row(node.d), logm))       # half a character is no text
-    else: walk.got.append((*walk.answer.differs(walk.answer.bv.encode(node.data[a:].decode()), j, ended=True), logm))
+    else: walk.got.append((*walk.answer.differs(walk.answer.vocab.encode(node.data[a:].decode()), j, ended=True), logm))
 
 
 def _settle(walk, nodes):
@@ -244,16 +244,16 @@ def _by_row(book, scale):
     for j, logm in book: out[j] += math.exp(logm - scale[j])
     return out
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #8c5f2940
+# %% ../../nbs/09_exact/04_scorer.ipynb #73c288e7
 def _bounds(walk, asked):
     "`ExactRows` of a walk that is over."
     a, scale = walk.answer, walk.scale
-    own, n = np.zeros((a.n, len(a.bv))), a.n
+    own, n = np.zeros((a.n, len(a.vocab))), a.n
     for j, u, logm in walk.got:
-        if j < n: own[j, a.bv.stop_ids[0] if u < 0 else u] += math.exp(logm - scale[j])
+        if j < n: own[j, a.vocab.stop_ids[0] if u < 0 else u] += math.exp(logm - scale[j])
     mass = _behind(np.r_[own.sum(1), sum(math.exp(logm - scale[n]) for j, _, logm in walk.got if j == n)], scale)
     lost, aside = (_behind(_by_row(book, scale), scale)[:n] for book in (walk.lost, walk.aside))
-    realised = [*a.ids, *[a.bv.stop_ids[0]] * a.stops]
+    realised = [*a.ids, *[a.vocab.stop_ids[0]] * a.stops]
     with np.errstate(invalid="ignore", divide="ignore"):
         own[np.arange(n), realised] += np.nan_to_num(mass[1:] * np.exp(scale[1:] - scale[:-1]))
         total = mass[:n] + lost
@@ -269,7 +269,7 @@ def exact_rows(scorer, student_bv, ids, floor=1e-6, pos=None, limit=20_000):
     before, answer = scorer.forwards, Response(reader(student_bv), list(ids)[: int(rows.max()) + 1])
     walk, asked = Walk(scorer, answer, floor, int(rows.min())), 0
     while walk.open:
-        front, step = sorted(walk.open, key=lambda x: -x.logm), max(1, scorer.room // (4 * len(scorer.bv)))
+        front, step = sorted(walk.open, key=lambda x: -x.logm), max(1, scorer.room // (4 * len(scorer.vocab)))
         walk.open, left = [], max(0, limit - asked)
         walk.lost += [(walk.last_row(x.d), x.logm) for x in front[left:]]
         for part in (front[a: a + step] for a in range(0, min(left, len(front)), step)):
@@ -310,10 +310,10 @@ class CanonicalMass:
         return (f"CanonicalMass({self.sampled:.2%} of {self.texts} texts are not canonical [{self.low:.2%}, {self.high:.2%}]; along the way {self.path:.2%} per text, "
                 f"{self.per_token:.1e} per token; control {self.control:.1e}, not asked {self.unasked:.1e} per token)")
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #ddb3bb86
+# %% ../../nbs/09_exact/04_scorer.ipynb #b8cbddf6
 def _break_mass(write, ids, q, light):
     "(non-canonical, control, unasked) mass of each row up to the first break in `ids`, and the place of the break or -1."
-    bv, out, window = write.bv, [], ()
+    bv, out, window = write.vocab, [], ()
     content, stops = bv.lengths[: q.shape[1]] > 0, list(bv.stop_ids)
     for k, v in enumerate(ids):
         ask = np.flatnonzero(content & (q[k] > light))
@@ -328,10 +328,10 @@ def _break_mass(write, ids, q, light):
 def canonical_mass(model, bv, prompts, n=1, max_new_tokens=64, temperature=1., seed=0, light=1e-6):
     "`CanonicalMass` of a model, from n texts for each prompt (lists of ids)."
     import torch
-    from xtokd.models.sampling import rollout
+    from xtokd.models.sampling import generate_responses
     from xtokd.models.forward import response_logits
     prompts, write, masses, breaks = [p for p in prompts for _ in range(n)], text_source(bv), [], []
-    texts = rollout(model, bv, prompts, max_new_tokens, temperature=temperature, seed=seed)
+    texts = generate_responses(model, bv, prompts, max_new_tokens, temperature=temperature, seed=seed)
     for p, ids in zip(prompts, texts):
         with torch.no_grad(): q = (response_logits(model, [p], [ids])[0][:, : len(bv)].double() / temperature).softmax(-1).cpu().numpy()
         got, at = _break_mass(write, ids, q, light)

@@ -45,11 +45,11 @@ def digit_groups(n, extra=""):
     merges = [("".join(p[:-1]), p[-1]) for k in range(2, n + 1) for p in itertools.product("0123456789", repeat=k)]
     return bpe("0123456789" + extra, merges, r"\d{1,%d}" % n, ignore_merges=True)   # a whole group is one token, however its merges are ranked
 
-# %% ../../nbs/09_exact/01_toy_models.ipynb #6bc434c0
+# %% ../../nbs/09_exact/01_toy_models.ipynb #755735f8
 class World:
     "A distribution over texts seen through one tokenizer: every next-token row is known by counting."
     def __init__(self, texts, bv):   # {text: probability}, a ByteVocab that can write them
-        self.texts, self.bv = texts, bv
+        self.texts, self.vocab = texts, bv
         cut = bv.encode_batch(list(texts))
         self.codes = {x: (*ids, bv.stop_ids[0]) for x, ids in zip(texts, cut)}
         self._next, self._total = defaultdict(lambda: defaultdict(Fraction)), sum(texts.values())
@@ -65,8 +65,8 @@ class World:
 
     def row(self, prefix):
         "Next-token distribution after `prefix`, stop included: object array [V] of Fractions. ValueError where no text begins so."
-        mass, out = self.mass(prefix), np.full(len(self.bv), Fraction(0), object)
-        if not mass: raise ValueError(f"no text of this world has ids that begin with {list(prefix)} = {self.bv.decode(prefix)!r}; ask for prefixes with mass only")
+        mass, out = self.mass(prefix), np.full(len(self.vocab), Fraction(0), object)
+        if not mass: raise ValueError(f"no text of this world has ids that begin with {list(prefix)} = {self.vocab.decode(prefix)!r}; ask for prefixes with mass only")
         for u, p in self._next.get(tuple(prefix), {}).items(): out[u] = p / mass
         return out
 
@@ -74,7 +74,7 @@ class World:
         "The rows along `ids`: float64 [n, V]; row k is what may stand at k."
         return np.stack([self.row(ids[:k]).astype(float) for k in range(len(ids))])
 
-    def __repr__(self): return f"World({len(self.texts)} texts, {self.bv.name})"
+    def __repr__(self): return f"World({len(self.texts)} texts, {self.vocab.name})"
 
 # %% ../../nbs/09_exact/01_toy_models.ipynb #f414fe86
 def byte_mass(texts, start):
@@ -110,11 +110,11 @@ def doubling_world(length=10):
     "A chain of `A` and `B` seen by a tokenizer that merges `AA`."
     return World(_two_symbols("A", "B", Fraction(1, 2), Fraction(1, 4), length), bpe("AB", [("A", "A")]))
 
-# %% ../../nbs/09_exact/01_toy_models.ipynb #ecd43323
+# %% ../../nbs/09_exact/01_toy_models.ipynb #507e00db
 class Unigram:
     "A token LM whose tokens are independent: its texts come in every cut, not only the canonical one."
     def __init__(self, bv, p):   # {bytes: probability}; b"" is the stop
-        self.bv, self._row = bv, np.full(len(bv), Fraction(0), object)
+        self.vocab, self._row = bv, np.full(len(bv), Fraction(0), object)
         for piece, q in p.items(): self._row[bv.bytes.index(piece) if piece else bv.stop_ids[0]] = q
     def row(self, prefix): "The same row after every prefix."; return self._row.copy()
     def rows(self, ids): "float64 [n, V]."; return np.tile(self._row.astype(float), (len(ids), 1))

@@ -6,7 +6,7 @@
 __all__ = ['FREE', 'find_runs', 'method_of', 'task_of', 'grouped', 'protocol', 'differences', 'mixture', 'refuse_mixture',
            'share', 'at_ends', 'reasons', 'verdict', 'row', 'by_method', 'printed']
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #de0aa47b
+# %% ../../nbs/11_experiments/01_comparison.ipynb #6404f8fd
 import json
 from collections import defaultdict
 from dataclasses import fields
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ..train.config import DistillConfig
-from ..train.monitor import Signs
-from ..train.runlog import Run, Table, log_file, number, wilson
+from ..train.monitor import Limits
+from ..train.runlog import Run, Table, log_file, to_float, wilson
 
 # %% ../../nbs/11_experiments/01_comparison.ipynb #7b71ddb6
 def find_runs(words: list) -> list:
@@ -75,7 +75,7 @@ def refuse_mixture(runs) -> None:
     "Raise a ValueError for runs of different protocols."
     if found := mixture(runs): raise ValueError(f"these runs are of different protocols, so a table of them compares no methods. {found}. Compare one protocol at a time, or use --force")
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #474d68d3
+# %% ../../nbs/11_experiments/01_comparison.ipynb #195c5084
 def share(run) -> str:
     "The column that judges: accuracy of sampled answers where there is one, else of the likeliest."
     return "accuracy_sampled" if any("accuracy_sampled" in e for e in run.evals) else "accuracy"
@@ -85,13 +85,13 @@ def at_ends(runs, name: str) -> np.ndarray:
     found = []
     for r in runs:
         for rows in (r.evals, r.steps):
-            v = [x for x in map(number, (e.get(name) for e in rows)) if np.isfinite(x)]
+            v = [x for x in map(to_float, (e.get(name) for e in rows)) if np.isfinite(x)]
             if v: break
         found.append((v[0], v[-1]) if v else (np.nan, np.nan))
     return np.array(found, dtype=np.float64).reshape(-1, 2)
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #ace0a941
-def reasons(runs, signs=Signs()) -> list:
+# %% ../../nbs/11_experiments/01_comparison.ipynb #44bdcad6
+def reasons(runs, signs=Limits()) -> list:
     "The signs of a collapse that the runs show."
     found, mean = [], lambda name: at_ends(runs, name).mean(0)
     (d0, d1), (s0, s1), (h0, h1) = map(mean, ("number_length", "stop_share", "entropy"))
@@ -101,7 +101,7 @@ def reasons(runs, signs=Signs()) -> list:
     if h1 < signs.entropy_down * h0: found.append(f"entropy only {h1:.2g}, {h0:.2g} at the start")
     return found
 
-def verdict(runs, signs=Signs()) -> str:
+def verdict(runs, signs=Limits()) -> str:
     "`learned`, `no change`, `lost`, or `collapsed: why`; `failed: why` where a run did not end well."
     if broken := [str(e["reason"]) for r in runs for e in r.of("end") if e.get("reason") != "finished"]: return f"failed: {broken[0][:80]}"
     ends = at_ends(runs, share(runs[0])).mean(0)
@@ -111,13 +111,13 @@ def verdict(runs, signs=Signs()) -> str:
     why = reasons(runs, signs)
     return f"collapsed: {'; '.join(why)}" if why else "lost"
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #fbc1f524
+# %% ../../nbs/11_experiments/01_comparison.ipynb #d5e5b55c
 def row(method: str, runs) -> dict:
     "One method's row."
     y, spent = at_ends(runs, share(runs[0])), [(r.of("end") or r.steps or [{}])[-1].get("costs", {}) for r in runs]
     n = runs[0].evals[-1].get("n", 0) if runs[0].evals else 0
     low, high = wilson(float(y[:, 1].mean()), n) if np.isfinite(y).all() else (np.nan, np.nan)
-    cost = lambda k: float(np.mean([number(c.get(k)) for c in spent]))
+    cost = lambda k: float(np.mean([to_float(c.get(k)) for c in spent]))
     last = lambda name: float(at_ends(runs, name)[:, 1].mean())
     return {"method": method, "seeds": len(runs), "rate": "/".join(f"{x:g}" for x in sorted({r.config.get("learning_rate", np.nan) for r in runs})), "start": y[:, 0].mean(), "end": y[:, 1].mean(), "95 %": f"{low:.3f}-{high:.3f}",
             "worst-best seed": f"{y[:, 1].min():.3f}-{y[:, 1].max():.3f}", "greedy": last("accuracy"), "rKL/byte": last("rkl_per_byte"), "digits": last("number_length"), "tokens": last("response_tokens"),

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'Size', 'Data', 'lesson_data', 'tiny_data', 'own_score', 'he
            'equal_steps', 'arm', 'load_sides', 'opening', 'experiment', 'no_room', 'both_arms', 'Lesson', 'record',
            'main']
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #70cd51bd
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #7bc4cfb0
 import argparse, copy, hashlib, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from ..cli.arguments import read_knobs
 from ..train.config import DistillConfig
-from ..train.runlog import device_name, versions, Run, RunLog, Table, write_kept
+from ..train.runlog import device_name, versions, Run, RunLog, Table, write_compact
 from ..train.distiller import Distiller
 from ..train.step import make_objective
 from ..train.evaluate import evaluate
@@ -28,7 +28,7 @@ from ..data.prompts import load_prompts
 from ..models.side import Side
 from ..train.forward_batch import ModelSet, build_batch
 from ..train.samples import generate_samples
-from ..data.tasks.word_problems import check as right, sentences, word_problems
+from ..data.tasks.word_problems import check_problem as right, sentence_items, problem_items
 from ..serving.client import open_side
 
 # %% ../../nbs/11_experiments/02_headroom_study.ipynb #4806fdf6
@@ -49,7 +49,7 @@ SIZES = {"smoke": Size(steps=3, batch_size=4, heldout=18, sentences=2, looks=4, 
          "cpu": Size(steps=32, batch_size=8, heldout=54, sentences=16, looks=18, max_new_tokens=48, lr=2e-4),
          "full": Size(steps=40, batch_size=32, heldout=270, sentences=16, looks=36, max_new_tokens=64, lr=2e-4, eval_steps=20, micro_batch_size=32)}
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #8b975e29
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #a85c9d0b
 @dataclass
 class Data:
     "Training prompts, held-out prompts, and what is right"
@@ -61,25 +61,25 @@ def lesson_data(size, seed=0):
     "Word problems and sentences for an experiment of this size"
     n = size.steps * size.batch_size
     k = min(n // 8, 64)
-    return Data(word_problems(n - k, seed=seed) + sentences(k, seed=seed), word_problems(size.heldout, "heldout", seed) + sentences(size.sentences, "heldout", seed), right)
+    return Data(problem_items(n - k, seed=seed) + sentence_items(k, seed=seed), problem_items(size.heldout, "heldout", seed) + sentence_items(size.sentences, "heldout", seed), right)
 
 def tiny_data(size):
     "The tiny pair's own task: numbers written in words"
-    from xtokd.data.tasks.number_words import check
-    return Data(load_prompts("tiny"), load_prompts("tiny:heldout", size.heldout), check)
+    from xtokd.data.tasks.number_words import check_number
+    return Data(load_prompts("tiny"), load_prompts("tiny:heldout", size.heldout), check_number)
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #4c63e5d5
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #6086e10d
 def own_score(side, items, check, size):
     "Accuracy of one side on the items that have an answer, in its own template"
     items = [i for i in items if check(i, "") is not None]
-    return evaluate(side.model, None, Pair(side.bv, side.bv), items, check, size.max_new_tokens, micro_batch_size=size.micro_batch_size)[0]
+    return evaluate(side.model, None, Pair(side.vocab, side.vocab), items, check, size.max_new_tokens, micro_batch_size=size.micro_batch_size)[0]
 
 def headroom(student, teacher, items, check, size):
     "`{student, teacher, room}`: both sides' scores, and whether the teacher is better beyond both intervals"
     found = {"student": own_score(student, items, check, size), "teacher": own_score(teacher, items, check, size)}
     return found | {"room": found["teacher"]["accuracy_low"] > found["student"]["accuracy_high"]}
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #e1751214
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #6031177f
 def looks(student, teacher, pair, objective, items, check, size):
     "One record per item: the student's likeliest text, its score, its alignment, and per token the loss (nats) and whether it has a signal"
     config, found = DistillConfig(temperature=0., max_new_tokens=size.max_new_tokens), []
@@ -90,7 +90,7 @@ def looks(student, teacher, pair, objective, items, check, size):
             out = objective(batch)
         loss = out.token_loss.float().cpu().numpy()
         for k, s in enumerate(samples):
-            mine, text = out.ledger["sample"] == k, response_text(student.bv, s.student_ids)
+            mine, text = out.ledger["sample"] == k, response_text(student.vocab, s.student_ids)
             found.append({"item": s.item, "text": text, "score": check(s.item, text), "token_loss": loss[mine].round(5), "weight": out.ledger["weight"][mine], "reason": out.ledger["reason"][mine],
                           "alignment": batch.alignment[k].to_record()})
     return found
@@ -111,23 +111,23 @@ def weights_of(name, role="student"):
         with open(f, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
     return {f.name: digest(f) for f in sorted(place.glob("*.safetensors"))}
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #8aebcd2c
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #b5fca611
 def equal_steps(tokens, batch_size, per_text):
     "Steps after which `batch_size` teacher texts a step have cost `tokens` teacher tokens"
     return max(1, round(tokens / max(batch_size * per_text, 1)))
 
 def arm(name, objective, student, teacher, data, size, out, steps=None, seed=0, progress=True):
     "Train a copy of the student; returns its Run and the trained Side"
-    mine = Side(student.name, copy.deepcopy(student.model), student.bv)
+    mine = Side(student.name, copy.deepcopy(student.model), student.vocab)
     config = DistillConfig(max_steps=steps or size.steps, batch_size=size.batch_size, micro_batch_size=size.micro_batch_size, learning_rate=size.lr, warmup_steps=min(5, size.steps // 4), lr_scheduler_type="cosine", max_new_tokens=size.max_new_tokens,
                            eval_steps=size.eval_steps, eval_on_start=objective != "sft", eval_size=len(data.heldout), eval_log_samples=len(data.heldout), save_steps=0, save_total_limit=1, seed=seed, output_dir=str(Path(out)/name), progress=progress)
     return Distiller(mine, teacher, data.train, objective, config, data.check, eval_prompts=data.heldout).fit(), mine
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #41e97c2e
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #45162796
 def load_sides(student, teacher):
     "Both sides on the GPU where there is one: the student in float32, the teacher in bfloat16 there and float32 on a CPU"
     student, teacher = open_side(student, "student", dtype=torch.float32), open_side(teacher, "teacher")
-    if student.model is teacher.model: student = Side(student.name, copy.deepcopy(student.model), student.bv)   # the teacher's weights will be frozen
+    if student.model is teacher.model: student = Side(student.name, copy.deepcopy(student.model), student.vocab)   # the teacher's weights will be frozen
     return student, teacher
 
 def opening(student, teacher, size, seed, room, names):
@@ -162,10 +162,10 @@ def no_room(room):
     t, s = ("{accuracy:.2f} ({accuracy_low:.2f}-{accuracy_high:.2f})".format(**room[k]) for k in ("teacher", "student"))
     return f"no training: the teacher is right in {t} of {room['teacher']['n']} problems, the student in {s}, and the intervals overlap. Take a better teacher or more held-out problems, or pass anyway=True (--anyway)"
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #1f573035
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #4a8a76b5
 def both_arms(student, teacher, data, size, goal, out, log, room, seed, progress):
     "Looks before, on-policy arm, looks, cross-entropy arm, looks"
-    pair, goal = Pair(student.bv, teacher.bv), make_objective(goal)
+    pair, goal = Pair(student.vocab, teacher.vocab), make_objective(goal)
     def look(side, arm):
         for r in looks(side, teacher, pair, goal, data.heldout[:size.looks], data.check, size): log.write("sample", 0, arm=arm, **r)
     look(student, "start")
@@ -222,13 +222,13 @@ def _score(name, e):
         if "rkl_per_text" in part: row[f"per text{task and ', ' + task}"] = f"{float(part['rkl_per_text']):.1f}"
     return row
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #d4494cde
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #0e0e1215
 def record(path, to):
     "Write the logs of an experiment as `to/lesson.jsonl`, `to/on-policy.jsonl` and `to/sft.jsonl`"
     lesson, to = Lesson(path), Path(to)
     to.mkdir(parents=True, exist_ok=True)
     for name, run in {"lesson": lesson.log, **lesson.runs}.items():
-        write_kept([e for e in run.events if not (e["event"] == "sample" and e.get("source") == "train")], to/f"{name}.jsonl")
+        write_compact([e for e in run.events if not (e["event"] == "sample" and e.get("source") == "train")], to/f"{name}.jsonl")
     return Lesson(to)
 
 # %% ../../nbs/11_experiments/02_headroom_study.ipynb #19db7f66

@@ -222,22 +222,22 @@ def mean_rows(logits, mean="probs", weights=None):
     if mean == "probs": return torch.stack([l + float(np.log(a)) for l, a in logp]).logsumexp(0)
     return sum(a * l for l, a in logp).log_softmax(-1)
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #88fece66
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #7d64e37f
 class Ensemble(torch.nn.Module):
     "Models of one tokenizer as one: `ensemble(input_ids).logits`, `generate`, `rows`; also for `rollout` and as a teacher."
     def __init__(self, models, tokenizer, mean="probs", weights=None):
         super().__init__()
-        self.members, self.bv, self.mean, self.weights = torch.nn.ModuleList(models), ByteVocab(tokenizer), mean, weights
+        self.members, self.vocab, self.mean, self.weights = torch.nn.ModuleList(models), ByteVocab(tokenizer), mean, weights
         mean_rows([torch.zeros(1)] * len(models), mean, weights)
         for k, m in enumerate(models):
             n = m.get_output_embeddings().weight.shape[0]
-            if n < len(self.bv): raise ValueError(f"model {k} has {n} output rows, {self.bv.name} has {len(self.bv)} ids: bring it to this tokenizer first, with transfer")
+            if n < len(self.vocab): raise ValueError(f"model {k} has {n} output rows, {self.vocab.name} has {len(self.vocab)} ids: bring it to this tokenizer first, with transfer")
         self.config, self.generation_config = models[0].config, models[0].generation_config
 
     def get_input_embeddings(self): return self.members[0].get_input_embeddings()
     def get_output_embeddings(self): return self.members[0].get_output_embeddings()
 
-    def _mix(self, outs): return mean_rows([o.logits[..., :len(self.bv)] for o in outs], self.mean, self.weights)
+    def _mix(self, outs): return mean_rows([o.logits[..., :len(self.vocab)] for o in outs], self.mean, self.weights)
 
     def forward(self, input_ids, attention_mask=None, position_ids=None, logits_to_keep=0):
         from transformers.modeling_outputs import CausalLMOutput
@@ -247,7 +247,7 @@ class Ensemble(torch.nn.Module):
         "Log-probability rows [n_i, V] of each response; row r predicts token r."
         with torch.no_grad(): return response_logits(self, prompt_ids, response_ids, **how)
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #9c4e5ef7
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #0a2c4678
 @torch.no_grad()
 def _generate(self, input_ids, attention_mask=None, generation_config=None, synced_gpus=False, streamer=None):   # never several processes in step: each holds its models whole
     "Ids [B, L + new] that go on with left-padded `input_ids` [B, L], by the GenerationConfig's temperature, stops and limit."
@@ -255,7 +255,7 @@ def _generate(self, input_ids, attention_mask=None, generation_config=None, sync
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     stops = torch.as_tensor(np.atleast_1d([] if c.eos_token_id is None else c.eos_token_id), dtype=torch.long, device=input_ids.device)
     ids, new, caches, done = input_ids, input_ids, [None] * len(self.members), torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-    banned = [i for i in c.suppress_tokens or () if i < len(self.bv)]
+    banned = [i for i in c.suppress_tokens or () if i < len(self.vocab)]
     for _ in range(c.max_new_tokens or 20):
         at = (mask.cumsum(-1) - 1).clamp_min(0)[:, -new.shape[1]:]
         outs = [m(input_ids=new, attention_mask=mask, position_ids=at, past_key_values=k, use_cache=True, logits_to_keep=1) for m, k in zip(self.members, caches)]

@@ -6,7 +6,7 @@
 __all__ = ['FORMS', 'log1mexp', 'binary_divergence', 'boundary_leaks', 'scan_boundary', 'boundary_ids', 'ChunkEnds',
            'merge_groups', 'hidden_gap', 'ALM', 'gradmag']
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #40bc6204
+# %% ../../nbs/05_objectives/05_alm.ipynb #7b934b28
 import math
 import re
 from functools import lru_cache
@@ -18,8 +18,9 @@ from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
 from .base import Objective, Output, make_output, window_mask
 from .chunks import ChunkLogps, broadcast_to_tokens
-from ..rows.chunked_loss import row_losses
-from ..rows.pair_batch import PairBatch, Rows
+from ..rows.chunked_loss import chunked_loss
+from ..rows.pair_batch import PairBatch
+from ..rows.dense import LogitRows
 from ..vocab.bytevocab import ByteVocab
 
 # %% ../../nbs/05_objectives/05_alm.ipynb #9185d76a
@@ -107,7 +108,7 @@ def scan_boundary(student: ByteVocab, teacher: ByteVocab) -> str:
         clean = "".join(c for c in clean if c not in leaks)
     return clean
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #0b3fd9ab
+# %% ../../nbs/05_objectives/05_alm.ipynb #76a3c037
 @lru_cache(64)
 def boundary_ids(vocab: ByteVocab, boundary: str) -> np.ndarray:
     """Ids before which every text has a token boundary: special tokens, stop tokens, and tokens
@@ -118,10 +119,10 @@ def boundary_ids(vocab: ByteVocab, boundary: str) -> np.ndarray:
     return np.flatnonzero(found)
 
 
-def _boundary_logp(rows: Rows, index: np.ndarray, ids: np.ndarray) -> torch.Tensor:
+def _boundary_logp(rows: LogitRows, index: np.ndarray, ids: np.ndarray) -> torch.Tensor:
     "Log-mass [R] of `ids` in the flat rows `index` [R]."
     columns = torch.as_tensor(ids[ids < rows.width], device=rows.device)
-    return row_losses(rows, index, lambda logp, _: logp[:, columns].logsumexp(1))
+    return chunked_loss(rows, index, lambda logp, _: logp[:, columns].logsumexp(1))
 
 # %% ../../nbs/05_objectives/05_alm.ipynb #2d84b031
 class ChunkEnds:
@@ -214,7 +215,7 @@ class _GroupLogps:
                 "gap": float(gap.mean()) if len(pick) else 0.,
                 "boundary": float(self.boundary.exp().mean()) if some and with_boundary else 0.}
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #b3d34c85
+# %% ../../nbs/05_objectives/05_alm.ipynb #df2ac8db
 class ALM(Objective, torch.nn.Module):
     """Binary divergence of a chunk's probability on both sides (arXiv 2503.20083); loss unit:
     chunk, merged ones count once."""
@@ -291,7 +292,7 @@ class ALM(Objective, torch.nn.Module):
 
     def _add_hidden(self, batch, ends, loss):
         "The loss [n] with the hidden-state term of each chunk, and that term's mean."
-        states, rows = batch.extra["hidden"], np.flatnonzero(ends.known)
+        states, rows = batch.hidden, np.flatnonzero(ends.known)
         self._make_projection(states.student.shape[1], states.teacher.shape[1])
         at = lambda x: torch.as_tensor(x, device=states.student.device)
         student = states.student[at(ends.student[rows])].float()

@@ -74,11 +74,11 @@ def coverage_stats(batch: PairBatch, ledger: dict) -> dict:
     stats["unknown_mass"] = float(ledger["unknown"].mean()) if len(ledger["unknown"]) else 0.0
     return stats
 
-# %% ../../nbs/05_objectives/01_base.ipynb #f6ebcbd2
+# %% ../../nbs/05_objectives/01_base.ipynb #d01af7c3
 def window_mask(batch: PairBatch) -> np.ndarray:
-    """Whether each student token is inside `batch.extra["window"]`; bool[n], all True where there
+    """Whether each student token is inside `batch.window`; bool[n], all True where there
     is no window. A chunk that reaches over the window's edge is outside (arXiv 2605.28014)."""
-    window, chunk = batch.extra.get("window"), batch.alignment.student_chunk
+    window, chunk = batch.window, batch.alignment.student_chunk
     if window is None: return np.ones(len(chunk), bool)
     inside = np.array(window, bool)
     broken = np.zeros(len(batch.alignment.chunks) + 1, bool)
@@ -116,7 +116,7 @@ def whitespace_mask(batch: PairBatch) -> np.ndarray:
     return np.array([bool(x) and not x.strip(b" \t") for x in vocab.bytes],
                     bool)[batch.alignment.student_ids]
 
-# %% ../../nbs/05_objectives/01_base.ipynb #c26ff4e5
+# %% ../../nbs/05_objectives/01_base.ipynb #3a168588
 REQUIREMENTS = {
     "student_logits": "the student's rows",
     "teacher_logits": "the teacher's rows",
@@ -128,7 +128,7 @@ REQUIREMENTS = {
     "plus_logp": "log-probs of the sampled tokens under a teacher tuned on preferences",
     "minus_logp": "log-probs of the sampled tokens under a teacher tuned on reversed preferences",
     "scores": "the teacher's probabilities of a few student tokens in each row "
-              "(`xtokd.objectives.projection.pkl.Scores`)",
+              "(`xtokd.objectives.projection.pkl.TokenScores`)",
     "preferences": "answers in pairs, +1 for the chosen and -1 for the rejected",
     "gold": "text that the student did not write (the teacher's, or a reference)",
 }
@@ -144,7 +144,7 @@ def require_full_rows(objective: object,    # an `Objective`, or any callable th
                       pair: Pair | None = None) -> None:
     """Raise ValueError where an objective reads whole rows and the teacher gives only sampled and
     top-k log-probs."""
-    if not getattr(rows, "thin", False): return
+    if not getattr(rows, "is_top_k", False): return
     # A callable of one's own need not inherit from Objective; it is taken to read whole rows.
     if hasattr(objective, "teacher_access_for") and objective.teacher_access_for(pair) != "full":
         return
@@ -153,7 +153,7 @@ def require_full_rows(objective: object,    # an `Objective`, or any callable th
                      "only sampled and top-k log-probs. Load the teacher in this process, or "
                      "choose one of xtokd.objectives.names_without_full_rows().")
 
-# %% ../../nbs/05_objectives/01_base.ipynb #0864dae4
+# %% ../../nbs/05_objectives/01_base.ipynb #0046c6f2
 class Objective:
     """Base class of all objectives: subclasses declare what they are and define `signal(batch) ->
     Output`."""
@@ -189,12 +189,12 @@ class Objective:
     def _available(self, batch: PairBatch, text_source: str) -> dict:
         return {"student_logits": batch.student, "teacher_logits": batch.teacher,
                 "behaviour_logp": batch.behaviour_logp, "reference_logp": batch.reference_logp,
-                "gold": True if text_source != "student" else None, **batch.extra}
+                "gold": True if text_source != "student" else None, **vars(batch)}
 
     def __call__(self, batch: PairBatch) -> Output:
         """Check the batch, and return `signal(batch)`; ValueError where something is missing or
         makes no sense."""
-        text_source = batch.extra.get("text_source", self.text_source)
+        text_source = (batch.text_source or self.text_source)
         if text_source not in self.text_sources:
             raise ValueError(f"objective {self.name!r} makes no sense on text of the "
                              f"{text_source}. It learns from: {', '.join(self.text_sources)}.")

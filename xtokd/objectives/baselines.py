@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SFT', 'require_equal_vocabularies', 'rows_after_equal_ids', 'with_temperature', 'GKD']
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #e45bd4ee
+# %% ../../nbs/05_objectives/06_baselines.ipynb #a2aa4854
 import numpy as np
 import torch
 
@@ -13,10 +13,11 @@ from ..alignment.reasons import Reason
 from .base import Objective, Output, make_output
 from .chunks import SUPPORTS, TAILS, restrict_to, top_ids, top_k_at_rows
 from .divergences import divergence
-from ..rows.chunked_loss import row_losses
-from ..rows.pair_batch import PairBatch, Rows
+from ..rows.chunked_loss import chunked_loss
+from ..rows.pair_batch import PairBatch
+from ..rows.dense import LogitRows
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #acd0976e
+# %% ../../nbs/05_objectives/06_baselines.ipynb #0cf8fa24
 class SFT(Objective):
     """Cross-entropy of the student on text that it did not write (arXiv 1606.07947); loss unit:
     token."""
@@ -28,7 +29,7 @@ class SFT(Objective):
     text_source, text_sources = "teacher", ("teacher", "reference")
 
     def signal(self, batch: PairBatch) -> Output:
-        loss = -batch.student.realised()
+        loss = -batch.student.token_logp()
         return make_output(batch, loss, torch.ones_like(loss))
 
 # %% ../../nbs/05_objectives/06_baselines.ipynb #cd67b360
@@ -60,8 +61,8 @@ def rows_after_equal_ids(batch: PairBatch) -> tuple[np.ndarray, np.ndarray, np.n
     reason = np.where(equal, 0, np.where(before > 0, Reason.NOT_CANONICAL, Reason.NO_TEACHER_ROW))
     return np.flatnonzero(equal), teacher_row[equal], reason
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #5039d3ef
-def with_temperature(rows: Rows, logp: torch.Tensor, temperature: float | None,
+# %% ../../nbs/05_objectives/06_baselines.ipynb #9acf39bf
+def with_temperature(rows: LogitRows, logp: torch.Tensor, temperature: float | None,
                      width: int) -> torch.Tensor:
     """Log-probs [R, width] of `logp` [R, V], taken from `rows`, at a temperature; unchanged where
     it is None."""
@@ -69,7 +70,7 @@ def with_temperature(rows: Rows, logp: torch.Tensor, temperature: float | None,
     if factor == 1 and width == logp.shape[1]: return logp
     return torch.log_softmax(logp[:, :width] * factor, -1)
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #4fb5ee1a
+# %% ../../nbs/05_objectives/06_baselines.ipynb #6a3e6438
 def _restrict_both(logp: torch.Tensor, top_logp: torch.Tensor, ids: torch.Tensor,
                    tail: str) -> tuple:
     """Log-probs [R, k] of both sides at the teacher's top `ids` [R, k] (-1: none), from the
@@ -85,7 +86,7 @@ class _RowComparison:
         self.batch, self.rows, self.options = batch, teacher_rows, options
         self.width = min(batch.student.width, batch.teacher.width)
         self.support_mass = []
-        thin = getattr(batch.teacher, "thin", False)
+        thin = getattr(batch.teacher, "is_top_k", False)
         self.top = top_k_at_rows(batch.teacher, teacher_rows, options.top_k) if thin else None
 
     def __call__(self, logp: torch.Tensor, at: slice) -> torch.Tensor:
@@ -146,7 +147,7 @@ class GKD(Objective):
                                    'Choose "strict" (shared tokens) or "cover" (any pair).')
         student_rows, teacher_rows, reason = rows_after_equal_ids(batch)
         compare = _RowComparison(batch, teacher_rows, self)
-        value = row_losses(batch.student, student_rows, compare)
+        value = chunked_loss(batch.student, student_rows, compare)
         at = torch.as_tensor(student_rows, device=value.device)
         loss = torch.zeros(len(reason), device=value.device).index_copy(0, at, value)
         weight = torch.zeros(len(reason),

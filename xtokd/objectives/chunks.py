@@ -6,12 +6,13 @@
 __all__ = ['SUPPORTS', 'TAILS', 'chunk_sum', 'broadcast_to_tokens', 'chunk_weights', 'token_logps_merged_stops', 'is_end_token',
            'ChunkLogps', 'top_ids', 'restrict_to', 'top_k_at_rows']
 
-# %% ../../nbs/05_objectives/03_chunks.ipynb #77e830d0
+# %% ../../nbs/05_objectives/03_chunks.ipynb #e4f4ead4
 import numpy as np
 import torch
 
-from ..rows.chunked_loss import handful
-from ..rows.pair_batch import PairBatch, Rows
+from ..rows.chunked_loss import rows_per_chunk
+from ..rows.pair_batch import PairBatch
+from ..rows.dense import LogitRows
 
 # %% ../../nbs/05_objectives/03_chunks.ipynb #26785612
 def chunk_sum(values: torch.Tensor,    # [n]
@@ -42,12 +43,12 @@ def chunk_weights(batch: PairBatch, keep: np.ndarray | None = None) -> torch.Ten
                                torch.as_tensor(weight, dtype=torch.float32,
                                                device=batch.student.device))
 
-# %% ../../nbs/05_objectives/03_chunks.ipynb #cb68fa62
-def token_logps_merged_stops(rows: Rows, stop_ids: tuple) -> torch.Tensor:
+# %% ../../nbs/05_objectives/03_chunks.ipynb #ac6ca7a4
+def token_logps_merged_stops(rows: LogitRows, stop_ids: tuple) -> torch.Tensor:
     """Log-probs [n] of the sampled tokens; a sampled stop token has the mass of all `stop_ids` of
     its side."""
-    if getattr(rows, "thin", False): return rows.with_stops()
-    logp = rows.realised()
+    if getattr(rows, "is_top_k", False): return rows.token_logp_merged_stops()
+    logp = rows.token_logp()
     at = np.flatnonzero(np.isin(rows.ids, np.asarray(stop_ids, np.int64)))
     if not len(at) or len(stop_ids) < 2: return logp
     stops = np.asarray(stop_ids, np.int64)
@@ -106,11 +107,11 @@ def restrict_to(logp: torch.Tensor, ids: torch.Tensor, tail: str = "renormalise"
     rest = -torch.expm1(kept.logsumexp(-1, keepdim=True).clamp_max(-1e-7))
     return torch.cat([kept, rest.log()], -1)
 
-# %% ../../nbs/05_objectives/03_chunks.ipynb #dcd56d96
-def top_k_at_rows(rows: Rows, index: np.ndarray, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+# %% ../../nbs/05_objectives/03_chunks.ipynb #4a93d298
+def top_k_at_rows(rows: LogitRows, index: np.ndarray, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and ids [R, k] of the k most probable ids of the flat rows `index` [R], without
     gradient."""
-    block = handful(rows)
+    block = rows_per_chunk(rows)
     with torch.no_grad():
         found = [rows.topk(k, a, min(a + block, len(rows))) for a in range(0, len(rows), block)]
     if not found:

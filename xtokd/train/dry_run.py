@@ -7,8 +7,9 @@ __all__ = ['GIB', 'ActivationMeter', 'DryRunResult', 'token_lengths', 'dry_run',
            'planned_memory', 'device_memory', 'planned_seconds', 'length_problems', 'find_problems', 'Forecast',
            'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #70ba9249
+# %% ../../nbs/08_train/12_dry_run.ipynb #d1c2c75b
 import os, time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from html import escape
 
@@ -16,16 +17,17 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..distributed import finish_gradient
-from ..models.forward import context_length, head_width, shortest
+from ..models.loading import context_length, head_width, min_set
 from .config import DistillConfig, choose_text_source, combine_seeds, prompt_indices
+from .distiller import Distiller
 from .runlog import Table, peak_memory
 from .step import generation_counts, step_metrics
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #e73259fc
+# %% ../../nbs/08_train/12_dry_run.ipynb #c6e5c117
 class ActivationMeter:
-    "Counts the bytes that autograd saves inside the block, beyond those of `parameters`; `bytes` after the block."
+    "Counts the bytes that autograd saves inside the block, beyond those of `parameters`."
 
-    def __init__(self, parameters):
+    def __init__(self, parameters: list):
         self.own = {p.untyped_storage().data_ptr() for p in parameters}
         self.seen, self.bytes = {}, 0
 
@@ -43,7 +45,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #dc6f3030
+# %% ../../nbs/08_train/12_dry_run.ipynb #24218740
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -62,21 +64,27 @@ def token_lengths(samples: list) -> dict:
     "For each side: tokens of the longest prompt and of the longest response, and of all responses."
     found = {}
     for role in ("student", "teacher"):
-        prompts, responses = [len(s.prompt_ids(role)) for s in samples], [len(s.response_ids(role)) for s in samples]
-        found[role] = {"prompt": max(prompts), "response": max(responses), "generated": sum(responses)}
+        prompts = [len(s.prompt_ids(role)) for s in samples]
+        responses = [len(s.response_ids(role)) for s in samples]
+        found[role] = {"prompt": max(prompts), "response": max(responses),
+                       "generated": sum(responses)}
     return found
 
-def dry_run(distiller, num_prompts: int = 10) -> DryRunResult:
-    "Generate, score and update once on some prompts. The Distiller must not have begun; its student is used up."
+def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
+    """Generate, score and update once on some prompts.
+
+    The Distiller must not have begun; its student is used up."""
     d, config = distiller, distiller.config
     text_source = choose_text_source(config, 1, d.objective.text_source)
     indices = prompt_indices(len(d.items), 1, min(num_prompts, len(d.items)), config.seed)
     began = time.perf_counter()
-    with d.autocast(): samples = d.generator.samples([d.items[i] for i in indices], text_source, combine_seeds(config.seed, 1, 0))
+    items, seed = [d.items[i] for i in indices], combine_seeds(config.seed, 1, 0)
+    with d.autocast(): samples = d.generator.samples(items, text_source, seed)
     generation_seconds = time.perf_counter() - began
     d.student.model.train()
-    if "preferences" in d.objective.requires: longest = samples[:max(2, config.micro_batch_size // 2 * 2)]
-    else: longest = sorted(samples, key=len)[-config.micro_batch_size:]
+    size = config.micro_batch_size
+    if "preferences" in d.objective.requires: longest = samples[:max(2, size // 2 * 2)]
+    else: longest = sorted(samples, key=len)[-size:]
     parameters = [*d.student.model.parameters(), *d.teacher.model.parameters()]
     with ActivationMeter(parameters) as meter: d.stepper.forward_backward(longest, text_source)
     d.state.optimizer.zero_grad()
@@ -87,24 +95,35 @@ def dry_run(distiller, num_prompts: int = 10) -> DryRunResult:
         finish_gradient(d.state.parameters, totals.num_units, d.accelerator)
         d.state.optimizer.step()
     training_seconds = time.perf_counter() - began
-    stops = d.pair.student.stop_ids
-    cut = [len(s.student_ids) >= config.max_new_tokens and s.student_ids[-1] not in stops for s in samples]
-    return DryRunResult(samples=len(samples), generation_seconds=generation_seconds, training_seconds=training_seconds,
-                        activation_bytes=meter.bytes, micro_batch=len(longest), tokens=token_lengths(samples),
-                        metrics=step_metrics(totals, generation_seconds + training_seconds), reasons=totals.reasons_text(),
-                        at_limit=sum(cut) / len(samples), peak_gib=peak_memory(d.device))
+    stops, limit = d.pair.student.stop_ids, config.max_new_tokens
+    responses = [s.student_ids for s in samples]
+    cut = [len(ids) >= limit and ids[-1] not in stops for ids in responses]
+    return DryRunResult(
+        samples=len(samples),
+        generation_seconds=generation_seconds,
+        training_seconds=training_seconds,
+        activation_bytes=meter.bytes,
+        micro_batch=len(longest),
+        tokens=token_lengths(samples),
+        metrics=step_metrics(totals, generation_seconds + training_seconds),
+        reasons=totals.reasons_text(),
+        at_limit=sum(cut) / len(samples),
+        peak_gib=peak_memory(d.device))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #90a7814e
+# %% ../../nbs/08_train/12_dry_run.ipynb #8da8d90c
 GIB = 2 ** 30
 
-def weight_bytes(model: torch.nn.Module) -> int: return sum(p.numel() * p.element_size() for p in model.parameters())
+def weight_bytes(parameters: Iterator | list) -> int:
+    "Bytes of all values of some parameters."
+    return sum(p.numel() * p.element_size() for p in parameters)
 
 def cache_bytes(model: torch.nn.Module, tokens: float) -> float:
     "Bytes of the keys and values of so many tokens, for a plain transformer."
-    c = model.config.get_text_config()
-    heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-    width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    return 2 * c.num_hidden_layers * heads * width * next(model.parameters()).element_size() * tokens
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_value = next(model.parameters()).element_size()
+    return 2 * config.num_hidden_layers * heads * width * per_value * tokens
 
 def planned_length(result: DryRunResult, config: DistillConfig, role: str) -> float:
     "Tokens of the longest sample of one side, if its response ran to `max_new_tokens`."
@@ -113,27 +132,30 @@ def planned_length(result: DryRunResult, config: DistillConfig, role: str) -> fl
     response = max(tokens["response"], config.max_new_tokens * max(ratio, 1e-9))
     return min(tokens["prompt"] + response, config.max_length or 1 << 40)
 
-def planned_memory(distiller, result: DryRunResult) -> dict:
+def planned_memory(distiller: Distiller, result: DryRunResult) -> dict:
     "GiB of a process by what holds them, and the most that are held at once."
     d, config = distiller, distiller.config
-    tokens, trained = result.tokens["student"], sum(p.numel() * p.element_size() for p in d.state.parameters)
-    per_step = min(config.micro_batch_size, config.batch_size)
-    scale = planned_length(result, config, "student") / max(tokens["prompt"] + tokens["response"], 1) * per_step / result.micro_batch
+    tokens, trained = result.tokens["student"], weight_bytes(d.state.parameters)
+    sides = (d.student, d.teacher, *d.models.auxiliary.values())
+    at_once = min(config.micro_batch_size, config.batch_size)
+    length = planned_length(result, config, "student")
+    scale = length / max(tokens["prompt"] + tokens["response"], 1) * at_once / result.micro_batch
     ratio = max(result.metrics["teacher_tokens_per_student_token"], 1)
-    row_numbers = 2 * config.max_new_tokens * head_width(d.student.model) + config.max_new_tokens * ratio * head_width(d.teacher.model)
+    student_width, teacher_width = head_width(d.student.model), head_width(d.teacher.model)
+    row_numbers = config.max_new_tokens * (2 * student_width + ratio * teacher_width)
     parts = {
-        "weights": sum(weight_bytes(s.model) for s in (d.student, d.teacher, *d.models.auxiliary.values())),
+        "weights": sum(weight_bytes(side.model.parameters()) for side in sides),
         "optimizer": 2 * trained,
         "gradients": trained,
         "activations": 1.5 * result.activation_bytes * max(scale, 1),
-        "rows": 4 * per_step * row_numbers,
-        "cache of generation": cache_bytes(d.student.model, min(config.batch_size, 64) * planned_length(result, config, "student")),
+        "rows": 4 * at_once * row_numbers,
+        "cache of generation": cache_bytes(d.student.model, min(config.batch_size, 64) * length),
     }
     training = parts["gradients"] + parts["activations"] + parts["rows"]
     most = parts["weights"] + parts["optimizer"] + max(training, parts["cache of generation"])
     measured = (result.peak_gib or 0) * GIB
     if d.device.type == "cuda": most = max(most, measured)
-    else: most += max(measured - parts["weights"], 0)     # of the process: libraries, code, what was read
+    else: most += max(measured - parts["weights"], 0)     # of the process: libraries, code, data
     parts["most at once"] = 1.1 * most                    # an allocator holds more than it uses
     return {name: value / GIB for name, value in parts.items()}
 
@@ -143,66 +165,78 @@ def device_memory(device: torch.device) -> float | None:
     try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (AttributeError, ValueError, OSError): return None
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #2f5e7ddd
-def planned_seconds(distiller, result: DryRunResult) -> dict:
+# %% ../../nbs/08_train/12_dry_run.ipynb #55c8e708
+def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     "Least and most seconds of a step and of the whole run, evaluations included."
     config = distiller.config
+    generation, training = result.generation_seconds, result.training_seconds
     more = config.batch_size / result.samples
-    least = result.generation_seconds * min(more, 1) + result.training_seconds * more * .5
-    most = result.generation_seconds * max(more, 1) * 1.2 + result.training_seconds * max(more, 1) * 1.5
+    least = generation * min(more, 1) + training * more * .5
+    most = (generation * 1.2 + training * 1.5) * max(more, 1)
     evaluations = 0
     if distiller.eval_items:
         between = (config.max_steps - 1) // config.eval_steps if config.eval_steps else 0
         evaluations = 1 + int(config.eval_on_start) + between
-    one = len(distiller.eval_items) / result.samples * (2 * result.generation_seconds + .5 * result.training_seconds)
-    run = [config.max_steps * least + evaluations * one * .2, config.max_steps * most + evaluations * one * 1.5]
-    return {"step": [least, most], "run": run}
+    one = len(distiller.eval_items) / result.samples * (2 * generation + .5 * training)
+    shortest_run = config.max_steps * least + evaluations * one * .2
+    longest_run = config.max_steps * most + evaluations * one * 1.5
+    return {"step": [least, most], "run": [shortest_run, longest_run]}
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #14609d26
-def length_problems(distiller, result: DryRunResult):
-    "Yield a message for each problem of lengths: prompts left out, responses cut, contexts too short, masked tokens."
+# %% ../../nbs/08_train/12_dry_run.ipynb #3a08f5e4
+def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]:
+    "Yield a message for prompts left out, responses cut, contexts too short, and masked tokens."
     d, config, metrics = distiller, distiller.config, result.metrics
     ratio = metrics["teacher_tokens_per_student_token"]
     if d.left_out:
-        yield (f"{len(d.left_out)} of {len(d.left_out) + len(d.items)} prompts are left out, because they do not fit "
-               f"({d.left_out[0].reason}): shorten them, or raise max_prompt_length or max_length")
+        yield (f"{len(d.left_out)} of {len(d.left_out) + len(d.items)} prompts are left out, "
+               f"because they do not fit ({d.left_out[0].reason}): shorten them, or raise "
+               "max_prompt_length or max_length")
     if result.at_limit > .5:
-        yield (f"{result.at_limit:.0%} of the responses reached max_new_tokens={config.max_new_tokens}: raise it, or the student learns from "
+        yield (f"{result.at_limit:.0%} of the responses reached "
+               f"max_new_tokens={config.max_new_tokens}: raise it, or the student learns from "
                "beginnings only (a base model that never stops needs prompts with an end in sight)")
     elif not metrics["stop_share"]:
-        yield ("no response ended by itself: see with xtokd doctor that the student has a stop id, and that its template ends a turn with it")
+        yield ("no response ended by itself: see with xtokd doctor that the student has a stop id, "
+               "and that its template ends a turn with it")
     for role, side in (("student", d.student), ("teacher", d.teacher)):
-        limit, prompt = shortest(config.max_length, context_length(side.model)), result.tokens[role]["prompt"]
+        limit = min_set(config.max_length, context_length(side.model))
+        prompt = result.tokens[role]["prompt"]
         needed = prompt + config.max_new_tokens * (ratio if role == "teacher" else 1)
         if limit and needed > limit:
-            yield (f"the {role} has room for {limit} tokens and would need up to {needed:.1f} (prompt {prompt}, {ratio:.2f} teacher tokens for "
-                   "one of the student): what is beyond is masked; shorten prompts, or lower max_new_tokens")
-    if metrics["teacher_tokens_masked"] or metrics["student_tokens_masked"]:
-        yield (f"{metrics['student_tokens_masked']} student and {metrics['teacher_tokens_masked']} teacher tokens did not fit and were masked")
+            yield (f"the {role} has room for {limit} tokens and would need up to {needed:.1f} "
+                   f"(prompt {prompt}, {ratio:.2f} teacher tokens for one of the student): what is "
+                   "beyond is masked; shorten prompts, or lower max_new_tokens")
+    masked = metrics["student_tokens_masked"], metrics["teacher_tokens_masked"]
+    if any(masked):
+        yield f"{masked[0]} student and {masked[1]} teacher tokens did not fit and were masked"
 
-def find_problems(distiller, result: DryRunResult, memory: dict, available: float | None):
+def find_problems(distiller: Distiller, result: DryRunResult, memory: dict,
+                  available: float | None) -> Iterator[str]:
     "Yield warnings, each with what to do: lengths, coverage, rows that are not finite, memory."
     config, metrics = distiller.config, result.metrics
     yield from length_problems(distiller, result)
     coverage = metrics.get("coverage")
     if not metrics["count"] > 0:
-        yield (f"no token has a signal, so the first step would be an error ({result.reasons}): take an objective that covers more, or see "
-               "xtokd doctor")
+        yield (f"no token has a signal, so the first step would be an error ({result.reasons}): "
+               "take an objective that covers more, or see xtokd doctor")
     elif coverage is not None and coverage < max(config.min_coverage, .3):
-        below = f", less than min_coverage={config.min_coverage:g}: the run would end" if coverage < config.min_coverage else ""
-        yield f"{coverage:.0%} of the student's tokens have a signal{below} ({result.reasons}): take an objective that covers more (cover)"
-    if metrics["teacher_rows_not_finite"]:
-        yield f"{metrics['teacher_rows_not_finite']} teacher rows are not finite: load the teacher in float32 or bfloat16"
+        below = f", less than min_coverage={config.min_coverage:g}: the run would end"
+        if coverage >= config.min_coverage: below = ""
+        yield (f"{coverage:.0%} of the student's tokens have a signal{below} ({result.reasons}): "
+               "take an objective that covers more (cover)")
+    if not_finite := metrics["teacher_rows_not_finite"]:
+        yield f"{not_finite} teacher rows are not finite: load the teacher in float32 or bfloat16"
     if available and memory["most at once"] > available:
-        yield (f"up to {memory['most at once']:.1f} GiB are needed and {available:.1f} are there: lower micro_batch_size (it is "
-               f"{config.micro_batch_size}), max_new_tokens (it is {config.max_new_tokens}) or batch_size, or take a teacher in fewer bits")
+        yield (f"up to {memory['most at once']:.1f} GiB are needed and {available:.1f} are there: "
+               f"lower micro_batch_size (it is {config.micro_batch_size}), max_new_tokens (it is "
+               f"{config.max_new_tokens}) or batch_size, or take a teacher in fewer bits")
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #6bb86158
+# %% ../../nbs/08_train/12_dry_run.ipynb #798b3860
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take."
     samples: int
-    coverage: dict                  # coverage, samples_without_signal, stop_share, at_limit, reasons
+    coverage: dict                  # and samples_without_signal, stop_share, at_limit, reasons
     tokens: dict                    # of a step and of the run
     memory: dict                    # GiB by what holds them
     seconds: dict                   # [least, most] of a step and of the run
@@ -226,21 +260,29 @@ class Forecast:
             **{f"memory: {name}": f"{value:,.3f} GiB" for name, value in self.memory.items()},
             "memory there": f"{self.available:,.1f} GiB" if self.available else "unknown",
         }
-        return Table([{"": name, "forecast": value} for name, value in rows.items()], f"from {self.samples} responses and one step")
+        rows = [{"": name, "forecast": value} for name, value in rows.items()]
+        return Table(rows, f"from {self.samples} responses and one step")
 
     def messages(self) -> list[str]:
-        reasons = [f"without a signal: {self.coverage['reasons']}"] if self.coverage["reasons"] else []
-        return reasons + [f"! {warning}" for warning in self.warnings]
+        "Why tokens have no signal, and the warnings."
+        reasons = self.coverage["reasons"]
+        first = [f"without a signal: {reasons}"] if reasons else []
+        return first + [f"! {warning}" for warning in self.warnings]
 
     def __repr__(self): return "\n".join([str(self.table()), *self.messages()])
-    def _repr_html_(self): return self.table()._repr_html_() + "".join(f"<p>{escape(m)}</p>" for m in self.messages())
 
-def forecast(distiller, num_prompts: int = 10) -> Forecast:
+    def _repr_html_(self):
+        return self.table()._repr_html_() + "".join(f"<p>{escape(m)}</p>" for m in self.messages())
+
+def forecast(distiller: Distiller, num_prompts: int = 10) -> Forecast:
     "The Forecast of a Distiller that has not begun; its student is used up."
     result, config = dry_run(distiller, num_prompts), distiller.config
-    memory, available, metrics = planned_memory(distiller, result), device_memory(distiller.device), result.metrics
-    per_step = {role: result.tokens[role]["generated"] / result.samples * config.batch_size for role in ("student", "teacher")}
-    tokens = {f"{role} a step": n for role, n in per_step.items()} | {f"{role} in all": n * config.max_steps for role, n in per_step.items()}
+    memory, metrics = planned_memory(distiller, result), result.metrics
+    available = device_memory(distiller.device)
+    per_step, in_all = {}, {}
+    for role in ("student", "teacher"):
+        tokens = result.tokens[role]["generated"] / result.samples * config.batch_size
+        per_step[f"{role} a step"], in_all[f"{role} in all"] = tokens, tokens * config.max_steps
     coverage = {
         "coverage": metrics.get("coverage"),
         "samples_without_signal": metrics["samples_without_signal"],
@@ -249,4 +291,5 @@ def forecast(distiller, num_prompts: int = 10) -> Forecast:
         "reasons": result.reasons,
     }
     problems = list(find_problems(distiller, result, memory, available))
-    return Forecast(result.samples, coverage, tokens, memory, planned_seconds(distiller, result), available, problems)
+    return Forecast(result.samples, coverage, per_step | in_all, memory,
+                    planned_seconds(distiller, result), available, problems)

@@ -1,4 +1,4 @@
-// The live face of xtokd.viz.dashboard. Python computes, this draws: `data` comes in as one JSON value, presses go back as traits.
+// The live view of xtokd.viz.dashboard. Python computes, this draws: `data` comes in as one JSON value, presses go back as traits.
 // All text of a run is set as text; the picture of a sample is copied node by node from a short list of elements.
 const SVG = "http://www.w3.org/2000/svg";
 const LEFT = 46, TOP = 6, FOOT = 18, WIDE = 440, HIGH = 138;
@@ -98,12 +98,12 @@ function render({ model, el }) {
     snap: make("button", { type: "button", class: "xd-button", title: "Write what is shown now as SVG and JSON", text: "▣ Snapshot" }),
   };
   bar.append(...Object.values(buttons));
-  const numbers = make("dl", { class: "xd-numbers" }), alarms = make("ul", { class: "xd-alarms" });
+  const numbers = make("dl", { class: "xd-numbers" }), warnings = make("ul", { class: "xd-warnings" });
   const range = make("input", { type: "range", min: 0, max: 1, step: 1, class: "xd-range", "aria-label": "step to read; Escape: the newest" });
   const where = make("span", { class: "xd-where" }), reader = make("div", { class: "xd-reader" }, where, range);
   const grid = make("div", { class: "xd-grid-of-panels" }), written = make("div", { class: "xd-written" });
   const answer = make("div", { class: "xd-answer" }), aloud = make("div", { class: "xd-aloud", role: "status", "aria-live": "polite" });
-  root.append(make("header", { class: "xd-head" }, make("div", { class: "xd-names" }, title, make("div", {}, dot, status)), bar), numbers, alarms, reader, grid, written, answer, aloud);
+  root.append(make("header", { class: "xd-head" }, make("div", { class: "xd-names" }, title, make("div", {}, dot, status)), bar), numbers, warnings, reader, grid, written, answer, aloud);
   el.append(root);
 
   const panels = new Map();                               // key -> {box, name, unit, legend, plot, panel}
@@ -116,9 +116,9 @@ function render({ model, el }) {
     title.textContent = [d.name, d.objective].filter(Boolean).join(" · ") || "xtokd";
     status.textContent = d.status;
     root.dataset.live = /^(training|replay|followed)/.test(d.status) && !/paused/.test(d.status);
-    numbers.replaceChildren(...d.numerals.map(([name, value, small]) => make("div", {}, make("dt", { text: name }), make("dd", { class: "xd-big", text: value }), make("dd", { class: "xd-small", text: small }))));
-    alarms.replaceChildren(...d.alarms.map(a => make("li", { text: `⚠ ${a.rule}, step ${a.step}: ${a.text}` })));
-    const news = [d.status, ...d.alarms.map(a => `warning: ${a.rule}`)].join("; ");
+    numbers.replaceChildren(...d.numbers.map(([name, value, small]) => make("div", {}, make("dt", { text: name }), make("dd", { class: "xd-big", text: value }), make("dd", { class: "xd-small", text: small }))));
+    warnings.replaceChildren(...d.warnings.map(a => make("li", { text: `⚠ ${a.rule}, step ${a.step}: ${a.text}` })));
+    const news = [d.status, ...d.warnings.map(a => `warning: ${a.rule}`)].join("; ");
     if (news !== spoken) aloud.textContent = spoken = news;
   }
 

@@ -1,6 +1,6 @@
-// The live face of an alignment. Python computes (columns in the trait `data`), this file draws; state is in traits, token text only ever becomes text nodes.
+// The live view of an alignment. Python computes (columns in the trait `data`), this file draws; all state is in traits, and token text only ever becomes text nodes.
 const SVG = "http://www.w3.org/2000/svg";
-const ROW = 24, MID = 16, RULER = 14, STRIP = 24, MARK = 14, GROUP = 18, GUTTER = 96, GAP = 12, EDGE = 54;
+const ROW = 24, MID = 16, RULER = 14, TRACK = 24, MARK = 14, GROUP = 18, GUTTER = 96, GAP = 12, EDGE = 54;
 const GLYPH = ["1→1", "1→n", "n→1", "n→m", "–"];
 const NAME = ["one token each", "one student token, many teacher tokens", "many student tokens, one teacher token", "many on both sides", "no partner"];
 const DIFF = ["", "only the first has a signal", "only the second has a signal", "both have one, far apart"], DIFF_GLYPH = ["", "◂", "▸", "≠"];
@@ -82,9 +82,9 @@ export default {
     const worst = h("input", { type: "range", min: 0, value: 0, "aria-label": "worst first", oninput: () => { jump(d.order[+worst.value]); } });
     const worstSays = h("output", {}), worstLabel = h("span", { class: "worst" }, h("span", {}, "worst first "), worst, worstSays);
     const next = button("next mismatch", "the next place that is not 1→1 (key n)", () => mismatch());
-    const strips = h("span", { class: "strips", role: "group", "aria-label": "Strips" });
+    const tracks = h("span", { class: "tracks", role: "group", "aria-label": "Tracks" });
     bar.append(h("span", { class: "views", role: "group", "aria-label": "Layout" }, ...views), h("span", { class: "kinds", role: "group", "aria-label": "Kinds shown" }, ...kinds),
-      blankLabel, groupLabel, worstLabel, next, strips);
+      blankLabel, groupLabel, worstLabel, next, tracks);
 
     const list = h("div", { class: "list", role: "listbox", tabindex: 0, "aria-multiselectable": "true", "aria-label": "Chunks of the alignment" });
     const cards = h("div", { class: "cards", role: "region", "aria-label": "Details" });
@@ -126,19 +126,19 @@ export default {
       if (k >= 0) worst.value = k;
       worstSays.textContent = k < 0 ? ` ${d.score.name}` : ` ${k + 1} of ${d.order.length}, ${d.score.name} ${num(d.score.v[get("active")])}`;
       worst.setAttribute("aria-valuetext", worstSays.textContent);
-      strips.replaceChildren(...d.strips.map(t => { const b = button(t.title, t.note || t.title, () => set("strips", get("strips").includes(t.title) ? get("strips").filter(x => x !== t.title) : [...get("strips"), t.title]));
-        b.setAttribute("aria-pressed", get("strips").includes(t.title)); return b; }));
+      tracks.replaceChildren(...d.tracks.map(t => { const b = button(t.title, t.note || t.title, () => set("shown_tracks", get("shown_tracks").includes(t.title) ? get("shown_tracks").filter(x => x !== t.title) : [...get("shown_tracks"), t.title]));
+        b.setAttribute("aria-pressed", get("shown_tracks").includes(t.title)); return b; }));
       trouble.textContent = get("error") || ""; trouble.hidden = !trouble.textContent;
     }
 
     // ---- drawing -----------------------------------------------------------------------------------------------------------
-    const shown = () => d.strips.filter(t => get("strips").includes(t.title));
+    const shown = () => d.tracks.filter(t => get("shown_tracks").includes(t.title));
     function rows() {                             // y of everything on a line
       const t = shown(), marked = d.differs.length && t.length > 1, mid = get("view") === "edges" ? EDGE : MID;
       let y = 8;
-      const strip = t.map(() => (y += STRIP) - STRIP), mark = marked ? (y += MARK) - MARK : null, top = get("graphemes") && d.groups.length ? (y += GROUP) - GROUP : null;
+      const track = t.map(() => (y += TRACK) - TRACK), mark = marked ? (y += MARK) - MARK : null, top = get("graphemes") && d.groups.length ? (y += GROUP) - GROUP : null;
       const student = y, teacher = y + ROW + mid, bottom = top === null ? null : teacher + ROW, ruler = teacher + ROW + (top === null ? 0 : GROUP);
-      return { t, strip, mark, top, student, teacher, bottom, mid, ruler, height: ruler + RULER + GAP };
+      return { t, track, mark, top, student, teacher, bottom, mid, ruler, height: ruler + RULER + GAP };
     }
 
     function text(x, y, cls, what, extra) { return s("text", { x: x.toFixed(1), y, class: cls, ...extra }, what); }
@@ -151,9 +151,9 @@ export default {
       return g;
     }
 
-    function bar1(t, r, y) {                      // one value of a strip, over its student token
-      const v = t.v[d.toks.i[r]], x = GUTTER + at.x0[r] + 1.5, w = Math.max(at.x1[r] - at.x0[r] - 3, 1), room = STRIP - 5;
-      if (v === null) return text(x + w / 2, y + STRIP - 6, "none", "·");
+    function trackBar(t, r, y) {                      // one value of a track, over its student token
+      const v = t.v[d.toks.i[r]], x = GUTTER + at.x0[r] + 1.5, w = Math.max(at.x1[r] - at.x0[r] - 3, 1), room = TRACK - 5;
+      if (v === null) return text(x + w / 2, y + TRACK - 6, "none", "·");
       const zero = t.low < 0 ? y + room / 2 : y + room, size = Math.min(Math.abs(v) / t.top, 1) * (t.low < 0 ? room / 2 : room);
       return s("rect", { class: v < 0 ? "val neg" : "val", x, y: (v < 0 ? zero : zero - size).toFixed(1), width: w, height: Math.max(size, .5).toFixed(1) });
     }
@@ -172,7 +172,7 @@ export default {
       for (let r = a; r < b; r++) {
         g.append(token(r, k, toks.side[r] ? y.teacher : y.student));
         if (toks.side[r]) continue;
-        y.t.forEach((t, i) => g.append(bar1(t, r, y.strip[i])));
+        y.t.forEach((t, i) => g.append(trackBar(t, r, y.track[i])));
         if (y.mark !== null && d.differs[toks.i[r]]) g.append(text(GUTTER + (at.x0[r] + at.x1[r]) / 2, y.mark + 11, "differs", DIFF_GLYPH[d.differs[toks.i[r]]]));
       }
       return g;
@@ -190,8 +190,8 @@ export default {
       if (drawn.has(n) || !at.lines[n]) return;
       const line = at.lines[n], y = rows(), w = GUTTER + line.w + 8, svg = s("svg", { role: "none", width: w, height: y.height, viewBox: `0 0 ${w} ${y.height}` });
       svg.append(text(4, y.student + 16, "side", "student"), text(4, y.teacher + 16, "side", "teacher"));
-      y.t.forEach((t, i) => svg.append(text(4, y.strip[i] + 10, "name", t.short), text(4, y.strip[i] + 20, "scale", `${t.low < 0 ? "±" : "0–"}${num(t.top)}`),
-        s("line", { class: "zero", x1: GUTTER, x2: w - 8, y1: y.strip[i] + (t.low < 0 ? (STRIP - 5) / 2 : STRIP - 5), y2: y.strip[i] + (t.low < 0 ? (STRIP - 5) / 2 : STRIP - 5) })));
+      y.t.forEach((t, i) => svg.append(text(4, y.track[i] + 10, "name", t.short), text(4, y.track[i] + 20, "scale", `${t.low < 0 ? "±" : "0–"}${num(t.top)}`),
+        s("line", { class: "zero", x1: GUTTER, x2: w - 8, y1: y.track[i] + (t.low < 0 ? (TRACK - 5) / 2 : TRACK - 5), y2: y.track[i] + (t.low < 0 ? (TRACK - 5) / 2 : TRACK - 5) })));
       if (y.mark !== null) svg.append(text(4, y.mark + 10, "name", "differs"));
       if (y.top !== null) svg.append(...brackets(line, y));
       let free = 0;
@@ -240,7 +240,7 @@ export default {
     }
     function restate() { mark(); refresh(); cardsNow(); }
 
-    const face = r => d.full[r] || d.toks.label[r];
+    const wholeText = r => d.full[r] || d.toks.label[r];
     function texts(k, side) { const out = []; for (let r = d.segs.first[k]; r < d.segs.first[k + 1] && out.length < 12; r++) if (d.toks.side[r] === side) out.push(d.toks.label[r]); return out; }
     function says(k) {
       const kind = d.segs.kind[k], first = d.segs.first[k], row = side => texts(k, side).join(" | ");
@@ -260,12 +260,12 @@ export default {
     function card(k, title) {
       const { segs, toks } = d, kind = segs.kind[k], a = segs.first[k], b = Math.min(segs.first[k + 1], a + 40), columns = d.values.filter(c => { for (let r = a; r < b; r++) if (c.v[r] !== null) return true; });
       const head = h("div", { class: "head" }, h("i", { class: "k" + kind }), h("b", {}, kind === 4 ? "no chunk" : `chunk ${segs.chunk[k]}`), ` ${GLYPH[kind]} ${NAME[kind]} · bytes ${segs.b0[k]}–${segs.b1[k]}` + (title ? ` · ${title}` : ""));
-      const table = h("table", {}, h("thead", {}, h("tr", {}, ...["side", "token", "text", "id", "bytes", "range", ...columns.map(c => c.name), ...d.strips.map(t => t.title)].map(x => h("th", { scope: "col" }, x)))));
+      const table = h("table", {}, h("thead", {}, h("tr", {}, ...["side", "token", "text", "id", "bytes", "range", ...columns.map(c => c.name), ...d.tracks.map(t => t.title)].map(x => h("th", { scope: "col" }, x)))));
       const body = h("tbody", {}), notes = new Set();
       for (let r = a; r < b; r++) {
         const i = toks.i[r], mine = toks.side[r] ? () => "" : t => num(t.v[i]);
-        body.append(h("tr", {}, ...[["student", "teacher"][toks.side[r]], i].map(x => h("td", {}, String(x))), h("td", { class: "text" }, h("bdi", {}, face(r))),
-          ...[toks.id[r], toks.hex[r], `${toks.b0[r]}–${toks.b1[r]}`, ...columns.map(c => num(c.v[r])), ...d.strips.map(mine)].map(x => h("td", {}, String(x)))));
+        body.append(h("tr", {}, ...[["student", "teacher"][toks.side[r]], i].map(x => h("td", {}, String(x))), h("td", { class: "text" }, h("bdi", {}, wholeText(r))),
+          ...[toks.id[r], toks.hex[r], `${toks.b0[r]}–${toks.b1[r]}`, ...columns.map(c => num(c.v[r])), ...d.tracks.map(mine)].map(x => h("td", {}, String(x)))));
         if (toks.reason[r]) notes.add(`${["student", "teacher"][toks.side[r]]} token ${i} is in no chunk: ${d.reasons[toks.reason[r]]}`);
         if (toks.side[r]) continue;
         for (const w of d.silent) if (w.v[i]) notes.add(`${w.title ? w.title + ": " : ""}student token ${i} has no signal: ${d.reasons[w.v[i]]}`);
@@ -274,7 +274,7 @@ export default {
       if (segs.first[k + 1] > b) notes.add(`… ${segs.first[k + 1] - b} more tokens`);
       if (formed(k)) notes.add(formed(k));
       if (d.order.length && d.score.v[k] !== null) notes.add(`${d.score.name} ${num(d.score.v[k])}` + (d.score.how ? `: ${d.score.how}` : ""));
-      for (const t of d.strips) if (t.note) notes.add(`${t.title}: ${t.note}`);
+      for (const t of d.tracks) if (t.note) notes.add(`${t.title}: ${t.note}`);
       table.append(body);
       return h("div", { class: "card" }, head, h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Tokens" }, table), ...[...notes].map(n => h("div", { class: "note" }, n)));
     }
@@ -344,7 +344,7 @@ export default {
     const on = (names, f) => names.forEach(n => model.on("change:" + n, f));
     const anew = () => { refresh(); layout(); };
     on(["data"], () => { d = JSON.parse(get("data")); hover = anchor = -1; brush = null; list.removeAttribute("aria-activedescendant"); anew(); });
-    on(["view", "whitespace", "graphemes", "strips"], anew);
+    on(["view", "whitespace", "graphemes", "shown_tracks"], anew);
     on(["pinned", "selected", "kinds", "theme", "active", "error", "height"], restate);
     const size = new ResizeObserver(() => requestAnimationFrame(() => { const w = list.clientWidth; if (w && Math.abs(w - width) > 8) { width = w; layout(); } }));
     refresh();

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TextEncoder', 'ByteVocab', 'as_byte_vocab', 'response_text']
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #67daf7d0
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #df660301
 import hashlib, json, re, unicodedata
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from ..hub import resolve
-from .spelling import BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, pipeline_steps, read_piece_format
+from .spelling import (
+    BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, pipeline_steps, read_piece_format)
 
 # %% ../../nbs/01_vocab/02_bytevocab.ipynb #17037859
 @dataclass

@@ -7,7 +7,7 @@ __all__ = ['contradicting', 'local_rows', 'fixed_masses', 'joined_cells', 'join_
            'own_slots', 'own_masses', 'Part', 'student_sums', 'forward_kl', 'part_losses', 'kl_by_hand', 'CoverRows',
            'CoverStream', 'Cover']
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #c3e6b0eb
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #caf6ba1b
 import numpy as np
 import torch
 
@@ -19,7 +19,7 @@ from .exact_cells import Joint
 from .hypotheses import Looks, contradicts, look_hypotheses, look_masses, path_logp, row_pieces, tokens_past
 from .exact_masses import RowMasses, detour_looks, masses_by
 from .teacher_pass import TeacherRows, columns, rows_in_piece
-from ...rows.chunked_loss import ByHand, row_losses
+from ...rows.chunked_loss import ManualGradient, chunked_loss
 
 # %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #ba3f3f8d
 def _joint(graph):
@@ -262,7 +262,7 @@ class CoverStream:
                 a, lo = a + b, hi
             k += 1
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #4d449f6a
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #b389c715
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     summary, source = "exact masses of cells of the student vocabulary, from one teacher forward", "this package"
@@ -289,7 +289,7 @@ class Cover(Objective):
     def _own_rows(self, batch):
         "Equal tokenizers: the teacher's own rows."
         rows = np.flatnonzero(batch.alignment.student_chunk >= 0)
-        return rows, row_losses(batch.student, rows, lambda logp, at: divergence(logp, batch.teacher.take(rows[at]), self.compare["kind"], self.compare["beta"]))
+        return rows, chunked_loss(batch.student, rows, lambda logp, at: divergence(logp, batch.teacher.take(rows[at]), self.compare["kind"], self.compare["beta"]))
 
     def _cover_rows(self, batch, unknown):
         "Flat rows [R] and losses [R]; those without a signal have none. Writes their `unknown` shares."
@@ -304,4 +304,4 @@ class Cover(Objective):
             if bool((gone := empty(at)).any()): value[gone], grad[gone] = 0, 0
             return value, grad
         def loss(logp, at): return part_losses(logp, noted(stream.parts(at)), self.floor, **self.compare).masked_fill(empty(at), 0.)
-        return stream.index, row_losses(batch.student, stream.index, ByHand(by_hand) if (self.compare["kind"], self.compare["top_k"]) == ("fkl", None) else loss)
+        return stream.index, chunked_loss(batch.student, stream.index, ManualGradient(by_hand) if (self.compare["kind"], self.compare["top_k"]) == ("fkl", None) else loss)

@@ -26,13 +26,13 @@ class Beginnings:
         out = [i for n in range(1, len(rest)) for i in self.same.get(rest[:n], ())]
         return out + self.order[slice(*self.range.get(rest, (0, 0)))]
 
-# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #d211a50c
+# %% ../../../nbs/05_objectives/6_cover/04_exact_cells.ipynb #9e005496
 class Joint:
     "Both tokenizers of a cell graph at once; answers are remembered, up to a number of each kind."
     limits = dict(known=1_000_000, links=300_000, nodes=1_000, next=100_000, rows=20_000, cuts=200_000)
 
     def __init__(self, graph):
-        self.graph, self.bv, self.begin = graph, (graph.s, graph.t), (Beginnings(graph.s_trie), Beginnings(graph.t_trie))
+        self.graph, self.vocab, self.begin = graph, (graph.s, graph.t), (Beginnings(graph.s_trie), Beginnings(graph.t_trie))
         self.follows = graph.follows, AdjacencyTable(graph.t, graph.t_trie)
         self.known, self.links, self.nodes, self.next, self.rows, self.cuts = ({} for _ in self.limits)
 
@@ -53,7 +53,7 @@ class Joint:
 
 
 def _search(joint, side, last, rest, other, depth):
-    bytes_of, may = joint.bv[side].bytes, joint.follows[side].allowed_after(last)
+    bytes_of, may = joint.vocab[side].bytes, joint.follows[side].allowed_after(last)
     ids = [i for i in joint.begin[side].comparable(rest) if may[i]]
     ahead = [len(bytes_of[i]) - len(rest) for i in ids]
     if 0 in ahead or depth == 0 and max(ahead, default=-1) > 0: return True

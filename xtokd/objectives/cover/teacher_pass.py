@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['above', 'Columns', 'columns', 'rows_in_piece', 'TeacherRows']
 
-# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #dfcf92f6
+# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #2c09cd89
 import numpy as np
 import torch
 
-from ...rows.chunked_loss import handful
+from ...rows.chunked_loss import rows_per_chunk
 
 # %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #5b26c945
 def above(x, worth):
@@ -98,16 +98,16 @@ def _cells(columns, m):
 
 Columns.fold, Columns.unfold, Columns.teacher, Columns.cells = _fold, _unfold, _teacher, _cells
 
-# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #d18edee4
+# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #141fa697
 def rows_in_piece(rows):
     "How many student rows make a piece: three handfuls of teacher rows, and no more than 512."
-    return min(512, 3 * handful(rows))
+    return min(512, 3 * rows_per_chunk(rows))
 
-# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #2198ee18
+# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #eb39806d
 class TeacherRows:
     "Of the teacher rows of `looks`: probabilities `q` [m, Vt] and `realised` log-probs [m] (float64); at their `common` rows [R] the sums by column in `fresh` [R, n + 2] (see `Columns`, not folded; beyond n: none), and `heavy` columns (row of `common` [k], column [k])."
     def __init__(self, rows, looks, graph, worth=1e-5):
-        m, step, self.common = looks.t_hi - looks.t_lo, handful(rows), np.flatnonzero(looks.common)
+        m, step, self.common = looks.t_hi - looks.t_lo, rows_per_chunk(rows), np.flatnonzero(looks.common)
         self.worth = worth
         self.q, last, realised, heavy = torch.empty(m, rows.width, device=rows.device), looks.last[self.common], [], [np.zeros((2, 0), np.int64)]
         if not graph.exact: self.columns = columns(graph); self.fresh = torch.zeros(len(last), self.columns.n + 2, device=rows.device)

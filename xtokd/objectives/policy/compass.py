@@ -20,7 +20,7 @@ def span_means(batch: PairBatch, values: torch.Tensor, side: str = "student") ->
     chunk, k = al.student_chunk if side == "student" else al.teacher_chunk, len(al.chunks)
     return chunk_sum(values, chunk, k) / chunk_sum(torch.ones_like(values), chunk, k).clamp_min(1)
 
-# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #c3f1e8e4
+# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #cc361785
 class Compass(Objective):
     """Teacher minus a weak model of its family, less alpha times the movement from the start (arXiv
     2609.10154); loss unit: token."""
@@ -44,8 +44,8 @@ class Compass(Objective):
         self.alpha, self.own, self.clamp = alpha, own, clamp
 
     def signal(self, batch: PairBatch) -> Output:
-        logp, weak = batch.student.realised(), batch.extra["weak_logp"]
-        teacher = batch.teacher.realised().detach()
+        logp, weak = batch.student.token_logp(), batch.weak_logp
+        teacher = batch.teacher.token_logp().detach()
         now, moved = logp.detach(), logp.detach() - batch.reference_logp
         skill = broadcast_to_tokens(batch, span_means(batch, teacher - weak, "teacher"))
         if self.own == "span": moved = broadcast_to_tokens(batch, span_means(batch, moved))

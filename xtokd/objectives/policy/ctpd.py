@@ -55,7 +55,7 @@ def rewards(weight: torch.Tensor, gap: torch.Tensor, sample: np.ndarray,
     return torch.zeros(samples, dtype=gap.dtype,
                        device=gap.device).index_add(0, where, weight * gap)
 
-# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #e3e212df
+# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #4980a10f
 @dataclass
 class _Spans:
     "The chunks of a batch as CTPD sees them."
@@ -73,12 +73,12 @@ class _Spans:
             other = chunk_sum(token_logps_merged_stops(batch.teacher, pair.teacher.stop_ids),
                               al.teacher_chunk, k)
         else:
-            own = chunk_sum(batch.student.realised(), al.student_chunk, k)
+            own = chunk_sum(batch.student.token_logp(), al.student_chunk, k)
             other = chunk_sum(batch.reference_logp, al.student_chunk, k)
         other = other.detach().to(own.dtype)
         ratio, weight = torch.zeros_like(other), torch.full_like(other, options.k)
         if options.weights == "pair":
-            tuned = (batch.extra["plus_logp"] - batch.extra["minus_logp"]).detach()
+            tuned = (batch.plus_logp - batch.minus_logp).detach()
             ratio = chunk_sum(tuned, al.teacher_chunk, k)
             weight = span_weights(ratio, sign, options.low, options.high, options.mu, options.k)
         first = al.chunks[:, 0].astype(np.int64)
@@ -90,7 +90,7 @@ class _Spans:
 
 def _mean(x: torch.Tensor) -> float: return float(x.detach().mean()) if len(x) else 0.
 
-# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #dfabe0e2
+# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #c244d5d1
 class CTPD(Objective):
     """DPO on span rewards, spans weighed by a pair of tuned teachers (arXiv 2601.11865); loss unit:
     pair."""
@@ -128,7 +128,7 @@ class CTPD(Objective):
 
     def signal(self, batch: PairBatch) -> Output:
         al = batch.alignment
-        sign = np.asarray(batch.extra["preferences"], np.int64).reshape(-1)
+        sign = np.asarray(batch.preferences, np.int64).reshape(-1)
         chosen, rejected = preference_pairs(sign, len(al))
         sign_of_chunk = torch.as_tensor(sign[al.chunk_sample], device=batch.student.device)
         spans = _Spans.of(batch, sign_of_chunk, self)

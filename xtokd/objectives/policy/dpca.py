@@ -44,7 +44,7 @@ def end_chunks(batch: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     chunk[student_end[both]] = len(al.chunks) + np.arange(both.sum())
     return chunk, teacher_end[both]
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #f07da743
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #01203105
 class DPCA(Objective):
     """Chunk log-ratios shared by the student's surprisal, clipped surrogate (arXiv 2606.09456);
     loss unit: token."""
@@ -98,6 +98,6 @@ class DPCA(Objective):
             return logps.student, behaviour, logps.teacher, logps.teacher_sum
         # End tokens are the only ones whose score differs, and their chunks are added from
         # `end_chunks`.
-        student = batch.student.realised()
+        student = batch.student.token_logp()
         behaviour = student.detach() if batch.behaviour_logp is None else batch.behaviour_logp
-        return student, behaviour, batch.teacher.realised().detach(), logps.teacher_sum
+        return student, behaviour, batch.teacher.token_logp().detach(), logps.teacher_sum

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['discounted_sums', 'OPD', 'returns', 'MiniLLM']
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #aed9a673
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #53f2fd44
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..chunks import ChunkLogps, broadcast_to_tokens, chunk_sum
 from ..divergences import divergence
 from .sampled import (
     behaviour_logps, importance_loss, policy_output, surrogate_loss)
-from ...rows.chunked_loss import row_losses
+from ...rows.chunked_loss import chunked_loss
 from ...rows.pair_batch import PairBatch
 
 # %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #ca1cf5c9
@@ -80,7 +80,7 @@ def returns(ratio: torch.Tensor,       # [K] log-ratios of consecutive chunks
     if not own_step: total, weight = total - ratio, weight - 1.
     return total / weight.clamp_min(1e-6) if normalise else total
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #a2c21c89
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #e0e3f768
 class MiniLLM(Objective):
     """Reverse KL of whole texts by returns of chunk log-ratios, plus the exact reverse KL of each
     row (arXiv 2306.08543); loss unit: token."""
@@ -152,7 +152,7 @@ class MiniLLM(Objective):
         width = min(batch.student.width, batch.teacher.width)
         reverse_kl = lambda logp, at: divergence(logp[:, :width],
                                                  batch.teacher.take(teacher_rows[at])[:, :width])
-        value = row_losses(batch.student, student_rows, reverse_kl)
+        value = chunked_loss(batch.student, student_rows, reverse_kl)
         at = torch.as_tensor(student_rows, device=device)
         loss = torch.zeros(n, device=device).index_copy(0, at, value)
         exact = torch.zeros(n, dtype=torch.bool, device=device).index_fill(0, at, True)
