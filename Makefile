@@ -45,7 +45,7 @@ STUDENT ?= smollm2
 TEACHER ?= Qwen/Qwen2.5-Coder-0.5B-Instruct
 SIZE ?= smoke
 lesson: $(STAMP)
-	@$(BIN)/python -m xtokd.experiments.headroom_study --student "$(STUDENT)" --teacher "$(TEACHER)" --size "$(SIZE)" $(LESSON_ARGS)
+	@$(BIN)/python -m xtokd.cli.study --student "$(STUDENT)" --teacher "$(TEACHER)" --size "$(SIZE)" $(LESSON_ARGS)
 
 test: $(STAMP)
 	@echo "1 of 3: xtokd/ and README.md are what the notebooks make; notebooks are clean"

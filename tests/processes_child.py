@@ -9,7 +9,7 @@ from xtokd.train.callbacks import Callback
 from xtokd.train.distiller import Distiller
 from xtokd.train.config import DistillConfig
 from xtokd.models.loading import load_model
-from xtokd.distributed import put_together, share
+from xtokd.distributed import full_state_dict, local_parameter_count
 from xtokd.models.side import Side, load_side
 
 FSDP_CONFIG = """compute_environment: LOCAL_MACHINE
@@ -59,7 +59,7 @@ def plain(d):
 
 
 def keep(d, file):
-    weights = {k: v.detach().clone() for k, v in put_together(d.student.model.state_dict()).items()}
+    weights = {k: v.detach().clone() for k, v in full_state_dict(d.student.model.state_dict()).items()}
     if d.accelerator.is_main_process: torch.save(weights, file)
 
 
@@ -97,7 +97,7 @@ def describe(d, file):
     held = {}
     for side in ("student", "teacher"):
         model = getattr(d, side).model
-        held[side] = dict(zip(("held", "all"), share(model)), types=sorted({type(p.data).__name__ for p in model.parameters()}))
+        held[side] = dict(zip(("held", "all"), local_parameter_count(model)), types=sorted({type(p.data).__name__ for p in model.parameters()}))
     local = lambda t: t.to_local() if hasattr(t, "to_local") else t
     file.write_text(json.dumps(held | {"moments": sum(local(s["exp_avg"]).numel() for s in d.state.optimizer.state.values())}))
 

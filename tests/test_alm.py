@@ -11,7 +11,7 @@ from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.models.loading import load_tokenizer
 from xtokd.objectives import objective
 from xtokd.objectives.alm import FORMS, ChunkEnds, binary_divergence, boundary_ids, boundary_leaks, gradmag, hidden_gap, log1mexp, merge_groups, scan_boundary
-from xtokd.exact.toy_models import bpe, make_pair, twin_world
+from xtokd.exact.toy_models import toy_bpe, make_pair, twin_world
 from xtokd.alignment.pair import Pair
 
 KNOBS = [{}, dict(form="tvd"), dict(form="limit", debias="none"), dict(form="ce", gamma=None), dict(form="k3", debias="stop"), dict(form="rkl", tau=1., gamma=0.),
@@ -131,9 +131,9 @@ def test_the_boundary_mass_is_the_row_after_the_chunk(worlds):
 
 # ---- boundaries -------------------------------------------------------------------------------------------------------------
 def test_clean_boundaries(pair):
-    unclean = bpe(";\n ", [(";", "\n")])
+    unclean = toy_bpe(";\n ", [(";", "\n")])
     assert boundary_leaks(unclean, " \n") == "\n" and "\n" not in scan_boundary(unclean, unclean)
-    chain = bpe(" \n;", [(";", "\n"), ("\n", " ")])                                          # newline is unclean, so what follows a newline is unclean too
+    chain = toy_bpe(" \n;", [(";", "\n"), ("\n", " ")])                                          # newline is unclean, so what follows a newline is unclean too
     assert scan_boundary(chain, chain) == "\t\r"
     for bv in (pair.student, pair.teacher):
         b = scan_boundary(pair.student, pair.teacher)

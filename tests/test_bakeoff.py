@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from xtokd.experiments.comparison import by_method, differences, find_runs, grouped, method_of, printed, refuse_mixture, verdict
+from xtokd.experiments.comparison import (
+    by_method, differing_fields, find_runs, group_by, method_of, terminal_table, require_same_protocol,
+    method_verdict,
+)
 from xtokd.cli.commands import main
 from xtokd.train.runlog import write_compact
 
@@ -29,9 +32,9 @@ def test_verdicts(tmp_path):
              "collapsed: entropy 1": dict(end=.1, entropy=1.), "collapsed: entropy only": dict(end=.1, entropy=.001), "failed: ValueError: x": dict(end=.8, reason="ValueError: x")}
     for k, (say, how) in enumerate(cases.items()):
         log(tmp_path, f"m{k}", 0, **how)
-        assert verdict(grouped(find_runs([tmp_path]))[f"m{k}"]).startswith(say)
+        assert method_verdict(group_by(find_runs([tmp_path]))[f"m{k}"]).startswith(say)
     log(tmp_path, "short-but-right", 0, .8, number_length=3.)       # who learned did not collapse
-    assert verdict(grouped(find_runs([tmp_path]))["short-but-right"]) == "learned"
+    assert method_verdict(group_by(find_runs([tmp_path]))["short-but-right"]) == "learned"
 
 
 def test_rows_are_means_over_seeds_and_the_best_comes_first(tmp_path):
@@ -39,13 +42,13 @@ def test_rows_are_means_over_seeds_and_the_best_comes_first(tmp_path):
     rows = by_method(find_runs([tmp_path]))
     assert [(r["method"], r["seeds"], round(r["end"], 3), r["rate"]) for r in rows] == [("b", 3, .7, "0.0001"), ("a", 3, .5, "0.001")]
     assert rows[1]["worst-best seed"] == "0.400-0.600" and rows[0]["student wrote"] == 1000 and rows[0]["TFLOP"] == 1
-    assert len(printed(rows)) == 2
+    assert len(terminal_table(rows)) == 2
 
 
 def test_other_protocols_are_refused_and_named(tmp_path, capsys):
     log(tmp_path, "a", 0, .5); log(tmp_path, "b", 0, .5, steps=80)
-    assert set(differences(find_runs([tmp_path]))) == {"max_steps"}
-    with pytest.raises(ValueError, match=r"steps: 40 \(tiny-a-0\) or 80 \(tiny-b-0\)"): refuse_mixture(find_runs([tmp_path]))
+    assert set(differing_fields(find_runs([tmp_path]))) == {"max_steps"}
+    with pytest.raises(ValueError, match=r"steps: 40 \(tiny-a-0\) or 80 \(tiny-b-0\)"): require_same_protocol(find_runs([tmp_path]))
     assert main(["compare", str(tmp_path)]) == 1 and "--force" in capsys.readouterr().err
     assert main(["compare", "--force", str(tmp_path)]) == 0 and "learned" in capsys.readouterr().out
 
@@ -58,7 +61,7 @@ def test_a_setting_that_a_log_is_too_old_for_had_its_default(tmp_path):
         start = json.loads(first)
         path.write_text("\n".join([json.dumps(start | {"config": start["config"] | more}), *rest]) + "\n")
     old, new, other = (find_runs([tmp_path / f"tiny-{n}-0.jsonl"])[0] for n in ("old", "new", "other"))
-    assert differences([old, new]) == {} and list(differences([old, new, other])) == ["loss_on"]
+    assert differing_fields([old, new]) == {} and list(differing_fields([old, new, other])) == ["loss_on"]
 
 
 def test_tasks_get_tables_of_their_own(tmp_path, capsys):

@@ -18,7 +18,7 @@ from xtokd.models.loading import accepts
 from xtokd.models.forward import reference_logits, response_logits
 from xtokd.train.step import DistillStep
 from xtokd.train.samples import generate_samples
-from xtokd.distributed import finish_gradient
+from xtokd.distributed import reduce_gradients
 from xtokd.models.side import load_side
 
 torch.set_num_threads(1)
@@ -134,7 +134,7 @@ def test_another_adapter_is_refused_by_name(tmp_path):
 def gradient(d, samples):
     d.student.model.train(); d.state.optimizer.zero_grad()
     totals = DistillStep(d.models, d.objective, d.config, contextlib.nullcontext).forward_backward(samples)
-    finish_gradient(d.state.parameters, totals.num_units, d.accelerator)
+    reduce_gradients(d.state.parameters, totals.num_units, d.accelerator)
     return torch.cat([p.grad.flatten() for p in d.state.parameters])
 
 

@@ -5,7 +5,7 @@ import torch
 
 from batches import TEXTS, batch, full, parts
 from warped import check_hard_cases, check_parts, check_relabelling, same_gradient
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
@@ -18,7 +18,7 @@ from xtokd.alignment.pair import Pair
 def pair(): return Pair("tiny")
 
 
-def words(*names): return bpe("abcstxyz", [(w[:k], w[k]) for w in names for k in range(1, len(w))])
+def words(*names): return toy_bpe("abcstxyz", [(w[:k], w[k]) for w in names for k in range(1, len(w))])
 
 
 def test_entropy_weights():
@@ -176,7 +176,7 @@ def test_what_every_method_keeps(pair):
 
 
 def test_nothing_in_common_is_no_signal():
-    p = make_pair(bpe("ab", []), bpe("ab", [("a", "b")]))
+    p = make_pair(toy_bpe("ab", []), toy_bpe("ab", [("a", "b")]))
     b, _ = full(p, ("ab",), stop=False)
     out = CDM(top_k=1)(b)
     assert torch.isfinite(out.loss_sum) and ((out.ledger["weight"] > 0) | (out.ledger["reason"] > 0)).all()

@@ -48,8 +48,8 @@ def test_every_command_shows_commands_that_work(xtokd, command):
 
 def test_examples_in_the_help_parse():
     import shlex
-    p, n = cli.parser(full=True), 0
-    for text in cli._HELP.values():
+    p, n = cli.make_parser(with_config=True), 0
+    for text in cli.HELP.values():
         for line in text.splitlines():
             if not line.startswith("  xtokd "): continue
             p.parse_args(shlex.split(line.split("   ")[0].strip())[1:])
@@ -146,21 +146,21 @@ def test_debug_shows_the_traceback():
 def read(*argv):
     from dataclasses import fields
     from xtokd.train.config import DistillConfig
-    return cli.settings(cli.parser(full=True).parse_args(["distill", *map(str, argv)]), [*cli._GIVEN, *(f.name for f in fields(DistillConfig))])
+    return cli.read_settings(cli.make_parser(with_config=True).parse_args(["distill", *map(str, argv)]), [*cli.RUN_DEFAULTS, *(f.name for f in fields(DistillConfig))])
 
 
 def test_flags_win_over_a_file_and_a_file_over_defaults(tmp_path):
     f = tmp_path / "run.json"
-    f.write_text(json.dumps({"max_steps": 7, "objective": "strict", "knobs": {"top_k": 4}, "learning_rate": 0.5}))
+    f.write_text(json.dumps({"max_steps": 7, "objective": "strict", "objective_args": {"top_k": 4}, "learning_rate": 0.5}))
     s = read("--config", f, "--max-steps", 9, "--no-progress")
-    assert (s["max_steps"], s["objective"], s["knobs"], s["learning_rate"], s["student"], s["progress"]) == (9, "strict", {"top_k": 4}, 0.5, "tiny", False)
-    assert read("--knob", "top_k=2", "divergence=rkl")["knobs"] == {"top_k": 2, "divergence": "rkl"}
+    assert (s["max_steps"], s["objective"], s["objective_args"], s["learning_rate"], s["student"], s["progress"]) == (9, "strict", {"top_k": 4}, 0.5, "tiny", False)
+    assert read("--objective-arg", "top_k=2", "divergence=rkl")["objective_args"] == {"top_k": 2, "divergence": "rkl"}
 
 
 def test_toml(tmp_path):
     f = tmp_path / "run.toml"
-    f.write_text('max_steps = 3\nteacher = "smollm2"\n[knobs]\nbeta = 0.1\n')
-    assert read("--config", f)["knobs"] == {"beta": .1} and read("--config", f)["teacher"] == "smollm2"
+    f.write_text('max_steps = 3\nteacher = "smollm2"\n[objective_args]\nbeta = 0.1\n')
+    assert read("--config", f)["objective_args"] == {"beta": .1} and read("--config", f)["teacher"] == "smollm2"
 
 
 def test_distill_refuses(xtokd, tmp_path):
@@ -170,14 +170,67 @@ def test_distill_refuses(xtokd, tmp_path):
     bad.write_text("[1")
     refused(xtokd("distill", "--config", bad), "bad.json")
     refused(xtokd("distill", "--config", tmp_path / "none.toml"), "none.toml")
-    refused(xtokd("distill", "--knob", "top_k"), "key=value")
+    refused(xtokd("distill", "--objective-arg", "top_k"), "key=value")
     refused(xtokd("distill", "--max-steps", "0"), "steps")
     refused(xtokd("distill", "--resume"), "--output-dir")
     refused(xtokd("distill", "--resume", tmp_path / "no-run"), "no-run")
     refused(xtokd("distill", "--student", tmp_path / "nowhere"), "nowhere")
     refused(xtokd("distill", "--prompts", tmp_path / "none.jsonl"), "none.jsonl")
     refused(xtokd("distill", "--objective", "covr"), "covr", "cover")
-    refused(xtokd("distill", "--objective", "strict", "--knob", "topk=3"), "topk", "top_k")
+    refused(xtokd("distill", "--objective", "strict", "--objective-arg", "topk=3"), "topk", "top_k")
+
+
+def refused_flag(result, *words):
+    "Exit code 2, a usage line, and the words in the last line of stderr."
+    code, out, err = result
+    assert code == 2 and out == "" and "usage:" in err and "Traceback" not in err
+    for w in words: assert w in err.splitlines()[-1], err
+
+
+@pytest.mark.parametrize("old, new", [
+    ("--lr=3e-4", "--learning-rate"), ("--steps=3", "--max-steps"), ("--out=runs/a", "--output-dir"),
+    ("--gradient-accumulation-steps=2", "--micro-batch-size"), ("--per-device-train-batch-size=2", "--batch-size"),
+    ("--lmbda=1", "--on-policy-fraction"), ("--knob=top_k=16", "--objective-arg"), ("--weak=org/w", "--aux weak=MODEL"),
+    ("--plus=org/p", "--aux plus=MODEL"), ("--minus=org/m", "--aux minus=MODEL"), ("--heldout=p.jsonl", "--eval-prompts"),
+    ("--max-step=3", "--max-steps")])
+def test_an_old_flag_names_the_new_one(xtokd, old, new):
+    flag, _, value = old.partition("=")
+    refused_flag(xtokd("distill", old), flag, new)
+    refused_flag(xtokd("distill", flag, value), flag, new)
+    refused_flag(xtokd("doctor", "--dry-run", flag, value), flag, new)
+
+
+def test_other_commands_name_the_new_flag_too(xtokd):
+    refused_flag(xtokd("serve", "tiny", "--follow"), "--follow", "--accept-weights")
+    refused_flag(xtokd("align", "--svgg", "a.svg", "text"), "--svgg", "did you mean --svg?")
+
+
+def test_every_other_name_of_a_setting_is_answered(xtokd):
+    from xtokd.train.config import OTHER_NAMES
+    for old, (new, _) in OTHER_NAMES.items():
+        if old == "eval_prompts": continue      # a flag of its own: the prompts themselves
+        refused_flag(xtokd("distill", "--" + old.replace("_", "-")), "it is called --" + new.replace("_", "-"))
+
+
+def test_old_keys_of_a_config_file_name_the_new_ones(xtokd, tmp_path):
+    f = tmp_path / "old.json"
+    for old, new in (("knobs", "objective_args"), ("weak", "aux.weak"), ("lr", "learning_rate")):
+        f.write_text(json.dumps({old: 1}))
+        refused(xtokd("distill", "--config", f), repr(old), new)
+
+
+def test_auxiliary_models(xtokd, tmp_path):
+    f = tmp_path / "run.toml"
+    f.write_text('[aux]\nplus = "org/p"\n')
+    assert read("--aux", "weak=org/w", "--aux", "minus=org/m")["aux"] == {"weak": "org/w", "minus": "org/m"}
+    assert read("--config", f, "--aux", "weak=org/w")["aux"] == {"plus": "org/p", "weak": "org/w"}
+    refused(xtokd("distill", "--aux", "week=org/w"), "week", "weak")
+    refused(xtokd("distill", "--aux", "weak"), "key=value")
+
+
+def test_the_help_is_aligned():
+    lines = [l for l in cli.HELP["top"].splitlines() if l.startswith("  xtokd ")]
+    assert len({l.rindex("   ") for l in lines}) == 1
 
 
 def test_bad_prompts_name_their_line(xtokd, tmp_path):
@@ -224,17 +277,17 @@ def test_models_list(xtokd):
 
 
 def test_models_get_passes_on(xtokd, monkeypatch):
-    import xtokd.models.loading as rooms
+    import xtokd.models.gguf as rooms
 
     got = []
-    monkeypatch.setattr(rooms, "get", lambda name, force=False: got.append((name, force)))
+    monkeypatch.setattr(rooms, "download", lambda name, force=False: got.append((name, force)))
     assert xtokd("models", "get", "smollm2", "gemma")[0] == 0 and got == [("smollm2", False), ("gemma", False)]
 
 
 def test_models_convert_passes_on_and_refuses(xtokd, monkeypatch, tmp_path):
-    import xtokd.models.loading as rooms
+    import xtokd.models.gguf as rooms
     file, folder, got = tmp_path / "m.gguf", tmp_path / "m", []
-    monkeypatch.setattr(rooms, "convert", lambda *a: got.append(a) or a[1])
+    monkeypatch.setattr(rooms, "convert_gguf", lambda *a: got.append(a) or a[1])
     refused(xtokd("models", "convert", str(file)), "folder to write")
     refused(xtokd("models", "convert", str(file), str(folder)), "m.gguf")
     file.write_bytes(b"GGUF")

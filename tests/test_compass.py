@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from batches import TEXTS, batch, full, parts, some
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
 from xtokd.objectives.policy.compass import span_means
 from xtokd.alignment.pair import Pair
 
-BV = bpe("abc")
+BV = toy_bpe("abc")
 ONE = make_pair(BV, BV)
 UNICODE = ("", "日本 é\u0301 😊!", "\ta  b\r\n ", "12 apples")
 

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worlds import World, bpe, digit_groups, make_pair, markov, random_bpe, random_texts
+from xtokd.exact.toy_models import (
+    TorchToyModel, toy_bpe, digit_groups, make_pair, markov, random_bpe, random_texts,
+)
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
 from xtokd.objectives.cover.cells import cell_graph
@@ -71,7 +73,7 @@ def test_digits_markov(group, either):
     texts = digit_world(1, 4)
     s, t = digit_groups(1), digit_groups(group)
     pair = make_pair(s, t)
-    worst, impossible, unknown, seen = errors(pair, World(texts, s), World(texts, t), ["9632", "963", "96", "9", "1234", "07"])
+    worst, impossible, unknown, seen = errors(pair, TorchToyModel(texts, s), TorchToyModel(texts, t), ["9632", "963", "96", "9", "1234", "07"])
     assert seen > 20 and worst < either and impossible < 1e-6 and unknown.max() < 1e-5
 
 
@@ -79,7 +81,7 @@ def test_digits_markov(group, either):
 def test_student_longer(group, either):
     texts = digit_world(1, 4)
     s, t = digit_groups(group), digit_groups(1)
-    worst, impossible, unknown, seen = errors(make_pair(s, t), World(texts, s), World(texts, t), ["9632", "963", "96", "9", "1234", "07"])
+    worst, impossible, unknown, seen = errors(make_pair(s, t), TorchToyModel(texts, s), TorchToyModel(texts, t), ["9632", "963", "96", "9", "1234", "07"])
     assert seen > 10 and worst < either and impossible < 1e-6
 
 
@@ -87,7 +89,7 @@ def test_two_against_three(either):
     texts = digit_world(1, 4)
     for a, b in ((2, 3), (3, 2)):
         s, t = digit_groups(a), digit_groups(b)
-        worst, impossible, unknown, seen = errors(make_pair(s, t), World(texts, s), World(texts, t), ["9632", "963", "96", "9"])
+        worst, impossible, unknown, seen = errors(make_pair(s, t), TorchToyModel(texts, s), TorchToyModel(texts, t), ["9632", "963", "96", "9"])
         assert seen > 5 and worst < either and impossible < 1e-6, (a, b)
 
 
@@ -95,15 +97,15 @@ W1 = markov({"a": .5, "b": .5}, {"a": {"a": .25, "b": .5}, "b": {"a": .5, "b": .
 
 
 def test_twin_world():
-    s, t = bpe("ab", [("b", "a")]), bpe("ab", [("a", "b")])
-    S, T = World(W1, s), World(W1, t)
+    s, t = toy_bpe("ab", [("b", "a")]), toy_bpe("ab", [("a", "b")])
+    S, T = TorchToyModel(W1, s), TorchToyModel(W1, t)
     worst, impossible, unknown, seen = errors(make_pair(s, t), S, T, ["abab", "ab", "ba", "bb", "aab", "bbaa", "abba"])
     assert seen > 15 and worst < 1e-5 and impossible < 1e-6
 
 
 def test_twin_world_equal():
-    t = bpe("ab", [("a", "b")])
-    T = World(W1, t)
+    t = toy_bpe("ab", [("a", "b")])
+    T = TorchToyModel(W1, t)
     b = batch_of(make_pair(t, t), T, T, ["abab", "ba"], lambda c: torch.softmax(torch.randn(len(c), len(t), generator=torch.Generator().manual_seed(0)), -1).double())
     out = objective("cover")(b)
     want = (b.teacher.logp().exp() * (b.teacher.logp() - b.student.logp()).nan_to_num(neginf=0)).sum(-1)
@@ -134,7 +136,7 @@ class TableStudent:
 def long_token_mass(objective_name, steps=30, n=16, lr=.1):
     "Mass of two-digit tokens at the start before and after on-policy training from the exact solution."
     texts = digit_world(1, 2)
-    S, T = World(texts, digit_groups(2)), World(texts, digit_groups(1))
+    S, T = TorchToyModel(texts, digit_groups(2)), TorchToyModel(texts, digit_groups(1))
     pair, student, gen = make_pair(S.vocab, T.vocab), TableStudent(S), torch.Generator().manual_seed(0)
     long = torch.tensor(S.vocab.lengths == 2)
     mass = lambda: torch.softmax(student.logits[student.index[()]].detach(), 0)[long].sum().item()
@@ -157,7 +159,7 @@ def test_exact_student_is_a_fixed_point_of_cover_and_not_of_bpm():
 def test_bpm_is_not_exact_on_digits():
     texts = digit_world(1, 4)
     s, t = digit_groups(1), digit_groups(2)
-    S, T = World(texts, s), World(texts, t)
+    S, T = TorchToyModel(texts, s), TorchToyModel(texts, t)
     b = batch_of(make_pair(s, t), S, T, ["963", "9"])
     assert objective("cover")(b).loss < 1e-6 < .1 < objective("bpm")(b).loss
 
@@ -166,7 +168,7 @@ def test_bpm_is_not_exact_on_digits():
 def test_split_invariance(group):
     texts = digit_world(1, 4)
     s, t = digit_groups(1), digit_groups(group)
-    S, T = World(texts, s), World(texts, t)
+    S, T = TorchToyModel(texts, s), TorchToyModel(texts, t)
     noise = lambda c: torch.softmax(torch.randn(len(c), len(s), generator=torch.Generator().manual_seed(len(c))), -1).double()
     names, some = ("cover", "bpm", "strict", "sampled", "sft"), ["9632", "7", "12", "345"]
     pair = make_pair(s, t)
@@ -187,7 +189,7 @@ def test_peaked_rows_of_a_large_vocabulary():
 
 def test_jsd_rkl_topk_are_zero_at_the_exact_student():
     texts = digit_world(1, 3)
-    S, T = World(texts, digit_groups(1)), World(texts, digit_groups(2))
+    S, T = TorchToyModel(texts, digit_groups(1)), TorchToyModel(texts, digit_groups(2))
     b = batch_of(make_pair(S.vocab, T.vocab), S, T, ["963", "07"])
     assert abs(objective("cover", divergence="jsd")(b).loss) < 1e-5 and abs(objective("cover", top_k=4)(b).loss) < 1e-5
     assert abs(objective("cover", divergence="rkl", floor=1e-9)(b).loss) < 1e-4
@@ -196,7 +198,7 @@ def test_jsd_rkl_topk_are_zero_at_the_exact_student():
 def test_non_canonical_student_keeps_running():
     "The student writes `96` as two tokens where its tokenizer would write one: its own cut is kept, and rows without a hypothesis say why."
     texts = digit_world(1, 3)
-    S, T = World(texts, digit_groups(2)), World(texts, digit_groups(3))
+    S, T = TorchToyModel(texts, digit_groups(2)), TorchToyModel(texts, digit_groups(3))
     pair = make_pair(S.vocab, T.vocab)
     code = tuple(S.vocab.encode(d)[0] for d in "963") + (S.vocab.stop_ids[0],)
     b = PairBatch.from_logits(pair, [code], [T.codes["963"]], [torch.zeros(4, len(S.vocab))], [T.rows(T.codes["963"]).log().float()])
@@ -208,7 +210,7 @@ def test_non_canonical_student_keeps_running():
 def test_rows_without_any_teacher_mass_say_so():
     "Inside the teacher's `96` every token that begins with 9 has probability zero: nothing is known there, and the ledger names it."
     texts = digit_world(1, 3)
-    S, T = World(texts, digit_groups(1)), World(texts, digit_groups(2))
+    S, T = TorchToyModel(texts, digit_groups(1)), TorchToyModel(texts, digit_groups(2))
     rows = T.rows(T.codes["96"]).log().float()
     rows[0, [i for i, x in enumerate(T.vocab.bytes) if x.startswith(b"9")]] = -torch.inf
     b = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["96"]], [T.codes["96"]], [torch.zeros(3, len(S.vocab))], [rows])
@@ -221,7 +223,7 @@ def random_pair(seed, merges=5):
     rng = np.random.default_rng(seed)
     symbols = "ab" if seed % 2 else "abc"
     texts = random_texts(rng, symbols, 6 if len(symbols) == 2 else 4)
-    return [World(texts, random_bpe(rng, symbols, int(rng.integers(1, merges + 1)))) for _ in range(2)], rng.choice(sorted(texts), 3, replace=False)
+    return [TorchToyModel(texts, random_bpe(rng, symbols, int(rng.integers(1, merges + 1)))) for _ in range(2)], rng.choice(sorted(texts), 3, replace=False)
 
 
 def exact_in(seed):
@@ -251,7 +253,7 @@ def test_every_known_cell_is_exact_on_ten_thousand_pairs():
 def test_a_merge_that_looks_ahead():
     "The student merges bc before ab: after the teacher's ab its next token hangs on what follows. Both are one cell, and its mass is exact."
     texts = {x: 1 / 4 for x in ("ab", "abc", "abab", "ba")}
-    S, T = World(texts, bpe("abc", [("b", "c"), ("a", "b")])), World(texts, bpe("abc", [("a", "b")]))
+    S, T = TorchToyModel(texts, toy_bpe("abc", [("b", "c"), ("a", "b")])), TorchToyModel(texts, toy_bpe("abc", [("a", "b")]))
     worst, impossible, unknown, seen = errors(make_pair(S.vocab, T.vocab), S, T, ["ab", "abc", "abab", "ba"])
     assert seen > 8 and worst < 1e-5 and impossible < 1e-6 and (unknown == 0).any()
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from batches import TEXTS, batch, full, leaves, parts, some
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
 from xtokd.objectives.chunks import chunk_sum
@@ -49,7 +49,7 @@ def test_margin_of_the_paper():
 
 def test_the_paper_s_numbers_through_a_batch():
     "Two answers of two spans, with rows that say exactly those gaps and log-ratios."
-    p = make_pair(bpe("abc", [("a", "b")]), bpe("abc"))                       # `ab` | `c` against `a` `b` | `c`
+    p = make_pair(toy_bpe("abc", [("a", "b")]), toy_bpe("abc"))                       # `ab` | `c` against `a` `b` | `c`
     ids_s, ids_t = p.student.encode("abc"), p.teacher.encode("abc")
     def rows(bv, ids, logp):
         out = torch.full((len(ids), len(bv)), -torch.inf)
@@ -223,8 +223,8 @@ def test_precision_and_padding(pair):
 
 
 def test_relabelling_the_teacher_changes_nothing():
-    texts, student = ("abba", "bab", "aab", "b"), bpe("ab", [("a", "b")])
-    one, two = (make_pair(student, bpe(x, [("b", "a")])) for x in ("ab", "ba"))
+    texts, student = ("abba", "bab", "aab", "b"), toy_bpe("ab", [("a", "b")])
+    one, two = (make_pair(student, toy_bpe(x, [("b", "a")])) for x in ("ab", "ba"))
     order = [two.teacher.bytes.index(x) if x else two.teacher.stop_ids[0] for x in one.teacher.bytes]
     p = parts(one, texts)
     q = dict(p, teacher_ids=[[order[i] for i in ids] for ids in p["teacher_ids"]], teacher_logits=[torch.empty_like(l).index_copy(1, torch.tensor(order), l) for l in p["teacher_logits"]])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from batches import TEXTS, batch, full, parts, some
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.alignment.byte_align import align
 from xtokd.alignment.reasons import Reason
 from xtokd.rows.pair_batch import PairBatch
@@ -73,7 +73,7 @@ def test_large_chunks():
         walk, al = both(["a"] * k, ["a" * k])
         assert chunks(walk) == chunks(al) == [(0, k, 0, 1)] and walk.silent.all() == (k == 7)
         assert not both(["a"] * k, ["a" * k], threshold=None)[0].silent.any()
-    letters, whole = bpe("a"), bpe("a", [("a", "a"), ("aa", "aa"), ("aaaa", "aa"), ("aaaaaa", "a")])
+    letters, whole = toy_bpe("a"), toy_bpe("a", [("a", "a"), ("aa", "aa"), ("aaaa", "aa"), ("aaaaaa", "a")])
     p = make_pair(letters, whole)
     for k, why in ((6, 0), (7, 108)):
         s, t = letters.encode("a" * k), whole.encode("a" * k)
@@ -229,7 +229,7 @@ def test_ends(pair):                                                            
 
 
 def test_ends_by_class_or_by_id():                                                # 8.6 beside the release
-    s, t = bpe("ab"), bpe("ab")
+    s, t = toy_bpe("ab"), toy_bpe("ab")
     s.stop_ids = t.stop_ids = (1, 2)
     p = make_pair(s, t)
     masses = lambda a, b: torch.tensor([[1 - a - b, a, b]], dtype=torch.float64).log()
@@ -258,7 +258,7 @@ def test_invalid_text_is_left_out(pair):
 @pytest.mark.parametrize("name, knobs", [("dpca", {}), ("sampled", {}), ("opd", {}), ("minillm", dict(gamma=.9)), ("compass", {})])
 def test_relabelled_teacher_ids_change_nothing(name, knobs):
     "The teacher's ids in another order, with their rows: the same tokens under other numbers."
-    s, t, t2 = bpe("ab 1", [("a", "b")]), bpe("ab 1", [("b", "a"), ("1", "1")]), bpe("1 ba", [("b", "a"), ("1", "1")])
+    s, t, t2 = toy_bpe("ab 1", [("a", "b")]), toy_bpe("ab 1", [("b", "a"), ("1", "1")]), toy_bpe("1 ba", [("b", "a"), ("1", "1")])
     g = torch.Generator().manual_seed(0)
     ids, ids_t = [*s.encode("abba 11 ab"), s.stop_ids[0]], [*t.encode("abba 11 ab"), t.stop_ids[0]]
     new = [t2.bytes.index(x) if x else t2.stop_ids[0] for x in t.bytes]

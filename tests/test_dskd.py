@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from batches import TEXTS, batch, full, heads, ids_of, parts, some
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.objectives.divergences import kl_divergence
 from xtokd.objectives import objective
@@ -25,7 +25,7 @@ def ends_of(n): return np.concatenate([[0], np.cumsum(n)])
 
 
 def test_one_teacher_position_is_seen_by_all():
-    pair = make_pair(bpe("ab"), bpe("ab", [("a", "b")]))
+    pair = make_pair(toy_bpe("ab"), toy_bpe("ab", [("a", "b")]))
     s, t = pair.student.encode("ab"), pair.teacher.encode("ab")
     assert (len(s), len(t)) == (2, 1)
     b = PairBatch.from_logits(pair, [s], [t], [torch.randn(2, len(pair.student))], [torch.randn(1, len(pair.teacher))])
@@ -38,7 +38,7 @@ def test_one_teacher_position_is_seen_by_all():
 
 
 def test_equal_keys_are_mixed_evenly():
-    pair = make_pair(bpe("ab"), bpe("ab"))
+    pair = make_pair(toy_bpe("ab"), toy_bpe("ab"))
     ids = pair.student.encode("aaaa")
     b = PairBatch.from_logits(pair, [ids], [ids], [torch.randn(4, 3)], [torch.randn(4, 3)])
     h = HiddenStates(torch.randn(4, 6), torch.randn(4, 8), torch.randn(3, 6), torch.randn(3, 8), torch.randn(3, 6), torch.ones(3, 8))
@@ -254,8 +254,8 @@ def test_impossible_tokens_padding_and_precision(pair):
 
 
 def test_relabelling_the_teacher_changes_nothing():
-    texts, student = ("abba", "bab", "aab", "b"), bpe("ab", [("a", "b")])
-    one, two = (make_pair(student, bpe(x, [("b", "a")])) for x in ("ab", "ba"))
+    texts, student = ("abba", "bab", "aab", "b"), toy_bpe("ab", [("a", "b")])
+    one, two = (make_pair(student, toy_bpe(x, [("b", "a")])) for x in ("ab", "ba"))
     order = torch.tensor([two.teacher.bytes.index(x) if x else two.teacher.stop_ids[0] for x in one.teacher.bytes])
     p = parts(one, texts)
     q = dict(p, teacher_ids=[[int(order[i]) for i in ids] for ids in p["teacher_ids"]], teacher_logits=[torch.empty_like(l).index_copy(1, order, l) for l in p["teacher_logits"]])

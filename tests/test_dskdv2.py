@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from batches import TEXTS, batch, full, heads, parts, some
 from reference.dskdv2 import eta_walk
-from worlds import bpe, make_pair, random_bpe
+from xtokd.exact.toy_models import toy_bpe, make_pair, random_bpe
 from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.objectives.divergences import divergence
@@ -66,7 +66,7 @@ def marked(words):
 def test_spelling_hides_what_bytes_share():
     "Two spellings of a leading space: by name only the word without one is common."
     raw = {"the", "Ġthe", "Ġcat"} & {"the", "▁the", "▁cat"}
-    s, t = bpe(" theca", [("t", "h"), ("th", "e"), (" ", "the"), ("c", "a"), ("ca", "t"), (" ", "cat")]), marked(["the", "▁the", "▁cat"])
+    s, t = toy_bpe(" theca", [("t", "h"), ("th", "e"), (" ", "the"), ("c", "a"), ("ca", "t"), (" ", "cat")]), marked(["the", "▁the", "▁cat"])
     v = make_pair(s, t).overlap
     found = {s.bytes[i] for i in v.shared_student_ids if len(s.bytes[i]) > 1}
     assert raw == {"the"} and found == {b"the", b" the", b" cat"}
@@ -89,7 +89,7 @@ def test_walk_pairs_stops_of_both_names(): assert eta_walk(["a", "<|endoftext|>"
 
 def test_bytes_find_what_the_walk_loses():
     "café and x by bytes: the last word is a 1-1 chunk."
-    s, t = bpe("cafx \u00e9", [("a", "f"), ("\u00e9".encode()[:1], "\u00e9".encode()[1:]), (" ", "x")]), bpe("cafx \u00e9", [("c", "a"), ("ca", "f"), ("\u00e9".encode()[:1], "\u00e9".encode()[1:]), ("caf", "\u00e9"), (" ", "x")])
+    s, t = toy_bpe("cafx \u00e9", [("a", "f"), ("\u00e9".encode()[:1], "\u00e9".encode()[1:]), (" ", "x")]), toy_bpe("cafx \u00e9", [("c", "a"), ("ca", "f"), ("\u00e9".encode()[:1], "\u00e9".encode()[1:]), ("caf", "\u00e9"), (" ", "x")])
     al = Pair(s, t).align("café x")
     assert [al.student.bytes[i] for i in al.student_ids] == [b"c", b"af", "é".encode(), b" x"] and len(al.teacher_ids) == 2
     assert al.chunks[al.kind == 0].tolist() == [[3, 4, 1, 2]]
@@ -107,7 +107,7 @@ def test_walk_on_plain_text_is_the_1_1_chunks(seed, text):
 
 # ---- labels -----------------------------------------------------------------------------------------------------------------
 def test_what_cannot_be_converted_is_dropped_and_never_a_stop():
-    p = make_pair(bpe("abc"), bpe("abc", [("a", "b")]))
+    p = make_pair(toy_bpe("abc"), toy_bpe("abc", [("a", "b")]))
     ids = p.student.encode("cac")
     favourite = [p.teacher.bytes.index(b"ab"), p.teacher.stop_ids[0], p.teacher.bytes.index(b"b")]
     t = torch.zeros(3, len(p.teacher)).index_put((torch.arange(3), torch.tensor(favourite)), torch.tensor(9.))
@@ -225,11 +225,11 @@ def test_the_teacher_matters(pair):
 
 def test_nothing_to_align():
     "No 1-1 chunk; no shared token at all; no text."
-    p = make_pair(bpe("ab"), bpe("ab", [("a", "b")]))
+    p = make_pair(toy_bpe("ab"), toy_bpe("ab", [("a", "b")]))
     b, ls = full(p, ("ab", "abab"), stop=False)
     out = objective("dskdv2")(b)
     assert out.num_units == 0 and out.loss_sum == 0 and out.stats["agreement"] == 0
-    q = make_pair(ByteVocab(bpe("ab").tokenizer, stops=[]), ByteVocab(bpe("cd").tokenizer, stops=[]))
+    q = make_pair(ByteVocab(toy_bpe("ab").tokenizer, stops=[]), ByteVocab(toy_bpe("cd").tokenizer, stops=[]))
     assert not len(shared_head_ids(q)[0])
     c = PairBatch.from_logits(q, [[0, 1]], [[0, 1]], [torch.randn(2, 3).requires_grad_()], [torch.randn(2, 3)], hidden=HiddenStates(torch.randn(2, 6), torch.randn(2, 8), *heads(q)))
     out = objective("dskdv2")(c)
@@ -286,8 +286,8 @@ def test_prepare_reads_the_heads(pair):
 
 
 def test_relabelling_the_teacher_changes_nothing():
-    texts, student = ("abba", "bab", "aab", "b"), bpe("ab", [("a", "b")])
-    one, two = (make_pair(student, bpe(x, [("b", "a")])) for x in ("ab", "ba"))
+    texts, student = ("abba", "bab", "aab", "b"), toy_bpe("ab", [("a", "b")])
+    one, two = (make_pair(student, toy_bpe(x, [("b", "a")])) for x in ("ab", "ba"))
     order = torch.tensor([two.teacher.bytes.index(x) if x else two.teacher.stop_ids[0] for x in one.teacher.bytes])
     p = parts(one, texts)
     q = dict(p, teacher_ids=[[int(order[i]) for i in ids] for ids in p["teacher_ids"]], teacher_logits=[torch.empty_like(l).index_copy(1, order, l) for l in p["teacher_logits"]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from batches import TEXTS, batch, parts
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.objectives.projection.dtw import EditTable, NearestToken, cheapest_paths, edit_distances, path_groups, spelling_tables, warp
 from xtokd.alignment.pair import Pair
 
@@ -129,7 +129,7 @@ def test_warp_covers_shared_text_and_pairs_the_stops(pair):
 
 
 def test_weights_choose_among_paths():
-    p = make_pair(bpe("ab ", [("a", "b")]), bpe("ab ", []))
+    p = make_pair(toy_bpe("ab ", [("a", "b")]), toy_bpe("ab ", []))
     b = batch(p, parts(p, ("ab ab", "a b")))
     ones = [np.ones(len(r), np.int64) for r in (b.student, b.teacher)]
     assert (warp(b, ones).pairs == warp(b).pairs).all() and (warp(b, [2 * ones[0], 3 * ones[1]]).cost == 6 * warp(b).cost).all()

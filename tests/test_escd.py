@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from batches import TEXTS, batch, parts, some
-from worlds import World, bpe, make_pair, markov
+from xtokd.exact.toy_models import TorchToyModel, toy_bpe, make_pair, markov
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
@@ -13,8 +13,8 @@ from xtokd.objectives.cover.cells import cell_graph
 from xtokd.objectives.projection.escd import ESCD, child_event_cache
 from xtokd.alignment.pair import Pair
 
-STUDENT = bpe("BreadskCt", [("B", "r"), ("e", "a"), ("ea", "d"), ("ead", "s"), ("ea", "k"), ("C", "a"), ("Ca", "t")])
-TEACHER = bpe("BreadskCt", [("e", "a"), ("ea", "d"), ("ea", "k"), ("r", "ead"), ("r", "eak"), ("B", "read"), ("Bread", "s"), ("B", "reak"), ("C", "a"), ("Ca", "t")])
+STUDENT = toy_bpe("BreadskCt", [("B", "r"), ("e", "a"), ("ea", "d"), ("ead", "s"), ("ea", "k"), ("C", "a"), ("Ca", "t")])
+TEACHER = toy_bpe("BreadskCt", [("e", "a"), ("ea", "d"), ("ea", "k"), ("r", "ead"), ("r", "eak"), ("B", "read"), ("Bread", "s"), ("B", "reak"), ("C", "a"), ("Ca", "t")])
 ROOT, TRUTH = {"Br": .5, "Cat": .2, "a": .3}, {"Bread": .4, "Breads": .2, "Break": .3, "Cat": .1}
 
 
@@ -52,7 +52,7 @@ def test_totals_of_the_toy():
 
 def test_projection_by_hand():
     "Student a, ab, b, c; teacher abc .3, ab .2, bc .1, d .15, a .25: the root of 8.2."
-    s, t = bpe("abc", [("a", "b")]), bpe("abcd", [("a", "b"), ("ab", "c"), ("b", "c")])
+    s, t = toy_bpe("abc", [("a", "b")]), toy_bpe("abcd", [("a", "b"), ("ab", "c"), ("b", "c")])
     to = longest_prefix_ids(cell_graph(s, t), [b"abc", b"ab", b"bc", b"d", b"a"])
     row = project_rows(torch.tensor([[.3, .2, .1, .15, .25]]), to, len(s) + 1)[0]
     assert torch.allclose(row[[s.encode("ab")[0], s.encode("b")[0], s.encode("a")[0], -1]], torch.tensor([.5, .1, .25, .15])) and abs(row.sum() - 1) < 1e-6
@@ -132,7 +132,7 @@ def test_gradient_by_differences():
 def test_the_exact_student_is_pushed():
     "Twin world: after the student's a the true row has b 1/2 less what the child wants; documented as an exception to I3."
     twin = markov({"a": .5, "b": .5}, {"a": {"a": .25, "b": .5}, "b": {"a": .5, "b": .25}}, {"a": .25, "b": .25}, 12)
-    S, T = World(twin, bpe("ab", [("b", "a")])), World(twin, bpe("ab", [("a", "b")]))
+    S, T = TorchToyModel(twin, toy_bpe("ab", [("b", "a")])), TorchToyModel(twin, toy_bpe("ab", [("a", "b")]))
     rows = [w.rows(w.codes["ab"]).log().float() for w in (S, T)]
     b = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["ab"]], [T.codes["ab"]], [rows[0].requires_grad_()], [rows[1]])
     assert torch.autograd.grad(ESCD()(b).loss_sum, rows[0])[0][1, S.vocab.encode("b")[0]] < -.05 and "I3" in ESCD.known_exceptions

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from batches import full
-from worlds import make_pair
+from xtokd.exact.toy_models import make_pair
 from xtokd.objectives.divergences import kl_divergence
 from xtokd.experiments.exposure_bias import ERRORS, exaccerr, exposure, span_gap, step_means, token_kl
 from xtokd.alignment.pair import Pair

@@ -200,7 +200,7 @@ def test_out_of_memory(tmp_path, monkeypatch, place):
     class Bursting(Wrapped):
         def __call__(self, batch): return out_of()
     d = distiller(tmp_path/"a", Bursting(None) if place == "objective" else "strict", batch_size=2, eval_size=2 if place == "evaluate" else 0)
-    if place == "rollout": monkeypatch.setattr(xtokd.train.samples, place, out_of)
+    if place == "generate_responses": monkeypatch.setattr(xtokd.train.samples, place, out_of)
     if place == "teacher_rows": monkeypatch.setattr(xtokd.train.forward_batch, place, out_of)
     if place == "response_logits":
         real = xtokd.train.forward_batch.response_logits

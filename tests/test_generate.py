@@ -13,7 +13,10 @@ from xtokd.train.callbacks import Callback
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.vocab.bytevocab import response_text
-from xtokd.cli.generate import ByteStream, answer, compared, is_run, load, newest, shown, tell
+from xtokd.cli.generate import (
+    ByteStreamer, answer_prompt, compared_model, is_run, load_answering_side, newest_weights,
+    terminal_safe, print_answers,
+)
 from xtokd.hub import ModelNotFound
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.models.sampling import generate_responses
@@ -40,8 +43,8 @@ def run(tmp_path_factory):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, len(BV) - 1), max_size=30))
 def test_what_is_streamed_is_the_text_and_only_whole_characters(ids):
-    said, stream = [], ByteStream(BV, None)
-    stream.say = said.append
+    said, stream = [], ByteStreamer(BV, None)
+    stream.write = said.append
     stream.put(torch.tensor([[1, 2, 3]]))
     for k, i in enumerate(ids):
         stream.put(torch.tensor([i]))
@@ -53,8 +56,8 @@ def test_what_is_streamed_is_the_text_and_only_whole_characters(ids):
 def test_a_character_waits_for_its_last_byte():
     class Bytes:
         def decode(self, ids): return bytes(ids)
-    said, stream = [], ByteStream(Bytes(), None)
-    stream.say = said.append
+    said, stream = [], ByteStreamer(Bytes(), None)
+    stream.write = said.append
     for x in ([7], *[[b] for b in "é€".encode()]): stream.put(x)
     assert said == ["é", "€"]
 
@@ -62,33 +65,33 @@ def test_a_character_waits_for_its_last_byte():
 @pytest.mark.parametrize("temperature", [0, 1.])
 def test_an_answer_is_the_rollout_of_the_same_seed(side, temperature):
     said = []
-    a = answer(side, PROMPT, max_new_tokens=12, temperature=temperature, seed=3, say=said.append)
+    a = answer_prompt(side, PROMPT, max_new_tokens=12, temperature=temperature, seed=3, say=said.append)
     assert a.ids == generate_responses(side.model, side.vocab, [render_prompt(side.vocab, PROMPT)], 12, temperature, seed=3)[0]
     assert "".join(said) == a.text == response_text(side.vocab, a.ids) and a.stopped == (a.ids[-1] in side.vocab.stop_ids)
 
 
 def test_bad_numbers_are_refused_by_name(side):
-    with pytest.raises(ValueError, match="max_new_tokens is 0"): answer(side, PROMPT, max_new_tokens=0)
-    with pytest.raises(ValueError, match="temperature is -1"): answer(side, PROMPT, temperature=-1)
-    with pytest.raises(ValueError, match="shorten it"): answer(side, "1" * 5000)
+    with pytest.raises(ValueError, match="max_new_tokens is 0"): answer_prompt(side, PROMPT, max_new_tokens=0)
+    with pytest.raises(ValueError, match="temperature is -1"): answer_prompt(side, PROMPT, temperature=-1)
+    with pytest.raises(ValueError, match="shorten it"): answer_prompt(side, "1" * 5000)
 
 
 def test_no_control_character_reaches_the_terminal():
-    assert shown("a\x1b[2J\x07\r\x9b\tb\n") == "a\ufffd[2J\ufffd\ufffd\ufffd\tb\n"
+    assert terminal_safe("a\x1b[2J\x07\r\x9b\tb\n") == "a\ufffd[2J\ufffd\ufffd\ufffd\tb\n"
 
 
 # ---- which model ------------------------------------------------------------------------------------------------------------
 def test_a_run_stands_for_its_newest_checkpoint(run):
-    assert is_run(run) and newest(run).name == "step-000002" and load(run).name == str(run)
-    now, kept = load(run, ).model.state_dict(), load_model(run/"checkpoints"/"step-000002").state_dict()
+    assert is_run(run) and newest_weights(run).name == "step-000002" and load_answering_side(run).name == str(run)
+    now, kept = load_answering_side(run, ).model.state_dict(), load_model(run/"checkpoints"/"step-000002").state_dict()
     assert all(torch.equal(now[k], kept[k]) for k in kept) and not torch.equal(now["model.norm.weight"], load_model("tiny").state_dict()["model.norm.weight"])
 
 
 def test_what_to_compare_with(run, tmp_path):
-    assert compared("start", run) == ("tiny", "student") and compared("teacher", run) == ("tiny", "teacher") and compared("gemma", run) == ("gemma", "student")
+    assert compared_model("start", run) == ("tiny", "student") and compared_model("teacher", run) == ("tiny", "teacher") and compared_model("gemma", run) == ("gemma", "student")
     for given, words in (('"in memory"', "given in memory"), ('"http://there:8000/v1#gemma"', "served at http://there:8000/v1: give")):
         (tmp_path/"run.jsonl").write_text(f'{{"event": "start", "step": 0, "time": 0, "given": {{"teacher": {given}}}}}\n')
-        with pytest.raises(ValueError, match=words): compared("teacher", tmp_path)
+        with pytest.raises(ValueError, match=words): compared_model("teacher", tmp_path)
 
 
 @peft
@@ -97,11 +100,11 @@ def test_an_adapter_is_put_on_the_model_that_it_was_trained_for(tmp_path):
     d.fit()
     ids = torch.tensor([BV.encode(PROMPT)])
     with torch.no_grad():
-        ends = [s.model.to("cpu")(ids).logits for s in (load("tiny", adapter=tmp_path/"run"), load(tmp_path/"run"))]
+        ends = [s.model.to("cpu")(ids).logits for s in (load_answering_side("tiny", adapter=tmp_path/"run"), load_answering_side(tmp_path/"run"))]
         assert torch.equal(*ends) and not torch.equal(ends[0], load_model("tiny", device="cpu")(ids).logits)
-    with pytest.raises(ValueError, match="carries an adapter already"): load(tmp_path/"run", adapter=tmp_path/"run")
-    with pytest.raises((ValueError, RuntimeError)): load("tiny", "teacher", adapter=tmp_path/"run")
-    with pytest.raises(ModelNotFound, match="no adapter in"): load("tiny", adapter=tmp_path)
+    with pytest.raises(ValueError, match="carries an adapter already"): load_answering_side(tmp_path/"run", adapter=tmp_path/"run")
+    with pytest.raises((ValueError, RuntimeError)): load_answering_side("tiny", "teacher", adapter=tmp_path/"run")
+    with pytest.raises(ModelNotFound, match="no adapter in"): load_answering_side("tiny", adapter=tmp_path)
 
 
 # ---- the command ------------------------------------------------------------------------------------------------------------
@@ -116,12 +119,12 @@ def xtokd(capsys, monkeypatch):
 
 def test_the_command_prints_the_text_alone(xtokd, side):
     code, out, err = xtokd("tiny", PROMPT, "--max-new-tokens", 9, "--temperature", 0, "--seed", 1)
-    assert code == 0 and out == answer(side, PROMPT, max_new_tokens=9, temperature=0).text + "\n" and ("9 tokens" in err or "ended by itself" in err)
+    assert code == 0 and out == answer_prompt(side, PROMPT, max_new_tokens=9, temperature=0).text + "\n" and ("9 tokens" in err or "ended by itself" in err)
 
 
 def test_a_raw_prompt_is_only_continued(xtokd, side):
     code, out, _ = xtokd("tiny", "Certainly: 8", "--raw", "--max-new-tokens", 6, "--temperature", 0)
-    assert code == 0 and out == answer(side, "Certainly: 8", raw=True, max_new_tokens=6, temperature=0).text + "\n"
+    assert code == 0 and out == answer_prompt(side, "Certainly: 8", raw=True, max_new_tokens=6, temperature=0).text + "\n"
 
 
 def test_side_by_side(xtokd, run):

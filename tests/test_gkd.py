@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from batches import TEXTS, batch, full, leaves, parts, some
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
 from xtokd.objectives.baselines import rows_after_equal_ids
 from xtokd.alignment.pair import Pair
 
-BV = bpe("abcd", [("a", "b")])
+BV = toy_bpe("abcd", [("a", "b")])
 WORLD = make_pair(BV, BV)
 UNICODE = ("", "日本 é\u0301 😊!", "\ta  b\r\n ", "12 apples")
 

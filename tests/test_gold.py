@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from batches import batch, full, parts, some
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.rows.dense import LogitRows
 from xtokd.objectives.divergences import divergence
@@ -189,8 +189,8 @@ def test_the_teacher_reaches_the_gradient(pair, how):                           
 
 
 def test_relabelled_teacher_ids(pair):                                             # I2
-    a, b = bpe("0123456789ab ", [("1", "2"), ("a", "b")]), bpe(" ba9876543210", [("a", "b"), ("1", "2"), ("12", "3")])
-    c = bpe("5678 ab901234", [("a", "b"), ("1", "2"), ("12", "3")])
+    a, b = toy_bpe("0123456789ab ", [("1", "2"), ("a", "b")]), toy_bpe(" ba9876543210", [("a", "b"), ("1", "2"), ("12", "3")])
+    c = toy_bpe("5678 ab901234", [("a", "b"), ("1", "2"), ("12", "3")])
     order = [b.bytes.index(x) if x else b.stop_ids[0] for x in c.bytes]
     g, text = torch.Generator().manual_seed(0), "123 ab 12"
     s, t = ([*v.encode(text), v.stop_ids[0]] for v in (a, b))
@@ -258,7 +258,7 @@ def test_a_window_takes_whole_chunks(pair):
 def test_rough_input(pair, how):                                                   # D14
     obj = objective("gold", **how)
     assert obj(PairBatch.from_logits(pair, [[]], [[]], [torch.zeros(0, len(pair.student))], [torch.zeros(0, len(pair.teacher))])).loss == 0
-    a, b = bpe("ab"), bpe("cd")                                                    # no shared token and no chunk but the stop
+    a, b = toy_bpe("ab"), toy_bpe("cd")                                                    # no shared token and no chunk but the stop
     g = torch.Generator().manual_seed(0)
     assert torch.isfinite(obj(PairBatch.from_logits(make_pair(a, b), [[2]], [[2]], [torch.randn(1, 3, generator=g)], [torch.randn(1, 3, generator=g)])).loss_sum)
     for change in (lambda x: x.masked_fill(torch.arange(x.shape[1]) % 3 == 0, -torch.inf), lambda x: torch.full_like(x, -torch.inf), lambda x: x.bfloat16(), lambda x: x.double(), lambda x: x[:2]):

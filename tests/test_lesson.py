@@ -8,7 +8,8 @@ import torch
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "tools"))
 import away
-from xtokd.experiments.headroom_study import Data, Lesson, Size, experiment, headroom, main, picture, record
+from xtokd.experiments.headroom_study import Data, Lesson, Size, experiment, headroom, snapshots_svg, record
+from xtokd.cli.study import run_study
 from xtokd.hub import data_dir
 from xtokd.models.loading import load_model
 from xtokd.data.prompts import load_prompts
@@ -27,7 +28,7 @@ class TestExperiment:
         lesson = record(experiment("tiny", "tiny", tmp_path / "a", SIZE, data=data, progress=False).path, tmp_path / "kept")
         assert set(lesson.runs) == {"on-policy", "sft"} and [len(lesson.looks(a)) for a in ("start", "on-policy", "sft")] == [3] * 3
         assert all(r.finished for r in lesson.runs.values()) and lesson.start["weights"]["student"]["model.safetensors"]
-        assert picture(lesson.looks("sft")[0]).startswith("<svg")
+        assert snapshots_svg(lesson.looks("sft")[0]).startswith("<svg")
         assert str(tmp_path) not in "".join(f.read_text() for f in lesson.path.iterdir() if f.name == "lesson.jsonl")
 
     def test_the_given_student_is_not_trained(self, tmp_path, data):
@@ -52,10 +53,10 @@ class TestExperiment:
         assert a["teacher"]["accuracy"] == b["teacher"]["accuracy"] and a["room"] == b["room"]
 
     def test_the_terminal(self, tmp_path, capsys):
-        assert main(["--student", "tiny", "--teacher", "tiny", "--max-steps", "1", "--output-dir", str(tmp_path / "a")]) == 0
+        assert run_study(["--student", "tiny", "--teacher", "tiny", "--max-steps", "1", "--output-dir", str(tmp_path / "a")]) == 0
         said = capsys.readouterr().out
         assert "student at the start" in said and "after sft" in said
-        assert main(["--student", "tiny", "--teacher", "tiny", "--output-dir", str(tmp_path / "a")]) == 2
+        assert run_study(["--student", "tiny", "--teacher", "tiny", "--output-dir", str(tmp_path / "a")]) == 2
         assert "holds an experiment already" in capsys.readouterr().err
 
     def test_a_folder_without_one_is_named(self, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from tokenizers import Tokenizer
 
 from batches import TEXTS, batch, full, heads, ids_of, leaves, parts, some
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.objectives.base import REQUIREMENTS
@@ -211,7 +211,7 @@ def relabelled(bv, order):
 @pytest.mark.parametrize("name", spared("I2"))
 def test_names_of_teacher_ids_mean_nothing(name):                                 # I2
     if OBJECTIVES[name].cls.equal_vocabularies: return                            # the student's ids would have to change with them
-    S, T = bpe("ab1 ", [("a", "b"), (" ", "a")]), bpe("ab1 ", [("b", "1"), ("a", "b"), (" ", "ab")])
+    S, T = toy_bpe("ab1 ", [("a", "b"), (" ", "a")]), toy_bpe("ab1 ", [("b", "1"), ("a", "b"), (" ", "ab")])
     order = np.random.default_rng(0).permutation(len(T))
     U, back = relabelled(T, order), torch.as_tensor(np.argsort(order))
     texts = ["ab1 ab", "1a b1", "bb ab1", " a1"]

@@ -5,7 +5,7 @@ import torch
 
 from batches import TEXTS, batch, full, parts
 from warped import check_hard_cases, check_parts, check_relabelling, same_gradient
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
 from xtokd.objectives.projection.dtw import NearestToken, warp
@@ -17,7 +17,7 @@ from xtokd.alignment.pair import Pair
 def pair(): return Pair("tiny")
 
 
-def words(*names): return bpe(" abcdefghijklmnoprstuvwCDIOV0129", [(w[:k], w[k]) for w in names for k in range(1, len(w))])
+def words(*names): return toy_bpe(" abcdefghijklmnoprstuvwCDIOV0129", [(w[:k], w[k]) for w in names for k in range(1, len(w))])
 
 
 def toy(student, teacher, text):

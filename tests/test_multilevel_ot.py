@@ -5,7 +5,7 @@ import torch
 
 from batches import TEXTS, batch, full, parts
 from warped import check_hard_cases, check_parts, check_relabelling
-from worlds import make_pair
+from xtokd.exact.toy_models import make_pair
 from xtokd.rows.dense import LogitRows
 from xtokd.objectives import objective
 from xtokd.objectives.matching.multilevel_ot import absolute_difference, column_logps, rank_columns, row_cross_entropy, sinkhorn_plan, transport_cost

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import divergence
 from xtokd.objectives import objective
@@ -122,7 +122,7 @@ def test_chunk_sums_conserve_the_log_ratio():                                   
 
 def test_sampled_update_is_minus_the_gradient_of_the_reverse_kl():
     "In expectation over the student's samples at a fixed prefix (Thinking Machines form), by enumeration."
-    bv = bpe("abc")
+    bv = toy_bpe("abc")
     same, n = make_pair(bv, bv), len(bv)
     w, q = torch.randn(1, n, generator=torch.Generator().manual_seed(0)).requires_grad_(), torch.randn(1, n, generator=torch.Generator().manual_seed(1))
     p = torch.softmax(w, 1)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from batches import TEXTS, batch, full, parts, some
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.rows.dense import LogitRows
 from xtokd.objectives.divergences import divergence
@@ -15,7 +15,7 @@ from xtokd.objectives.policy.opd import discounted_sums, returns
 from xtokd.objectives.policy.sampled import surrogate_loss
 from xtokd.alignment.pair import Pair
 
-BV = bpe("abc")
+BV = toy_bpe("abc")
 ONE = make_pair(BV, BV)
 UNICODE = ("", "日本 é\u0301 😊!", "\ta  b\r\n ", "12 apples")
 METHODS = ("opd", "minillm", "sampled")
@@ -114,7 +114,7 @@ def test_stops_are_one_event():                                                 
 
 def test_behaviour_of_a_stop_keeps_the_ratio_of_its_id(pair):
     "With several ways to stop the score is that of stopping, but the ratio to the time of writing is that of the id."
-    two = bpe("ab")
+    two = toy_bpe("ab")
     two.stop_ids = (1, 2)                                                         # `b` ends a text too
     p, x = make_pair(two, two), torch.tensor([[.5, 2., 1.]])
     token = torch.log_softmax(x, 1)[0, 1]

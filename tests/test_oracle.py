@@ -7,9 +7,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from xtokd.exact.prefix_probability import (QUANTITIES, Covers, RuleIndex, Score, begins, bias_factor, byte_covers, byte_prefix, canonical_path, covers, demerge, merge_list, next_bytes,
-                                recursion, remerge, sampled_prefix, student_prefix, student_row, subset_covers, subset_prefix)
-from xtokd.exact.toy_models import World, all_tokenizations_world, bpe, byte_mass, digit_groups, doubling_world, glue, make_pair, random_bpe, random_merges, random_texts, twin_world
+from xtokd.exact.prefix_probability import (
+    Bounds, CoveringSequences, Quantity, RuleIndex, apply_merges, bias_factor, byte_prefix, canonical_path,
+    covering_token_sequences, is_canonical_prefix, merge_list, merge_recursion, next_bytes, sampled_prefix,
+    sequences_over_bytes, sequences_over_subset, student_prefix, student_row, subset_prefix, undo_merges)
+from xtokd.exact.toy_models import (
+    ToyModel, all_tokenizations_world, toy_bpe, byte_mass, digit_groups, doubling_world, apply_merge,
+    make_pair, random_bpe, random_merges, random_texts, twin_world,
+)
 from xtokd.vocab.spelling import UnsupportedTokenizer
 
 FEW, MANY = 300, 14_000      # about a quarter of the prefixes have no mass, and some laws pass over those
@@ -93,16 +98,16 @@ def test_doubling_world():
 
 def test_doubling_covers():
     W = doubling_world()
-    walk = byte_covers(W.row, W.vocab)
+    walk = sequences_over_bytes(W.row, W.vocab)
     one, three = {ids(W.vocab, "A"), ids(W.vocab, "AA")}, {ids(W.vocab, "AA", "A"), ids(W.vocab, "AA", "AA")}
-    assert set(covers(W.vocab, b"A")) == set(walk.cover(b"A")) == one and set(covers(W.vocab, b"AAA")) == set(walk.cover(b"AAA")) == three
+    assert set(covering_token_sequences(W.vocab, b"A")) == set(walk.covering(b"A")) == one and set(covering_token_sequences(W.vocab, b"AAA")) == set(walk.covering(b"AAA")) == three
     assert byte_prefix(W.row, W.vocab, b"A").value == F(1, 2) and byte_prefix(W.row, W.vocab, b"AAA").value == F(1, 8)
 
 
 def test_doubling_recursion():
     "Equal halves: whether a lone A stands depends on how many follow."
-    W, plain = doubling_world(), bpe("AB")
-    T = World(W.texts, plain)
+    W, plain = doubling_world(), toy_bpe("AB")
+    T = ToyModel(W.texts, plain)
     for n in range(1, 5):
         for e in itertools.product(range(3), repeat=n):
             if len(W.vocab.decode(e)) < 9: assert student_prefix(T.row, plain, W.vocab, e).value == W.mass(e)
@@ -111,7 +116,7 @@ def test_doubling_recursion():
 # ---- all tokenizations ------------------------------------------------------------------------------------------------------
 def test_all_tokenizations_world():
     W = all_tokenizations_world()
-    walk = byte_covers(W.row, W.vocab)
+    walk = sequences_over_bytes(W.row, W.vocab)
     assert walk.whole(b"ab")[0] == F(58, 1000) and canonical_path(W.row, (*W.vocab.encode("ab"), W.vocab.stop_ids[0])).value == F(4, 100)
     assert byte_prefix(W.row, W.vocab, b"a").value == F(1, 2) and byte_prefix(W.row, W.vocab, b"ab").value == F(29, 100)
     assert next_bytes(W.row, W.vocab, b"a") == {b"b": F(58, 100), b"a": F(3, 10), b"": F(12, 100)}
@@ -122,18 +127,18 @@ def test_all_tokenizations_world():
 def test_a_beam_is_below_the_truth_and_its_bounds_hold(text):
     W = all_tokenizations_world()
     exact = byte_prefix(W.row, W.vocab, text)
-    found = [byte_prefix(W.row, W.vocab, text, keep=k) for k in (1, 2, 4, 64)]
+    found = [byte_prefix(W.row, W.vocab, text, beam_size=k) for k in (1, 2, 4, 64)]
     assert all(s.low <= exact.value <= s.high for s in found) and found[-1] == exact and exact.exact
     assert all(a.low <= b.low and b.high <= a.high for a, b in zip(found, found[1:]))
 
 
 def test_a_teacher_of_all_tokenizations_in_another_vocabulary():
     "Its texts, cut by a tokenizer that merges `ba`: the recursion against a sum over all texts of up to eight bytes and what is left."
-    W, s = all_tokenizations_world(), bpe("ab", [("b", "a")])
-    walk = byte_covers(W.row, W.vocab)
+    W, s = all_tokenizations_world(), toy_bpe("ab", [("b", "a")])
+    walk = sequences_over_bytes(W.row, W.vocab)
     texts = {x: walk.whole(x.encode())[0] for n in range(9) for x in map("".join, itertools.product("ab", repeat=n))}
     left = 1 - sum(texts.values())
-    W8 = World(texts, s)
+    W8 = ToyModel(texts, s)
     for e in ([0], [1], [2], [1, 2], [0, 2], [1, 0], [2, 2, 3]):
         assert W8.mass(e) <= student_prefix(walk, W.vocab, s, e).value <= W8.mass(e) + left
     assert left < F(1, 5)
@@ -149,7 +154,7 @@ def projected(q, child):
     root = {"Br": .5, "Cat": .2, "r": .3}
     words = sorted([*root, "ead", "eads", "eak"], key=len)
     letters = "".join(sorted(set("".join([*q, *words]))))
-    t, s = (bpe(letters, list(dict.fromkeys(m for w in ws for m in grow(w)))) for ws in (sorted(q, key=len), words))
+    t, s = (toy_bpe(letters, list(dict.fromkeys(m for w in ws for m in grow(w)))) for ws in (sorted(q, key=len), words))
     def row(bv, p):
         out = torch.full((len(bv),), -torch.inf)
         for w, x in p.items(): out[bv.bytes.index(w.encode())] = math.log(x)
@@ -201,14 +206,15 @@ def test_stops(twins):
 
 def test_unsupported_students():
     W = doubling_world(4)
-    for bv, why in ((digit_groups(2), "whole pre-tokens"), (bpe("ab", [("a", "b")], split="a"), "pre-tokens"), (bpe("ab", [("a", "b"), ("ab", "a"), ("b", "a"), ("a", "ba")]), "several"),
-                    (bpe("ab", [("ab", "a"), ("a", "b")]), "before those of their parts")):
+    for bv, why in ((digit_groups(2), "whole pre-tokens"), (toy_bpe("ab", [("a", "b")], split="a"), "pre-tokens"), (toy_bpe("ab", [("a", "b"), ("ab", "a"), ("b", "a"), ("a", "ba")]), "several"),
+                    (toy_bpe("ab", [("ab", "a"), ("a", "b")]), "before those of their parts")):
         with pytest.raises(UnsupportedTokenizer, match=why): student_prefix(W.row, W.vocab, bv, [0])
 
 
 def test_quantities_are_named():
-    assert list(QUANTITIES) == ["Q1", "Q2", "Q3"] and Score(.1, .3, "Q2").value == .2 and Score(0, 0, "Q1").log == -math.inf
-    with pytest.raises(ValueError, match="none of"): Score(0, 1, "Q4")
+    assert [q.name for q in Quantity] == ["TOKEN_PATH", "TOKEN_PREFIX", "BYTE_PREFIX"]
+    assert Bounds(.1, .3, Quantity.TOKEN_PREFIX).value == .2 and Bounds(0, 0, Quantity.TOKEN_PATH).log == -math.inf
+    with pytest.raises(ValueError, match="none of"): Bounds(0, 1, "Q4")
 
 
 def test_floats_do_as_well(twins):
@@ -230,15 +236,15 @@ def test_tokens_that_end_inside_a_character(seed):
         for _ in range(4):
             i = rng.integers(len(text) - 1)
             merges.append((text[i], text[i + 1]))
-            text = glue(text, *merges[-1], b"".join(merges[-1]))
-        return bpe(units, merges)
-    S, T = World(texts, cutter()), World(texts, cutter())
-    walk = byte_covers(T.row, T.vocab)
+            text = apply_merge(text, *merges[-1], b"".join(merges[-1]))
+        return toy_bpe(units, merges)
+    S, T = ToyModel(texts, cutter()), ToyModel(texts, cutter())
+    walk = sequences_over_bytes(T.row, T.vocab)
     for e in {c[:k] for c in S.codes.values() for k in range(len(c) + 1)}:
         assert student_prefix(walk, T.vocab, S.vocab, e).value == S.mass(e)
-        if e[-1:] != (S.vocab.stop_ids[0],): assert (student_row(walk, T.vocab, S.vocab, e)[0] == S.row(e)).all() and begins(S.vocab, e)
+        if e[-1:] != (S.vocab.stop_ids[0],): assert (student_row(walk, T.vocab, S.vocab, e)[0] == S.row(e)).all() and is_canonical_prefix(S.vocab, e)
     for x in ("é", "aĀ"):
-        for k in range(1, len(x.encode()) + 1): assert set(walk.cover(x.encode()[:k])) <= set(covers(T.vocab, x.encode()[:k]))
+        for k in range(1, len(x.encode()) + 1): assert set(walk.covering(x.encode()[:k])) <= set(covering_token_sequences(T.vocab, x.encode()[:k]))
 
 
 def test_sampling_agrees():
@@ -246,7 +252,7 @@ def test_sampling_agrees():
     S, T = twin_world(6)
     for e in ([0], [1], [2], [1, 2], [0, 2, 1], [0, 3]):
         s = sampled_prefix(T.row, T.vocab, S.vocab, e, n=400)
-        assert s.low <= float(S.mass(e)) <= s.high and s.quantity == "Q2"
+        assert s.low <= float(S.mass(e)) <= s.high and s.quantity is Quantity.TOKEN_PREFIX
 
 
 # ---- laws on random worlds --------------------------------------------------------------------------------------------------
@@ -256,7 +262,7 @@ def counted(seed):
     rng = np.random.default_rng(seed)
     letters = "ab" if rng.random() < .6 else "abc"
     texts = random_texts(rng, letters, 5 if letters == "ab" else 4)
-    return texts, *(World(texts, random_bpe(rng, letters, int(rng.integers(1, 6)))) for _ in range(2))
+    return texts, *(ToyModel(texts, random_bpe(rng, letters, int(rng.integers(1, 6)))) for _ in range(2))
 
 
 def world_pair(seed): return *counted(seed), np.random.default_rng((seed, 1))
@@ -277,7 +283,7 @@ def cases(n, each=20):
 
 
 @cache
-def walk_of(world): return byte_covers(world.row, world.vocab)
+def walk_of(world): return sequences_over_bytes(world.row, world.vocab)
 @cache
 def rules_of(bv): return RuleIndex(merge_list(bv))
 
@@ -286,13 +292,13 @@ def rules_of(bv): return RuleIndex(merge_list(bv))
 def test_recursion_is_counting(n):
     for S, T, texts, e in cases(n):
         p = S.mass(e)
-        assert recursion(lambda x: byte_mass(texts, S.vocab.decode(x)), rules_of(S.vocab), e) == (p, p)
+        assert merge_recursion(lambda x: byte_mass(texts, S.vocab.decode(x)), rules_of(S.vocab), e) == (p, p)
 
 
 @amount
 def test_student_prefix_is_counting(n):
     for S, T, texts, e in cases(n):
-        assert student_prefix(walk_of(T), T.vocab, S.vocab, e, rules=rules_of(S.vocab)) == Score(S.mass(e), S.mass(e), "Q2")
+        assert student_prefix(walk_of(T), T.vocab, S.vocab, e, rules=rules_of(S.vocab)) == Bounds(S.mass(e), S.mass(e), Quantity.TOKEN_PREFIX)
 
 
 @amount
@@ -324,16 +330,16 @@ def test_relative_cover(n):
     for seed in range(-(-n // 20)):
         texts, S, T, rng = world_pair(seed)
         rules, m = merge_list(T.vocab), int(rng.integers(0, len(merge_list(T.vocab)) + 1))
-        small = {x: (*demerge(c[:-1], rules[m:]), c[-1]) for x, c in T.codes.items()}
-        walk = subset_covers(T.row, T.vocab, m, rules)
+        small = {x: (*undo_merges(c[:-1], rules[m:]), c[-1]) for x, c in T.codes.items()}
+        walk = sequences_over_subset(T.row, T.vocab, m, rules)
         real = sorted({c[:k] for c in small.values() for k in range(1, len(c))})
         odd = [tuple(rng.integers(len(T.vocab) - 1 - len(rules) + m, size=rng.integers(1, 5)).tolist()) for _ in range(10)]
         for e in ([real[i] for i in rng.integers(len(real), size=10)] if real else []) + odd:
             p = sum((texts[x] for x, c in small.items() if c[:len(e)] == e), F(0))
-            assert walk.prefix(e) == (p, p) and sum(walk.cover(e).values()) == p
-            for u in walk.cover(e):
-                assert demerge(u, rules[m:])[:len(e)] == e != demerge(u[:-1], rules[m:])[:len(e)]
-                assert begins(T.vocab, u)
+            assert walk.prefix(e) == (p, p) and sum(walk.covering(e).values()) == p
+            for u in walk.covering(e):
+                assert undo_merges(u, rules[m:])[:len(e)] == e != undo_merges(u[:-1], rules[m:])[:len(e)]
+                assert is_canonical_prefix(T.vocab, u)
 
 
 def test_truncation_is_the_smaller_tokenizer():
@@ -341,9 +347,9 @@ def test_truncation_is_the_smaller_tokenizer():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         merges = random_merges(rng, "ab", 4)
-        big, small = bpe("ab", merges), bpe("ab", merges[:2])
+        big, small = toy_bpe("ab", merges), toy_bpe("ab", merges[:2])
         for x in random_texts(rng, "ab", 6):
-            assert [small.bytes[i] for i in small.encode(x)] == [big.bytes[i] for i in demerge(big.encode(x), merge_list(big)[2:])]
+            assert [small.bytes[i] for i in small.encode(x)] == [big.bytes[i] for i in undo_merges(big.encode(x), merge_list(big)[2:])]
 
 
 @amount
@@ -353,11 +359,11 @@ def test_recursion_from_a_truncation(n):
         rules = merge_list(S.vocab)
         m = len(rules) // 2
         walk = subset_of(S, m)
-        assert recursion(lambda x: walk.prefix(x), rules_from(S.vocab, m), e) == (S.mass(e),) * 2
+        assert merge_recursion(lambda x: walk.prefix(x), rules_from(S.vocab, m), e) == (S.mass(e),) * 2
 
 
 @cache
-def subset_of(world, m): return subset_covers(world.row, world.vocab, m)
+def subset_of(world, m): return sequences_over_subset(world.row, world.vocab, m)
 @cache
 def rules_from(bv, m): return RuleIndex(merge_list(bv)[m:])
 
@@ -370,7 +376,7 @@ def test_bounds_hold(n):
         for floor in floors:
             seen = set()
             def leaf(x): seen.add(x); return byte_mass(texts, S.vocab.decode(x))
-            low, high = recursion(leaf, rules_of(S.vocab), e, floor)
+            low, high = merge_recursion(leaf, rules_of(S.vocab), e, floor)
             assert 0 <= low <= S.mass(e) <= high <= 1
             asked.append(len(seen))
         assert asked[0] >= asked[1]
@@ -390,7 +396,7 @@ def test_pairs_decide_what_is_canonical(n):
     for S, T, texts, e in cases(n):
         rules = rules_of(S.vocab).rules
         whole, pairs = S.vocab.is_canonical(e), all(S.vocab.is_canonical(p) for p in zip(e, e[1:]))
-        assert whole == pairs == (remerge(demerge(e, rules), rules) == e) == begins(S.vocab, e)
+        assert whole == pairs == (apply_merges(undo_merges(e, rules), rules) == e) == is_canonical_prefix(S.vocab, e)
         if not whole: assert student_prefix(walk_of(T), T.vocab, S.vocab, e, rules=rules_of(S.vocab)).value == 0
 
 
@@ -421,4 +427,4 @@ def test_equal_tokenizers_give_the_models_own_rows(n):
     for S, T, texts, e in cases(n):
         if S.mass(e): assert (student_row(walk_of(S), S.vocab, S.vocab, e, rules=rules_of(S.vocab))[0] == S.row(e)).all()
         rules = merge_list(S.vocab)
-        if S.mass(e) and e: assert subset_of(S, len(rules)).cover(e) == {e: S.mass(e)}
+        if S.mass(e) and e: assert subset_of(S, len(rules)).covering(e) == {e: S.mass(e)}

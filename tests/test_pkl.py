@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from batches import batch, parts, some
-from worlds import World, bpe, make_pair, markov
+from xtokd.exact.toy_models import TorchToyModel, toy_bpe, make_pair, markov
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.base import REQUIREMENTS
 from xtokd.objectives.divergences import divergence
@@ -22,7 +22,7 @@ def pair(): return Pair("tiny")
 
 
 @pytest.fixture(scope="module")
-def twin(): return World(TWIN, bpe("ab", [("b", "a")])), World(TWIN, bpe("ab", [("a", "b")]))
+def twin(): return TorchToyModel(TWIN, toy_bpe("ab", [("b", "a")])), TorchToyModel(TWIN, toy_bpe("ab", [("a", "b")]))
 
 
 def world_batch(twin, text, student_rows=None, **extra):
@@ -109,13 +109,13 @@ def test_scores_from_cover_are_the_truth(twin, text):
 @pytest.mark.parametrize("small", [0, 4096])
 def test_scores_of_digits_are_the_truth_on_both_ways_through_cover(small, monkeypatch):
     import itertools
-    from worlds import digit_groups
+    from xtokd.exact.toy_models import digit_groups
     from xtokd.objectives.cover.cells import CellGraph, cell_graph
     monkeypatch.setattr(CellGraph, "small", small)
     cell_graph.cache_clear()
     texts = {"".join(x): 1 / (3 * 10 ** k) for k in range(1, 4) for x in itertools.product("0123456789", repeat=k)}
     for a, b in ((1, 2), (2, 1)):
-        worlds = World(texts, digit_groups(a)), World(texts, digit_groups(b))
+        worlds = TorchToyModel(texts, digit_groups(a)), TorchToyModel(texts, digit_groups(b))
         for text in ("963", "07"):
             found, _ = scores_from_cover(world_batch(worlds, text), None)
             exact, at = worlds[0].rows(worlds[0].codes[text]), (found.ids >= 0).nonzero()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import processes_child as child
 from xtokd.train.config import DistillConfig
-from xtokd.distributed import add_up, buckets, check_share, clip_gradient, finish_gradient
+from xtokd.distributed import all_reduce_, buckets, require_sharded, clip_gradient, reduce_gradients
 from xtokd.train.runlog import Run
 
 torch.set_num_threads(1)
@@ -93,7 +93,7 @@ def test_each_process_holds_its_share(found):
 
 
 def test_a_model_that_is_not_shared_out_is_refused():
-    with pytest.raises(RuntimeError, match="is not sharded: this process holds 6 of its 6"): check_share(torch.nn.Linear(2, 2), 2)
+    with pytest.raises(RuntimeError, match="is not sharded: this process holds 6 of its 6"): require_sharded(torch.nn.Linear(2, 2), 2)
     with pytest.raises(ValueError, match="there is one process only"): child.Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(fsdp="both", progress=False))
     with pytest.raises(ValueError, match="fsdp is 'all': it is one of"): DistillConfig(fsdp="all")
 
@@ -159,13 +159,13 @@ def test_buckets_hold_everything_once(sizes, room):
 
 def test_one_message_for_many_small_gradients():
     twins, x = Twins(2), [torch.full((3, 2), float(i)) for i in range(50)]
-    add_up(x, twins)
+    all_reduce_(x, twins)
     assert twins.calls == 1 and all((t == 2 * i).all() for i, t in enumerate(x))
 
 
 def test_finish_gradient_divides_by_the_global_count():
     p, q = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2))
     p.grad = torch.tensor([1., 2., 3.])
-    finish_gradient([p, q], 4, Twins(2))
+    reduce_gradients([p, q], 4, Twins(2))
     assert p.grad.tolist() == [.5, 1., 1.5] and q.grad.tolist() == [0, 0]
     assert clip_gradient([p, q], 1e9) == pytest.approx(float(p.grad.norm()))

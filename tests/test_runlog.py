@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from faults import fault
+from xtokd.hub import data_dir
+from xtokd.train.config import DistillConfig
 from xtokd.train.runlog import (
     Control, Costs, Run, RunLog, Table, effective_events, to_json, sparkline, to_line, wilson,
 )
@@ -123,3 +125,23 @@ def test_a_killed_writer_loses_nothing_that_it_wrote(tmp_path):
 def test_runlog_needs_no_torch():
     code = "import sys, xtokd.train.runlog, xtokd.data.prompts; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+
+
+def test_logs_of_version_0_1_are_read_under_todays_names(tmp_path):
+    "Fields, settings and values have their names of today; what a prompt holds is left alone."
+    old = [{"event": "start", "step": 0, "time": 0., "config": {"steps": 3, "lr": .1, "keep": 2, "rows": "states", "learn_from": "all"}, "given": {"student": "tiny"}, "needs": []},
+           {"event": "step", "step": 1, "time": 1., "signal_share": .5, "lr": .1, "writer": "student", "inflation": 1.5},
+           {"event": "sample", "step": 1, "time": 1., "source": "heldout", "item": {"prompt": "a", "why": "b"}, "why": [0, 3]}]
+    (tmp_path/"run.jsonl").write_text("".join(json.dumps(e) + "\n" for e in old))
+    run = Run(tmp_path)
+    assert run.config == {"max_steps": 3, "learning_rate": .1, "save_total_limit": 2, "logits": "recompute", "loss_on": "response"}
+    assert run.start["args"] == {"student": "tiny"} and run.start["requires"] == []
+    assert run.column("coverage")[0] == .5 and run.column("learning_rate")[0] == .1 and run.steps[0]["text_source"] == "student"
+    assert run.samples[0]["item"] == {"prompt": "a", "why": "b"} and run.samples[0]["reason"] == [0, 3] and run.samples[0]["source"] == "eval"
+
+
+def test_a_recorded_log_of_version_0_1_still_replays():
+    run = Run(data_dir()/"runs/tiny-cover-0.jsonl")
+    assert run.finished and run.config["max_steps"] == 400 and run.config["lr_scheduler_type"] == "cosine"
+    assert np.isfinite(run.column("coverage")).all() and 0 < run.evals[0]["accuracy"] < run.evals[-1]["accuracy"]
+    assert DistillConfig(**{k: v for k, v in run.config.items() if k in DistillConfig.__dataclass_fields__}).max_steps == 400

@@ -7,11 +7,15 @@ from test_bytevocab import PIECES, deepseek, mistral, qwen, tekken, unigram, wor
 from tokenizers import models
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.hub import data_dir
-from xtokd.exact.canonical_prefixes import Reader, Writer, endings
+from xtokd.exact.canonical_prefixes import (
+    PrefixTokenizations, CanonicalContinuations, possible_tokenizations,
+)
 from xtokd.exact.prefix_probability import student_row
 from xtokd.vocab.merges import MergeTable, pretoken_boundaries, listed_merges, proper_merges, run_bpe
 from xtokd.exact.scorer import Scorer, canonical_mass, exact_rows, sampled_rows
-from xtokd.exact.toy_models import World, bpe, digit_groups, doubling_world, glue, random_bpe, random_texts, twin_world
+from xtokd.exact.toy_models import (
+    ToyModel, toy_bpe, digit_groups, doubling_world, apply_merge, random_bpe, random_texts, twin_world,
+)
 from xtokd.alignment.pair import Pair
 from xtokd.vocab.spelling import UnsupportedTokenizer
 
@@ -115,8 +119,8 @@ def any_bpe(rng, alphabet):
     for _ in range(rng.integers(0, 6)):
         i = rng.integers(len(seq) - 1)
         merges.append((seq[i], seq[i + 1]))
-        seq = glue(seq, *merges[-1], seq[i] + seq[i + 1])
-    return bpe(alphabet, merges, SPLITS[rng.integers(len(SPLITS))], bool(rng.integers(2)))
+        seq = apply_merge(seq, *merges[-1], seq[i] + seq[i + 1])
+    return toy_bpe(alphabet, merges, SPLITS[rng.integers(len(SPLITS))], bool(rng.integers(2)))
 
 
 @given(seed=st.integers(0, 10 ** 9))
@@ -125,24 +129,24 @@ def test_every_text_begins_with_a_cover_and_every_next_token_may_follow(seed):
     rng = np.random.default_rng(seed)
     alphabet = ALPHABETS[rng.integers(len(ALPHABETS))]
     bv = any_bpe(rng, alphabet)
-    read, write = Reader(bv, wide=int(rng.integers(1, 10))), Writer(bv)
+    read, write = PrefixTokenizations(bv, wide=int(rng.integers(1, 10))), CanonicalContinuations(bv)
     for _ in range(5):
         x = "".join(alphabet[i] for i in rng.integers(0, len(alphabet), 8))
         data, ids = x.encode(), tuple(bv.encode(x))
-        for k in range(len(data)): assert any(ids[:len(c)] == c for c in read.covers([data[:k]])[0]), (x, k)
-        window = ()
+        for k in range(len(data)): assert any(ids[:len(c)] == c for c in read.possible([data[:k]])[0]), (x, k)
+        context = ()
         for v in ids:
-            assert write.follow(window, [v])[0], (x, v)
-            window = write.window((*window, v))
+            assert write.allowed(context, [v])[0], (x, v)
+            context = write.context((*context, v))
 
 
 def test_unigram_is_refused():
-    with pytest.raises(UnsupportedTokenizer, match="depend on all of it"): Reader(ByteVocab(unigram()))
+    with pytest.raises(UnsupportedTokenizer, match="depend on all of it"): PrefixTokenizations(ByteVocab(unigram()))
 
 
 def test_a_space_belongs_to_the_word_that_may_come():
-    bv = bpe("a b", [(" ", " ")], SPLITS[1])
-    assert endings(bv, "a  ") == {tuple(bv.encode("a  ")), tuple(bv.encode("a") + bv.encode(" ") * 2)}
+    bv = toy_bpe("a b", [(" ", " ")], SPLITS[1])
+    assert possible_tokenizations(bv, "a  ") == {tuple(bv.encode("a  ")), tuple(bv.encode("a") + bv.encode(" ") * 2)}
 
 
 # ---------------------------------------------------------------- the scorer against counting
@@ -171,7 +175,7 @@ def test_small_worlds(swap):
     numbers = {f"{i}": p for i, p in zip(range(1, 130), list(random_texts(np.random.default_rng(1), "ab", 6).values()))}
     total = sum(numbers.values())
     numbers = {x: p / total for x, p in numbers.items()}
-    for S, T in (twin_world(7), (d, World(d.texts, bpe("AB"))), (World(numbers, digit_groups(1)), World(numbers, digit_groups(3))), (World(numbers, digit_groups(2)), World(numbers, digit_groups(3)))):
+    for S, T in (twin_world(7), (d, ToyModel(d.texts, toy_bpe("AB"))), (ToyModel(numbers, digit_groups(1)), ToyModel(numbers, digit_groups(3))), (ToyModel(numbers, digit_groups(2)), ToyModel(numbers, digit_groups(3)))):
         S, T = (T, S) if swap else (S, T)
         for ids in list(S.codes.values())[::7]: check_rows(S, T, ids)
 
@@ -179,7 +183,7 @@ def test_small_worlds(swap):
 def random_case(rng):
     alphabet = ALPHABETS[rng.integers(len(ALPHABETS))]
     texts = random_texts(rng, alphabet, 5 if len(alphabet) == 2 else 4)
-    S, T = (World(texts, any_bpe(rng, alphabet)) for _ in range(2))
+    S, T = (ToyModel(texts, any_bpe(rng, alphabet)) for _ in range(2))
     codes = list(S.codes.values())
     return S, T, [codes[i] for i in rng.permutation(len(codes))[:4]]
 
@@ -212,7 +216,7 @@ def test_ten_thousand_prefixes():
 def test_the_merge_recursion_agrees(seed):
     rng = np.random.default_rng(seed)
     texts = random_texts(rng, "ab", 4)
-    S, T = (World(texts, random_bpe(rng, "ab", 4)) for _ in range(2))
+    S, T = (ToyModel(texts, random_bpe(rng, "ab", 4)) for _ in range(2))
     ids = max(S.codes.values(), key=len)
     rows = check_rows(S, T, ids)
     for k in range(len(ids)): assert np.allclose(rows.low[k], np.array(student_row(T.row, T.vocab, S.vocab, ids[:k])[0], float), atol=1e-9)

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from batches import batch, full, parts, some
 from reference.sedi import as_sets, span_groups
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.alignment.byte_align import align
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import kl_divergence
@@ -27,9 +27,9 @@ def join(*pairs): return [tuple(x.encode() if isinstance(x, str) else x for x in
 
 EVERY = bytes(range(256))
 # they cut the texts of the paper's figure as GPT-2 and Llama-2 do (both real tokenizers are out of reach here)
-GPT = bpe(EVERY, chain(" cats", " cows", " cat", " cute", " cater", " carrier", " carbon", " carpet", " the", " cl", " CO", " Cov", " is", " of", " a", " 201", "VID", "id", "na", "af", "ïve", "é", b" \xf0\x9f\x98", " 中", " 19")
+GPT = toy_bpe(EVERY, chain(" cats", " cows", " cat", " cute", " cater", " carrier", " carbon", " carpet", " the", " cl", " CO", " Cov", " is", " of", " a", " 201", "VID", "id", "na", "af", "ïve", "é", b" \xf0\x9f\x98", " 中", " 19")
           + join(("d", "e"), ("de", "r"), ("o", "w"), ("ow", "der"), ("ow", "n"), (" cl", "own")))
-LLAMA = bpe(EVERY, chain("low", "ats", "atz", "ows", "ute", "ater", " car", "rier", "bon", "pet", " COVID19", " COVID", " Covid", " the", " is", " of", " a", "der", "ns", "na", "ï", "ve", "afé", " c", " 中"))
+LLAMA = toy_bpe(EVERY, chain("low", "ats", "atz", "ows", "ute", "ater", " car", "rier", "bon", "pet", " COVID19", " COVID", " Covid", " the", " is", " of", " a", "der", "ns", "na", "ï", "ve", "afé", " c", " 中"))
 
 
 def show(bv, text): return [bv.bytes[i] for i in bv.encode(text)]
@@ -194,8 +194,8 @@ def test_parts_padding_and_order(pair):
 
 
 def test_relabelled_teacher_ids_change_nothing():
-    a, b = (bpe("abc .", [("a", "b"), ("c", "a")]), bpe(".c ba", [("a", "b"), ("c", "a")]))
-    s, texts = bpe("abc .", [("b", "c")]), ("ab ca.", "cab")
+    a, b = (toy_bpe("abc .", [("a", "b"), ("c", "a")]), toy_bpe(".c ba", [("a", "b"), ("c", "a")]))
+    s, texts = toy_bpe("abc .", [("b", "c")]), ("ab ca.", "cab")
     g, out = torch.Generator().manual_seed(1), []
     s_ids = [[*s.encode(x), s.stop_ids[0]] for x in texts]
     rows = [torch.randn(len(i), len(s), generator=g) for i in s_ids]
@@ -241,7 +241,7 @@ def test_first_response_token_has_a_row(pair):                                  
 
 def digits():
     "The student writes one digit at a time, the teacher three; and the other way round."
-    from worlds import digit_groups
+    from xtokd.exact.toy_models import digit_groups
     return digit_groups(1, "x"), digit_groups(3, "x")
 
 

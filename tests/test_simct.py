@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from batches import TEXTS, batch, ids_of, leaves, parts, some
-from worlds import bpe, make_pair
+from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.objectives.divergences import divergence
@@ -12,8 +12,8 @@ from xtokd.objectives.matching.simct import SimCT, released_segments, scorable_u
 from xtokd.alignment.pair import Pair
 
 BOTH = ("paper", "released")
-student = bpe("BreadskCt", [("B", "r"), ("e", "a"), ("ea", "d"), ("ead", "s"), ("ea", "k"), ("C", "a"), ("Ca", "t")])
-teacher = bpe("BreadskCt", [("e", "a"), ("ea", "d"), ("ea", "k"), ("r", "ead"), ("r", "eak"), ("B", "read"), ("Bread", "s"), ("B", "reak"), ("C", "a"), ("Ca", "t")])
+student = toy_bpe("BreadskCt", [("B", "r"), ("e", "a"), ("ea", "d"), ("ead", "s"), ("ea", "k"), ("C", "a"), ("Ca", "t")])
+teacher = toy_bpe("BreadskCt", [("e", "a"), ("ea", "d"), ("ea", "k"), ("r", "ead"), ("r", "eak"), ("B", "read"), ("Bread", "s"), ("B", "reak"), ("C", "a"), ("Ca", "t")])
 ROOT, AFTER, TRUTH = {"Br": .5, "Cat": .2, "eads": .3}, {"ead": .2, "eads": .3, "eak": .1, "B": .4}, {"Bread": .4, "Breads": .2, "Break": .3, "Cat": .1}
 
 
@@ -59,13 +59,13 @@ def test_halved_probabilities_are_not_seen():
 
 def test_raw_logits_and_log_probs():
     z = torch.tensor([[2., 0, 1], [5, 4, 3]])
-    b = from_ids(*[bpe("ab", ())] * 2, [0, 1], [0, 1])
+    b = from_ids(*[toy_bpe("ab", ())] * 2, [0, 1], [0, 1])
     b.student.logits[0] = z
     mean = lambda raw: unit_scores(b.student, np.array([0]), np.array([2]), np.array([1]), raw).item()
     assert mean(True) == 3. and abs(mean(False) + .9076) < 1e-4
 
 
-WALK = bpe(" aeplsx012", [(" ", "a"), ("p", "p"), ("l", "e"), (" a", "pp"), (" app", "le"), (" apple", "s"), ("1", "2"), ("1", "0"), ("10", "0")])
+WALK = toy_bpe(" aeplsx012", [(" ", "a"), ("p", "p"), ("l", "e"), (" a", "pp"), (" app", "le"), (" apple", "s"), ("1", "2"), ("1", "0"), ("10", "0")])
 
 
 @pytest.mark.parametrize("s, t, units, released", [
@@ -82,7 +82,7 @@ def test_walks(s, t, units, released):
 def test_parts_of_a_character_are_not_equal():
     "Three and one bytes against one and three: decoded, both begin with U+FFFD, and a walk over strings takes them for the same token."
     a = "\U0001F60A".encode()
-    bv = bpe(a, [(a[:1], a[1:2]), (a[:2], a[2:3]), (a[1:2], a[2:3]), (a[1:3], a[3:])])
+    bv = toy_bpe(a, [(a[:1], a[1:2]), (a[:2], a[2:3]), (a[1:2], a[2:3]), (a[1:3], a[3:])])
     s, t = [bv.bytes.index(x) for x in (a[:3], a[3:])], [bv.bytes.index(x) for x in (a[:1], a[1:])]
     assert bv.bytes[s[0]].decode(errors="replace")[0] == bv.bytes[t[0]].decode(errors="replace")[0] == "\ufffd"
     b = from_ids(bv, bv, s, t)
@@ -92,7 +92,7 @@ def test_parts_of_a_character_are_not_equal():
 
 def test_four_bytes_against_one_token_keep_the_rest():
     a = "\U0001F60A".encode()
-    bv = bpe(a + b"!", [(a[:1], a[1:2]), (a[:2], a[2:3]), (a[:3], a[3:])])
+    bv = toy_bpe(a + b"!", [(a[:1], a[1:2]), (a[:2], a[2:3]), (a[:3], a[3:])])
     s, t = [bv.bytes.index(x) for x in (*(a[k: k + 1] for k in range(4)), b"!")], [bv.bytes.index(x) for x in (a, b"!")]
     b = from_ids(bv, bv, s, t)
     assert b.alignment.chunks.tolist() == [[0, 4, 0, 1], [4, 5, 1, 2]] and SimCT()(b).num_units == 2
@@ -157,8 +157,8 @@ def test_scores_by_a_loop(pair):
 
 def test_a_unit_that_is_a_shared_token_is_in_the_space_once(pair):
     "A sample cut otherwise than the tokenizer would: its unit is a word of every row already."
-    bv = bpe("abc", [("a", "b")])
-    other = bpe("abc", [("a", "b"), ("b", "c")])
+    bv = toy_bpe("abc", [("a", "b")])
+    other = toy_bpe("abc", [("a", "b"), ("b", "c")])
     ab = bv.bytes.index
     b = from_ids(bv, other, [ab(b"a"), ab(b"b"), ab(b"c")], [other.bytes.index(b"ab"), other.bytes.index(b"c")])
     assert len(scorable_units(b).row) == 0 and SimCT()(b).num_units == 2
@@ -213,7 +213,7 @@ def test_strange_texts(pair, variant):
 
 @pytest.mark.parametrize("variant", BOTH)
 def test_no_shared_token(variant):
-    s, t = bpe("ab", ()), bpe("ab", [("a", "b")])
+    s, t = toy_bpe("ab", ()), toy_bpe("ab", [("a", "b")])
     b = from_ids(s, t, s.encode("ab"), [t.bytes.index(b"ab")])
     b.pair.overlap = type("V", (), dict(identical=False, shared_student_ids=np.zeros(0, int), shared_teacher_ids=np.zeros(0, int), student_stop_ids=np.zeros(0, int), teacher_stop_ids=np.zeros(0, int), student=s))()
     out = SimCT(variant)(b)

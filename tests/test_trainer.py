@@ -16,7 +16,7 @@ from xtokd.models.side import Side, load_side
 from xtokd.train.forward_batch import ModelSet
 from xtokd.train.step import DistillStep
 from xtokd.train.samples import generate_samples
-from xtokd.distributed import finish_gradient
+from xtokd.distributed import reduce_gradients
 from xtokd.serving.client import RemoteTeacher
 from xtokd.train.hf_trainer import Distilling, DistillTrainer, collate_prompts
 
@@ -48,7 +48,7 @@ def own_gradient(t, samples, obj, auxiliary_models=None):
     o = make_objective(obj)
     if hasattr(o, "prepare"): o.prepare(t.pair, side, TEACHER)
     totals = DistillStep(ModelSet(side, TEACHER, auxiliary_models or {}, t.pair), o, t.distill, contextlib.nullcontext).forward_backward(samples, t.text_source)
-    finish_gradient(list(side.model.parameters()), totals.num_units, t.accelerator)
+    reduce_gradients(list(side.model.parameters()), totals.num_units, t.accelerator)
     return torch.cat([p.grad.flatten() for p in side.model.parameters()]), totals
 
 

@@ -12,12 +12,15 @@ from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
-from xtokd.exact.toy_models import bpe
+from xtokd.exact.toy_models import toy_bpe
 from xtokd.alignment.doctor import probe_texts
 from xtokd.data.prompts import load_prompts
 from xtokd.models.sampling import generate_responses
 from xtokd.models.forward import response_logits
-from xtokd.experiments.tokenizer_transfer import Ensemble, byte_tokenizer, covered, fvt, mean_rows, plan, role_map, spelled, transfer, with_tokenizer
+from xtokd.experiments.tokenizer_transfer import (
+    Ensemble, byte_tokenizer, longest_cover, fvt, ensemble_logp, plan_transfer, control_token_sources,
+    old_ids_of, transfer_tokenizer, with_tokenizer,
+)
 from xtokd.vocab.trie import ByteTrie
 
 
@@ -60,15 +63,15 @@ def named(words, **roles):
 
 # ---- rows -------------------------------------------------------------------------------------------------------------------
 def test_the_same_tokenizer_gives_the_same_rows(t_bv, s_bv, teacher):
-    for bv in (t_bv, s_bv): assert plan(bv, bv).counts() == {"copied": len(bv), "averaged": 0, "role": 0, "fallback": 0}
+    for bv in (t_bv, s_bv): assert plan_transfer(bv, bv).counts() == {"copied": len(bv), "averaged": 0, "role": 0, "fallback": 0}
     E = teacher.get_input_embeddings().weight
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16): assert torch.equal(fvt(E.to(dtype), plan(t_bv, t_bv)), E.detach().to(dtype)[:len(t_bv)])
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16): assert torch.equal(fvt(E.to(dtype), plan_transfer(t_bv, t_bv)), E.detach().to(dtype)[:len(t_bv)])
 
 
 def test_two_pieces_are_their_mean():
-    old, new = bpe("ab"), bpe("ab", [("a", "b")])
+    old, new = toy_bpe("ab"), toy_bpe("ab", [("a", "b")])
     W = torch.randn(len(old), 5)
-    out, p = fvt(W, plan(old, new)), plan(old, new)
+    out, p = fvt(W, plan_transfer(old, new)), plan_transfer(old, new)
     a, b, ab = (new.bytes.index(x) for x in (b"a", b"b", b"ab"))
     assert torch.equal(out[ab], (W[old.bytes.index(b"a")] + W[old.bytes.index(b"b")]) / 2) and torch.equal(out[a], W[old.bytes.index(b"a")])
     assert p.counts() == {"copied": 2, "averaged": 1, "role": 1, "fallback": 0} and torch.equal(out[new.stop_ids[0]], W[old.stop_ids[0]])
@@ -93,17 +96,17 @@ def test_a_permuted_vocabulary_is_the_same_model(t_bv, teacher):
 
 def test_pieces(s_bv, t_bv):
     for old, new in ((s_bv, t_bv), (t_bv, s_bv)):
-        cut = spelled(old, new.bytes)
+        cut = old_ids_of(old, new.bytes)
         assert all(old.decode(x) == p for p, x in zip(new.bytes, cut))
-    assert spelled(s_bv, ["é".encode()[:1], "数".encode()[1:], b"", b"\xff"]) == [[s_bv.bytes.index(b"\xc3")], [s_bv.bytes.index(bytes([b])) for b in "数".encode()[1:]], [], [s_bv.bytes.index(b"\xff")]]
+    assert old_ids_of(s_bv, ["é".encode()[:1], "数".encode()[1:], b"", b"\xff"]) == [[s_bv.bytes.index(b"\xc3")], [s_bv.bytes.index(bytes([b])) for b in "数".encode()[1:]], [], [s_bv.bytes.index(b"\xff")]]
     trie = ByteTrie([b"a", b"ab", b"", b"c"])
-    assert covered(trie, [b"abc", b"aab", b"", b"abd", b"x"]) == [[1, 3], [0, 1], [], [], []]
+    assert longest_cover(trie, [b"abc", b"aab", b"", b"abd", b"x"]) == [[1, 3], [0, 1], [], [], []]
 
 
 def test_what_nobody_writes_is_the_mean_of_all_text():
-    old, new = bpe("ab"), bpe("abx")
+    old, new = toy_bpe("ab"), toy_bpe("abx")
     W = torch.randn(len(old), 3)
-    p = plan(old, new)
+    p = plan_transfer(old, new)
     assert p.counts()["fallback"] == 1 and torch.allclose(fvt(W, p)[new.bytes.index(b"x")], W[:2].mean(0))
 
 
@@ -112,14 +115,14 @@ def test_roles_not_strings():
     old = named(["<s>", "</s>", "<pad>", "<tool>"], bos="<s>", eos="</s>", pad="<pad>")
     new = named(["</s>", "<end>", "<s>", "<tool>"], bos="</s>", eos="<end>", pad="<s>")        # the strings play other roles
     i, j = (lambda w: new.tokenizer.token_to_id(w)), (lambda w: old.tokenizer.token_to_id(w))
-    assert role_map(old, new) == {i("</s>"): [j("<s>")], i("<end>"): [j("</s>")], i("<s>"): [j("<pad>")], i("<tool>"): [j("<tool>")]}
-    assert role_map(old, new, {"<tool>": "ab", "<s>": "<tool>"})[i("<tool>")] == [2] and role_map(old, new, {"<s>": "<tool>"})[i("<s>")] == [j("<tool>")]
+    assert control_token_sources(old, new) == {i("</s>"): [j("<s>")], i("<end>"): [j("</s>")], i("<s>"): [j("<pad>")], i("<tool>"): [j("<tool>")]}
+    assert control_token_sources(old, new, {"<tool>": "ab", "<s>": "<tool>"})[i("<tool>")] == [2] and control_token_sources(old, new, {"<s>": "<tool>"})[i("<s>")] == [j("<tool>")]
 
 
 def test_one_token_with_two_roles():
     old, new = named(["<s>", "</s>"], bos="<s>", eos="</s>"), named(["<|end|>"], bos="<|end|>", eos="<|end|>")
     bos, stop = old.hf.bos_token_id, old.stop_ids[0]
-    assert role_map(old, new)[3] == [bos] and role_map(old, new, first="stop")[3] == [stop]
+    assert control_token_sources(old, new)[3] == [bos] and control_token_sources(old, new, first="stop")[3] == [stop]
     for tied in (True, False):
         m = model_for(len(old), tied, bias=not tied)
         made, _ = with_tokenizer(m, old, new)
@@ -132,9 +135,9 @@ def test_one_token_with_two_roles():
 def test_several_stops():
     old, new = named(["<s>", "</s>", "<eot>"], bos="<s>", eos="</s>"), named(["<s>", "<x>", "<y>"], bos="<s>", eos="<x>")
     more = ByteVocab(new.hf, stops=[4, 5])
-    assert role_map(old, more)[4] == [old.stop_ids[0]] and 5 not in role_map(old, more)
+    assert control_token_sources(old, more)[4] == [old.stop_ids[0]] and 5 not in control_token_sources(old, more)
     made, _ = with_tokenizer(model_for(len(old)), ByteVocab(old.hf, stops=[4, 5]), more)
-    assert made.generation_config.eos_token_id == [4, 5] and role_map(ByteVocab(old.hf, stops=[4, 5]), more)[5] == [5]
+    assert made.generation_config.eos_token_id == [4, 5] and control_token_sources(ByteVocab(old.hf, stops=[4, 5]), more)[5] == [5]
 
 
 # ---- models -----------------------------------------------------------------------------------------------------------------
@@ -156,7 +159,7 @@ def test_tied_untied_and_saved(teacher, t_bv, s_bv, tmp_path):
 
 def test_wrong_pairs_are_refused(student, t_bv, s_bv):
     with pytest.raises(ValueError, match="embedding rows"): with_tokenizer(student, t_bv, s_bv)
-    with pytest.raises(ValueError, match="is no token of"): plan(t_bv, s_bv, {"<nobody>": "x"})
+    with pytest.raises(ValueError, match="is no token of"): plan_transfer(t_bv, s_bv, {"<nobody>": "x"})
 
 
 # ---- bytes ------------------------------------------------------------------------------------------------------------------
@@ -172,11 +175,11 @@ def test_byte_tokenizer_round_trip(s_bv, t_bv):
         chat = [[{"role": "user", "content": "a"}]]
         assert tok.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == like.hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert tok.decode(bv.encode("naïve")) == "naïve"
-    assert plan(s_bv, ByteVocab(byte_tokenizer(s_bv))).counts() == {"copied": 256, "averaged": 0, "role": 5, "fallback": 0}
+    assert plan_transfer(s_bv, ByteVocab(byte_tokenizer(s_bv))).counts() == {"copied": 256, "averaged": 0, "role": 5, "fallback": 0}
 
 
 def test_byte_tokenizer_of_a_bare_one():
-    raw = bpe("ab", [("a", "b")])
+    raw = toy_bpe("ab", [("a", "b")])
     bv = ByteVocab(byte_tokenizer(raw))
     assert len(bv) == 257 and bv.stop_ids == (256,)
 
@@ -186,7 +189,7 @@ def test_byte_tokenizer_of_a_bare_one():
 def test_subwords_to_subwords(teacher, t_bv, s_bv, tmp_path, objective, text_source):
     before, flags = deepcopy(teacher.state_dict()), [p.requires_grad for p in teacher.parameters()]
     steps = 12 if text_source == "teacher" else 3
-    out = transfer(teacher, t_bv, s_bv, load_prompts("tiny", 32), objective, short(tmp_path, max_steps=steps), text_source, {"<user>": "Question:\n", "<reply>": "Answer:\n"})
+    out = transfer_tokenizer(teacher, t_bv, s_bv, load_prompts("tiny", 32), objective, short(tmp_path, max_steps=steps), text_source, {"<user>": "Question:\n", "<reply>": "Answer:\n"})
     loss = out.run.column("loss")
     assert len(loss) == steps and np.isfinite(loss).all()
     if text_source == "teacher": assert np.mean(loss[-4:]) < .9 * np.mean(loss[:4])
@@ -199,7 +202,7 @@ def test_subwords_to_subwords(teacher, t_bv, s_bv, tmp_path, objective, text_sou
 
 
 def test_subwords_to_bytes(student, s_bv, tmp_path):
-    out = transfer(student, s_bv, byte_tokenizer(s_bv), load_prompts("tiny", 32), config=short(tmp_path, max_steps=10, max_new_tokens=16), untie=True)
+    out = transfer_tokenizer(student, s_bv, byte_tokenizer(s_bv), load_prompts("tiny", 32), config=short(tmp_path, max_steps=10, max_new_tokens=16), untie=True)
     loss = out.run.column("loss")
     assert np.mean(loss[-3:]) < np.mean(loss[:3]) and out.report["tied"] is False and out.report["copied"] == 256
     folder = out.save(tmp_path / "saved")
@@ -209,19 +212,19 @@ def test_subwords_to_bytes(student, s_bv, tmp_path):
 
 
 def test_transfer_refuses(teacher, t_bv, s_bv):
-    with pytest.raises(ValueError, match="old model"): transfer(teacher, t_bv, s_bv, ["x"], text_source="reference")
-    with pytest.raises(ValueError, match="does not learn from text of the teacher"): transfer(teacher, t_bv, s_bv, ["x"], objective="sampled")
+    with pytest.raises(ValueError, match="old model"): transfer_tokenizer(teacher, t_bv, s_bv, ["x"], text_source="reference")
+    with pytest.raises(ValueError, match="does not learn from text of the teacher"): transfer_tokenizer(teacher, t_bv, s_bv, ["x"], objective="sampled")
 
 
 # ---- ensembles --------------------------------------------------------------------------------------------------------------
 def test_means():
     two = torch.tensor([[.9, .1], [.5, .5]]).log()
-    assert torch.allclose(mean_rows(two).exp(), torch.tensor([.7, .3])) and torch.allclose(mean_rows(two, "logp").exp(), torch.tensor([.75, .25]))
-    assert torch.allclose(mean_rows(two, weights=[3, 1]).exp(), torch.tensor([.8, .2])) and torch.allclose(mean_rows(two, "logp", [0, 1]).exp(), torch.tensor([.5, .5]))
+    assert torch.allclose(ensemble_logp(two).exp(), torch.tensor([.7, .3])) and torch.allclose(ensemble_logp(two, "logp").exp(), torch.tensor([.75, .25]))
+    assert torch.allclose(ensemble_logp(two, weights=[3, 1]).exp(), torch.tensor([.8, .2])) and torch.allclose(ensemble_logp(two, "logp", [0, 1]).exp(), torch.tensor([.5, .5]))
     gone = torch.tensor([[1., 0.], [.5, .5]]).log()
-    assert torch.allclose(mean_rows(gone).exp(), torch.tensor([.75, .25])) and torch.allclose(mean_rows(gone, "logp").exp(), torch.tensor([1., 0.]))
+    assert torch.allclose(ensemble_logp(gone).exp(), torch.tensor([.75, .25])) and torch.allclose(ensemble_logp(gone, "logp").exp(), torch.tensor([1., 0.]))
     for wrong in (dict(mean="max"), dict(weights=[1]), dict(weights=[-1, 1]), dict(weights=[0, 0])):
-        with pytest.raises(ValueError): mean_rows(two, **wrong)
+        with pytest.raises(ValueError): ensemble_logp(two, **wrong)
 
 
 def test_an_ensemble_is_a_model(student, teacher, t_bv, s_bv, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from batches import batch, full, parts, some
 from reference.xtoken import dp_align, dp_table
-from worlds import bpe, digit_groups, make_pair, random_bpe
+from xtokd.exact.toy_models import toy_bpe, digit_groups, make_pair, random_bpe
 from xtokd.alignment.byte_align import align
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives.divergences import kl_divergence
@@ -47,7 +47,7 @@ def test_projection():
 
 
 def test_map_of_several_pieces():                                                 # NeMo's unit test
-    s, t = bpe("abcde", [("b", "c"), ("d", "e")]), bpe("abcde", [("d", "e")])
+    s, t = toy_bpe("abcde", [("b", "c"), ("d", "e")]), toy_bpe("abcde", [("d", "e")])
     W = build_projection(make_pair(s, t))
     row = lambda x: {t.bytes[i]: w for i, w in zip(W.ids[s.bytes.index(x)], W.weights[s.bytes.index(x)].round(4).tolist()) if i >= 0}
     assert row(b"a") == {b"a": 1} and row(b"bc") == {b"b": pytest.approx(.9091), b"c": pytest.approx(.0909)} and row(b"de") == {b"de": 1}
@@ -71,7 +71,7 @@ def test_a_piece_that_comes_twice_counts_twice():
 
 
 def test_bytes_that_are_no_text_are_cut_too():
-    s, t = bpe(EVERY, [(b" ", b"\xf0"), (b" \xf0", b"\x9f")]), bpe(EVERY, [(b"\xf0", b"\x9f")])
+    s, t = toy_bpe(EVERY, [(b" ", b"\xf0"), (b" \xf0", b"\x9f")]), toy_bpe(EVERY, [(b"\xf0", b"\x9f")])
     W = build_projection(make_pair(s, t))
     i = s.bytes.index(b" \xf0\x9f")
     assert [t.bytes[j] for j in W.ids[i] if j >= 0] == [b" ", b"\xf0\x9f"]
@@ -152,7 +152,7 @@ def masks(pairs):
 def test_a_broken_character_is_a_wrong_pair_there_and_a_chunk_here():
     _, pairs = dp_align(["Hello", "ĠâĪ", "ĳ", "."], ["Hello", "Ġ∑", "."])
     assert masks(pairs) == ([True, False, False, True], [True, False, True])
-    s, t = bpe(EVERY, [(b"\xe2", b"\x88"), (b" ", b"\xe2\x88")]), bpe(EVERY, [(b"\xe2", b"\x88"), (b"\xe2\x88", b"\x91"), (b" ", b"\xe2\x88\x91")])
+    s, t = toy_bpe(EVERY, [(b"\xe2", b"\x88"), (b" ", b"\xe2\x88")]), toy_bpe(EVERY, [(b"\xe2", b"\x88"), (b"\xe2\x88", b"\x91"), (b" ", b"\xe2\x88\x91")])
     assert align(s.encode(" ∑."), t.encode(" ∑."), s, t).chunks.tolist() == [[0, 2, 0, 1], [2, 3, 1, 2]]
 
 
@@ -216,7 +216,7 @@ def test_the_teacher_and_the_right_rows_matter(pair):                           
 
 
 def test_relabelled_teacher_ids_change_nothing():
-    s, a, b = bpe("abc .", [("b", "c")]), bpe("abc .", [("a", "b"), ("c", "a")]), bpe(".c ba", [("a", "b"), ("c", "a")])
+    s, a, b = toy_bpe("abc .", [("b", "c")]), toy_bpe("abc .", [("a", "b"), ("c", "a")]), toy_bpe(".c ba", [("a", "b"), ("c", "a")])
     g = torch.Generator().manual_seed(1)
     rows, t_rows = torch.randn(7, len(s), generator=g), torch.randn(7, len(a), generator=g)
     moved = torch.tensor([b.bytes.index(x) if x else b.stop_ids[0] for x in a.bytes])
@@ -251,7 +251,7 @@ def test_the_released_mean_is_lower_than_the_normalised_one(pair):              
 
 
 def test_a_pair_that_shares_nothing_but_the_stop():
-    s, t = bpe("ab"), bpe("cd")
+    s, t = toy_bpe("ab"), toy_bpe("cd")
     x = XToken(loss="h-kl")
     x.prepare(make_pair(s, t))
     assert x.common.student.tolist() == [s.stop_ids[0]]
@@ -302,7 +302,7 @@ def test_hard_rows(pair, how):
 
 @pytest.mark.parametrize("text", ["👩‍👧 ❤️", "e\u0301", "数据 です", "\ta\tb", "  lead trail  ", "a\r\nb", ""])
 def test_unicode(text):
-    s, t = bpe(EVERY, [("a", "b"), (b"\xe6", b"\x95")]), bpe(EVERY, [(" ", "a"), (b"\xf0", b"\x9f"), ("t", "r")])
+    s, t = toy_bpe(EVERY, [("a", "b"), (b"\xe6", b"\x95")]), toy_bpe(EVERY, [(" ", "a"), (b"\xf0", b"\x9f"), ("t", "r")])
     for how in WAYS[:3]: assert torch.isfinite(XToken(**how)(full(make_pair(s, t), (text, "ab"))[0]).loss_sum)
 
 

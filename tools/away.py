@@ -149,7 +149,8 @@ def run(size, out, extra=()):
     "Join, run the lesson, and leave its logs and tables in `out`; the exit code of the lesson."
     if missing := take(): raise FileNotFoundError(f"{len(missing)} parts have not come yet: {', '.join(missing)}")
     from contextlib import redirect_stdout
-    from xtokd.experiments.headroom_study import main, record
+    from xtokd.cli.study import run_study
+    from xtokd.experiments.headroom_study import record
     folders = join()
     here = folders["student"].parent.parent        # the log names models and run by their folders, not by this machine's
     work = here / "run"
@@ -157,7 +158,7 @@ def run(size, out, extra=()):
     said = io.StringIO()
     os.chdir(here)
     names = {role: f"./{role}/{f.name}" for role, f in folders.items()}
-    with redirect_stdout(said): code = main(["--student", names["student"], "--teacher", names["teacher"], "--size", size, "--output-dir", "run", *extra])
+    with redirect_stdout(said): code = run_study(["--student", names["student"], "--teacher", names["teacher"], "--size", size, "--output-dir", "run", *extra])
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / "tables.txt").write_text(said.getvalue())
     print(said.getvalue())

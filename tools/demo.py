@@ -8,7 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")    # models this small gain nothing from a second thread, and lose much where it has to wait for a core
 
-from xtokd.cli.commands import main, show
+from xtokd.cli.commands import main
+from xtokd.cli.tables import print_table
 
 STEPS, GOAL = 400, .9
 FLAGS = "--learning-rate 1.5e-3 --max-grad-norm 0.3 --lr-scheduler-type cosine --batch-size 32 --micro-batch-size 32 --max-new-tokens 16 --eval-size 256 --eval-steps 100 --save-steps 200"
@@ -43,7 +44,7 @@ def outcome(folder):
     log = Run(Path(folder))
     before, after, teacher = log.evals[0], log.evals[-1], teacher_accuracy(log.config)
     ways = {"sampled answers": "accuracy_sampled", "likeliest answers": "accuracy"}
-    show([{"accuracy": way, "before": before[k], "after": after[k], "teacher": teacher[k], "of the teacher's": f"{after[k] / teacher[k]:.0%}"} for way, k in ways.items()],
+    print_table([{"accuracy": way, "before": before[k], "after": after[k], "teacher": teacher[k], "of the teacher's": f"{after[k] / teacher[k]:.0%}"} for way, k in ways.items()],
          f"{after['n']} prompts that were not trained on, after {after['step']} steps")
     share = min(after[k] / teacher[k] for k in ways.values())
     said = "reached" if share >= GOAL else f"not reached: {log.config['max_steps']} steps were asked for, {STEPS} are enough" if log.config["max_steps"] < STEPS else "not reached"

@@ -7,14 +7,14 @@ __all__ = ['messages_of', 'plain_prompt', 'prefix_ids', 'raw_prompt_ids', 'with_
            'side_with_template_kwargs', 'kwargs_for', 'parse_template_kwargs', 'unused_template_kwargs',
            'render_prompt', 'turn_end_id', 'render_response']
 
-# %% ../../nbs/02_data/02_chat.ipynb #2baebb02
+# %% ../../nbs/02_data/02_chat.ipynb #b40c2a05
 import copy
 import json
 import re
 from functools import lru_cache
 from typing import Any
 
-from ..vocab.bytevocab import ByteVocab
+from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 
 # %% ../../nbs/02_data/02_chat.ipynb #78bf595b
 def messages_of(item: str | list | dict) -> tuple[str | None, list | None]:
@@ -166,7 +166,7 @@ def _chat_ids(vocab, messages, add_generation_prompt, kwargs):
         " that text and markup cannot be told apart; take the control token out of the message"
     )
 
-# %% ../../nbs/02_data/02_chat.ipynb #4f1e2c78
+# %% ../../nbs/02_data/02_chat.ipynb #ff9037f0
 def plain_prompt(messages: list, add_generation_prompt: bool = True) -> str:
     "A conversation as text that a base model can continue."
     def text_of(content):
@@ -187,10 +187,10 @@ def prefix_ids(vocab: ByteVocab) -> list[int]:
 def raw_prompt_ids(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text that a model is to continue, in no template: its beginning-of-text token, then
     the text."""
-    vocab = ByteVocab(tokenizer)
+    vocab = as_byte_vocab(tokenizer)
     return prefix_ids(vocab) + _plain_ids(vocab, text)
 
-# %% ../../nbs/02_data/02_chat.ipynb #af3467cb
+# %% ../../nbs/02_data/02_chat.ipynb #efce522c
 _FIXED_KWARGS = {
     "messages", "conversation", "chat_template", "add_generation_prompt", "tokenize", "return_dict",
     "return_tensors", "padding", "truncation", "max_length",
@@ -199,7 +199,7 @@ _FIXED_KWARGS = {
 
 def with_template_kwargs(tokenizer: Any, kwargs: dict | None) -> ByteVocab:
     "A `ByteVocab` that `render_prompt` renders with these template arguments."
-    vocab, new = ByteVocab(tokenizer), object.__new__(ByteVocab)
+    vocab, new = as_byte_vocab(tokenizer), object.__new__(ByteVocab)
     new.__dict__.update(vocab.__dict__, chat_template_kwargs=dict(kwargs or {}))
     return new
 
@@ -249,10 +249,10 @@ def parse_template_kwargs(kwargs: dict | str | None) -> dict | None:
 def unused_template_kwargs(tokenizer: Any, kwargs: dict | None) -> list[str]:
     """Names of arguments that do not occur in the chat template: all of them where there is no
     template."""
-    template = str(getattr(ByteVocab(tokenizer).hf, "chat_template", None) or "")
+    template = str(getattr(as_byte_vocab(tokenizer).hf, "chat_template", None) or "")
     return [name for name in kwargs or () if not re.search(rf"\b{re.escape(name)}\b", template)]
 
-# %% ../../nbs/02_data/02_chat.ipynb #7226cf34
+# %% ../../nbs/02_data/02_chat.ipynb #41e40aee
 def render_prompt(tokenizer: Any,                      # a ByteVocab, or what ByteVocab takes
                   item: str | list | dict,             # text, messages, or dict with either
                   add_generation_prompt: bool = True,  # open the answer, thinking tag included
@@ -262,7 +262,7 @@ def render_prompt(tokenizer: Any,                      # a ByteVocab, or what By
 
     Text that looks like a control token stays text. The response is encoded separately, by
     `ByteVocab.encode`."""
-    vocab = ByteVocab(tokenizer)
+    vocab = as_byte_vocab(tokenizer)
     text, messages = messages_of(item)
     if _has_template(vocab):
         kwargs = chat_template_kwargs(vocab) | template_kwargs
@@ -273,7 +273,7 @@ def render_prompt(tokenizer: Any,                      # a ByteVocab, or what By
         vocab, plain_prompt(messages, add_generation_prompt) if messages else text
     )
 
-# %% ../../nbs/02_data/02_chat.ipynb #7cf2f6b3
+# %% ../../nbs/02_data/02_chat.ipynb #8869d9a3
 def _end_of_answer(vocab):
     "The control token that the chat template writes after an answer, or None."
     probe = "xyzzy"
@@ -289,7 +289,7 @@ def _end_of_answer(vocab):
 def turn_end_id(tokenizer: Any) -> int | None:
     """The token that ends this side's answers; None where it has no stop id and its template writes
     none."""
-    vocab = ByteVocab(tokenizer)
+    vocab = as_byte_vocab(tokenizer)
     end = _end_of_answer(vocab) if _has_template(vocab) else None
     if end is not None: return end
     return int(vocab.stop_ids[0]) if vocab.stop_ids else None
@@ -298,6 +298,6 @@ def turn_end_id(tokenizer: Any) -> int | None:
 def render_response(tokenizer: Any, text: str, stopped: bool = True) -> list[int]:
     """Response ids: the text encoded alone and, where generation `stopped` by itself, the token
     that ends a turn."""
-    vocab = ByteVocab(tokenizer)
+    vocab = as_byte_vocab(tokenizer)
     end = turn_end_id(vocab) if stopped else None
     return vocab.encode(text) + ([] if end is None else [end])

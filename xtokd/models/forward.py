@@ -57,7 +57,7 @@ def last_logits(model: torch.nn.Module,
         arguments["past_key_values"], mask = prefill(model, sequences[0][:prefix_length], mask)
     return model(input_ids=ids, attention_mask=mask, **arguments).logits[:, -n:]
 
-# %% ../../nbs/06_models/04_forward.ipynb #e8323e41
+# %% ../../nbs/06_models/04_forward.ipynb #00164b95
 def response_logits(
         model: torch.nn.Module,
         prompt_ids: list[list[int]],           # B lists of ids, each with at least one
@@ -72,7 +72,7 @@ def response_logits(
     ValueError for an empty prompt, and for a sample that is longer than the model's context."""
     def read(sequences, n, prefix_length):
         if not hidden: return [last_logits(model, sequences, n, prefix_length)]
-        with capture_hidden(model, run=True) as capture:
+        with capture_hidden(model, run_head=True) as capture:
             logits = last_logits(model, sequences, n, prefix_length)
         return logits, capture.states[-1][:, -logits.shape[1]:]
     widths = [head_width(model), hidden_size(model)] if hidden else [head_width(model)]

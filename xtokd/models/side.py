@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUXILIARY_LOGPS', 'ServedModel', 'Side', 'check_fit', 'load_side', 'AuxiliaryLogp', 'load_auxiliary_models']
 
-# %% ../../nbs/06_models/06_side.ipynb #d7023d8d
+# %% ../../nbs/06_models/06_side.ipynb #bf99e3fa
 import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +19,9 @@ from .forward import same_ids
 from .loading import head_width, load_model, load_tokenizer, to_device
 from .lora import WithoutAdapter, is_lora
 from ..rows.lazy import head_of
-from ..vocab.bytevocab import ByteVocab
+from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 
-# %% ../../nbs/06_models/06_side.ipynb #a2b47456
+# %% ../../nbs/06_models/06_side.ipynb #18813054
 class ServedModel:
     """Base class of models that another process serves: a vocabulary, but no weights here.
 
@@ -90,7 +90,7 @@ def load_side(source: Any,     # a name, a folder, (model, tokenizer), a Side or
     if isinstance(source, Side): return check_fit(source)
     if isinstance(source, (tuple, list)) and len(source) == 2:
         model, tokenizer = source
-        return check_fit(Side(role, model, ByteVocab(tokenizer)))
+        return check_fit(Side(role, model, as_byte_vocab(tokenizer)))
     if isinstance(source, (str, Path)):
         model = load_model(source, role, dtype, device)
         return check_fit(Side(str(source), model, ByteVocab(load_tokenizer(source, role))))

@@ -6,7 +6,7 @@
 __all__ = ['ROUTES', 'WEIGHT_ROUTES', 'BadRequest', 'position_logprobs', 'prompt_logprobs', 'echo_format', 'completions',
            'Handler', 'Server']
 
-# %% ../../nbs/07_serving/03_server.ipynb #fb7aff64
+# %% ../../nbs/07_serving/03_server.ipynb #9aaada48
 import json, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..models.loading import context_length, device_of, load_model
 from ..models.sampling import generate_responses
 from ..rows.dense import LogitRows
 from ..rows.topk import to_top_k
-from ..vocab.bytevocab import ByteVocab
+from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 
 # %% ../../nbs/07_serving/03_server.ipynb #54aed7f7
 class BadRequest(ValueError):
@@ -154,7 +154,7 @@ ROUTES = {"/v1/completions": completions, "/v1/models": _list_models, "/tokenize
           "/detokenize": _detokenize, "/health": _health}
 WEIGHT_ROUTES = {"/collective_rpc": _reload_weights, "/reset_prefix_cache": _reset_prefix_cache}
 
-# %% ../../nbs/07_serving/03_server.ipynb #fd55f2a7
+# %% ../../nbs/07_serving/03_server.ipynb #47130ee8
 class Handler(BaseHTTPRequestHandler):
     "One connection: finds the route of a request, and answers in JSON."
     protocol_version = "HTTP/1.1"
@@ -210,7 +210,7 @@ class Server(ThreadingHTTPServer):
                  key: str | None = None,               # what clients must send as a bearer token
                  accept_weights: bool = False,         # clients may load new weights
                  handler: type[Handler] = Handler):
-        self.model, self.vocab, self.name = model.eval(), ByteVocab(tokenizer), name
+        self.model, self.vocab, self.name = model.eval(), as_byte_vocab(tokenizer), name
         self.max_logprobs, self.key, self.accept_weights = max_logprobs, key, accept_weights
         self.context, self.lock = context_length(model), threading.Lock()
         super().__init__((host, port), handler)

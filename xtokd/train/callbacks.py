@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'RunReporter', 'ProgressBar', 'scalars', 'Tracker', 'run_callbacks', 'interruptible']
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #9fd0c07e
+# %% ../../nbs/08_train/08_callbacks.ipynb #148f8500
 import json, signal, sys, threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from accelerate.tracking import filter_trackers
 
-from ..errors import disk
+from ..errors import disk_write
 from ..models.loading import require_package
 from .config import DistillConfig
 from .monitor import CollapseMonitor
 from .runlog import Control, RunLog
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #2a75fb68
+# %% ../../nbs/08_train/08_callbacks.ipynb #e79ee9ab
 class Callback:
     "Base class of callbacks; override what you need. `record` is the log's record of the event."
     def on_start(self, distiller: "Distiller", record: dict) -> None: pass
@@ -44,7 +44,7 @@ class RunReporter:
     def emit(self, event: str, step: int, **fields) -> None:
         "Log one event in the main process and call `on_EVENT` of every callback."
         if not self.is_main: return
-        with disk("the run log", self.file.path, self.output_dir):
+        with disk_write("the run log", self.file.path, self.output_dir):
             record = self.file.write(event, step, **fields)
         for callback in self.callbacks:
             method = getattr(callback, f"on_{event}", None)

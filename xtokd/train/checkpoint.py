@@ -7,7 +7,7 @@ __all__ = ['sync', 'restore_name', 'recover', 'atomic_folder', 'no_progress_bars
            'save_checkpoint', 'checkpoints', 'plain_numbers', 'read_state', 'check_compatible', 'load_checkpoint',
            'Checkpoints']
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #58e20ba7
+# %% ../../nbs/08_train/06_checkpoint.ipynb #ec22d0f6
 import os, random, shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..distributed import own_class, put, whole_weights
-from ..errors import disk
+from ..distributed import unwrapped_class, load_full_weights, full_weights
+from ..errors import disk_write
 from ..models.lora import is_lora, load_adapter
 from ..models.side import Side
 from .config import DistillConfig
@@ -148,7 +148,7 @@ def read_state(path: Path) -> dict:
     with torch.serialization.safe_globals(numpy_float64):
         return plain_numbers(torch.load(path, map_location="cpu", weights_only=True))
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #acb498e1
+# %% ../../nbs/08_train/06_checkpoint.ipynb #82be58d2
 def check_compatible(path: str | Path, saved: torch.nn.Module, model: torch.nn.Module) -> None:
     "Raise ValueError where the model of a checkpoint has another kind or size than `model`."
     names = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size",
@@ -165,13 +165,13 @@ def load_checkpoint(path: str | Path, model: torch.nn.Module) -> dict:
     if is_lora(model): load_adapter(path, model)
     else:
         dtype = next(model.parameters()).dtype
-        with no_progress_bars(): saved = own_class(model).from_pretrained(path, dtype=dtype)
+        with no_progress_bars(): saved = unwrapped_class(model).from_pretrained(path, dtype=dtype)
         check_compatible(path, saved, model)
-        put(saved.state_dict(), model)
+        load_full_weights(saved.state_dict(), model)
     set_rng_state(state["rng"])
     return state
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #390838f5
+# %% ../../nbs/08_train/06_checkpoint.ipynb #387d9f56
 class Checkpoints:
     "Saves and restores the student and the training state of a run; a checkpoint is whole or absent."
 
@@ -188,10 +188,10 @@ class Checkpoints:
     def save(self, state: "TrainState") -> None:
         "Write a checkpoint of this moment."
         is_main, student = self.accelerator.is_main_process, self.student
-        weights = whole_weights(student.model, is_main)
+        weights = full_weights(student.model, is_main)
         values = state.state_dict(is_main) | {"rngs": gather_object([rng_state()])}
         if is_main:
-            with disk("a checkpoint", self.output_dir, self.output_dir):
+            with disk_write("a checkpoint", self.output_dir, self.output_dir):
                 save_checkpoint(self.folder, state.step, student.model, student.tokenizer, values,
                                 self.config.save_total_limit, weights)
         self.accelerator.wait_for_everyone()
@@ -207,9 +207,9 @@ class Checkpoints:
     def save_student(self, name: str = "student") -> Path:
         "Write the student as an ordinary model folder, `output_dir/name`."
         path, student = self.output_dir/name, self.student
-        weights = whole_weights(student.model, self.accelerator.is_main_process)
+        weights = full_weights(student.model, self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            with disk("the student", self.output_dir, self.output_dir), atomic_folder(path) as work:
+            with disk_write("the student", self.output_dir, self.output_dir), atomic_folder(path) as work:
                 save_student(work, student.model, student.tokenizer, weights)
         self.accelerator.wait_for_everyone()
         return path

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainState', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #46af2770
+# %% ../../nbs/08_train/11_distiller.ipynb #5baa505c
 import math, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,9 +18,10 @@ from accelerate.utils import gather_object
 from ..data.chat import chat_template_kwargs, unused_template_kwargs
 from ..data.prompts import builtin_check
 from xtokd.distributed import (
-    agree, begin, clip_gradient, cut_optimizer, finish_gradient, gathered, let_go, put_together,
-    shared)
-from ..errors import during
+    broadcast, make_accelerator, clip_gradient, shard_optimizer_state, reduce_gradients, unsharded,
+    reshard, full_state_dict, sharded_sides,
+)
+from ..errors import step_part
 from ..objectives.base import Objective, require_full_rows
 from ..serving.client import probe_logps
 from .callbacks import RunReporter, interruptible, run_callbacks
@@ -38,7 +39,7 @@ from .step import (
     DistillStep, add_costs, check_signal, generation_counts, make_objective,
     mixed_precision_context, sample_record, step_metrics)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #a14756b3
+# %% ../../nbs/08_train/11_distiller.ipynb #8aa481cd
 class TrainState:
     "Everything of a run that changes from step to step besides the student's weights."
 
@@ -66,7 +67,7 @@ class TrainState:
 
         Raises FloatingPointError at the fifth such gradient in a row."""
         if math.isfinite(grad_norm):
-            with during("optimiser", self.config): self.optimizer.step()
+            with step_part("optimiser", self.config): self.optimizer.step()
         self.bad_steps = 0 if math.isfinite(grad_norm) else self.bad_steps + 1
         if self.bad_steps >= 5:
             raise FloatingPointError(
@@ -76,19 +77,19 @@ class TrainState:
 
     def state_dict(self, is_main: bool = True) -> dict:
         "Plain values and tensors; of a sharded optimizer the full state, in the main process."
-        state = {"optimizer": put_together(self.optimizer.state_dict(), is_main),
+        state = {"optimizer": full_state_dict(self.optimizer.state_dict(), is_main),
                  "scheduler": self.scheduler.state_dict(), "costs": dict(self.costs)}
         if self.objective_parameters: state["objective"] = self.objective.state_dict()
         return state
 
     def load_state_dict(self, state: dict) -> None:
         "Set everything from what `state_dict` returned, with the number of the step."
-        self.optimizer.load_state_dict(cut_optimizer(state["optimizer"], self.parameters))
+        self.optimizer.load_state_dict(shard_optimizer_state(state["optimizer"], self.parameters))
         self.scheduler.load_state_dict(state["scheduler"])
         if self.objective_parameters: self.objective.load_state_dict(state["objective"])
         self.step, self.costs = state["step"], Costs(state["costs"])
 
-# %% ../../nbs/08_train/11_distiller.ipynb #da8c31a1
+# %% ../../nbs/08_train/11_distiller.ipynb #34f66668
 def is_due(step: int, every: int) -> bool:
     "Is it time at this step? Never where `every` is 0."
     return bool(every) and step % every == 0
@@ -122,12 +123,12 @@ class TrainingLoop:
         d.student.model.train()
         state.optimizer.zero_grad()
         totals = d.stepper.forward_backward(samples, text_source)   # sums over micro-batches
-        let_go(d.teacher.model)
+        reshard(d.teacher.model)
         totals.counts.update(generation_counts(samples, d.pair, text_source))
         totals = totals.over_processes()
         check_signal(totals, d.teacher)
         d.coverage.add(totals.mean_stats().get("coverage"), totals.reasons_text())
-        finish_gradient(state.parameters, totals.num_units, d.accelerator)  # mean over all units
+        reduce_gradients(state.parameters, totals.num_units, d.accelerator)  # mean over all units
         grad_norm = clip_gradient(state.parameters, d.config.max_grad_norm)
         if not math.isfinite(grad_norm):
             message = f"the gradient is not finite ({grad_norm}): step left out"
@@ -151,7 +152,7 @@ class TrainingLoop:
         extra = {"engine_gap": self.sync_generation_server()} if served else {}
         side = d.models.side(text_source)      # None for references
         seed = combine_seeds(config.seed, step, process.process_index)
-        with d.autocast(), gathered(*([side.model] if side else [])):
+        with d.autocast(), unsharded(*([side.model] if side else [])):
             samples = d.generator.samples(items, text_source, seed) if items else []
         return samples, text_source, extra
 
@@ -166,17 +167,17 @@ class TrainingLoop:
         if d.accelerator.is_main_process:
             d.student.engine.load_weights(folder)
             gap = d.student.engine.logp_gap(own_logp)
-        return agree(gap)
+        return broadcast(gap)
 
     def stop_requested(self) -> bool:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #ffe509f8
+# %% ../../nbs/08_train/11_distiller.ipynb #080ad993
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path(config.output_dir or agree(name))
+    return Path(config.output_dir or broadcast(name))
 
 def open_run(distiller: "Distiller", resume: bool) -> None:
     """Begin the log of a run, or restore its newest checkpoint and log a resume event.
@@ -262,7 +263,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #6b3b743a
+# %% ../../nbs/08_train/11_distiller.ipynb #f42058de
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -282,10 +283,10 @@ class Distiller:
         self.arguments = {"student": student, "teacher": teacher, "prompts": prompts,
                           "eval_prompts": eval_prompts, "objective": objective,
                           **(auxiliary_models or {})}
-        self.accelerator = begin()
+        self.accelerator = make_accelerator()
         self.device = self.accelerator.device
         self.autocast = partial(mixed_precision_context, config, self.device)
-        sharded_roles = shared(config.fsdp, self.accelerator)
+        sharded_roles = sharded_sides(config.fsdp, self.accelerator)
         torch.manual_seed(config.seed)  # an objective with parameters starts alike in every process
         self.objective = make_objective(objective)
         items, eval_items = split_prompts(prompts, eval_prompts, config)

@@ -7,7 +7,7 @@ __all__ = ['GIB', 'ActivationMeter', 'DryRunResult', 'token_lengths', 'dry_run',
            'planned_memory', 'device_memory', 'planned_seconds', 'length_problems', 'find_problems', 'Forecast',
            'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #d1c2c75b
+# %% ../../nbs/08_train/12_dry_run.ipynb #771eb6a9
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ from html import escape
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..distributed import finish_gradient
+from ..distributed import reduce_gradients
 from ..models.loading import context_length, head_width, min_set
 from .config import DistillConfig, choose_text_source, combine_seeds, prompt_indices
 from .distiller import Distiller
@@ -45,7 +45,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #24218740
+# %% ../../nbs/08_train/12_dry_run.ipynb #f25ae421
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -92,7 +92,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
     totals = d.stepper.forward_backward(samples, text_source)
     totals.counts.update(generation_counts(samples, d.pair, text_source))
     if totals.num_units > 0:
-        finish_gradient(d.state.parameters, totals.num_units, d.accelerator)
+        reduce_gradients(d.state.parameters, totals.num_units, d.accelerator)
         d.state.optimizer.step()
     training_seconds = time.perf_counter() - began
     stops, limit = d.pair.student.stop_ids, config.max_new_tokens

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ratio_with_se', 'text_logp', 'logp_gaps', 'reverse_kl', 'accuracy_metrics', 'summarize', 'evaluate', 'Evaluator']
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #d234dbe5
+# %% ../../nbs/08_train/05_evaluate.ipynb #dee03b49
 import math
 from collections.abc import Callable
 
@@ -14,8 +14,8 @@ from accelerate import Accelerator
 
 from ..alignment.pair import Pair
 from ..data.chat import render_prompt
-from ..distributed import gathered, is_sharded
-from ..errors import during
+from ..distributed import unsharded, is_sharded
+from ..errors import step_part
 from ..models.forward import response_logits, retokenize, sequence_logp
 from ..models.sampling import generate_responses
 from .config import DistillConfig
@@ -101,7 +101,7 @@ def summarize(rows: list[dict]) -> dict:
     if sampled: found["accuracy_sampled"] = sampled["accuracy"]
     return found | accuracy_metrics(column("best"))
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #da7974b7
+# %% ../../nbs/08_train/05_evaluate.ipynb #70e6ef5e
 def evaluate(student: torch.nn.Module,
              teacher: torch.nn.Module | None,   # None: no reverse KL is computed
              pair: Pair,
@@ -118,7 +118,7 @@ def evaluate(student: torch.nn.Module,
         value = check(item, text) if check else None
         return None if value is None else float(value)
 
-    prompts = [render_prompt(bv, item) for item in items], [render_prompt(pair.teacher, item) for item in items]
+    prompts = tuple([render_prompt(vocab, item) for item in items] for vocab in (bv, pair.teacher))
     responses = generate_responses(student, bv, prompts[0], max_new_tokens, 1.0, batch_size, seed)
     rows = []
     for item, ids in zip(items, responses):
@@ -143,7 +143,7 @@ def evaluate(student: torch.nn.Module,
     samples = [{"item": row["item"], "text": row["text"]} | s for row, s in zip(rows, scores)]
     return metrics, samples
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #36d30a53
+# %% ../../nbs/08_train/05_evaluate.ipynb #988923d7
 class Evaluator:
     "Accuracy and reverse KL to the teacher on the evaluation prompts of a run."
 
@@ -158,7 +158,7 @@ class Evaluator:
         "Metrics and samples; None without prompts, and in processes that do not evaluate."
         if not self.items: return None
         student, teacher, config = self.models.student, self.models.teacher, self.config
-        with self.autocast(), during("evaluation", config), gathered(student.model):
+        with self.autocast(), step_part("evaluation", config), unsharded(student.model):
             # a sharded teacher computes only where all processes take part
             if not (self.accelerator.is_main_process or is_sharded(teacher.model)): return None
             return evaluate(student.model, teacher.model, self.models.pair, self.items, self.check,

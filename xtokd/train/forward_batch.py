@@ -7,7 +7,7 @@ __all__ = ['LARGE_LOGITS', 'ModelSet', 'load_models', 'prepare_objective', 'shar
            'TeacherForward', 'teacher_rows', 'top_k_needed', 'teacher_top_rows', 'auxiliary_logp', 'hidden_states',
            'TeacherSide', 'build_batch']
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #ca41f3c0
+# %% ../../nbs/08_train/03_forward_batch.ipynb #4249169a
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,8 @@ import torch
 
 from ..alignment.pair import Pair
 from ..data.chat import kwargs_for, side_with_template_kwargs
-from ..distributed import is_sharded, shard
-from ..errors import during
+from ..distributed import is_sharded, shard_model
+from ..errors import step_part
 from ..models.loading import context_length, min_set, load_teacher, to_device
 from ..models.forward import response_logits, response_states
 from ..models.lora import prepare_student
@@ -31,7 +31,7 @@ from ..serving.client import open_side, Engine
 from .config import DistillConfig
 from .samples import Sample
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #6ca53ea0
+# %% ../../nbs/08_train/03_forward_batch.ipynb #a54429e5
 @dataclass
 class ModelSet:
     "The models of a run: student, teacher, and the auxiliary models of some objectives."
@@ -83,7 +83,7 @@ def prepare_objective(objective: Objective | Callable, models: ModelSet,
 def shard_models(models: ModelSet, roles: tuple | list, device: torch.device,
                  num_processes: int) -> None:
     "Shard the models of these roles over the processes (FSDP2)."
-    for role in roles: shard(models.side(role).model, device, num_processes)
+    for role in roles: shard_model(models.side(role).model, device, num_processes)
 
 # %% ../../nbs/08_train/03_forward_batch.ipynb #28eb278c
 # numbers of a micro-batch (256 MB in float32) above which `logits="auto"` recomputes
@@ -177,7 +177,7 @@ def hidden_states(student: Side, teacher: Side, student_states: list, teacher_st
     embeddings = [side.model.get_input_embeddings().weight for side in (student, teacher)]
     return HiddenStates(student_states, teacher_states, *heads, *embeddings)
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #c0f2efe5
+# %% ../../nbs/08_train/03_forward_batch.ipynb #9c113375
 @dataclass
 class TeacherSide:
     "The teacher's part of a batch: full rows or top-k rows, as far as the objective reads them."
@@ -199,7 +199,7 @@ def _teacher_side(samples, models, objective, config) -> TeacherSide:
     if "teacher_logits" not in objective.requires and not with_states: return TeacherSide()
     head = None if with_states else choose_head(models.teacher, samples, "teacher", config)
     top_k = top_k_needed(objective, models.pair)
-    with during("teacher", config):
+    with step_part("teacher", config):
         if top_k is not None:
             found = teacher_top_rows(samples, models.teacher, config.max_length, top_k, head)
             return TeacherSide(top_rows=found[0], counts=found[1])
@@ -237,7 +237,7 @@ def build_batch(samples: list[Sample], models: ModelSet, objective: Objective | 
     head = None if with_states else choose_head(student, samples, "student", config)
     texts = [s.student_prompt_ids for s in samples], [s.student_ids for s in samples]
     how = dict(grad=True, max_length=min_set(config.max_length, context_length(student.model)))
-    with during("student", config):
+    with step_part("student", config):
         if head: found = response_states(student.model, *texts, **how)
         else: found = response_logits(student.model, *texts, **how, hidden=with_states)
     student_rows, student_states = found if with_states else (found, None)

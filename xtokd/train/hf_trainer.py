@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['collate_prompts', 'fitting_rows', 'DistillingLogs', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #3e082c50
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #480df3f1
 import time, warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
-from ..distributed import finish_gradient
+from ..distributed import reduce_gradients
 from ..models.side import Side, check_fit
 from ..objectives.base import require_full_rows
 from ..serving.client import open_side
@@ -24,7 +24,7 @@ from .forward_batch import ModelSet, prepare_objective
 from .samples import SampleSource, prompts_that_fit
 from .step import (
     DistillStep, StepTotals, check_signal, generation_counts, make_objective, step_metrics)
-from ..vocab.bytevocab import ByteVocab
+from ..vocab.bytevocab import as_byte_vocab
 
 # %% ../../nbs/08_train/13_hf_trainer.ipynb #5a2c53bb
 def collate_prompts(items: list[dict]) -> dict:
@@ -112,7 +112,7 @@ class DistillingLogs:
         file = Path(resume_from_checkpoint)/"objective.safetensors"
         self.objective.load_state_dict(load_file(file))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #3399e2c4
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #d8dfce41
 class Distilling(DistillingLogs):
     """Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`.
 
@@ -148,7 +148,7 @@ class Distilling(DistillingLogs):
     def _load_sides(self, teacher, auxiliary):
         device = self.args.device
         model = self.accelerator.unwrap_model(self.model)
-        self.student = check_fit(Side("student", model, ByteVocab(self.processing_class)))
+        self.student = check_fit(Side("student", model, as_byte_vocab(self.processing_class)))
         self.teacher = open_side(teacher, "teacher", device)
         self.teacher.model.eval().requires_grad_(False)
         self.models = ModelSet(self.student, self.teacher)
@@ -194,7 +194,7 @@ class Distilling(DistillingLogs):
         self.totals = self.totals.over_processes()
         check_signal(self.totals, self.teacher)
         own = [p for p in self.student.model.parameters() if p.requires_grad]
-        finish_gradient(own + self.extra, self.totals.num_units, self.accelerator)
+        reduce_gradients(own + self.extra, self.totals.num_units, self.accelerator)
         self.step_log.append(step_metrics(self.totals, max(time.perf_counter() - self.began, 1e-9)))
         return nothing + self.totals.loss / self.totals.num_units
 

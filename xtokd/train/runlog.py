@@ -152,13 +152,14 @@ class Table(list):
         body = row(names, "th") + "".join(row(cells, "td") for cells in rows)
         return f"<table><caption>{escape(self.caption)}</caption>{body}</table>"
 
-# %% ../../nbs/08_train/07_runlog.ipynb #f25b3606
+# %% ../../nbs/08_train/07_runlog.ipynb #348b377c
 FIELDS_0_1 = {   # field of version 0.1: field of today
     "why": "reason",
     "lr": "learning_rate",
     "writer": "text_source",
     "given": "args",
     "heldout": "eval_prompts",
+    "needs": "requires",
     "student_why": "student_reason",
     "teacher_why": "teacher_reason",
     "signal_share": "coverage",
@@ -209,10 +210,13 @@ def config_of_today(config: dict) -> dict:
     return today
 
 def renamed(record: object) -> object:
-    "A record with the fields of version 0.1 under their names of today, nested records too."
+    "A record with the fields of version 0.1 under their names of today, nested records too; prompts stay as they are."
     if isinstance(record, list): return [renamed(value) for value in record]
     if not isinstance(record, dict): return record
-    today = {FIELDS_0_1.get(name, name): renamed(value) for name, value in record.items()}
+    today = {}
+    for name, value in record.items():
+        today[FIELDS_0_1.get(name, name)] = value if name == "item" else renamed(value)
+    if today.get("event") == "sample" and today.get("source") == "heldout": today["source"] = "eval"
     if isinstance(today.get("config"), dict): today["config"] = config_of_today(today["config"])
     return today
 

@@ -6,7 +6,7 @@
 __all__ = ['Sample', 'generate_samples', 'reference_samples', 'LeftOut', 'prompts_that_fit', 'fitting_prompts', 'split_prompts',
            'apply_windows', 'SampleSource']
 
-# %% ../../nbs/08_train/02_samples.ipynb #93b23f69
+# %% ../../nbs/08_train/02_samples.ipynb #9522ffc6
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import numpy as np
 from ..data.chat import render_prompt
 from ..data.prompts import load_prompts, builtin_check
 from ..data.segments import exclude_thoughts
-from ..errors import during
+from ..errors import step_part
 from ..models.forward import closing_id, retokenize
 from ..models.loading import context_length, min_set
 from ..models.sampling import generate_responses
@@ -40,7 +40,7 @@ class Sample:
     def prompt_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_prompt_ids")
     def response_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_ids")
 
-# %% ../../nbs/08_train/02_samples.ipynb #115426c4
+# %% ../../nbs/08_train/02_samples.ipynb #f24347de
 def generate_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                      text_source: str = "student", seed: int | None = None) -> list[Sample]:
     """Sample one response to each prompt from the source: "student", "teacher" or "reference".
@@ -48,7 +48,10 @@ def generate_samples(items: list[dict], student: Side, teacher: Side, config: Di
     `config` gives max_new_tokens, max_length and temperature; a reference is taken as it is.
     Raises ValueError where a prompt leaves no room."""
     if text_source == "reference": return reference_samples(items, student, teacher)
-    samples = [Sample(item, render_prompt(student.vocab, item), render_prompt(teacher.vocab, item)) for item in items]
+    samples = []
+    for item in items:
+        student_prompt, teacher_prompt = render_prompt(student.vocab, item), render_prompt(teacher.vocab, item)
+        samples.append(Sample(item, student_prompt, teacher_prompt))
     source, other = (student, teacher) if text_source == "student" else (teacher, student)
     prompts = [s.prompt_ids(text_source) for s in samples]
     responses = _generate(source, prompts, config, text_source, seed)
@@ -69,7 +72,7 @@ def _generate(source, prompts, config, text_source, seed):
                          f"{context_length(source.model)})")
     responses = [None] * len(prompts)
     server = source if isinstance(source, ServedModel) else source.engine
-    with during("writing", config, text_source):
+    with step_part("writing", config, text_source):
         for new_tokens in sorted(set(room), reverse=True):
             places = [i for i, r in enumerate(room) if r == new_tokens]
             some = [prompts[i] for i in places]

@@ -6,7 +6,7 @@
 __all__ = ['EMPTY_SAMPLE', 'StepTotals', 'sums_by_kind', 'entropy_sum', 'make_objective', 'split_micro_batches', 'DistillStep',
            'mixed_precision_context', 'generation_counts', 'step_metrics', 'check_signal', 'add_costs', 'sample_record']
 
-# %% ../../nbs/08_train/04_step.ipynb #e53b61b3
+# %% ../../nbs/08_train/04_step.ipynb #d07a3ade
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -19,8 +19,8 @@ from ..alignment.alignment import KINDS
 from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
 from ..data.segments import REGIONS, region_column
-from ..distributed import backward, in_step, watched
-from ..errors import during
+from ..distributed import backward, pad_micro_batches, capture_outputs
+from ..errors import step_part
 from ..models.side import Side
 from ..objectives.base import Objective, Output
 from ..objectives import objective as objective_by_name
@@ -133,7 +133,7 @@ def entropy_sum(rows: object,    # of one side of a PairBatch
         total += float(torch.special.entr(logp.exp()).sum())
     return total
 
-# %% ../../nbs/08_train/04_step.ipynb #b2f61acb
+# %% ../../nbs/08_train/04_step.ipynb #8ca7ead4
 def make_objective(objective: str | tuple | list | Callable) -> Objective | Callable:
     "An objective from its name, from (name, options), or as it is. Raises ValueError otherwise."
     if isinstance(objective, str): return objective_by_name(objective)
@@ -165,7 +165,7 @@ class DistillStep:
         "The micro-batches of a step; None stands for one that only other processes have."
         together = 2 if "preferences" in self.objective.requires else 1
         parts = split_micro_batches(samples, self.config.micro_batch_size, together)
-        return in_step(parts, self.models.student.model, self.models.teacher.model)
+        return pad_micro_batches(parts, self.models.student.model, self.models.teacher.model)
 
     def batch(self, samples: list[Sample], text_source: str = "student") -> tuple:
         "PairBatch of some samples and the counts of its forward passes."
@@ -174,7 +174,7 @@ class DistillStep:
     def output(self, batch: PairBatch, samples: list[Sample], counts: dict,
                totals: StepTotals) -> Output:
         "The objective's output on one micro-batch, added to the totals."
-        with during("objective", self.config): output = self.objective(batch)
+        with step_part("objective", self.config): output = self.objective(batch)
         output.ledger["region"] = region_column(output.ledger, samples, self.models.pair.student)
         totals.add_output(output, batch, counts)
         if self.first is None: self.first = (samples[0], output)
@@ -188,10 +188,10 @@ class DistillStep:
         totals = StepTotals(samples=len(samples))
         for part in self.micro_batches(samples):
             # a sharded model must run as often in every process: one without samples runs one token
-            with self.autocast(), watched(self.models.student.model) as outputs:
+            with self.autocast(), capture_outputs(self.models.student.model) as outputs:
                 batch, counts = self.batch(part or [EMPTY_SAMPLE], text_source)
             output = self.output(batch, part, counts, totals) if part else None
-            with during("backward", self.config): backward(output.loss_sum if part else None, outputs)
+            with step_part("backward", self.config): backward(output.loss_sum if part else None, outputs)
         return totals
 
 EMPTY_SAMPLE = Sample({}, [0], [0], [], [])
