@@ -62,7 +62,7 @@ _MODELS = (
         megabytes=239, stops=("<eos>",)))
 CATALOGUE = {model.name: model for model in _MODELS}
 
-# %% ../nbs/13_support/02_hub.ipynb #6629ab6f
+# %% ../nbs/13_support/02_hub.ipynb #acfd349f
 class ModelNotFound(FileNotFoundError):
     "A model name that leads nowhere; the message says what to do."
 
@@ -79,7 +79,7 @@ _TASK_MODULES = {"tiny": "number_words", "tiny2": "running_sums"}
 def _folder_of(name, role):
     "(the folder of a built-in pair or a packaged model, what to do where it is missing)"
     if name in BUILTIN_PAIRS:
-        command = f"python -m xtokd.data.tasks.{_TASK_MODULES[name]}"
+        command = f"python -m xtokd.experiments.tiny_pair {_TASK_MODULES[name]}"
         return data_dir() / name / role, f"build it with `{command}`, or reinstall xtokd"
     return cache_dir() / "models" / name, f"fetch it with `xtokd models get {name}`"
 

@@ -80,13 +80,13 @@ stored in the user's cache as transformers folders.
   xtokd models get smollm2 gemma
   xtokd models convert model.gguf my-model    a GGUF file (Llama, Qwen2, Gemma 3) as a folder""")
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #07bee8bb
+# %% ../../nbs/12_cli/02_arguments.ipynb #ed4adcc0
 _OLD_FLAGS = {   # flag of version 0.1: how it is written now
     "--knob": "--objective-arg NAME=VALUE",
     "--weak": "--aux weak=MODEL",
     "--plus": "--aux plus=MODEL",
     "--minus": "--aux minus=MODEL",
-    "--accept-weights": "--accept-weights",
+    "--follow": "--accept-weights",
     "--heldout": "--eval-prompts"}
 
 _OLD_KEYS = {    # key in a configuration file of version 0.1: how it is written now
