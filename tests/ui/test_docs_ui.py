@@ -52,7 +52,7 @@ def test_search_and_theme_by_keyboard(lab, site):
 
 
 def test_figures_are_there_without_scripts(lab, site):
-    page = lab.page((site / "03_alignment/05_byte_align.html").as_uri(), javascript=False)
+    page = lab.page((site / "10_viz/01_alignment_svg.html").as_uri(), javascript=False)
     shapes = page.locator(".fig svg")
     assert shapes.count() >= 3 and all(shapes.nth(k).bounding_box()["height"] > 20 for k in range(shapes.count()))
     assert page.locator(".fig svg title").count() > shapes.count(), "tooltips of tokens"

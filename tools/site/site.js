@@ -31,6 +31,7 @@ addEventListener("DOMContentLoaded", () => {
       if (at < 0 && !entry[5].includes(w)) return 0;
       sum += at < 0 ? 1 : entry[4].split(/[^\p{L}\p{N}_]+/u).includes(w) ? 20 : 8;
     }
+    if (entry[1].toLowerCase() === words.join(" ")) sum += 50;    // a name or heading that is just what was typed
     return sum;
   };
   const show = () => {
