@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CompletionsAPI', 'RemoteTeacher', 'open_side', 'probe_logps', 'Engine']
 
-# %% ../../nbs/07_serving/02_client.ipynb #4e21a31a
+# %% ../../nbs/07_serving/02_client.ipynb #1b2b0bf4
 import math, os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..rows.topk import TopKRows
 from xtokd.serving.http import (
     BosAdded, JsonClient, LogpEntry, RemoteError, RetryableError, invalid_positions, match_entries,
     parse_entries)
-from ..vocab.bytevocab import ByteVocab
+from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 
 # %% ../../nbs/07_serving/02_client.ipynb #cf6c41af
 class CompletionsAPI:
@@ -147,7 +147,7 @@ def _check_tokenizer(api: CompletionsAPI, vocab: ByteVocab):
                               f"Cure: name the tokenizer of the served model ({api.model}), "
                               "--teacher-tokenizer on the command line")
 
-# %% ../../nbs/07_serving/02_client.ipynb #2af202a3
+# %% ../../nbs/07_serving/02_client.ipynb #fd665f84
 class RemoteTeacher(ServedModel):
     "A served model as a teacher: `RemoteTeacher(url, tokenizer)`, or `url#TOKENIZER` as a name."
     not_finite_hint = ("look at the engine that serves it: prefix caching and speculative decoding "
@@ -169,7 +169,7 @@ class RemoteTeacher(ServedModel):
         self.api = CompletionsAPI(self.name, model, **options)
         card, source = self.api.card, tokenizer or named or self.api.model
         if isinstance(source, str): source = load_tokenizer(source, "teacher")
-        self.vocab = source if isinstance(source, ByteVocab) else ByteVocab(source)
+        self.vocab = as_byte_vocab(source)
         self.params = int(card.get("parameters") or 0)
         self.config = SimpleNamespace(max_position_embeddings=card.get("max_model_len"))
         self.top_k, self.concurrency = top_k, concurrency

@@ -6,7 +6,7 @@
 __all__ = ['EMPTY_SAMPLE', 'StepTotals', 'sums_by_kind', 'entropy_sum', 'make_objective', 'split_micro_batches', 'DistillStep',
            'mixed_precision_context', 'generation_counts', 'step_metrics', 'check_signal', 'add_costs', 'sample_record']
 
-# %% ../../nbs/08_train/04_step.ipynb #d07a3ade
+# %% ../../nbs/08_train/04_step.ipynb #e70fd019
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from ..alignment.alignment import KINDS
 from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
-from ..data.segments import REGIONS, region_column
+from ..data.segments import region_column, region_stats, region_sums
 from ..distributed import backward, pad_micro_batches, capture_outputs
 from ..errors import step_part
 from ..models.side import Side
@@ -32,7 +32,7 @@ from .runlog import Costs
 from .samples import Sample
 from ..vocab.bytevocab import response_text
 
-# %% ../../nbs/08_train/04_step.ipynb #470282e6
+# %% ../../nbs/08_train/04_step.ipynb #22a52eda
 def _zeros(size): return field(default_factory=lambda: np.zeros(size))
 
 @dataclass
@@ -49,9 +49,7 @@ class StepTotals:
     counts: Counter = field(default_factory=Counter)       # tokens scored, fed, masked, generated
     kind_loss: np.ndarray = _zeros(len(KINDS))             # by kind of chunk
     kind_weight: np.ndarray = _zeros(len(KINDS))
-    region_tokens: np.ndarray = _zeros(len(REGIONS))       # text, thought, tool call
-    region_loss: np.ndarray = _zeros(len(REGIONS))
-    region_weight: np.ndarray = _zeros(len(REGIONS))
+    regions: Counter = field(default_factory=Counter)      # sums of text, thought, tool call
 
     def __iadd__(self, other: "StepTotals") -> "StepTotals":
         for f in fields(self):
@@ -77,22 +75,11 @@ class StepTotals:
         loss, weight = sums_by_kind(output)
         self.kind_loss += loss
         self.kind_weight += weight
-        if "region" in ledger: self._add_regions(output)
-
-    def _add_regions(self, output):
-        region, n = output.ledger["region"], len(REGIONS)
-        self.region_tokens += np.bincount(region, minlength=n)
-        self.region_loss += np.bincount(region, output.token_loss.detach().float().cpu().numpy(), n)
-        self.region_weight += np.bincount(region, output.ledger["weight"], n)
+        if "region" in ledger: self.regions.update(region_sums(output))
 
     def region_metrics(self) -> dict:
         "Fraction of tokens and mean loss of text, thoughts, tool calls; nothing where all is text."
-        if not self.region_tokens[1:].any(): return {}
-        n = self.region_tokens.sum()
-        fractions = {f"share_{r}": float(k / n) for r, k in zip(REGIONS, self.region_tokens)}
-        weighted = zip(REGIONS, self.region_loss, self.region_weight)
-        losses = {f"loss_{r}": float(loss / weight) for r, loss, weight in weighted if weight > 0}
-        return fractions | losses
+        return {name: float(value) for name, value in region_stats(self.regions).items()}
 
     def over_processes(self) -> "StepTotals":
         "The sum of the totals of all processes; every process must call it."

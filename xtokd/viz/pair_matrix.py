@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PairMatrix', 'pair_matrix', 'matrix_text', 'matrix_svg', 'matrix_figure']
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #39ffc061
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #8a9bfa6b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +20,10 @@ from ..alignment.doctor import probe_texts
 from .run_charts import PLOTLY_TEMPLATE
 from .svg_charts import (
     colour_ramp, heat_svg, ratio_ramp, stacked_svg, svg_caption, svg_frame)
-from ..vocab.bytevocab import ByteVocab
+from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 from ..vocab.overlap import canonical_index, text_ids
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #2e6c1de0
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #832042af
 @dataclass(repr=False)
 class PairMatrix:
     """All pairs of some tokenizers on the same texts; rows are teachers, columns are students.
@@ -93,7 +93,7 @@ def pair_matrix(tokenizers: Mapping,    # name -> tokenizer, folder, name or Byt
     if isinstance(texts, dict): texts = texts.values()
     texts = [texts] if isinstance(texts, str) else list(texts)
     num_bytes = sum(len(text.encode()) for text in texts)
-    vocabs = [x if isinstance(x, ByteVocab) else ByteVocab(x) for x in tokenizers.values()]
+    vocabs = [as_byte_vocab(x) for x in tokenizers.values()]
     candidates = [_Candidate(vocab, texts) for vocab in vocabs]
     numbers = [[_pair_numbers(student, teacher, num_bytes) for student in candidates]
                for teacher in candidates]
