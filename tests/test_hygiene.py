@@ -57,6 +57,17 @@ class TestNotebook:
                 assert not {refresh.WIDGET, refresh.PLOTLY} & set(o.get("data", {})), "live output without its picture"
 
 
+    def test_leaves_the_process_as_it_was(self, path):
+        "Notebooks are run one after another in one process: what one changes there, the next one reads."
+        changed, restored = set(), set()
+        for source in (c["source"] for c in code(path) if "export" not in DIRECTIVE.findall(c["source"])):
+            changed |= set(re.findall(r"^os\.environ\[(.+?)\] *=", source, re.M))
+            changed |= set(re.findall(r"^os\.environ\.(?:setdefault|update|pop)\(.*", source, re.M))
+            changed |= set(re.findall(r"^([a-z]\w*\.[A-Z][A-Z_]+) *=[^=]", source, re.M))
+            restored |= set(re.findall(r"^del os\.environ\[(.+?)\]", source, re.M))
+        assert not changed - restored, "use pytest.MonkeyPatch() and undo it in the last cell"
+
+
 # ---- the bars, and who does not meet them yet --------------------------------------------------------------------------------
 def test_everything_meets_the_bars_or_is_exempt():
     exempt = json.loads(text_of("tests/exemptions.json"))
