@@ -277,7 +277,7 @@ def test_gold_text_and_hidden_states(pair):
     out = obj(b)
     assert obj.project.weight.shape == (8, 6) and out.stats["hidden"] > 0
     out.loss_sum.backward()
-    assert obj.project.weight.grad.abs().sum() > 0 and all(h.grad.abs().sum() > 0 for h in p["hs"])
+    assert obj.project.weight.grad.abs().sum() > 0 and all(h.grad.abs().sum() > 0 for h in p["student_hidden"])
     b.hidden = None
     with pytest.raises(ValueError, match="needs hidden"): obj(b)
 

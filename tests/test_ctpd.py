@@ -159,7 +159,7 @@ def test_the_reference_teacher_matters(pair):
 def test_a_lost_span_is_dropped_on_both_sides(pair):
     "A teacher cut short loses its last spans; the student's share of them counts no more."
     p = parts(pair)
-    cut = dict(p, teacher_logits=[p["teacher_logits"][0][:-3], *p["teacher_logits"][1:]], ht=[p["ht"][0][:-3], *p["ht"][1:]])
+    cut = dict(p, teacher_logits=[p["teacher_logits"][0][:-3], *p["teacher_logits"][1:]], teacher_hidden=[p["teacher_hidden"][0][:-3], *p["teacher_hidden"][1:]])
     for k in ("weak_logp", "plus_logp", "minus_logp"): cut[k] = [p[k][0][:-3], *p[k][1:]]
     b = batch(pair, cut, text_source="reference")
     out = objective("ctpd")(b)
@@ -172,7 +172,7 @@ def test_a_lost_span_is_dropped_on_both_sides(pair):
 def test_an_answer_that_is_lost_takes_its_pair_out(pair):
     p = parts(pair)
     for k, v in p.items():
-        if k in ("teacher_logits", "ht", "weak_logp", "plus_logp", "minus_logp"): p[k] = [v[0][:0], *v[1:]]
+        if k in ("teacher_logits", "teacher_hidden", "weak_logp", "plus_logp", "minus_logp"): p[k] = [v[0][:0], *v[1:]]
     b = batch(pair, p, text_source="reference")
     out = objective("ctpd")(b)
     assert abs(out.num_units - 1) < 1e-6 and not out.ledger["weight"][out.ledger["sample"] < 2].any()

@@ -15,7 +15,7 @@ from xtokd.rows.pair_batch import PairBatch
 from xtokd.objectives import objective
 from xtokd.objectives.chunks import ChunkLogps
 from xtokd.objectives.policy.dpca import end_chunks
-from reference.dpca import decode_walk
+from xtokd.objectives.released_aligners import decode_walk
 from xtokd.objectives.policy.sampled import CREDITS, chunk_advantage, surrogate_loss
 from xtokd.alignment.pair import Pair
 

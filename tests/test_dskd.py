@@ -125,7 +125,7 @@ def test_splitting_and_permuting(pair, knobs):
 
 def test_the_published_scale_looks_at_batch_mates(pair):
     p, obj = parts(pair), objective("dskd", scale="batch")
-    p["ht"][0] = p["ht"][0] * 9
+    p["teacher_hidden"][0] = p["teacher_hidden"][0] * 9
     run = lambda at: obj(batch(pair, some(p, at), text_source="teacher"))
     assert abs(run((0, 1)).loss_sum - run((0,)).loss_sum - run((1,)).loss_sum) > 1e-3
 
@@ -136,7 +136,7 @@ def test_student_text_has_no_gold(pair):
     out = obj(batch(pair, p, text_source="student"))
     assert out.stats["t2s_ce"] == out.stats["t2s_kd"] == out.stats["labelled"] == 0 and out.stats["s2t_kd"] > 0
     out.loss_sum.backward()
-    assert all(l.grad is None or not l.grad.any() for l in p["student_logits"]) and all(l.grad.abs().sum() > 0 for l in p["hs"])
+    assert all(l.grad is None or not l.grad.any() for l in p["student_logits"]) and all(l.grad.abs().sum() > 0 for l in p["student_hidden"])
     with pytest.raises(ValueError, match="wants gold text"): objective("dskd", ce=1.)(batch(pair, p, text_source="student"))
     gold = batch(pair, p, text_source="reference")
     assert torch.allclose(objective("dskd", ce=2.)(gold).loss_sum - objective("dskd")(gold).loss_sum, -2 * gold.student.token_logp().sum(), rtol=1e-3)
@@ -225,13 +225,13 @@ def test_the_teacher_matters(pair):
 @pytest.mark.parametrize("text_source", ["teacher", "student"])
 def test_empty_answers_and_lost_teachers(pair, text_source):
     p = parts(pair, ("", "12", "7"), stop=False)
-    p["teacher_ids"][2], p["teacher_logits"][2], p["ht"][2] = [], p["teacher_logits"][2][:0], p["ht"][2][:0]
+    p["teacher_ids"][2], p["teacher_logits"][2], p["teacher_hidden"][2] = [], p["teacher_logits"][2][:0], p["teacher_hidden"][2][:0]
     for k in ("weak_logp", "plus_logp", "minus_logp"): p[k][2] = p[k][2][:0]
     obj = objective("dskd")
     out = obj(batch(pair, p, text_source=text_source))
     out.loss_sum.backward()
     assert torch.isfinite(out.loss_sum) and out.num_units == 2 and out.ledger["reason"].tolist() == [0, 0, 103]
-    assert all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["hs"]) if l.grad is not None) and all(torch.isfinite(q.grad).all() for q in obj.parameters() if q.grad is not None)
+    assert all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["student_hidden"]) if l.grad is not None) and all(torch.isfinite(q.grad).all() for q in obj.parameters() if q.grad is not None)
     empty = obj(batch(pair, parts(pair, ("", ""), stop=False), text_source=text_source))
     assert empty.num_units == 0 and empty.loss_sum == 0
 
@@ -250,7 +250,7 @@ def test_impossible_tokens_padding_and_precision(pair):
     p["teacher_logits"][0][2, 3:] = -torch.inf
     out = objective("dskd")(batch(pair, p, text_source="teacher"))
     out.loss_sum.backward()
-    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in p["hs"])
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in p["student_hidden"])
 
 
 def test_relabelling_the_teacher_changes_nothing():

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from batches import TEXTS, batch, full, heads, parts, some
-from reference.dskdv2 import eta_walk
+from xtokd.objectives.released_aligners import eta_walk
 from xtokd.exact.toy_models import toy_bpe, make_pair, random_bpe
 from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.vocab.bytevocab import ByteVocab
@@ -139,7 +139,7 @@ def agreeing(p, pair, top=None):
     "Teacher rows and states of `parts` such that the carried rows often say the label."
     s_head, t_head = heads(pair)
     back = head_map(t_head[shared_head_ids(pair, top)[1]], s_head[shared_head_ids(pair, top)[0]]).float()
-    for k, h in enumerate(p["ht"]):
+    for k, h in enumerate(p["teacher_hidden"]):
         best = (h @ back @ s_head.T).argmax(1).tolist()
         for i, j in enumerate(best):
             to = np.flatnonzero(student_id_of_teacher_id(pair) == j)
@@ -176,7 +176,7 @@ def test_gradient_reaches_the_projector_and_the_student_only(pair, knobs):
     obj = objective("dskdv2", **knobs)
     obj(b).loss_sum.backward()
     assert h.student_head.grad is None and h.teacher_head.grad is None and not h.teacher.requires_grad and obj.t2s.grad.abs().sum() > 0
-    assert all(l.grad.abs().sum() > 0 for l in p["hs"]) and any(l.grad.any() for l in p["student_logits"])
+    assert all(l.grad.abs().sum() > 0 for l in p["student_hidden"]) and any(l.grad.any() for l in p["student_logits"])
     assert [n for n, _ in obj.named_parameters()] == ["t2s"]
 
 
@@ -240,12 +240,12 @@ def test_nothing_to_align():
 
 def test_truncated_and_impossible_teachers(pair):
     p = parts(pair)
-    p["teacher_logits"][0], p["ht"][0] = p["teacher_logits"][0][:3], p["ht"][0][:3]
+    p["teacher_logits"][0], p["teacher_hidden"][0] = p["teacher_logits"][0][:3], p["teacher_hidden"][0][:3]
     for k in ("weak_logp", "plus_logp", "minus_logp"): p[k][0] = p[k][0][:3]
     p["teacher_logits"][1][:, 4:] = -torch.inf
     out = objective("dskdv2")(batch(pair, p))
     out.loss_sum.backward()
-    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["hs"]) if l.grad is not None)
+    assert torch.isfinite(out.loss_sum) and all(torch.isfinite(l.grad).all() for l in (*p["student_logits"], *p["student_hidden"]) if l.grad is not None)
     with pytest.raises(ValueError, match="states for"):
         b = batch(pair, parts(pair))
         b.hidden.teacher = b.hidden.teacher[1:]

@@ -264,7 +264,7 @@ def test_rough_input(pair, how):                                                
     for change in (lambda x: x.masked_fill(torch.arange(x.shape[1]) % 3 == 0, -torch.inf), lambda x: torch.full_like(x, -torch.inf), lambda x: x.bfloat16(), lambda x: x.double(), lambda x: x[:2]):
         p = parts(pair, TEXTS)
         p["teacher_logits"] = [change(x) for x in p["teacher_logits"]]
-        for k in ("weak_logp", "plus_logp", "minus_logp", "hs", "ht"): p.pop(k)
+        for k in ("weak_logp", "plus_logp", "minus_logp", "student_hidden", "teacher_hidden"): p.pop(k)
         out = obj(PairBatch.from_logits(pair, **p))
         out.loss_sum.backward()
         assert torch.isfinite(out.loss_sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])

@@ -29,7 +29,7 @@ def pairs():
 def both(pair, texts, text_source=None, cap=None, bias=False, scale=1., padding=0, temperature=1., seed=0):
     "A batch of logits, the same batch of hidden states, and what gets a gradient."
     p, g = parts(pair, texts, seed=seed), torch.Generator().manual_seed(seed)
-    hs, ht = [x.detach().requires_grad_() for x in p["hs"]], p["ht"]
+    hs, ht = [x.detach().requires_grad_() for x in p["student_hidden"]], p["teacher_hidden"]
     wide = lambda vocab, d: torch.randn(len(vocab) + padding, d, generator=g)
     weight, other = wide(pair.student, 6).requires_grad_(), wide(pair.teacher, 8)
     b = torch.randn(len(weight), generator=g).requires_grad_() if bias else None

@@ -1,5 +1,5 @@
 """What a reader would trip over: notebooks, exported modules, packaging, and files that do not belong in the repository."""
-import configparser, json, os, re, subprocess, sys, tomllib
+import configparser, json, os, re, subprocess, sys, tempfile, tomllib
 from pathlib import Path
 
 import pytest
@@ -197,7 +197,7 @@ def test_every_name_of_the_door_opens():
 
 # ---- the repository ---------------------------------------------------------------------------------------------------------
 def test_no_path_of_a_machine():
-    roots = {str(ROOT), str(ROOT.parent), os.path.expanduser("~")} - {"/"}
+    roots = {str(ROOT), str(ROOT.parent), os.path.expanduser("~")} - {"/", tempfile.gettempdir()}
     here = re.compile("|".join(re.escape(r) + "/" for r in sorted(roots)))
     general = re.compile(r"/(?:home|Users)/[a-z]\w+/|/roo[t]/|\.pyenv/")
     bad = []
@@ -211,7 +211,7 @@ def test_no_path_of_a_machine():
 def test_no_big_files():
     big = [f"{f}: {(ROOT / f).stat().st_size // 1024} KB" for f in tracked() if (ROOT / f).stat().st_size > 8_000_000]
     assert not big
-    assert sum((ROOT / f).stat().st_size for f in tracked() if f.endswith(".ipynb")) < 7_000_000, "notebooks of more than 7 MB in all"
+    assert sum((ROOT / f).stat().st_size for f in tracked() if f.endswith(".ipynb")) < 8_000_000, "notebooks of more than 8 MB in all"
 
 
 def test_no_litter():

@@ -104,7 +104,7 @@ def test_the_order_of_samples_changes_nothing(pair, ready, name):
 def test_the_teacher_reaches_the_gradient(pair, ready, name):                     # D9
     a, b = (parts(pair, scale=x) for x in (.3, .6))
     if not needs(name) & {"teacher_logits"}: return
-    for k in ("ht", "plus_logp", "weak_logp"): b[k] = [2 * x for x in b[k]]
+    for k in ("teacher_hidden", "plus_logp", "weak_logp"): b[k] = [2 * x for x in b[k]]
     one, two = (gradients(ready(name, pair), batch(pair, x, text_source(name)), leaves(x))[1] for x in (a, b))
     assert not all(near(x, y, atol=1e-7) for x, y in zip(one, two))
 
@@ -112,7 +112,7 @@ def test_the_teacher_reaches_the_gradient(pair, ready, name):                   
 @pytest.mark.parametrize("name", [n for n in NAMES if "teacher_logits" in needs(n)])
 def test_shifted_teacher_rows_change_the_result(pair, ready, name):               # D10
     p = parts(pair)
-    q = {**p, "teacher_logits": [x.roll(1, 0) for x in p["teacher_logits"]], "ht": [x.roll(1, 0) for x in p["ht"]]}
+    q = {**p, "teacher_logits": [x.roll(1, 0) for x in p["teacher_logits"]], "teacher_hidden": [x.roll(1, 0) for x in p["teacher_hidden"]]}
     a, b = (ready(name, pair)(batch(pair, x, text_source(name))) for x in (p, q))
     assert abs(float(a.loss_sum.detach() - b.loss_sum.detach())) > 1e-4
 
@@ -129,13 +129,13 @@ def test_padded_heads_change_nothing(pair, ready, name):                        
 @pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_reaches_the_teacher(pair, ready, name):                      # I7
     p = parts(pair)
-    p["teacher_logits"], p["ht"] = [x.requires_grad_() for x in p["teacher_logits"]], [x.requires_grad_() for x in p["ht"]]
+    p["teacher_logits"], p["teacher_hidden"] = [x.requires_grad_() for x in p["teacher_logits"]], [x.requires_grad_() for x in p["teacher_hidden"]]
     head = [x.clone().requires_grad_() for x in heads(pair)]
     b = batch(pair, p, text_source(name))
-    b.hidden = HiddenStates(p["hs"], p["ht"], *head)
+    b.hidden = HiddenStates(p["student_hidden"], p["teacher_hidden"], *head)
     out = ready(name, pair)(b)
     if out.loss_sum.requires_grad: out.loss_sum.backward()
-    assert all(x.grad is None or not x.grad.any() for x in (*p["teacher_logits"], *p["ht"], *head))
+    assert all(x.grad is None or not x.grad.any() for x in (*p["teacher_logits"], *p["teacher_hidden"], *head))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,7 +168,7 @@ def test_every_token_has_a_signal_or_a_reason(pair, ready, name):               
 def test_half_precision_and_truncated_teachers(pair, ready, name):                # D23
     p = parts(pair)
     p["student_logits"] = [x.detach().bfloat16().requires_grad_() for x in p["student_logits"]]
-    cut = {k: [x[:4] for x in p[k]] for k in ("teacher_logits", "ht", "weak_logp", "plus_logp", "minus_logp")}
+    cut = {k: [x[:4] for x in p[k]] for k in ("teacher_logits", "teacher_hidden", "weak_logp", "plus_logp", "minus_logp")}
     out, grads = gradients(ready(name, pair), batch(pair, {**p, **cut}, text_source(name)), leaves(p))
     assert out.loss_sum.dtype == torch.float32 and torch.isfinite(out.loss_sum) and all(torch.isfinite(g).all() for g in grads)
 
@@ -176,12 +176,12 @@ def test_half_precision_and_truncated_teachers(pair, ready, name):              
 @pytest.mark.parametrize("name", spared("I3"))
 def test_equal_models_do_not_move(same, ready, name):                             # I3
     if not reads_teacher(name): return
-    p = parts(same, same=True, dim=(8, 8))
-    p["ht"], p["weak_logp"] = [x.detach().clone() for x in p["hs"]], p["weak_logp"]
+    p = parts(same, same=True, hidden_sizes=(8, 8))
+    p["teacher_hidden"], p["weak_logp"] = [x.detach().clone() for x in p["student_hidden"]], p["weak_logp"]
     own = lambda rows, ids: torch.log_softmax(rows.detach(), -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
     for k in ("behaviour_logp", "reference_logp", "weak_logp"): p[k] = [own(r, i) for r, i in zip(p["student_logits"], p["student_ids"])]
     for x, y in zip(p["plus_logp"], p["minus_logp"]): x.copy_(y)
-    b = PairBatch.from_logits(same, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=HiddenStates(p["hs"], p["ht"], *heads(same, (8, 8))))
+    b = PairBatch.from_logits(same, **{k: v for k, v in p.items() if k not in ("student_hidden", "teacher_hidden")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=HiddenStates(p["student_hidden"], p["teacher_hidden"], *heads(same, (8, 8))))
     _, grads = gradients(ready(name, same), b, p["student_logits"])
     assert max(float(g.abs().max()) for g in grads) < 1e-4
 
@@ -194,7 +194,7 @@ def test_what_comes_later_changes_nothing_before(pair, ready, name):            
     b0 = batch(pair, p, text_source(name)).alignment
     middle = b0.chunks[len(b0.chunks) // 2]
     q = {k: [x.detach().clone() if torch.is_tensor(x) else list(x) for x in v] for k, v in p.items()}
-    for k, at in (("student_logits", middle[0]), ("teacher_logits", middle[2]), ("hs", middle[0]), ("ht", middle[2])): q[k][0][at:] = torch.randn_like(q[k][0][at:])
+    for k, at in (("student_logits", middle[0]), ("teacher_logits", middle[2]), ("student_hidden", middle[0]), ("teacher_hidden", middle[2])): q[k][0][at:] = torch.randn_like(q[k][0][at:])
     b = ready(name, pair)(batch(pair, q, text_source(name)))
     before = int(b0.chunks[max(len(b0.chunks) // 2 - 2, 0)][1])
     assert near(a.token_loss[:before], b.token_loss[:before], rtol=1e-2, atol=1e-3)
@@ -223,7 +223,7 @@ def test_names_of_teacher_ids_mean_nothing(name):                               
         p["teacher_logits"] = [x[:, columns] for x in p["teacher_logits"]]
         h = heads(make_pair(S, T))
         torch.manual_seed(0)
-        b = PairBatch.from_logits(pair, **{k: v for k, v in p.items() if k not in ("hs", "ht")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=HiddenStates(p["hs"], p["ht"], h[0], h[1][columns]))
+        b = PairBatch.from_logits(pair, **{k: v for k, v in p.items() if k not in ("student_hidden", "teacher_hidden")}, preferences=[1, -1] * 2, text_source=text_source(name), hidden=HiddenStates(p["student_hidden"], p["teacher_hidden"], h[0], h[1][columns]))
         losses.append(objective(name)(b).token_loss)
     assert near(*losses, atol=1e-4)
 
@@ -246,7 +246,7 @@ def test_an_incomplete_character_of_the_student(pair, ready, name):             
     g = torch.Generator().manual_seed(1)
     for k, ids, width in (("student", broken, len(s)), ("teacher", t, len(pair.teacher))): p[f"{k}_ids"][0], p[f"{k}_logits"][0] = ids, torch.randn(len(ids), width, generator=g)
     for k, n in (("behaviour_logp", len(broken)), ("reference_logp", len(broken)), ("weak_logp", len(t)), ("plus_logp", len(t)), ("minus_logp", len(t))): p[k][0] = -torch.rand(n, generator=g)
-    p["hs"][0], p["ht"][0] = torch.randn(len(broken), 6, generator=g), torch.randn(len(t), 8, generator=g)
+    p["student_hidden"][0], p["teacher_hidden"][0] = torch.randn(len(broken), 6, generator=g), torch.randn(len(t), 8, generator=g)
     assert torch.isfinite(ready(name, pair)(batch(pair, p, text_source(name))).loss_sum)
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from batches import batch, full, parts, some
-from reference.sedi import as_sets, span_groups
+from xtokd.objectives.released_aligners import groups_as_sets as as_sets, span_groups
 from xtokd.exact.toy_models import toy_bpe, make_pair
 from xtokd.alignment.byte_align import align
 from xtokd.rows.pair_batch import PairBatch

@@ -156,7 +156,7 @@ def test_rough_input(pair):                                                     
         for change in (lambda x: x.masked_fill(torch.arange(x.shape[1]) % 3 == 0, -torch.inf), lambda x: torch.full_like(x, -torch.inf), lambda x: x.bfloat16(), lambda x: x.double(), lambda x: x[:2]):
             p = parts(pair, TEXTS)
             p["teacher_logits"] = [change(x) for x in p["teacher_logits"]]
-            p.pop("weak_logp"), p.pop("plus_logp"), p.pop("minus_logp"), p.pop("hs"), p.pop("ht")
+            p.pop("weak_logp"), p.pop("plus_logp"), p.pop("minus_logp"), p.pop("student_hidden"), p.pop("teacher_hidden")
             out = objective("uld", **how)(PairBatch.from_logits(pair, **p))
             out.loss_sum.backward()
             assert torch.isfinite(out.loss_sum) and all(torch.isfinite(x.grad).all() for x in p["student_logits"])

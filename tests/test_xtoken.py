@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from batches import batch, full, parts, some
-from reference.xtoken import dp_align, dp_table
+from xtokd.objectives.released_aligners import dp_align, dp_table
 from xtokd.exact.toy_models import toy_bpe, digit_groups, make_pair, random_bpe
 from xtokd.alignment.byte_align import align
 from xtokd.rows.pair_batch import PairBatch

@@ -10,7 +10,7 @@ import errno, os
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/13_support/01_errors.ipynb #7b51bec8
+# %% ../nbs/13_support/01_errors.ipynb #e90aca2a
 _PARTS = {  # part of a step: description, and the settings that make it smaller
     "writing": ("while the {who} wrote (its cache grows with every token and prompt)",
                 ("max_new_tokens", "batch_size")),
@@ -33,8 +33,8 @@ def is_out_of_memory(e: BaseException) -> bool:
 
 
 def memory_advice(part: str, config: object, who: str = "student") -> str:
-    """One sentence: which `part` (a key of the table) ran out of memory, and which settings of `config` to
-    lower."""
+    """One sentence: which `part` (a key of the table) ran out of memory, and which settings of
+    `config` to lower."""
     what, names = _PARTS[part]
     settings = []
     for name in names:
@@ -73,7 +73,7 @@ def step_part(name: str,
                 "learning_rate") from e
         raise
 
-# %% ../nbs/13_support/01_errors.ipynb #136f59ae
+# %% ../nbs/13_support/01_errors.ipynb #3ca2ff0a
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -81,8 +81,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def disk_write(what: str,           # what is written, in words
                path: str | Path,    # where
                run: str | Path):    # the run's folder
-    """Context manager for writing a file: a full disk is an OSError that says which files are safe and how
-    to continue."""
+    """Context manager for writing a file: a full disk is an OSError that says which files are safe
+    and how to continue."""
     try: yield
     except OSError as e:
         if e.errno not in _DISK_FULL: raise

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Iterable
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #e1f46f49
+# %% ../../nbs/12_cli/02_arguments.ipynb #24d413e0
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -22,30 +22,30 @@ HELP = dict(
   xtokd distill --max-steps 60        train the tiny student with the tiny teacher
   xtokd compare runs/                 accuracy and cost of the runs in a folder
 
-STUDENT and TEACHER are hub names, folders, `smollm2`, `gemma`, `tiny2`, or `tiny` (the default).""",
-    doctor="""Compare two tokenizers before any GPU time: shared tokens, alignment of texts, known problems.
-Exit code 0: fit, or fit with care; 1: unfit.
+STUDENT and TEACHER are hub names, folders, `smollm2`, `gemma`, `tiny2`, or `tiny` (default).""",
+    doctor="""Compare two tokenizers before any GPU time: shared tokens, alignment of texts, known
+problems. Exit code 0: fit, or fit with care; 1: unfit.
 
   xtokd doctor
   xtokd doctor gemma smollm2
   xtokd doctor ./my-student org/teacher --text my-prompts.txt
   xtokd doctor gemma smollm2 --dry-run --prompts prompts.jsonl --batch-size 16
 
---dry-run takes ten responses and one step, predicts coverage, memory and time of the planned run, writes
-nothing, and accepts every flag of xtokd distill.""",
+--dry-run takes ten responses and one step, predicts coverage, memory and time of the planned
+run, writes nothing, and accepts every flag of xtokd distill.""",
     serve="""Serve a model's log-probs over HTTP, for a student that is trained on another machine.
 
   xtokd serve smollm2 --port 8000
 
 XTOKD_SERVE_KEY is the key that a client must send (as XTOKD_TEACHER_KEY there).""",
-    align="""Show which tokens of student and teacher cover the same bytes. A chunk is the smallest piece of
-text at whose two ends both tokenizations have a token boundary.
+    align="""Show which tokens of student and teacher cover the same bytes. A chunk is the smallest
+piece of text at whose two ends both tokenizations have a token boundary.
 
   xtokd align "Certainly: 894772."
   xtokd align gemma smollm2 "数据 👩‍👩‍👧" --svg alignment.svg
   xtokd align --file README.md""",
-    distill="""Train a student on its own responses, scored by a teacher. Everything is logged in a run
-folder, and a run that was stopped or killed continues with --resume.
+    distill="""Train a student on its own responses, scored by a teacher. Everything is logged in a
+run folder, and a run that was stopped or killed continues with --resume.
 
   xtokd distill --max-steps 60
   xtokd distill --objective strict --objective-arg top_k=16 --seed 1 --output-dir runs/strict-1
@@ -54,15 +54,16 @@ folder, and a run that was stopped or killed continues with --resume.
   xtokd distill --config run.toml
   xtokd distill --resume runs/strict-1
 
-Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a line, or a `datasets` name.""",
+Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a line, or a
+`datasets` name.""",
     generate="""Print the response of a model to one prompt while it is generated, or those of
 several models side by side.
 
   xtokd generate tiny "What is 12 + 30?"
   xtokd generate runs/strict-1 "What is 12 + 30?" --compare start --compare teacher --temperature 0
   xtokd generate gemma "Certainly: 89" --raw --seed 1""",
-    compare="""Runs side by side: accuracy before and after with its 95 % interval, distance to the teacher,
-tokens, seconds.
+    compare="""Runs side by side: accuracy before and after with its 95 % interval, distance to the
+teacher, tokens, seconds.
 
   xtokd compare runs/cover-1 runs/strict-1
   xtokd compare runs/
@@ -80,7 +81,7 @@ stored in the user's cache as transformers folders.
   xtokd models get smollm2 gemma
   xtokd models convert model.gguf my-model    a GGUF file (Llama, Qwen2, Gemma 3) as a folder""")
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #ed4adcc0
+# %% ../../nbs/12_cli/02_arguments.ipynb #4ac8c09d
 _OLD_FLAGS = {   # flag of version 0.1: how it is written now
     "--knob": "--objective-arg NAME=VALUE",
     "--weak": "--aux weak=MODEL",
@@ -113,8 +114,8 @@ def unknown_flag(flag: str, flags: Iterable[str]) -> str:
 
 
 def refuse_unknown_settings(settings: dict, allowed: Iterable[str], where: str) -> dict:
-    """`settings` of the file `where`; ValueError for a key that is not among `allowed`, with the key that
-    was meant."""
+    """`settings` of the file `where`; ValueError for a key that is not among `allowed`, with the
+    key that was meant."""
     from xtokd.train.config import unknown_name
     for key in settings:
         if key in allowed: continue
@@ -123,18 +124,18 @@ def refuse_unknown_settings(settings: dict, allowed: Iterable[str], where: str) 
         raise ValueError(f"{where}: no setting {key!r}: {advice}")
     return settings
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #59ac2d41
+# %% ../../nbs/12_cli/02_arguments.ipynb #dbd6154f
 class CommandParser(argparse.ArgumentParser):
-    """An ArgumentParser, without abbreviations of flags, that names the flag that was meant where one is
-    unknown."""
+    """An ArgumentParser, without abbreviations of flags, that names the flag that was meant where
+    one is unknown."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def parse_known_args(self, args: list[str] | None = None,
                          namespace: argparse.Namespace | None = None):
-        """Namespace and remaining words, as in argparse; a remaining word that looks like a flag is an
-        error (exit code 2)."""
+        """Namespace and remaining words, as in argparse; a remaining word that looks like a flag is
+        an error (exit code 2)."""
         found, rest = super().parse_known_args(args, namespace)
         for word in rest:
             if word.startswith("--") and word != "--":
@@ -146,10 +147,10 @@ class CommandParser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings
                 if flag.startswith("--")]
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #1352f932
+# %% ../../nbs/12_cli/02_arguments.ipynb #7967276c
 def read_text(name: str) -> str:
-    """Text of the file `name` (`-`: standard input) with its line ends unchanged; ValueError where it is
-    not UTF-8."""
+    """Text of the file `name` (`-`: standard input) with its line ends unchanged; ValueError where
+    it is not UTF-8."""
     raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     try: return raw.decode("utf8")
     except UnicodeDecodeError as e:
@@ -157,8 +158,8 @@ def read_text(name: str) -> str:
 
 
 def read_config(path: str) -> dict:
-    """Settings from a TOML file (name ends in .toml) or a JSON file; ValueError where it is no table of
-    settings."""
+    """Settings from a TOML file (name ends in .toml) or a JSON file; ValueError where it is no
+    table of settings."""
     text = read_text(path)
     try:
         if Path(path).suffix == ".toml":
@@ -175,7 +176,7 @@ def read_config(path: str) -> dict:
                          f"{type(found).__name__}")
     return found
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #4bbfc95a
+# %% ../../nbs/12_cli/02_arguments.ipynb #9f2872e5
 def _split_pair(word: str, flag: str, example: str) -> tuple[str, str]:
     "Name and value of `NAME=VALUE`."
     name, is_pair, value = word.partition("=")
@@ -195,15 +196,15 @@ def read_objective_args(words: list[str]) -> dict:
 
 
 def read_auxiliary(words: list[str], allowed: Iterable[str]) -> dict[str, str]:
-    """Auxiliary models from `NAME=MODEL` words: `{name: model}`; ValueError for a name that is not among
-    `allowed`."""
+    """Auxiliary models from `NAME=MODEL` words: `{name: model}`; ValueError for a name that is not
+    among `allowed`."""
     found = dict(_split_pair(word, "--aux", "weak=org/small-teacher") for word in words)
     return check_auxiliary(found, allowed, "--aux")
 
 
 def check_auxiliary(models: dict, allowed: Iterable[str], where: str) -> dict:
-    """`{name: model}` of auxiliary models; ValueError for a name that is not among `allowed`, or where it
-    is no table."""
+    """`{name: model}` of auxiliary models; ValueError for a name that is not among `allowed`, or
+    where it is no table."""
     if not isinstance(models, dict):
         raise ValueError(f"{where}: auxiliary models are a table of names, such as weak = "
                          f"\"org/model\"")
@@ -213,7 +214,7 @@ def check_auxiliary(models: dict, allowed: Iterable[str], where: str) -> dict:
                              f"{', '.join(allowed)}")
     return models
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #e6543a4d
+# %% ../../nbs/12_cli/02_arguments.ipynb #91c4d0a4
 def _field_comments(cls: type) -> dict[str, str]:
     """The trailing comment of each field of a dataclass and its bases; {} where the source is not
     available."""
@@ -225,8 +226,8 @@ def _field_comments(cls: type) -> dict[str, str]:
 
 
 def _field_type(annotation: str) -> type:
-    """The type of a field from its annotation: `int | None` is int; str for all that is not bool, int or
-    float."""
+    """The type of a field from its annotation: `int | None` is int; str for all that is not bool,
+    int or float."""
     first = annotation.replace(" ", "").split("|")[0]
     return {"bool": bool, "int": int, "float": float}.get(first, str)
 
@@ -244,7 +245,7 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, dest=f"config_{field.name}", default=None, help=help, **options)
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #4d4ce93a
+# %% ../../nbs/12_cli/02_arguments.ipynb #4334b921
 _AUXILIARY = ("weak", "plus", "minus")    # auxiliary models that an objective can require
 RUN_DEFAULTS = dict(student="tiny", teacher="tiny", prompts="tiny", eval_prompts=None,
                  objective="cover",
@@ -253,8 +254,8 @@ RUN_DEFAULTS = dict(student="tiny", teacher="tiny", prompts="tiny", eval_prompts
 
 
 def read_run_settings(folder: str) -> dict:
-    """The settings that the run in `folder` was started with; ValueError where they cannot be restored from
-    its log."""
+    """The settings that the run in `folder` was started with; ValueError where they cannot be
+    restored from its log."""
     from xtokd.train.runlog import Run
     start = Run(folder).start
     if not start:

@@ -69,7 +69,7 @@ def _candidates(bv, trie, text, wide):
             longer = decode_complete(data[:i] + bv.bytes[token], strict=True)
             yield (longer, token) if longer is not None else (before, -1)
 
-# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #1269e7ec
+# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #91b999d7
 class PrefixTokenizations:
     "The token sequences with which texts that begin with given bytes may begin."
 
@@ -83,7 +83,7 @@ class PrefixTokenizations:
         self.vocab, self.trie, self.wide, self._memo = bv, ByteTrie(bv.bytes), wide, {}
 
     def possible(self, starts: Sequence[bytes]) -> list[set[tuple[int, ...]]]:
-        "For each byte string, the ids with which a text that begins so may begin; empty if none does."
+        "For each byte string, the ids with which a text that begins so may begin; maybe none."
         if len(self._memo) > 100_000: self._memo.clear()
         new = [start for start in dict.fromkeys(starts) if start not in self._memo]
         texts = {start: text for start in new if (text := decode_complete(start)) is not None}
@@ -103,7 +103,7 @@ def prefix_tokenizations(bv: ByteVocab) -> PrefixTokenizations:
     "The `PrefixTokenizations` of a vocabulary, made once and kept."
     return PrefixTokenizations(bv)
 
-# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #25bcbdff
+# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #b21cd6e6
 class CanonicalContinuations:
     "Which tokens may follow others in canonical text, and on how many tokens before that depends."
 
@@ -117,13 +117,14 @@ class CanonicalContinuations:
         """
         if ids not in self._contexts:
             text = decode_complete(self.vocab.decode(ids)) or ""
-            first = np.searchsorted(self.vocab.starts(ids), pretoken_boundaries(self.vocab, text)[:-1][-1:])
+            last_boundary = pretoken_boundaries(self.vocab, text)[:-1][-1:]
+            first = np.searchsorted(self.vocab.starts(ids), last_boundary)
             short = len(first) and len(ids) - first[0] <= 16
             self._contexts[ids] = ids[int(first[0]):] if short else ids[-4:]
         return self._contexts[ids]
 
     def allowed(self, context: tuple[int, ...], ids: Sequence[int]) -> np.ndarray:
-        "Whether each of `ids` may follow the tokens `context`, also with half a character: bool [n]."
+        "Whether each of `ids` may follow `context`, also with half a character: bool [n]."
         if len(self._memo) > 1_000_000: self._memo.clear()
         ids, before = [int(token) for token in ids], self.vocab.decode(context)
         new = [token for token in ids if (context, token) not in self._memo]

@@ -57,7 +57,7 @@ SIZES = {
                  lr=2e-4,
                  eval_steps=20, micro_batch_size=32)}
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #47ca9138
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #21216260
 @dataclass
 class Data:
     "Training prompts, held-out prompts, and the function that scores a text."
@@ -70,10 +70,10 @@ def lesson_data(size: Size, seed: int = 0) -> Data:
     "Word problems and sentences for an experiment of this size."
     prompts = size.steps * size.batch_size
     sentence_prompts = min(prompts // 8, 64)
-    train = problem_items(prompts - sentence_prompts, seed=seed) + sentence_items(sentence_prompts,
-            seed=seed)
-    heldout = problem_items(size.heldout, "heldout", seed) + sentence_items(size.sentences, "heldout",
-            seed)
+    train = problem_items(prompts - sentence_prompts, seed=seed)
+    train += sentence_items(sentence_prompts, seed=seed)
+    heldout = problem_items(size.heldout, "heldout", seed)
+    heldout += sentence_items(size.sentences, "heldout", seed)
     return Data(train, heldout, check_word_problem)
 
 
@@ -82,7 +82,7 @@ def tiny_data(size: Size) -> Data:
     from xtokd.data.tasks.number_words import check_number
     return Data(load_prompts("tiny"), load_prompts("tiny:heldout", size.heldout), check_number)
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #955c094d
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #f367d029
 def accuracy_of(side: Side, items: list, check: Callable, size: Size) -> dict:
     "Metrics of one side, with its own chat template, on the items that have an answer."
     items = [item for item in items if check(item, "") is not None]
@@ -93,8 +93,8 @@ def accuracy_of(side: Side, items: list, check: Callable, size: Size) -> dict:
 
 
 def headroom(student: Side, teacher: Side, items: list, check: Callable, size: Size) -> dict:
-    """`{student, teacher, room}`: metrics of both sides, and whether the teacher is better beyond both 95 %
-    intervals."""
+    """`{student, teacher, room}`: metrics of both sides, and whether the teacher is better beyond
+    both 95 % intervals."""
     found = {"student": accuracy_of(student, items, check, size),
              "teacher": accuracy_of(teacher, items, check, size)}
     return found | {"room": found["teacher"]["accuracy_low"] > found["student"]["accuracy_high"]}
@@ -121,19 +121,20 @@ def snapshots(student: Side, teacher: Side, pair: Pair, objective: Callable, ite
                           "alignment": batch.alignment[k].to_record()})
     return found
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #6159c513
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #1c544c1c
 def snapshots_svg(snapshot: dict, top: float | None = None, width: int = 900) -> str:
-    """The alignment of a snapshot with the loss of each student token above it, as SVG; `top` is the
-    largest value of the axis."""
+    """The alignment of a snapshot with the loss of each student token above it, as SVG; `top` is
+    the largest value of the axis."""
     from xtokd.viz.alignment_svg import alignment_svg
-    signal = [loss if weight > 0 else None for loss, weight in zip(snapshot["token_loss"],
-            snapshot["weight"])]
-    return alignment_svg(alignment_from_record(snapshot["alignment"]), width, signal=signal, top=top)
+    signal = [loss if weight > 0 else None
+              for loss, weight in zip(snapshot["token_loss"], snapshot["weight"])]
+    alignment = alignment_from_record(snapshot["alignment"])
+    return alignment_svg(alignment, width, signal=signal, top=top)
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #a8c8f96f
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #f46f4108
 def weight_hashes(name: str | Side, role: str = "student") -> dict[str, str]:
-    """`{file: sha256}` of a model folder's weight files; {} for a name that is no folder on this machine,
-    or for a model."""
+    """`{file: sha256}` of a model folder's weight files; {} for a name that is no folder on this
+    machine, or for a model."""
     try: place = resolve(name, role)
     except (TypeError, FileNotFoundError): return {}
     if not isinstance(place, Path): return {}
@@ -143,10 +144,10 @@ def weight_hashes(name: str | Side, role: str = "student") -> dict[str, str]:
             found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #8fad1713
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #cde038dd
 def equal_steps(tokens: float, batch_size: int, per_text: float) -> int:
-    """Steps after which `batch_size` teacher texts per step, of `per_text` tokens each, have cost `tokens`
-    teacher tokens."""
+    """Steps after which `batch_size` teacher texts per step, of `per_text` tokens each, have cost
+    `tokens` teacher tokens."""
     return max(1, round(tokens / max(batch_size * per_text, 1)))
 
 
@@ -170,7 +171,7 @@ def train_arm(name: str, objective: str | Callable, student: Side, teacher: Side
                     eval_prompts=data.heldout).fit()
     return run, copied
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #7a97d440
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #41f55ba7
 def load_sides(student: str | Side, teacher: str | Side) -> tuple[Side, Side]:
     """Both sides on the GPU where there is one: student float32; teacher bfloat16 there, float32
     on a CPU."""
@@ -183,8 +184,8 @@ def load_sides(student: str | Side, teacher: str | Side) -> tuple[Side, Side]:
 
 def start_record(student: Side, teacher: Side, size: Size, seed: int, room: dict,
                  names: tuple) -> dict:
-    """The fields of the start event of an experiment's log; `names` are student and teacher as they were
-    given."""
+    """The fields of the start event of an experiment's log; `names` are student and teacher as
+    they were given."""
     device = next(student.model.parameters()).device
     weights = {role: weight_hashes(name, role) for role, name in zip(("student", "teacher"), names)}
     return {"student": repr(student), "teacher": repr(teacher), "weights": weights,
@@ -203,8 +204,8 @@ def experiment(student: str | Side,           # names, folders, or Sides
                data: Data | None = None,      # word problems and sentences where none is given
                anyway: bool = False,          # train although there is no headroom
                seed: int = 0, progress: bool = True):
-    """Measure headroom, train an on-policy arm and a cross-entropy arm at equal teacher tokens; returns the
-    `Lesson`."""
+    """Measure headroom, train an on-policy arm and a cross-entropy arm at equal teacher tokens;
+    returns the `Lesson`."""
     out, names = Path(out), (student, teacher)
     if isinstance(size, str): size = SIZES[size]
     if (out/"lesson").exists():
@@ -261,13 +262,13 @@ def no_headroom_message(room: dict) -> str:
             f"the student in {interval('student')}, and the intervals overlap. "
             "Take a better teacher or more held-out problems, or pass anyway=True (--anyway)")
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #50154db8
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #e7efeebf
 def _first(events): return next(iter(events), {})
 
 
 class Lesson:
-    """Reader of an experiment: the logs `lesson`, `on-policy` and `sft` below one folder, as folders or as
-    .jsonl files."""
+    """Reader of an experiment: the logs `lesson`, `on-policy` and `sft` below one folder, as folders
+    or as .jsonl files."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -352,10 +353,10 @@ def _score_row(name, metrics):
         if "rkl_per_text" in part: row[f"per text{suffix}"] = f"{float(part['rkl_per_text']):.1f}"
     return row
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #897a787e
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #c577a8b1
 def record(path: str | Path, to: str | Path) -> Lesson:
-    """Write the logs of an experiment as `to/lesson.jsonl`, `to/on-policy.jsonl` and `to/sft.jsonl`;
-    returns their Lesson."""
+    """Write the logs of an experiment as `lesson.jsonl`, `on-policy.jsonl` and `sft.jsonl` in the
+    folder `to`; returns their Lesson."""
     lesson, to = Lesson(path), Path(to)
     to.mkdir(parents=True, exist_ok=True)
     for name, run in {"lesson": lesson.log, **lesson.runs}.items():

@@ -63,7 +63,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #203e23fa
+# %% ../../nbs/08_train/06_checkpoint.ipynb #131fc6d3
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     "A block without progress bars of transformers."
@@ -75,7 +75,7 @@ def no_progress_bars() -> Iterator[None]:
         if was_enabled: logging.enable_progress_bar()
 
 def save_student(folder: str | Path, model: torch.nn.Module,
-                 tokenizer=None,                  # of transformers or of tokenizers; None: not written
+                 tokenizer=None,              # of transformers or of tokenizers; None: not written
                  weights: dict | None = None) -> None: # name -> tensor, instead of the model's own
     "Write a model and its tokenizer as an ordinary transformers folder (safetensors)."
     from transformers import GenerationConfig
@@ -90,7 +90,7 @@ def save_student(folder: str | Path, model: torch.nn.Module,
     if hasattr(tokenizer, "save_pretrained"): tokenizer.save_pretrained(folder)
     elif tokenizer is not None: tokenizer.save(str(Path(folder)/"tokenizer.json"))
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #1f8799a7
+# %% ../../nbs/08_train/06_checkpoint.ipynb #8c83b254
 def rng_state() -> dict:
     "States of the generators of Python, NumPy, torch and every GPU, as plain values and tensors."
     kind, keys, *rest = np.random.get_state()
@@ -109,7 +109,8 @@ def set_rng_state(state: dict) -> None:
     keys = keys.numpy().astype(np.uint32)
     np.random.set_state((kind, keys, int(position), int(has_gauss), cached))
     torch.set_rng_state(state["torch"])
-    for i, one in enumerate(state["cuda"][:torch.cuda.device_count()]): torch.cuda.set_rng_state(one, i)
+    for i, device_state in enumerate(state["cuda"][:torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(device_state, i)
 
 # %% ../../nbs/08_train/06_checkpoint.ipynb #105c6687
 def save_checkpoint(root: Path,         # folder of the run's checkpoints
@@ -171,9 +172,9 @@ def load_checkpoint(path: str | Path, model: torch.nn.Module) -> dict:
     set_rng_state(state["rng"])
     return state
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #387d9f56
+# %% ../../nbs/08_train/06_checkpoint.ipynb #94177d69
 class Checkpoints:
-    "Saves and restores the student and the training state of a run; a checkpoint is whole or absent."
+    "Saves and restores the student and the state of a run; a checkpoint is whole or absent."
 
     def __init__(self, output_dir: Path, student: Side, config: DistillConfig,
                  accelerator: Accelerator):

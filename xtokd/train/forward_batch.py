@@ -31,7 +31,7 @@ from ..serving.client import open_side, Engine
 from .config import DistillConfig
 from .samples import Sample
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #a54429e5
+# %% ../../nbs/08_train/03_forward_batch.ipynb #09500448
 @dataclass
 class ModelSet:
     "The models of a run: student, teacher, and the auxiliary models of some objectives."
@@ -50,7 +50,7 @@ class ModelSet:
         "Which of student and teacher are sharded over processes."
         return [role for role, side in self.sides().items() if is_sharded(side.model)]
 
-def load_models(student: str | Path | tuple | Side,     # a name, a folder, (model, tokenizer), a Side
+def load_models(student: str | Path | tuple | Side,     # name, folder, (model, tokenizer), Side
                 teacher: str | Path | tuple | Side,     # likewise, or the URL of a served teacher
                 config: DistillConfig, device: torch.device,
                 sharded_roles: tuple | list = ()) -> ModelSet:
@@ -77,7 +77,8 @@ def prepare_objective(objective: Objective | Callable, models: ModelSet,
 
     Raises ValueError for an auxiliary model that is missing, TypeError for one that is not used."""
     student, teacher = models.student, models.teacher
-    models.auxiliary = load_auxiliary_models(auxiliary_models or {}, objective, student, teacher, device)
+    named_models = auxiliary_models or {}
+    models.auxiliary = load_auxiliary_models(named_models, objective, student, teacher, device)
     if hasattr(objective, "prepare"): objective.prepare(models.pair, student, teacher)
 
 def shard_models(models: ModelSet, roles: tuple | list, device: torch.device,
@@ -102,7 +103,7 @@ def choose_head(side: Side | None, samples: list[Sample], role: str, config: Dis
     if torch.is_autocast_enabled(kind): dtype = torch.get_autocast_dtype(kind)
     return side.head.to(dtype)
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #0f47987f
+# %% ../../nbs/08_train/03_forward_batch.ipynb #29366ae1
 def finite_rows(logits: torch.Tensor, size: int) -> int:
     """Number of rows of logits [m, V] before the first that is no distribution.
 
@@ -114,7 +115,7 @@ def finite_rows(logits: torch.Tensor, size: int) -> int:
 @dataclass
 class TeacherForward:
     "What the teacher gives for the responses of some samples."
-    rows: list                  # per sample: logits [m, Vt], or hidden states [m, D] before the head
+    rows: list                  # per sample: logits [m, Vt], or hidden states [m, D] for the head
     states: list | None         # per sample: hidden states [m, D], where they were asked for
     counts: dict                # tokens scored, masked by length, fed; rows that are not finite
 
@@ -141,9 +142,9 @@ def teacher_rows(samples: list[Sample], teacher: Side, max_length: int | None = 
     kept_states = [h[:g] for h, g in zip(states, good)] if states is not None else None
     return TeacherForward([r[:g] for r, g in zip(rows, good)], kept_states, counts)
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #65502d90
+# %% ../../nbs/08_train/03_forward_batch.ipynb #54ef308f
 def top_k_needed(objective: Objective | Callable, pair: Pair | None) -> int | None:
-    """How many of the largest log-probs of a teacher row an objective reads besides the sampled one.
+    """How many of the largest log-probs of a teacher row an objective reads, the sampled one apart.
 
     None where it reads full rows."""
     access = objective.teacher_access_for(pair) if hasattr(objective, "teacher_access_for") else "full"
@@ -158,10 +159,11 @@ def teacher_top_rows(samples: list[Sample], teacher: Side, max_length: int | Non
     if isinstance(teacher, ServedModel): return teacher.score_samples(samples, max_length, top_k)
     scored = teacher_rows(samples, teacher, max_length, head=head)
     ids = [s.teacher_ids[:len(r)] for s, r in zip(samples, scored.rows)]
-    with torch.no_grad(): top_rows = to_top_k(make_rows(scored.rows, ids, teacher.vocab, head), top_k)
+    with torch.no_grad():
+        top_rows = to_top_k(make_rows(scored.rows, ids, teacher.vocab, head), top_k)
     return top_rows, scored.counts
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #107fadbe
+# %% ../../nbs/08_train/03_forward_batch.ipynb #30e142f3
 @torch.no_grad()
 def auxiliary_logp(side: Side, samples: list[Sample], ids: list[list[int]], role: str,
                    temperature: float = 1.0, head=None) -> list[torch.Tensor]:
@@ -171,7 +173,8 @@ def auxiliary_logp(side: Side, samples: list[Sample], ids: list[list[int]], role
     rows = make_rows(logits, ids, side.vocab, head, temperature)
     return list(rows.token_logp().split(np.diff(rows.offsets).tolist()))
 
-def hidden_states(student: Side, teacher: Side, student_states: list, teacher_states: list) -> HiddenStates:
+def hidden_states(student: Side, teacher: Side, student_states: list,
+                  teacher_states: list) -> HiddenStates:
     "Hidden states, output heads and input embeddings of both models."
     heads = [side.model.get_output_embeddings().weight for side in (student, teacher)]
     embeddings = [side.model.get_input_embeddings().weight for side in (student, teacher)]

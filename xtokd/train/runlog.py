@@ -152,7 +152,7 @@ class Table(list):
         body = row(names, "th") + "".join(row(cells, "td") for cells in rows)
         return f"<table><caption>{escape(self.caption)}</caption>{body}</table>"
 
-# %% ../../nbs/08_train/07_runlog.ipynb #348b377c
+# %% ../../nbs/08_train/07_runlog.ipynb #2e8ec7dc
 FIELDS_0_1 = {   # field of version 0.1: field of today
     "why": "reason",
     "lr": "learning_rate",
@@ -210,7 +210,9 @@ def config_of_today(config: dict) -> dict:
     return today
 
 def renamed(record: object) -> object:
-    "A record with the fields of version 0.1 under their names of today, nested records too; prompts stay as they are."
+    """Return a record of version 0.1 with the field names of today, nested records too.
+
+    Prompts stay as they are."""
     if isinstance(record, list): return [renamed(value) for value in record]
     if not isinstance(record, dict): return record
     today = {}

@@ -40,7 +40,7 @@ class Sample:
     def prompt_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_prompt_ids")
     def response_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_ids")
 
-# %% ../../nbs/08_train/02_samples.ipynb #f24347de
+# %% ../../nbs/08_train/02_samples.ipynb #31e328de
 def generate_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                      text_source: str = "student", seed: int | None = None) -> list[Sample]:
     """Sample one response to each prompt from the source: "student", "teacher" or "reference".
@@ -50,7 +50,8 @@ def generate_samples(items: list[dict], student: Side, teacher: Side, config: Di
     if text_source == "reference": return reference_samples(items, student, teacher)
     samples = []
     for item in items:
-        student_prompt, teacher_prompt = render_prompt(student.vocab, item), render_prompt(teacher.vocab, item)
+        student_prompt = render_prompt(student.vocab, item)
+        teacher_prompt = render_prompt(teacher.vocab, item)
         samples.append(Sample(item, student_prompt, teacher_prompt))
     source, other = (student, teacher) if text_source == "student" else (teacher, student)
     prompts = [s.prompt_ids(text_source) for s in samples]
@@ -174,7 +175,7 @@ def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab
             sample.window_found = window.found
     return samples
 
-# %% ../../nbs/08_train/02_samples.ipynb #740be13b
+# %% ../../nbs/08_train/02_samples.ipynb #0ce42e15
 class SampleSource:
     "Samples for one step: generation, preference pairs, windows, answers without thoughts."
 
@@ -195,4 +196,5 @@ class SampleSource:
             found = generate_samples(items, *sides, self.config, text_source, seed)
             found = apply_windows(found, self.student.vocab, self.teacher.vocab,
                                   self.supervision_window, self.teacher_context)
-        return exclude_thoughts(found, self.student.vocab) if self.config.loss_on == "answer" else found
+        if self.config.loss_on != "answer": return found
+        return exclude_thoughts(found, self.student.vocab)
