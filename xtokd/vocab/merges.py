@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MergeTable', 'listed_merges', 'run_bpe', 'initial_symbols', 'ProperMerges', 'proper_merges', 'pretokenize',
-           'pretoken_boundaries']
+           'piece_size', 'pretoken_boundaries']
 
 # %% ../../nbs/01_vocab/05_merges.ipynb #ee77c6d7
 import json, re
@@ -190,7 +190,7 @@ def proper_merges(vocab: ByteVocab) -> ProperMerges:
     else: unreachable, whole_only = no_merge, none
     return ProperMerges(vocab, left, right, rank, len(rules), unreachable, whole_only, added)
 
-# %% ../../nbs/01_vocab/05_merges.ipynb #3217c419
+# %% ../../nbs/01_vocab/05_merges.ipynb #4ed7899b
 @lru_cache(maxsize=16)
 def _added_tokens(vocab):
     """(pattern of the added tokens found in raw text, of those in normalised text, {text: id}).
@@ -211,12 +211,15 @@ def _split(text, pattern):
     return [(part, bool(k % 2)) for k, part in enumerate(pattern.split(text)) if part]
 
 
-def pretokenize(vocab: ByteVocab, text: str) -> list[tuple[str, int]]:
+def pretokenize(vocab: ByteVocab, text: str,
+                drop_unencodable: bool = True,     # leave out characters that have no token
+                ) -> list[tuple[str, int]]:
     "Return the pre-tokens of `text` as the model gets them: (piece, id of an added token or -1)."
+    if drop_unencodable: text = vocab.encoder.drop_unencodable(text)
     tokenizer = vocab.encoder.tokenizer
     in_raw, in_normalized, id_of = _added_tokens(vocab)
     pieces = []
-    for part, is_added in _split(vocab.encoder.drop_unencodable(text), in_raw):
+    for part, is_added in _split(text, in_raw):
         if is_added:
             pieces.append((part, id_of[part]))
             continue
@@ -230,12 +233,15 @@ def pretokenize(vocab: ByteVocab, text: str) -> list[tuple[str, int]]:
     return pieces
 
 
+def piece_size(vocab: ByteVocab, piece: str, added: int) -> int:
+    "Return the number of bytes of a pre-token of `pretokenize`; added: its id as an added token, or -1."
+    if added >= 0: return len(vocab.bytes[added])
+    if vocab.piece_format.byte_level: return len(piece)
+    marker = vocab.piece_format.space_marker
+    return len((piece.replace(marker, " ") if marker else piece).encode())
+
+
 def pretoken_boundaries(vocab: ByteVocab, text: str) -> np.ndarray:
     "Return the byte offsets int64[P + 1] at which the P pre-tokens of `text` begin, and its end."
-    marker = vocab.piece_format.space_marker
-    def num_bytes(piece, i):
-        if i >= 0: return len(vocab.bytes[i])
-        if vocab.piece_format.byte_level: return len(piece)
-        return len((piece.replace(marker, " ") if marker else piece).encode())
-    sizes = [num_bytes(piece, i) for piece, i in pretokenize(vocab, text)]
+    sizes = [piece_size(vocab, piece, i) for piece, i in pretokenize(vocab, text)]
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
