@@ -1,4 +1,6 @@
 """Proper merges, beginnings, and the exact teacher in the student's tokens, held against counted worlds and against texts that the real teacher writes."""
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -159,6 +161,25 @@ def check_rows(S, T, ids, floor=0.):
     assert abs(rows.low - want).max() < 1e-9 and abs(rows.high - want).max() < 1e-9 and rows.lost.max() == rows.aside.max() == 0
     assert np.allclose(np.exp(rows.log_mass), [float(S.mass(ids[:k])) for k in range(len(ids) + 1)], atol=1e-12)
     return rows
+
+
+def bytes_of(text): return bytes(sorted(set(text.encode())))
+
+
+@pytest.mark.parametrize("student, teacher, counts", [
+    (([], "😀"), ([(b"\xf0", b"\x9f")], "😀"), (5, 6)),      # P(stop) was certified as [1, 1]
+    (([], "é"), ([], "é"), (8, 9)),                          # was NaN
+    (([], "你"), ([], "你"), (5, 6)),                          # was NaN
+    (([], "你"), ([(b"\xe4", b"\xbd")], "你"), (6, 7)),        # was a UnicodeDecodeError
+    (([(b"\xbd", b"\xa0")], "你"), ([(b"\xa0", b"\xe4")], "你"), (9, 20)),
+])
+def test_long_pretokens_of_characters_of_several_bytes(student, teacher, counts):
+    "What is left of a long context begins with a character."
+    half = Fraction(1, 2)
+    sides = [toy_bpe(bytes_of(characters), merges) for merges, characters in (student, teacher)]
+    texts = {student[1] * n: half for n in counts}
+    S, T = (ToyModel(texts, vocab) for vocab in sides)
+    for text in texts: check_rows(S, T, list(S.codes[text]))
 
 
 def test_twin_world_table():

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Scorer', 'ExactRows', 'exact_rows', 'sampled_rows', 'CanonicalMass', 'canonical_mass']
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #3234f3cc
+# %% ../../nbs/09_exact/04_scorer.ipynb #053f3e68
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .canonical_prefixes import (canonical_continuations, decode_complete,
-                                            possible_borders, prefix_tokenizations)
+from .canonical_prefixes import (
+    canonical_continuations, decode_complete, possible_borders, prefix_tokenizations, starts_character)
 from .prefix_probability import Quantity
 from ..train.runlog import wilson
 from ..vocab.bytevocab import ByteVocab
@@ -95,7 +95,7 @@ class Scorer:
         "Row after one prefix: float64 [V]."
         return self.row(prefix)
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #d593e149
+# %% ../../nbs/09_exact/04_scorer.ipynb #382a2761
 class _Response:
     "A student's response: its ids up to a stop, the byte of each row, and where to start reading."
 
@@ -130,7 +130,9 @@ class _Response:
         text = decode_complete(self.data[at:size])
         common = frozenset.intersection(*possible_borders(self.vocab, text))
         k = int(np.searchsorted(ends, max(common & set(ends.tolist()), default=0)))
-        if sure - k > 16: k = sure - 4        # in a long pre-token only neighbours count
+        if sure - k > 16:                     # in a long pre-token only neighbours count
+            later = range(sure - 4, k, -1)
+            k = next((j for j in later if starts_character(self.data, at + int(ends[j]))), k)
         return at + int(ends[k]), token + k
 
     def first_difference(self, ids, start, ended=False):
