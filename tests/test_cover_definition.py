@@ -4,9 +4,11 @@ import itertools
 import numpy as np
 import pytest
 
+from xtokd.alignment.byte_align import align_batch
 from xtokd.exact.toy_models import TorchToyModel, all_tokenizations_world, apply_merge, digit_groups, random_texts, toy_bpe
 from xtokd.objectives.cover.continuations import Continuations
-from xtokd.objectives.cover.definition import naive_cover, teacher_hypotheses
+from xtokd.objectives.cover.definition import CoverRow, naive_cover, teacher_hypotheses
+from xtokd.objectives.cover.windows import WindowRows
 from xtokd.vocab.merges import pretoken_boundaries
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -155,8 +157,33 @@ def test_hypotheses_share_out_all_mass():
     assert sum(h.mass for h in found) == pytest.approx(1)
 
 
+def window_rows_of(engine, student, teacher, text):
+    "(row on windows, truth) at every position of the student's text."
+    batch = align_batch([student.codes[text]], [teacher.codes[text]], student.vocab, teacher.vocab)
+    rows = np.asarray(teacher.rows(teacher.codes[text]), float)
+    for position, row in enumerate(engine.of(batch, rows)):
+        truth = np.asarray(student.row(student.codes[text][:position]), float)
+        yield row or CoverRow([], [], 1.0), truth
+
+
+def check_windows(student, teacher, texts):
+    "Rows on windows are those of the definition, and within their bound with mass left out."
+    engines = [WindowRows(student.vocab, teacher.vocab, *options) for options in ((0., 0.), (1e-3, .05))]
+    counts = np.zeros(2, int)
+    for text in texts:
+        found = window_rows_of(engines[0], student, teacher, text)
+        for (row, truth), (naive, _) in zip(found, rows_of(student, teacher, text), strict=True):
+            masses = {min(cell): mass for cell, mass in zip(naive.cells, naive.masses)}
+            assert sorted(map(sorted, row.cells)) == sorted(map(sorted, naive.cells))
+            assert all(abs(masses[min(cell)] - mass) < 1e-9 for cell, mass in zip(row.cells, row.masses))
+            assert abs(row.unknown - naive.unknown) < 1e-9 and bound_error(row, truth) < 1e-9
+            counts += 1, row.unknown > 1e-9
+        for row, truth in window_rows_of(engines[1], student, teacher, text): assert bound_error(row, truth) < 1e-9
+    return counts
+
+
 def count_worlds(seeds):
-    counts = sum(check(*random_world(seed)) for seed in seeds)
+    counts = sum(check_windows(*random_world(seed)) for seed in seeds)
     print(f"{len(seeds)} worlds, {counts[0]} rows, {counts[1]} with some unknown mass, none outside of its bound")
     return counts
 

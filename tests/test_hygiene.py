@@ -29,6 +29,36 @@ def lines(cell): return [l for l in cell["source"].split("\n") if l.strip()]
 def text_of(f): return (ROOT / f).read_text(encoding="utf8")
 
 
+# ---- pictures ---------------------------------------------------------------------------------------------------------------
+STYLE = re.compile(r"<style[^>]*>(.*?)</style>", re.S)
+
+
+def drawn(path):
+    "(cell, kind, text) of each SVG and HTML output of a notebook."
+    return [(c, kind, refresh.joined(o["data"][kind])) for c in code(path) for o in c.get("outputs", [])
+            for kind in ("image/svg+xml", "text/html") if kind in o.get("data", {})]
+
+
+def bare_selectors(style):
+    "Selectors of a style that begin with neither a class nor an id."
+    style = re.sub(r"/\*.*?\*/|<!\[CDATA\[|\]\]>", "", style, flags=re.S)
+    rules = [r for r in re.findall(r"([^{};]+)\{", style) if not r.strip().startswith("@")]
+    return [s.strip() for r in rules for s in r.split(",") if not re.match(r"\s*[.#][\w-]", s)]
+
+
+def svg_width(svg):
+    "Pixels across: the width that the first tag names, or else its viewBox."
+    head = svg[:svg.index(">")]
+    found = re.search(r'\swidth="([\d.]+)(?:px)?"', head) or re.search(r'viewBox="\S+ \S+ ([\d.]+)', head)
+    return float(found[1])
+
+
+def test_bare_selectors_are_found():
+    assert bare_selectors("text{a:b} .n{c:d} .in rect,path{e:f}") == ["text", "path"]
+    assert bare_selectors("/* text{} */@media print{#a text{b:c}}.d,#e{f:g;h:i}") == []
+    assert svg_width('<svg viewBox="0 0 1085 240" width="900.5px">') == 900.5 and svg_width('<svg viewBox="0 0 1085 240">') == 1085
+
+
 # ---- notebooks --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names(NOTEBOOKS))
 class TestNotebook:
@@ -56,6 +86,15 @@ class TestNotebook:
                 assert len(json.dumps(o)) <= 100 * 1024, "an output of more than 100 KB"
                 assert not {refresh.WIDGET, refresh.PLOTLY} & set(o.get("data", {})), "live output without its picture"
 
+    def test_styles_stay_in_their_picture(self, path):
+        "Where a page holds a picture as elements, its `<style>` is a style of the page: `text{...}` changes every picture there."
+        bare = [f"cell {c['id']}: {s}" for c, _, text in drawn(path) for style in STYLE.findall(text) for s in bare_selectors(style)]
+        assert not bare, "begin each selector with a class or an id of the picture"
+
+    def test_pictures_of_an_index_fit_into_a_notebook(self, path):
+        if path.name != "index.ipynb": return
+        wide = [f"cell {c['id']}: {w:.0f}" for c, kind, text in drawn(path) if kind == "image/svg+xml" and (w := svg_width(text)) > 920]
+        assert not wide, "fold the picture into more rows: 920 pixels at most"
 
     def test_leaves_the_process_as_it_was(self, path):
         "Notebooks are run one after another in one process: what one changes there, the next one reads."

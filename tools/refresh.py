@@ -60,9 +60,13 @@ def scrub(text):
 
 
 def stable_svg(svg):
-    "Plotly draws a random number for its ids; count instead."
+    "Plotly draws a random number for its ids; take one from the picture, so that two in a page differ."
     found = re.findall(r'id="(?:top)?defs-([0-9a-f]{6})"|id="p[0-9a-f]{6}-(?:legend-)?([0-9a-f]{6})"', svg)
-    for k, uid in enumerate(dict.fromkeys(a or b for a, b in found)): svg = svg.replace(uid, f"{k:06d}")
+    names = list(dict.fromkeys(a or b for a, b in found))
+    if not names: return svg
+    for k, name in enumerate(names): svg = svg.replace(name, f"@id{k}@")
+    mark = hashlib.sha1(svg.encode()).hexdigest()[:4]
+    for k in range(len(names)): svg = svg.replace(f"@id{k}@", f"{mark}{k:02x}")
     return svg
 
 
