@@ -367,3 +367,17 @@ def test_import_is_light():
     import subprocess, sys
     code = "import sys, xtokd.vocab.bytevocab; print([m for m in ('torch', 'transformers', 'plotly') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_vocabularies_that_differ_in_merges_only_are_not_equal():
+    "Their fingerprints can agree, but what is remembered of one must not be taken for the other."
+    from xtokd.exact.toy_models import toy_bpe
+    from xtokd.objectives.cover.cells import cell_graph
+    merges = [("q", "z"), ("z", "q"), ("qz", "q"), ("q", "zq")]
+    first, second = toy_bpe("qz", merges), toy_bpe("qz", [merges[1], merges[0], *merges[2:]])
+    spec = json.loads(first.tokenizer.to_str())
+    spec["model"]["merges"][:2] = spec["model"]["merges"][1::-1]
+    other = ByteVocab(Tokenizer.from_str(json.dumps(spec)), stops=first.stop_ids)
+    assert first.bytes == other.bytes and first.encode("qzqz") != other.encode("qzqz")
+    assert first.fingerprint == other.fingerprint and first != other and first == ByteVocab(first)
+    assert cell_graph(first, second).s is first and cell_graph(other, second).s is other

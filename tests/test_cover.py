@@ -226,27 +226,27 @@ def random_pair(seed, merges=5):
     return [TorchToyModel(texts, random_bpe(rng, symbols, int(rng.integers(1, merges + 1)))) for _ in range(2)], rng.choice(sorted(texts), 3, replace=False)
 
 
-def exact_in(seed):
-    "Largest error of a known cell, the mass of the truth on tokens that are called impossible, and the mean known share, without any doubt allowed."
+def bound_error_in(seed, **knobs):
+    "By how much the truth of some set of cells is outside of its bound, at worst; and the unknown share of each row."
     (S, T), some = random_pair(seed)
     b = batch_of(make_pair(S.vocab, T.vocab), S, T, list(some))
-    worst, known = 0., []
-    for _, m, p, gone, _ in CoverRows(b, cell_graph.__wrapped__(S.vocab, T.vocab), min_mass=0., doubt=0.).parts:
-        want, got = p.double() / p.double().sum(1, keepdim=True), m.double() / m.double().sum(1, keepdim=True)
-        seen = torch.as_tensor(gone < 1) & (p.sum(1) > 1e-6)
-        known.extend((1 - gone).tolist())
-        if seen.any(): worst = max(worst, (want[seen, :-1] - got[seen]).abs().max().item() if m.shape[1] else 0., want[seen, -1].max().item())
-    return worst, np.mean(known)
+    worst, unknown = 0., []
+    for _, m, p, gone, _ in CoverRows(b, cell_graph.__wrapped__(S.vocab, T.vocab), **knobs).parts:
+        truth, known, gone = p.double() / p.double().sum(1, keepdim=True), m.double(), torch.as_tensor(gone)
+        gap = truth - torch.nn.functional.pad(known, (0, 1))
+        worst = max(worst, -gap.min().item(), (gap.clamp_min(0).sum(1) - gone).max().item())
+        unknown.extend(gone.tolist())
+    return worst, np.mean(unknown)
 
 
 def test_every_known_cell_is_exact_on_random_merge_lists():
-    found = np.array([exact_in(k) for k in range(150)])
-    assert found[:, 0].max() < 2e-5 and found[:, 1].mean() > .6
+    found = np.array([bound_error_in(k, min_mass=0., doubt=0.) for k in range(150)])
+    assert found[:, 0].max() < 2e-5 and found[:, 1].mean() < .3
 
 
 @pytest.mark.slow
 def test_every_known_cell_is_exact_on_ten_thousand_pairs():
-    found = np.array([exact_in(k) for k in range(1000, 11_000)])
+    found = np.array([bound_error_in(k, min_mass=0., doubt=0.) for k in range(1000, 11_000)])
     assert found[:, 0].max() < 2e-5
 
 
@@ -259,15 +259,45 @@ def test_a_merge_that_looks_ahead():
 
 
 def test_doubt_is_a_bound():
-    "What is set aside as too small to spoil a cell is counted: no known cell is wrong by more than the unknown share."
-    worst, counted = 0., 0.
-    for seed in range(60):
-        (S, T), some = random_pair(seed)
-        for _, m, p, gone, _ in CoverRows(batch_of(make_pair(S.vocab, T.vocab), S, T, list(some)), cell_graph.__wrapped__(S.vocab, T.vocab), min_mass=0., doubt=.05).parts:
-            seen = np.flatnonzero((gone < 1) & (p.sum(1) > 1e-6).numpy())
-            gap = (p[seen, :-1] / p[seen].sum(1, keepdim=True) - m[seen] / m[seen].sum(1, keepdim=True)).abs()
-            if gap.numel(): worst, counted = max(worst, (gap.max(1).values - torch.as_tensor(gone[seen])).max().item()), max(counted, gone[seen].max())
-    assert worst < 2e-5 and counted > .01
+    "What is too light to be asked about, or to join two cells, is counted as unknown."
+    found = np.array([bound_error_in(seed, min_mass=0., doubt=.05) for seed in range(60)])
+    exact = np.array([bound_error_in(seed, min_mass=0., doubt=0.) for seed in range(60)])
+    assert found[:, 0].max() < 2e-5 and found[:, 1].mean() > exact[:, 1].mean()
+
+
+def test_the_nearest_masses_are_the_best_of_all_that_the_bounds_allow():
+    "Against a search over many allowed distributions; a student within the bounds is its own target."
+    from xtokd.objectives.cover.cover import nearest_masses
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n, unknown = int(rng.integers(1, 6)), float(rng.choice([0., .01, .3, .9]))
+        known = rng.dirichlet(np.ones(n)) * (1 - unknown)
+        student = rng.dirichlet(np.ones(n + 1))
+        found = nearest_masses(torch.tensor(known)[None], torch.tensor([unknown], dtype=torch.double), torch.tensor(student)[None])[0].numpy()
+        low = np.r_[known, 0.]
+        assert (found >= low - 1e-9).all() and abs(found.sum() - 1) < 1e-9
+        def kl(q): return np.sum(q * np.log(np.maximum(q, 1e-300) / student))
+        others = low + unknown * rng.dirichlet(np.ones(n + 1), 300)
+        assert kl(found) <= min(map(kl, others)) + 1e-9
+        inside = low + unknown * rng.dirichlet(np.ones(n + 1))
+        same = nearest_masses(torch.tensor(known)[None], torch.tensor([unknown], dtype=torch.double), torch.tensor(inside)[None])[0].numpy()
+        assert np.allclose(same, inside, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["fkl", "rkl", "jsd"])
+@pytest.mark.parametrize("unknown", [.01, .5])
+def test_the_exact_student_has_no_gradient_where_some_mass_is_unknown(kind, unknown):
+    "Of the truth .5, .3 (in cells) and .2 (in none) the unknown mass is taken away: the student within the bound stays."
+    from xtokd.objectives.cover.cover import Part, part_losses
+    truth = torch.tensor([[.5, .3, .2]]) if unknown > .2 else torch.tensor([[.6, .39, .01]])
+    known = truth[:, :2] - torch.tensor([[unknown - truth[0, 2].item(), 0.]])
+    part = Part(np.arange(1), known, np.array([unknown]), lambda at: torch.tensor([[0, 1, 2]])[at], is_bound=True)
+    for student, stays in ((truth, True), (torch.tensor([[.05, .05, .9]]), False)):
+        logits = student.log().requires_grad_()
+        found = [(part, slice(0, 1), slice(0, 1))]
+        loss = part_losses(logits.log_softmax(1), found, floor=1e-9, kind=kind, beta=.5, top_k=None).sum()
+        loss.backward()
+        assert (abs(loss.item()) < 1e-6 and logits.grad.abs().max() < 1e-6) == stays
 
 
 LONG = ("Certainly: 12 + 894772 altogether.\n    The number is 9632.", "7", "No: 12.")
@@ -428,4 +458,5 @@ def test_a_piece_reads_few_teacher_rows(small, monkeypatch):
     obj(b)
     cell_graph.cache_clear()
     again = sum(asked) - len(ids[1])
-    assert max(asked) <= 16 and 0 <= again <= len(asked) * (4 if small else 1)
+    if small: assert again == 0              # small vocabularies are read by whole samples
+    else: assert max(asked) <= 16 and 0 <= again <= len(asked)

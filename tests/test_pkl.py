@@ -123,6 +123,20 @@ def test_scores_of_digits_are_the_truth_on_both_ways_through_cover(small, monkey
     cell_graph.cache_clear()
 
 
+def test_the_exact_student_has_no_loss_where_some_mass_is_unknown():
+    "In 0.1 the scores were relative to the known mass and the student's were not: .693 where half was unknown."
+    from test_cover_definition import random_world
+    seen, rows = [], 0
+    for seed in range(24):
+        S, T, texts = random_world(seed)
+        for text in texts:
+            out = objective("pkl", max_unknown=1.)(world_batch((S, T), text))
+            seen.append(out.ledger["unknown"].max())
+            rows += out.num_units
+            assert out.token_loss.abs().max() < 1e-4
+    assert rows > 50 and max(seen) > .3
+
+
 # ---- the interface ----------------------------------------------------------------------------------------------------------
 def test_given_scores_need_no_teacher(twin):
     S, T = twin

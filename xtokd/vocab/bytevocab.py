@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TextEncoder', 'ByteVocab', 'as_byte_vocab', 'response_text']
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #df660301
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #d5fe0601
 import hashlib, json, re, unicodedata
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
@@ -149,7 +150,7 @@ def _mid_text_tokenizer(backend, forbidden=()):
     tokenizer.model = backend.model          # shared, not copied: 150k merges cost nothing
     return tokenizer
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #549281ce
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #4dfa45ee
 @dataclass
 class TextEncoder:
     "Encodes text as the middle of a text: nothing is added, and no control token is recognised."
@@ -157,6 +158,11 @@ class TextEncoder:
     tokenizer: Tokenizer       # around the same model, without prefix and without control tokens
     remapped: dict[int, int]   # id of `tokenizer` -> id in the vocabulary, where the two differ
     unencodable: frozenset     # bytes that no piece contains
+
+    @cached_property
+    def model_key(self) -> str:
+        "Hash of the model with all of its merges; a fingerprint only asks some probe texts."
+        return _digest(self.tokenizer.model.__getstate__())
 
     def drop_unencodable(self, text: str) -> str:
         "Return `text` without the characters that need a byte which no piece contains."
@@ -315,7 +321,7 @@ def _check_ids(ids, size, name):
             "another tokenizer, or carry padding such as -100")
     return ids
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #9e622657
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #762b89eb
 def _fingerprint(vocab):
     "Hash of the table, the encoding of the probes, the stop ids and the pipeline."
     backend = vocab.tokenizer
@@ -324,6 +330,12 @@ def _fingerprint(vocab):
     ignore_merges = getattr(backend.model, "ignore_merges", None)
     state = repr((vocab.encode_batch(_PROBES), vocab.stop_ids, steps, ignore_merges))
     return _digest(vocab.table.key, state)
+
+
+def _is_same(first, second):
+    "Same fingerprint and same merges?"
+    if first.fingerprint != second.fingerprint: return False
+    return first.encoder is second.encoder or first.encoder.model_key == second.encoder.model_key
 
 
 def _describe_change(text, new, expected, piece_format):
@@ -340,7 +352,7 @@ def _describe_change(text, new, expected, piece_format):
     old_part, new_part = show(text[at:at + 8]), show(new[at:at + 8])
     return f"{', '.join(causes)}: from character {at}, {old_part} becomes {new_part}"
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #6677adad
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #6d441133
 class ByteVocab:
     "The exact bytes of every id of a tokenizer, and the encoding of text as the middle of a text."
     def __init__(self,
@@ -423,7 +435,7 @@ class ByteVocab:
         return all(encoded == run.tolist() for encoded, run in zip(self.encode_batch(texts), runs))
 
     def __len__(self): return len(self.table.bytes)
-    def __eq__(self, other): return isinstance(other, ByteVocab) and self.fingerprint == other.fingerprint
+    def __eq__(self, other): return isinstance(other, ByteVocab) and _is_same(self, other)
     def __hash__(self): return hash(self.fingerprint)
     def __reduce__(self): return ByteVocab, (self.hf or self.tokenizer, self.stop_ids, self.name)
 

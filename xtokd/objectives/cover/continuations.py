@@ -44,7 +44,7 @@ def split_character(data: bytes) -> tuple[str, bytes] | None:
         whole, rest = data[:e.start], data[e.start:]
         return (whole.decode(), rest) if rest in _completions() else None
 
-# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #530c47b3
+# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #59f8008b
 _TO_SHAPE = str.maketrans({
     **dict.fromkeys(string.ascii_lowercase, "a"), **dict.fromkeys(string.ascii_uppercase, "A"),
     **dict.fromkeys(string.digits, "1")})
@@ -110,13 +110,16 @@ class Splits:
         if (data, closed) not in self._memo: self._memo[data, closed] = self._find(data, closed)
         return self._memo[data, closed]
 
-    def can_go_on(self, data: bytes, rest: bytes, start: int) -> bool:
-        "Return whether a piece can reach from byte `start` to the end of `data` + `rest`."
-        size = len(data) + len(rest)
-        for split in self.of(data + rest) or ():
-            ends = [end for end, _ in split if end < size]
-            if (ends[-1] if ends else 0) == start: return True
-        return False
+    def last_piece(self, data: bytes, start: int) -> tuple[bool, bool]:
+        """Return what a piece from byte `start` to the end of `data` can do: (end there, go on).
+
+        Both are False where no piece begins at `start` and reaches the end."""
+        ends, goes_on = False, False
+        for split in self.of(data) or ():
+            bounds = [0, *(end for end, _ in split)]
+            if bounds[-1] == start < len(data): goes_on = True
+            elif bounds[-2:] == [start, len(data)]: ends = True
+        return ends, goes_on
 
 # %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #02b51028
 class Merges:
@@ -153,7 +156,7 @@ class Merges:
             self._memo[key] = self._tokenize(self.model if whole else self._plain, data)
         return self._memo[key]
 
-# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #6a736272
+# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #e2156cdc
 @dataclass
 class NextTokens:
     "What can come after the tokens that a text begins with."
@@ -186,6 +189,14 @@ class Continuations:
             at = end
         return ids, at
 
+    def _makes(self, data, at, ids):
+        "Can a piece from byte `at` on have these ids, up to the end of `data`?"
+        by_merges = self.merges.ids(data[at:]) == ids
+        if not by_merges and not self.merges.takes_whole: return False
+        ends, goes_on = self.splits.last_piece(data, at)
+        if goes_on and by_merges: return True
+        return ends and self.merges.ids(data[at:], whole=True) == ids
+
     def _last_piece(self, data, at, may_follow):
         "Lists of ids from byte `at` on, where a piece begins there and goes on beyond `data`."
         for k in range(at, len(data)):                      # where a token begins that reaches beyond
@@ -193,9 +204,7 @@ class Continuations:
             for token in self._starting.get(data[k:], ()):
                 rest = self.vocab.bytes[token][len(data) - k:]
                 if not rest or token in self.added: continue
-                made = self.merges.ids(data[at:] + rest) == [*begin, token]
-                if not made and not (self.merges.takes_whole and k == at): continue
-                if not self.splits.can_go_on(data, rest, at): continue
+                if not self._makes(data + rest, at, [*begin, token]): continue
                 if may_follow is None or may_follow(rest): yield [*begin, token]
         yield self.merges.ids(data[at:])                    # or a token ends just there
 

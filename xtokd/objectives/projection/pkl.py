@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bucket_loss', 'TokenScores', 'scores_from_rows', 'scores_from_cover', 'PKL']
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #41ebdc8a
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #4c757c63
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
 from ..cover.cells import cell_graph
-from ..cover.cover import CoverRows
+from ..cover.cover import CoverRows, nearest_masses
 from ..cover.hypotheses import row_pieces
 from ..cover.teacher_pass import rows_in_piece
 from ...rows.chunked_loss import rows_per_chunk, chunked_loss
@@ -93,7 +93,7 @@ def scores_from_rows(
         found.append((at.masked_fill(~(q > 0), -1), q.nan_to_num(0.)))
     return TokenScores([ids for ids, _ in found], [q for _, q in found])
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #33ed7305
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #4ffd8085
 def _single_token_cells(part, at, width, stop_ids):
     """Of rows `at` of a part of cover: which of its cells [r, C] hold one student token, and that
     token's id [r, C]; all ways to stop are one."""
@@ -134,8 +134,10 @@ def scores_from_cover(
             for begin in range(0, len(part.rows), step):
                 at = slice(begin, min(begin + step, len(part.rows)))
                 single, name = _single_token_cells(part, at, width, stops)
-                q = (part.m[at] / part.m[at].sum(1, keepdim=True).clamp_min(1e-30)).float()
                 rows = torch.as_tensor(part.rows[at], device=device)
+                with torch.no_grad(): own = part.student(batch.student.take(part.rows[at]).exp(), at)
+                free = torch.as_tensor(part.unknown[at], device=device)
+                q = nearest_masses(part.m[at], free, own)[:, :-1].float()
                 single = single & (q > 0)
                 if sampled_only: single = single & (name == sampled[rows][:, None])
                 q, k = q.masked_fill(~single, -1.).topk(min(most, q.shape[1]), 1)
