@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROBES', 'split_character', 'text_shape', 'Splits', 'Merges', 'NextTokens', 'Continuations']
 
-# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #9cc29319
+# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #0591ced0
 import json
 import re
 import string
@@ -19,6 +19,7 @@ from tokenizers import models
 from ...vocab.bytevocab import ByteVocab
 from ...vocab.merges import piece_size, pretokenize
 from ...vocab.spelling import UnsupportedTokenizer, byte_alphabet
+from ...vocab.trie import ByteTrie
 
 # %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #797478c0
 PROBES = ("", "a", "A", "1", " ", "\n", "\t", "\r\n", "'", ".", "/", "é", "\u0301", "你", "12",
@@ -156,7 +157,7 @@ class Merges:
             self._memo[key] = self._tokenize(self.model if whole else self._plain, data)
         return self._memo[key]
 
-# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #e2156cdc
+# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #80498ee9
 @dataclass
 class NextTokens:
     "What can come after the tokens that a text begins with."
@@ -170,16 +171,22 @@ class NextTokens:
         return bool(self.tokens) or self.open
 
 
+# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #61235a99
 class Continuations:
     "Which tokens a BPE tokenizer can write next; answers are remembered."
 
     def __init__(self, vocab: ByteVocab):
         self.vocab, self.merges, self.splits = vocab, Merges(vocab), Splits(vocab)
-        self.added = set(vocab.encoder.added_tokens())
-        self._memo = {}
-        self._starting = {}                  # bytes -> ids of the tokens that begin with them
-        for i, data in enumerate(vocab.bytes):
-            for n in range(1, len(data) + 1): self._starting.setdefault(data[:n], []).append(i)
+        self.trie, self.added = ByteTrie(vocab.bytes), set(vocab.encoder.added_tokens())
+        self._memo, self._longer_tokens = {}, {}
+
+    def longer(self, data: bytes) -> list[int]:
+        "Return the ids of the tokens that begin with `data` and go on."
+        if data not in self._longer_tokens:
+            node, trie = int(self.trie.find([data])[0]), self.trie
+            found = trie.order[trie.lo[node] + trie.exact[node]:trie.hi[node]].tolist() if node >= 0 else []
+            self._longer_tokens[data] = found
+        return self._longer_tokens[data]
 
     def _complete(self, data, split):
         "Ids of the complete pieces, and where they end."
@@ -197,25 +204,20 @@ class Continuations:
         if goes_on and by_merges: return True
         return ends and self.merges.ids(data[at:], whole=True) == ids
 
-    def _last_piece(self, data, at, may_follow):
-        "Lists of ids from byte `at` on, where a piece begins there and goes on beyond `data`."
-        for k in range(at, len(data)):                      # where a token begins that reaches beyond
-            begin = self.merges.ids(data[at:k])
-            for token in self._starting.get(data[k:], ()):
-                rest = self.vocab.bytes[token][len(data) - k:]
-                if not rest or token in self.added: continue
-                if not self._makes(data + rest, at, [*begin, token]): continue
-                if may_follow is None or may_follow(rest): yield [*begin, token]
-        yield self.merges.ids(data[at:])                    # or a token ends just there
+    def _reaching(self, data, at, k, may_follow):
+        "Tokens that can begin at byte k of a last piece from byte `at` on, and reach beyond `data`."
+        begin = self.merges.ids(data[at:k])
+        for token in self.longer(data[k:]):
+            rest = self.vocab.bytes[token][len(data) - k:]
+            if token in self.added or not self._makes(data + rest, at, [*begin, token]): continue
+            if may_follow is None or may_follow(rest): yield token
 
     def _added_token(self, data):
         "Lists of ids of texts in which an added token begins within `data` and ends beyond it."
         for k in range(len(data)):
-            size = len(data) - k
-            longer = [i for i in self._starting.get(data[k:], ()) if self.vocab.lengths[i] > size]
             for split in self.splits.of(data[:k], closed=True) or ():
                 before, _ = self._complete(data[:k], split)
-                for token in self.added.intersection(longer): yield [*before, token]
+                for token in self.added.intersection(self.longer(data[k:])): yield [*before, token]
 
     def _ask(self, before, data, closed, may_follow):
         found, num_before = NextTokens(), len(before)
@@ -230,15 +232,20 @@ class Continuations:
         if splits is None: return NextTokens(breaks=True, open=True)
         for split in splits:
             ids, at = self._complete(data, split)
-            if at == len(data): add(ids)
-            else:
-                for last in self._last_piece(data, at, may_follow): add(ids + last)
-        if not closed:
+            add(ids + self.merges.ids(data[at:]))           # a token ends with `data`, or ...
+            for k in range(at, len(data)):                  # one that begins at byte k reaches beyond
+                begin = ids + self.merges.ids(data[at:k])
+                if begin == before: found.tokens.update(self._reaching(data, at, k, may_follow))
+                elif begin[:num_before] != before: known = found.breaks
+                else: known = begin[num_before] in found.tokens
+                if begin != before and not known:           # the token itself makes no difference
+                    if next(self._reaching(data, at, k, may_follow), None) is not None: add([*begin, -1])
+        if self.added and not closed:
             for ids in self._added_token(data): add(ids)
         return found
 
     def next_tokens(self, before: tuple[int, ...],  # the first ids of the text
-                    data: bytes,                     # what is known of the text; begins with their bytes
+                    data: bytes,                     # what is known of it; begins with their bytes
                     closed: bool = False,            # does the text end with `data`?
                     may_follow: Callable | None = None,   # bytes -> can they come after `data`?
                     ) -> NextTokens:

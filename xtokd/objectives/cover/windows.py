@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['characters_back', 'SettledBoundaries', 'Window', 'HypothesisTable', 'Cells', 'WindowRows']
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #71683ca7
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #c15291b3
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from .continuations import Continuations, split_character
 from .definition import CoverRow, Hypothesis, ask_student
 from ...vocab.bytevocab import ByteVocab
 from ...vocab.merges import piece_size, pretokenize
+from ...vocab.trie import ByteTrie
 
 # %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #7dca6181
 def characters_back(data: bytes, at: int, count: int) -> int:
@@ -53,7 +54,7 @@ class SettledBoundaries:
         start = int(sure[-1])
         return {*sure.tolist(), *(start + end for end in self._common(data[start:at]))}
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #58720bca
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #35abb382
 @dataclass
 class Window:
     "A part of a response around one student token, from a boundary that both tokenizers share."
@@ -68,10 +69,10 @@ class Window:
 
 
 class HypothesisTable:
-    "Finds the hypotheses of a window; the tokens of a small vocabulary by what they begin with."
+    "Finds the hypotheses of a window: tokens by what they begin with."
 
     def __init__(self, vocab: ByteVocab):
-        self.vocab, self._agreeing = vocab, {}
+        self.vocab, self._trie, self._agreeing = vocab, ByteTrie(vocab.bytes), {}
         content = vocab.lengths > 0
         content[list(vocab.stop_ids)] = True
         self._all = np.flatnonzero(content)
@@ -80,9 +81,10 @@ class HypothesisTable:
         "Ids of the tokens that are a beginning of the bytes `known`, or begin with them."
         if not known: return self._all
         if known not in self._agreeing:
-            agrees = [data.startswith(known) or known.startswith(data) for data in self.vocab.bytes]
-            agrees = np.array(agrees) & (self.vocab.lengths > 0)
-            self._agreeing[known] = np.flatnonzero(agrees)
+            trie, nodes = self._trie, self._trie.find([known[:n] for n in range(1, len(known) + 1)])
+            found = [trie.order[trie.lo[x]:trie.lo[x] + trie.exact[x]] for x in nodes[:-1] if x >= 0]
+            if nodes[-1] >= 0: found.append(trie.order[trie.lo[nodes[-1]]:trie.hi[nodes[-1]]])
+            self._agreeing[known] = np.concatenate(found) if found else np.zeros(0, np.int64)
         return self._agreeing[known]
 
     def of(self, window: Window, min_mass: float) -> tuple[list[Hypothesis], float, float]:
