@@ -41,7 +41,7 @@ def rates(name, steps=150):
     import tempfile
     for lr in RATES:
         with tempfile.TemporaryDirectory() as out:
-            evals = one(name, 0, out + "/run", lr=lr, steps=steps, eval_steps=50).evals
+            evals = one(name, 0, out + "/run", learning_rate=lr, max_steps=steps, eval_steps=50).evals
         print(f"{name}, lr {lr:g}:", [round(e["accuracy_sampled"], 3) for e in evals], flush=True)
 
 

@@ -42,10 +42,10 @@ def components(n, a, b):
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #131b6f6e
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #8940e78f
 class CellGraph:
     "Cells of a pair at a common boundary, and (below) inside a teacher token; `cell_s` [Vs] and `cell_t` [Vt] are -1 for tokens without bytes."
-    small = 4096   # up to this many tokens a side every row is taken apart exactly (notebook on joint futures); beyond, by the tokens that the teacher can mean
+    small = 4096   # up to this many tokens a side the rows are those of the definition, on windows of the text; beyond, by the tokens that the teacher can mean
 
     def __init__(self, student, teacher):
         self.s, self.t = student, teacher
