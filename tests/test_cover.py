@@ -460,3 +460,20 @@ def test_a_piece_reads_few_teacher_rows(small, monkeypatch):
     again = sum(asked) - len(ids[1])
     if small: assert again == 0              # small vocabularies are read by whole samples
     else: assert max(asked) <= 16 and 0 <= again <= len(asked)
+
+
+def test_top_k_rows_that_cannot_be_used_are_refused_with_the_reason():
+    from dataclasses import replace
+    from xtokd.alignment.pair import Pair
+    from xtokd.rows.topk import FullRowsRequired, TopKRows
+    with pytest.raises(ValueError, match="teacher_top_k is 1.*20 or more"): objective("cover", teacher_top_k=1)
+    texts = digit_world(1, 2)
+    S, T = TorchToyModel(texts, digit_groups(1)), TorchToyModel(texts, digit_groups(2))
+    b = batch_of(make_pair(S.vocab, T.vocab), S, T, ["96"])
+    top = torch.tensor([[-.1, -.2]] * 2), torch.tensor([[3, 4]] * 2)
+    with pytest.raises(ValueError, match="row 0.*add up to a probability of 2.0"):
+        objective("cover", teacher_top_k=2)(replace(b, teacher=TopKRows([T.codes["96"]], [[-1., -1.]], T.vocab, top)))
+    missing = TopKRows([T.codes["96"]], [[float("nan"), -.5]], T.vocab, (top[0] - 2, top[1]))
+    out = objective("cover", teacher_top_k=2)(replace(b, teacher=missing))
+    assert torch.isfinite(out.loss_sum) and (out.ledger["reason"][out.ledger["weight"] == 0] > 0).all()
+    with treated(True), pytest.raises(FullRowsRequired, match="4,096 tokens only"): objective("cover", teacher_top_k=2)(b)

@@ -263,7 +263,7 @@ def test_requests_go_out_together_but_no_faster_than_the_rate():
 
 
 PAIR = Pair(load_tokenizer("tiny"), TOKENIZER)
-LOCAL = [("sampled", {}), ("opd", {}), ("minillm", {}), ("dpca", {}), ("alm", {"debias": "none", "gamma": None}), ("uld", {"top_k": 12}), ("ctpd", {"weights": "none"}), ("compass", {}), ("strict", {"top_k": 12, "support": "teacher"})]
+LOCAL = [("sampled", {}), ("opd", {}), ("minillm", {}), ("dpca", {}), ("alm", {"debias": "none", "gamma": None}), ("uld", {"top_k": 12}), ("ctpd", {"weights": "none"}), ("compass", {}), ("strict", {"top_k": 12, "support": "teacher"}), ("cover", {"teacher_top_k": 12, "max_unknown": 1.})]
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +311,14 @@ def test_a_run_with_a_served_teacher_is_the_run_with_the_local_one(tmp_path):
         far = Distiller("tiny", t, "tiny", "sampled", config("far")).fit()
     same_run(near, far)
     assert s.seen
+
+
+def test_cover_learns_from_the_most_likely_tokens_of_a_served_teacher(tmp_path):
+    how = ("cover", {"teacher_top_k": 12})
+    config = lambda name: DistillConfig(**SMALL, output_dir=str(tmp_path/name))
+    near = Distiller("tiny", "tiny", "tiny", how, config("near")).fit()
+    with serve() as s: far = Distiller("tiny", remote(s), "tiny", how, config("far")).fit()
+    same_run(near, far)
 
 
 def test_objectives_that_read_whole_rows_are_refused_before_training(tmp_path):

@@ -16,7 +16,7 @@ PAIR = Pair("tiny", "tiny")
 SAME = Pair(PAIR.teacher, PAIR.teacher)
 SMALL = [("sampled", {}), ("sampled", {"surrogate": True}), ("opd", {}), ("opd", {"discount": .9}), ("minillm", {}), ("dpca", {}), ("dpca", {"stop": "id"}), ("compass", {}), ("ctpd", {}), ("ctpd", {"reference": "student"}),
         ("strict", {"top_k": 12, "support": "teacher"}), ("strict", {"top_k": 5, "support": "teacher", "divergence": "jsd", "span": .5}),
-        ("alm", {"debias": "none", "gamma": None}), ("alm", {"debias": "none", "gamma": None, "ce": .5}), ("uld", {"top_k": 12}), ("uld", {"top_k": 12, "pairing": "index"})]
+        ("alm", {"debias": "none", "gamma": None}), ("alm", {"debias": "none", "gamma": None, "ce": .5}), ("uld", {"top_k": 12}), ("uld", {"top_k": 12, "pairing": "index"}), ("cover", {"teacher_top_k": 12, "max_unknown": 1.})]
 EQUAL = [("strict", {"top_k": 12, "support": "teacher"}), ("gkd", {"top_k": 12, "support": "teacher"}), ("gkd", {"top_k": 12, "support": "teacher", "tail": "bucket"}), ("minillm", {"single_step": 0})]
 
 

@@ -8,7 +8,8 @@ __all__ = ['FLOAT_ERROR', 'window_rows', 'samples_of', 'nearest_masses', 'contra
            'student_sums', 'forward_kl', 'part_losses', 'kl_by_hand', 'window_parts', 'CoverRows', 'sample_pieces',
            'CoverStream', 'Cover']
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #1c49fbcc
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #981ed0c5
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,6 +25,7 @@ from .teacher_pass import TeacherRows, columns, read_rows, rows_in_piece
 from .windows import WindowRows
 from ...vocab.bytevocab import ByteVocab
 from ...rows.pair_batch import PairBatch
+from ...rows.topk import FullRowsRequired, to_top_k
 from ...rows.chunked_loss import ManualGradient, chunked_loss
 
 # %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #5e970598
@@ -361,21 +363,36 @@ class CoverStream:
                 a, lo = a + b, hi
             k += 1
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #90ea6d07
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #9f11a389
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     summary, source = "exact masses of cells of the student vocabulary, from one teacher forward", "this package"
     alignment, vocab_map, divergence_label = "every place in the teacher's text", "cells of tokens with a known joint mass", "fkl, rkl, jsd"
     rows_at_once = None   # student tokens whose teacher rows are held together; None: `rows_in_piece`
 
-    def __init__(self, divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, doubt=1e-3, max_unknown=.5, floor=1e-4, mask_whitespace=False):
+    def __init__(self, divergence="fkl", beta=.5, top_k=None, min_mass=1e-6, doubt=1e-3, max_unknown=.5, floor=1e-4, mask_whitespace=False,
+                 teacher_top_k=None):
         self.compare = dict(kind=divergence, beta=beta, top_k=top_k)
         self.floor, self.min_mass, self.doubt, self.max_unknown, self.mask_whitespace = floor, min_mass, doubt, max_unknown, mask_whitespace
+        if teacher_top_k is None: return
+        if teacher_top_k < 2:
+            raise ValueError(f"teacher_top_k is {teacher_top_k}: cover needs the 2 most likely ids of each "
+                             "row at least; give 20 or more")
+        self.teacher_access, self.teacher_top_k = "top_k", teacher_top_k
 
     def signal(self, batch):
         n, a, dev = len(batch.alignment.student_ids), batch.alignment, batch.student.device
         weight, why, unknown = np.zeros(n, np.float32), np.zeros(n, np.int16), np.zeros(n, np.float32)
-        same = batch.pair.overlap.identical and np.array_equal(a.student_ids, a.teacher_ids)
+        if self.teacher_access == "top_k" and not getattr(batch.teacher, "is_top_k", False):
+            batch = replace(batch, teacher=to_top_k(batch.teacher, self.teacher_top_k))
+            a = batch.alignment
+        partial = getattr(batch.teacher, "is_top_k", False)
+        if partial and self.teacher_access == "full":
+            raise FullRowsRequired("cover reads whole rows of the teacher. With teacher_top_k=20 it takes the most likely ids.")
+        if partial and not cell_graph(batch.pair.student, batch.pair.teacher).exact:
+            raise FullRowsRequired("cover reads top-k rows for vocabularies of up to 4,096 tokens only. Load "
+                                   "the teacher in this process, or choose another objective.")
+        same = not partial and batch.pair.overlap.identical and np.array_equal(a.student_ids, a.teacher_ids)
         rows, value = self._own_rows(batch) if same else self._cover_rows(batch, unknown)
         empty = unknown > self.max_unknown
         weight[rows], why[rows] = np.where(empty[rows], 0, 1), np.where(empty[rows], Reason.NOT_CANONICAL, 0)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['above', 'read_rows', 'Columns', 'columns', 'rows_in_piece', 'TeacherRows']
 
-# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #d20bb6c1
+# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #06bf8817
 import numpy as np
 import torch
 
 from ...rows.chunked_loss import rows_per_chunk
 from ...rows.dense import FullRows
+from ...rows.topk import TopKRows
 
 # %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #5b26c945
 def above(x, worth):
@@ -22,7 +23,7 @@ def above(x, worth):
     k, bit = hit.view(len(x), -1, 8)[r, c].nonzero(as_tuple=True)
     return r[k], c[k] * 8 + bit
 
-# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #d130b7b2
+# %% ../../../nbs/05_objectives/6_cover/06_teacher_pass.ipynb #dc88b35b
 def _runs(at):
     "Places (i, j) between which the numbers `at` [n] go up by one."
     cuts = [0, *(np.flatnonzero(np.diff(at) != 1) + 1).tolist(), len(at)]
@@ -40,8 +41,24 @@ def _read(rows, index, q):
     return found
 
 
-def read_rows(rows: FullRows, index: np.ndarray) -> np.ndarray:
-    "Return probabilities float64 [k, V] of flat rows [k], on the host."
+def _partial_rows(rows, index):
+    "Probabilities float64 [k, V] of `TopKRows`, 0 where they are not known."
+    top, sampled = rows.topk(rows.k), rows.token_logp()[index].double().exp().nan_to_num(0.)
+    ids, known = top.indices[index].cpu(), top.values[index].double().exp().cpu()
+    found = np.zeros((len(index), rows.width + 1))            # the last column takes what has no id
+    np.put_along_axis(found, np.where(ids < 0, rows.width, ids.numpy()), known.numpy(), 1)
+    found[np.arange(len(index)), rows.ids[index]] = sampled.cpu().numpy()
+    found = found[:, :rows.width]
+    if (too_much := found.sum(1) > 1.001).any():
+        k = int(np.flatnonzero(too_much)[0])
+        raise ValueError(f"teacher row {int(index[k])}: its log-probs add up to a probability of {found[k].sum():.3f}. "
+                         "Ask the server for log-probs at temperature 1, before any penalty.")
+    return found
+
+
+def read_rows(rows: FullRows | TopKRows, index: np.ndarray) -> np.ndarray:
+    "Return probabilities float64 [k, V] of flat rows [k], on the host; 0 where `TopKRows` know none."
+    if getattr(rows, "is_top_k", False): return _partial_rows(rows, index)
     step, found = rows_per_chunk(rows), [np.zeros((0, rows.width))]
     for a in range(0, len(index), step):
         x = rows.raw(index[a:a + step]).double()

@@ -54,7 +54,7 @@ class SettledBoundaries:
         start = int(sure[-1])
         return {*sure.tolist(), *(start + end for end in self._common(data[start:at]))}
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #35abb382
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #ddc19681
 @dataclass
 class Window:
     "A part of a response around one student token, from a boundary that both tokenizers share."
@@ -65,6 +65,7 @@ class Window:
     teacher_ids: list        # the teacher's tokens from the window's start
     starts: np.ndarray       # int64: where they begin, and the end
     rows: np.ndarray         # float64 [m, Vt]: their rows
+    left: np.ndarray         # float64 [m]: probability of each row that is not in it (top-k rows)
     path: np.ndarray         # float64 [m + 1]: log-probability of the teacher's tokens before each
 
 
@@ -91,7 +92,7 @@ class HypothesisTable:
         """Return the hypotheses of a window, heaviest first, all mass, and the mass left out.
 
         Masses are relative to the path to the token; those below `min_mass` of all are left out."""
-        stops, found, ended = self.vocab.stop_ids, [], False
+        stops, found, ended, light = self.vocab.stop_ids, [], False, 0.0
         last = int(np.searchsorted(window.starts, window.at_byte, side="right")) - 1
         scale = window.path[min(last, len(window.path) - 1)]
         for j, token in enumerate(window.teacher_ids):
@@ -99,7 +100,8 @@ class HypothesisTable:
             if start > window.at_byte and start >= window.until: break
             ids = self._agree(window.text[start:window.at_byte])
             ids = ids[ids < window.rows.shape[1]]
-            mass = window.rows[j, ids] * np.exp(min(window.path[j] - scale, 600.))
+            reached = np.exp(min(window.path[j] - scale, 600.))
+            mass, light = window.rows[j, ids] * reached, light + window.left[j] * reached
             mass = np.where((ids == token) & (token not in stops), 0., mass)
             found.append((j, ids, mass))
             ended = token in stops
@@ -107,8 +109,7 @@ class HypothesisTable:
         else: j = len(window.teacher_ids)
         if not ended:                          # what was written so far is a hypothesis too
             found.append((j, np.array([-1]), np.exp([min(window.path[j] - scale, 600.)])))
-        total = sum(mass.sum() for _, _, mass in found)
-        heavy, light = [], 0.0
+        total, heavy = light + sum(mass.sum() for _, _, mass in found), []
         for j, ids, mass in found:
             keep = mass > min_mass * total
             light += mass[~keep].sum()
@@ -178,7 +179,7 @@ class _Sample:
             place = self.places[k]
             yield int(place), self.student_ids[k]
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #909bfc51
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #0e5280d2
 class WindowRows:
     """The cells and masses of student tokens, from the teacher's rows along the same text.
 
@@ -216,7 +217,8 @@ class WindowRows:
         j = int(np.searchsorted(sample.starts, start))
         ids = tuple(token for at, token in before[::-1] if at >= start)
         return Window(sample.text[start:], place - start, int(sample.ends[i]) - start, ids,
-                      sample.teacher_ids[j:], sample.starts[j:] - start, rows[j:], sample.path[j:])
+                      sample.teacher_ids[j:], sample.starts[j:] - start, rows[j:], sample.left[j:],
+                      sample.path[j:])
 
     def row(self, window: Window) -> CoverRow | None:
         "Return the cells of one token; None where no hypothesis agrees with the response."
@@ -235,7 +237,7 @@ class WindowRows:
         return cells.row(unknown + light)
 
     def of(self, alignment: BatchAlignment,
-           rows: np.ndarray,                # float64 [m, Vt], of the tokens of the samples
+           rows: np.ndarray,                # float64 [m, Vt]; what is missing to a sum of 1 is unknown
            samples: range | None = None,    # which samples; None: all
            ) -> list[CoverRow | None]:
         "Return the row of each student token of some samples; None for tokens without one."
@@ -247,6 +249,8 @@ class WindowRows:
             with np.errstate(divide="ignore"):
                 logp = np.log(own[np.arange(len(own)), sample.teacher_ids])
             sample.path = np.cumsum([0., *np.maximum(logp, -1e3)])
+            left = 1 - own.sum(1)
+            sample.left = np.where(left > 1e-6, left, 0.)            # beyond the error of float32
             for i, place in enumerate(sample.places.tolist()):
                 window = self._window(sample, i, own) if place >= 0 else None
                 found.append(None if window is None else self.row(window))

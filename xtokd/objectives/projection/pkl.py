@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bucket_loss', 'TokenScores', 'scores_from_rows', 'scores_from_cover', 'PKL']
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #4c757c63
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #bad91e07
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
 from ..cover.cells import cell_graph
 from ..cover.cover import CoverRows, nearest_masses
+from ...rows.topk import FullRowsRequired
 from ..cover.hypotheses import row_pieces
 from ..cover.teacher_pass import rows_in_piece
 from ...rows.chunked_loss import rows_per_chunk, chunked_loss
@@ -93,7 +94,7 @@ def scores_from_rows(
         found.append((at.masked_fill(~(q > 0), -1), q.nan_to_num(0.)))
     return TokenScores([ids for ids, _ in found], [q for _, q in found])
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #4ffd8085
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #0094786b
 def _single_token_cells(part, at, width, stop_ids):
     """Of rows `at` of a part of cover: which of its cells [r, C] hold one student token, and that
     token's id [r, C]; all ways to stop are one."""
@@ -119,6 +120,8 @@ def scores_from_cover(
     """Return the `TokenScores` of a batch from its teacher rows, the `top_k` (None: all) most
     likely tokens that are alone in their cell or the sampled token only, and the unknown share
     float32[n] of each row (1: no row)."""
+    if getattr(batch.teacher, "is_top_k", False):
+        raise FullRowsRequired("scores from cover need whole rows of the teacher.")
     n, width, device = len(batch.student), batch.student.width, batch.student.device
     stops = [i for i in batch.pair.student.stop_ids if i < width]
     unknown, found, graph = (
@@ -135,7 +138,8 @@ def scores_from_cover(
                 at = slice(begin, min(begin + step, len(part.rows)))
                 single, name = _single_token_cells(part, at, width, stops)
                 rows = torch.as_tensor(part.rows[at], device=device)
-                with torch.no_grad(): own = part.student(batch.student.take(part.rows[at]).exp(), at)
+                with torch.no_grad():
+                    own = part.student(batch.student.take(part.rows[at]).exp(), at)
                 free = torch.as_tensor(part.unknown[at], device=device)
                 q = nearest_masses(part.m[at], free, own)[:, :-1].float()
                 single = single & (q > 0)
