@@ -211,6 +211,20 @@ def test_random_worlds(part):
     assert count_worlds(range(50 * part, 50 * part + 50))[0] > 200
 
 
+@pytest.mark.parametrize("part", range(3))
+def test_bounds_on_more_random_worlds(part):
+    "Without the definition beside it, which takes most of the time."
+    rows = 0
+    for seed in range(300 + 100 * part, 400 + 100 * part):
+        student, teacher, texts = random_world(seed)
+        engine = WindowRows(student.vocab, teacher.vocab, 0., 0.)
+        for text in texts:
+            for row, truth in window_rows_of(engine, student, teacher, text):
+                assert bound_error(row, truth) < 1e-9
+                rows += 1
+    assert rows > 400
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(100))
 def test_many_random_worlds(part):

@@ -252,7 +252,7 @@ def effective_events(events: list[dict]) -> list[dict]:
     def counts(i, e): return e["event"] not in ("step", "eval") or last[e["event"], e["step"]] == i
     return [e for i, e in enumerate(kept) if counts(i, e)]
 
-# %% ../../nbs/08_train/07_runlog.ipynb #1dde99a1
+# %% ../../nbs/08_train/07_runlog.ipynb #9fc7b6ed
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     "Wilson interval (95 % for z = 1.96) of a fraction `p` that was observed in `n` trials."
     if not n: return 0., 1.
@@ -273,8 +273,9 @@ def sparkline(values: list | np.ndarray, width: int = 60) -> str:
         places = np.linspace(0, len(values) - 1, min(width, len(values))).round().astype(int)
         values = values[places]
     finite = values[np.isfinite(values)]
-    low, span = (finite.min(), finite.max() - finite.min() or 1) if len(finite) else (0, 1)
-    return "".join("▁▂▃▄▅▆▇█"[int((v - low)/span*7.99)] if np.isfinite(v) else "·" for v in values)
+    low, high = (finite.min() / 2, finite.max() / 2) if len(finite) else (0, 1)   # halves do not overflow
+    heights = (values / 2 - low) / (high - low or 1) * 7.99
+    return "".join("▁▂▃▄▅▆▇█"[int(h)] if np.isfinite(h) else "·" for h in heights)
 
 # %% ../../nbs/08_train/07_runlog.ipynb #05bd1fa1
 class Control:

@@ -45,7 +45,7 @@ def split_character(data: bytes) -> tuple[str, bytes] | None:
         whole, rest = data[:e.start], data[e.start:]
         return (whole.decode(), rest) if rest in _completions() else None
 
-# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #59f8008b
+# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #89a4b554
 _TO_SHAPE = str.maketrans({
     **dict.fromkeys(string.ascii_lowercase, "a"), **dict.fromkeys(string.ascii_uppercase, "A"),
     **dict.fromkeys(string.digits, "1")})
@@ -62,6 +62,7 @@ class Splits:
 
     def __init__(self, vocab: ByteVocab):
         self.vocab, self._memo, self._shaped = vocab, {}, False
+        self.divides = self._divides_something()
         self._shaped = self._shapes_are_enough()
 
     def _shapes_are_enough(self, most=4096):
@@ -74,6 +75,14 @@ class Splits:
             size = len(text.encode())
             if self._pieces(text, size) != self._pieces(text_shape(text), size): return False
         return True
+
+    def _divides_something(self, most=4096):
+        "Does the pre-tokenizer divide some text, of tokens and of two tokens?"
+        step = max(1, len(self.vocab) // most)
+        texts = [data.decode("utf-8", "ignore") for data in self.vocab.bytes[::step]]
+        texts += [first + second for first, second in zip(texts, texts[1:])]
+        texts += ["a b", "a1", "1234", "a.b"]
+        return any(len(self._pieces(text, len(text.encode()))) > 1 for text in texts if text)
 
     def _normalizer_changes(self, text):
         "Does the normalizer change more of a text than how spaces are spelled?"
@@ -95,6 +104,8 @@ class Splits:
         if parts is None or closed and parts[1]: return set()
         text, rest = parts
         if self._normalizer_changes(text): return None
+        whole_text = {((len(data), -1),) if data else ()}
+        if not self.divides: return {()} if rest else whole_text if closed else {(), *whole_text}
         found = set()
         for character in _completions()[rest] if rest else ("",):
             for probe in ("",) if closed else PROBES:
@@ -171,7 +182,7 @@ class NextTokens:
         return bool(self.tokens) or self.open
 
 
-# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #61235a99
+# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #76a655a4
 class Continuations:
     "Which tokens a BPE tokenizer can write next; answers are remembered."
 
@@ -179,9 +190,13 @@ class Continuations:
         self.vocab, self.merges, self.splits = vocab, Merges(vocab), Splits(vocab)
         self.trie, self.added = ByteTrie(vocab.bytes), set(vocab.encoder.added_tokens())
         self._memo, self._longer_tokens = {}, {}
+        self._is_small = int(vocab.lengths.sum()) < 1 << 17    # all beginnings fit into a dictionary
+        for i, data in enumerate(vocab.bytes if self._is_small else ()):
+            for n in range(1, len(data)): self._longer_tokens.setdefault(data[:n], []).append(i)
 
     def longer(self, data: bytes) -> list[int]:
         "Return the ids of the tokens that begin with `data` and go on."
+        if self._is_small: return self._longer_tokens.get(data, ())
         if data not in self._longer_tokens:
             node, trie = int(self.trie.find([data])[0]), self.trie
             found = trie.order[trie.lo[node] + trie.exact[node]:trie.hi[node]].tolist() if node >= 0 else []
@@ -205,7 +220,7 @@ class Continuations:
         return ends and self.merges.ids(data[at:], whole=True) == ids
 
     def _reaching(self, data, at, k, may_follow):
-        "Tokens that can begin at byte k of a last piece from byte `at` on, and reach beyond `data`."
+        "Tokens that can begin at byte k of the last piece (from byte `at` on) and reach beyond."
         begin = self.merges.ids(data[at:k])
         for token in self.longer(data[k:]):
             rest = self.vocab.bytes[token][len(data) - k:]
@@ -239,7 +254,8 @@ class Continuations:
                 elif begin[:num_before] != before: known = found.breaks
                 else: known = begin[num_before] in found.tokens
                 if begin != before and not known:           # the token itself makes no difference
-                    if next(self._reaching(data, at, k, may_follow), None) is not None: add([*begin, -1])
+                    some = next(self._reaching(data, at, k, may_follow), None)
+                    if some is not None: add([*begin, some])
         if self.added and not closed:
             for ids in self._added_token(data): add(ids)
         return found
