@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Scorer', 'ExactRows', 'exact_rows', 'sampled_rows', 'CanonicalMass', 'canonical_mass']
 
-# %% ../../nbs/09_exact/04_scorer.ipynb #053f3e68
+# %% ../../nbs/09_exact/04_scorer.ipynb #7f55df49
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .canonical_prefixes import (
-    canonical_continuations, decode_complete, possible_borders, prefix_tokenizations, starts_character)
+    canonical_continuations, decode_complete, possible_borders, prefix_tokenizations)
 from .prefix_probability import Quantity
 from ..train.runlog import wilson
 from ..vocab.bytevocab import ByteVocab
+from ..vocab.spelling import starts_character
 
 # %% ../../nbs/09_exact/04_scorer.ipynb #dba63b97
 def _hosts(prefixes):

@@ -190,7 +190,7 @@ def proper_merges(vocab: ByteVocab) -> ProperMerges:
     else: unreachable, whole_only = no_merge, none
     return ProperMerges(vocab, left, right, rank, len(rules), unreachable, whole_only, added)
 
-# %% ../../nbs/01_vocab/05_merges.ipynb #4ed7899b
+# %% ../../nbs/01_vocab/05_merges.ipynb #235ac87f
 @lru_cache(maxsize=16)
 def _added_tokens(vocab):
     """(pattern of the added tokens found in raw text, of those in normalised text, {text: id}).
@@ -241,7 +241,7 @@ def piece_size(vocab: ByteVocab, piece: str, added: int) -> int:
     return len((piece.replace(marker, " ") if marker else piece).encode())
 
 
-def pretoken_boundaries(vocab: ByteVocab, text: str) -> np.ndarray:
+def pretoken_boundaries(vocab: ByteVocab, text: str, drop_unencodable: bool = True) -> np.ndarray:
     "Return the byte offsets int64[P + 1] at which the P pre-tokens of `text` begin, and its end."
-    sizes = [piece_size(vocab, piece, i) for piece, i in pretokenize(vocab, text)]
+    sizes = [piece_size(vocab, piece, i) for piece, i in pretokenize(vocab, text, drop_unencodable)]
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

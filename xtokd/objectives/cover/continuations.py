@@ -45,7 +45,7 @@ def split_character(data: bytes) -> tuple[str, bytes] | None:
         whole, rest = data[:e.start], data[e.start:]
         return (whole.decode(), rest) if rest in _completions() else None
 
-# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #89a4b554
+# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #cf027929
 _TO_SHAPE = str.maketrans({
     **dict.fromkeys(string.ascii_lowercase, "a"), **dict.fromkeys(string.ascii_uppercase, "A"),
     **dict.fromkeys(string.digits, "1")})
@@ -65,21 +65,23 @@ class Splits:
         self.divides = self._divides_something()
         self._shaped = self._shapes_are_enough()
 
-    def _shapes_are_enough(self, most=4096):
+    def _token_texts(self, most=4096):
+        "The texts of all tokens, or of about `most` of them."
+        step = max(1, len(self.vocab) // most)
+        return [data.decode("utf-8", "ignore") for data in self.vocab.bytes[::step]]
+
+    def _shapes_are_enough(self):
         "Is every token divided like its shape, alone and behind some beginnings of a text?"
         if self.vocab.encoder.added_tokens(): return False
-        step = max(1, len(self.vocab) // most)
-        texts = [data.decode("utf-8", "ignore") for data in self.vocab.bytes[::step]]
         beginnings = "", "b", " ", "7", "'"
-        for text in dict.fromkeys(before + text for text in texts for before in beginnings):
+        for text in dict.fromkeys(before + x for x in self._token_texts() for before in beginnings):
             size = len(text.encode())
             if self._pieces(text, size) != self._pieces(text_shape(text), size): return False
         return True
 
-    def _divides_something(self, most=4096):
+    def _divides_something(self):
         "Does the pre-tokenizer divide some text, of tokens and of two tokens?"
-        step = max(1, len(self.vocab) // most)
-        texts = [data.decode("utf-8", "ignore") for data in self.vocab.bytes[::step]]
+        texts = self._token_texts()
         texts += [first + second for first, second in zip(texts, texts[1:])]
         texts += ["a b", "a1", "1234", "a.b"]
         return any(len(self._pieces(text, len(text.encode()))) > 1 for text in texts if text)

@@ -363,7 +363,7 @@ class CoverStream:
                 a, lo = a + b, hi
             k += 1
 
-# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #9f11a389
+# %% ../../../nbs/05_objectives/6_cover/07_cover.ipynb #0027c7e4
 class Cover(Objective):
     "Divergence between teacher and student masses of exactly known cells, at every student token that has a place in the teacher's text; loss unit: token."
     summary, source = "exact masses of cells of the student vocabulary, from one teacher forward", "this package"
@@ -385,7 +385,6 @@ class Cover(Objective):
         weight, why, unknown = np.zeros(n, np.float32), np.zeros(n, np.int16), np.zeros(n, np.float32)
         if self.teacher_access == "top_k" and not getattr(batch.teacher, "is_top_k", False):
             batch = replace(batch, teacher=to_top_k(batch.teacher, self.teacher_top_k))
-            a = batch.alignment
         partial = getattr(batch.teacher, "is_top_k", False)
         if partial and self.teacher_access == "full":
             raise FullRowsRequired("cover reads whole rows of the teacher. With teacher_top_k=20 it takes the most likely ids.")

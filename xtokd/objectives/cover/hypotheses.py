@@ -46,7 +46,7 @@ def _reach(looks, graph):
     looks.j = content[at]
     looks.realised = looks.end[looks.j] == looks.p[looks.i]      # the realised token ends here: no lone hypothesis
 
-# %% ../../../nbs/05_objectives/6_cover/03_hypotheses.ipynb #021e0f48
+# %% ../../../nbs/05_objectives/6_cover/03_hypotheses.ipynb #7fac8512
 def reaching(a, trie, first, t0):
     "The first of the teacher tokens first..t0 from which a token of `trie` agrees with the text up to the start of token t0; t0 where there is none."
     far = np.cumsum(a.teacher.lengths[a.teacher_ids[first: t0]][::-1].astype(np.int64))[::-1]       # bytes from each start to the start of t0
@@ -58,24 +58,23 @@ def reaching(a, trie, first, t0):
 
 def teacher_window(a, trie, lo, hi, back=None):
     """Teacher tokens (t_lo, t_hi) of the student rows lo..hi: whole samples where these are whole, else those of their chunks and as many before as can reach into the
-    first row (`back`: this many); and whether the sample has others before."""
+    first row (`back`: this many)."""
     f, l = np.searchsorted(a.student_offsets, lo), np.searchsorted(a.student_offsets, hi, side="right") - 1
     chunk = a.student_chunk[lo: hi]
     chunk = chunk[chunk >= 0]
     t_lo, t_hi = a.teacher_offsets[min(f, len(a))], a.teacher_offsets[l]
     if a.student_offsets[l] < hi: t_hi = a.chunks[chunk.max(), 3] if len(chunk) else t_lo
-    if a.student_offsets[f] == lo: return t_lo, max(t_lo, t_hi), False
-    if not len(chunk): return t_hi, t_hi, False
+    if a.student_offsets[f] == lo: return t_lo, max(t_lo, t_hi)
+    if not len(chunk): return t_hi, t_hi
     t0, first = a.chunks[chunk.min(), 2], a.teacher_offsets[f - 1]
-    t_lo = reaching(a, trie, first, t0) if back is None else max(first, t0 - back)
-    return t_lo, t_hi, t_lo > first
+    return reaching(a, trie, first, t0) if back is None else max(first, t0 - back), t_hi
 
-# %% ../../../nbs/05_objectives/6_cover/03_hypotheses.ipynb #e32f5c20
+# %% ../../../nbs/05_objectives/6_cover/03_hypotheses.ipynb #94a5b267
 class Looks:
     "Some student rows of a batch: where each stands in the teacher's text, its last realised cut, and triples (teacher row j, row i, trie node) of looks from before."
     def __init__(self, a, graph, lo=0, hi=None, back=None, reach=True):  # alignment of a batch, and its student rows lo..hi (see `row_pieces`); `back` as in `teacher_window`; without `reach` there are no triples
         self.s_lo, self.s_hi = lo, len(a.student_ids) if hi is None else hi
-        self.t_lo, self.t_hi, self.cut = teacher_window(a, graph.t_trie, self.s_lo, self.s_hi, back)
+        self.t_lo, self.t_hi = teacher_window(a, graph.t_trie, self.s_lo, self.s_hi, back)
         self.s_ids, self.t_ids = a.student_ids[self.s_lo: self.s_hi], a.teacher_ids[self.t_lo: self.t_hi]
         size = a.teacher.lengths[self.t_ids].astype(np.int64)
         self.end = np.cumsum(size)
@@ -84,7 +83,6 @@ class Looks:
         t = np.arange(self.t_lo, self.t_hi)
         sample = np.searchsorted(a.teacher_offsets, t, side="right") - 1
         self.sample = sample - sample.min(initial=len(a))                                                # of each teacher token
-        self.t_prev = np.where(np.isin(t, a.teacher_offsets), -1, a.teacher_ids[np.maximum(t - 1, 0)])   # the token before each
         _place(self, a)
         if reach: _reach(self, graph)
 

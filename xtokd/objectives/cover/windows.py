@@ -6,7 +6,7 @@
 __all__ = ['characters_back', 'joined_bytes', 'SettledBoundaries', 'Window', 'HypothesisTable', 'Cells', 'AnswerMasses',
            'WindowRows']
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #5f671f88
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #9d0a40c9
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +15,16 @@ from ...alignment.alignment import BatchAlignment
 from .continuations import Continuations, NextTokens, split_character
 from .definition import CoverRow, Hypothesis, ask_student
 from ...vocab.bytevocab import ByteVocab
-from ...vocab.merges import piece_size, pretokenize
+from ...vocab.merges import pretoken_boundaries
+from ...vocab.spelling import starts_character
 from ...vocab.trie import ByteTrie
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #aa617978
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #37edbfe6
 def characters_back(data: bytes, at: int, count: int) -> int:
     "Return the byte at which the `count`-th character before byte `at` begins; at least 0."
     for _ in range(count):
         at -= 1
-        while at > 0 and data[at] & 0xC0 == 0x80: at -= 1
+        while at > 0 and not starts_character(data, at): at -= 1
     return max(at, 0)
 
 
@@ -51,9 +52,7 @@ class SettledBoundaries:
     def of_text(self, data: bytes) -> np.ndarray:
         "Return the boundaries of a text in bytes, int64, without an incomplete last character."
         text, _ = split_character(data) or ("", b"")
-        pieces = pretokenize(self.vocab, text, drop_unencodable=False)
-        sizes = [piece_size(self.vocab, piece, added) for piece, added in pieces]
-        return np.cumsum([0, *sizes]).astype(np.int64)
+        return pretoken_boundaries(self.vocab, text, drop_unencodable=False)
 
     def _common(self, data):
         "Boundaries that all texts share that begin with `data`."
@@ -70,14 +69,13 @@ class SettledBoundaries:
             known = np.frombuffer(data[:at], np.uint8)
             apart = ~self._joined[known[:-1], known[1:]] & (known[1:] & 0xC0 != 0x80)
             found = {0, *(np.flatnonzero(apart) + 1).tolist()}
-            whole = at == len(data) or data[at] & 0xC0 != 0x80
-            if at and whole and not self._joined[known[-1]].any(): found.add(at)
+            if at and starts_character(data, at) and not self._joined[known[-1]].any(): found.add(at)
             return found
         sure = boundaries[:np.searchsorted(boundaries, characters_back(data, at, 2), side="right")]
         start = int(sure[-1])
         return {*sure.tolist(), *(start + end for end in self._common(data[start:at]))}
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #545b7b7a
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #252f649e
 @dataclass
 class Window:
     "A part of a response around one student token, from a boundary that both tokenizers share."
@@ -113,8 +111,8 @@ class HypothesisTable:
             self._agreeing[known] = np.concatenate(found) if found else np.zeros(0, np.int64)
         return self._agreeing[known]
 
-    def of(self, window: Window, min_mass: float) -> tuple[list[tuple], float, float]:
-        """Return the hypotheses of a window, all mass, and the mass left out.
+    def of(self, window: Window, min_mass: float) -> tuple[list[tuple], float]:
+        """Return the hypotheses of a window, and the mass left out.
 
         Hypotheses are groups (teacher position j, ids, masses); the id -1 is the path itself (see
         `hypothesis`). Masses are relative to the path to the token; those below `min_mass` of all are
@@ -141,14 +139,14 @@ class HypothesisTable:
             keep = mass > min_mass * total
             light += mass[~keep].sum()
             heavy.append((j, ids[keep].tolist(), mass[keep].tolist()))
-        return heavy, total, light
+        return heavy, light
 
-    def hypothesis(self, window: Window, j: int, token: int, mass: float) -> Hypothesis:
-        "Return one hypothesis: a token at teacher position j, or the path up to there (-1)."
+    def hypothesis(self, window: Window, j: int, token: int) -> Hypothesis:
+        "Return one hypothesis without its mass: a token at teacher position j, or the path up to there (-1)."
         ids, text = tuple(window.teacher_ids[:j]), window.text[:window.starts[j]]
-        if token < 0: return Hypothesis(mass, ids, text)
-        if token in self.vocab.stop_ids: return Hypothesis(mass, ids, text, True)
-        return Hypothesis(mass, (*ids, token), text + self.vocab.bytes[token])
+        if token < 0: return Hypothesis(0., ids, text)
+        if token in self.vocab.stop_ids: return Hypothesis(0., ids, text, True)
+        return Hypothesis(0., (*ids, token), text + self.vocab.bytes[token])
 
 # %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #0172a9be
 class Cells:
@@ -205,14 +203,15 @@ class AnswerMasses:
             else: cells.add(tokens, mass)
         return cells.row(unknown)
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #f8234334
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #d2eaf78a
 class _Sample:
     "One response: the student's tokens by their place in the teacher's text, and the teacher's."
 
-    def __init__(self, alignment, k, settled):
+    def __init__(self, alignment, k, settled, rows):
+        "rows: those of the sample's teacher tokens, float64 [m, Vt]."
         a = alignment
         (self.first, end), (t_lo, t_hi) = a.student_offsets[k:k + 2], a.teacher_offsets[k:k + 2]
-        self.teacher_ids, self.t_lo = a.teacher_ids[t_lo:t_hi].tolist(), int(t_lo)
+        self.teacher_ids, self.rows = a.teacher_ids[t_lo:t_hi].tolist(), rows
         self.starts = np.cumsum([0, *a.teacher.lengths[self.teacher_ids]]).astype(np.int64)
         self.text = b"".join(a.teacher.bytes[i] for i in self.teacher_ids)
         self.student_ids = a.student_ids[self.first:end].tolist()
@@ -225,6 +224,12 @@ class _Sample:
         self.places = np.where(chunk >= 0, places, -1)
         self.ends = np.where(chunk >= 0, places + size, -1)
         self.boundaries = [side.of_text(self.text) for side in settled]
+        self.all_starts = set(self.starts.tolist())
+        with np.errstate(divide="ignore"):
+            logp = np.log(rows[np.arange(len(rows)), self.teacher_ids])
+        self.path = np.cumsum([0., *np.maximum(logp, -1e3)])
+        left = 1 - rows.sum(1)
+        self.left = np.where(left > 1e-6, left, 0.)            # beyond the error of float32
 
     def before(self, i):
         "(place, id) of the student's tokens before token i, the nearest first, without a gap."
@@ -234,7 +239,7 @@ class _Sample:
             place = self.places[k]
             yield int(place), self.student_ids[k]
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #b4917e9e
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #9ccb5d95
 class WindowRows:
     """The cells and masses of student tokens, from the teacher's rows along the same text.
 
@@ -260,17 +265,17 @@ class WindowRows:
 
     def _ask(self, window, j, token, answers):
         "Ask about a token at teacher position j, and remember the answer."
-        hypothesis, text = self._table.hypothesis(window, j, token, 0.), window.text[:window.at_byte]
+        hypothesis, text = self._table.hypothesis(window, j, token), window.text[:window.at_byte]
         self._num_answers += 1
         answers[token] = ask_student(self.student, self.teacher, window.before, text, hypothesis)
         return answers[token]
 
-    def _window(self, sample, i, rows):
+    def _window(self, sample, i):
         "The `Window` of student token i; None where both sides begin no token together."
         place = int(sample.places[i])
         before = list(sample.before(i))
         own = [place, *(at for at, _ in before)]
-        shared = set(own) & set(sample.starts.tolist())
+        shared = sample.all_starts.intersection(own)
         for settled, boundaries in zip(self._settled, sample.boundaries):
             shared &= settled.before(sample.text, boundaries, place) | {own[-1]}
         if not shared: return None
@@ -278,12 +283,12 @@ class WindowRows:
         j = int(np.searchsorted(sample.starts, start))
         ids = tuple(token for at, token in before[::-1] if at >= start)
         return Window(sample.text[start:], place - start, int(sample.ends[i]) - start, ids,
-                      sample.teacher_ids[j:], sample.starts[j:] - start, rows[j:], sample.left[j:],
-                      sample.path[j:])
+                      sample.teacher_ids[j:], sample.starts[j:] - start, sample.rows[j:],
+                      sample.left[j:], sample.path[j:])
 
     def row(self, window: Window) -> CoverRow | None:
         "Return the cells of one token; None where no hypothesis agrees with the response."
-        groups, _, light = self._table.of(window, self.min_mass)
+        groups, light = self._table.of(window, self.min_mass)
         lengths, found, late = self._table.lengths, AnswerMasses(light), []
         for j, ids, masses in groups:
             answers, room = self._answers_at(window, j), window.at_byte - int(window.starts[j])
@@ -302,16 +307,10 @@ class WindowRows:
            ) -> list[CoverRow | None]:
         "Return the row of each student token of some samples; None for tokens without one."
         found, samples = [], range(len(alignment)) if samples is None else samples
-        first = int(alignment.teacher_offsets[samples.start])
+        offsets = np.asarray(alignment.teacher_offsets) - alignment.teacher_offsets[samples.start]
         for k in samples:
-            sample = _Sample(alignment, k, self._settled)
-            own = rows[sample.t_lo - first:sample.t_lo - first + len(sample.teacher_ids)]
-            with np.errstate(divide="ignore"):
-                logp = np.log(own[np.arange(len(own)), sample.teacher_ids])
-            sample.path = np.cumsum([0., *np.maximum(logp, -1e3)])
-            left = 1 - own.sum(1)
-            sample.left = np.where(left > 1e-6, left, 0.)            # beyond the error of float32
+            sample = _Sample(alignment, k, self._settled, rows[offsets[k]:offsets[k + 1]])
             for i, place in enumerate(sample.places.tolist()):
-                window = self._window(sample, i, own) if place >= 0 else None
+                window = self._window(sample, i) if place >= 0 else None
                 found.append(None if window is None else self.row(window))
         return found
