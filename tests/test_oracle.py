@@ -177,12 +177,12 @@ def test_projection_misses_the_twin_root_by_half_a_bit(twins):
     torch = pytest.importorskip("torch")
     from xtokd.objectives.projection.bpm import bpm_targets
     from xtokd.objectives.cover.cells import cell_graph
-    from xtokd.objectives.cover.hypotheses import Looks
+    from xtokd.objectives.cover.places import TextPlaces
     from xtokd.rows.pair_batch import PairBatch
     S, T = twins
     rows = [torch.tensor(w.rows(w.codes["bb"])).log() for w in twins]
     b, graph = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["bb"]], [T.codes["bb"]], *[[r] for r in rows]), cell_graph(S.vocab, T.vocab)
-    target = bpm_targets(Looks(b.alignment, graph), graph, b.teacher.logp().exp())[0][0, :4].double().numpy()
+    target = bpm_targets(TextPlaces(b.alignment, graph.t_trie), graph, b.teacher.logp().exp())[0][0, :4].double().numpy()
     kl = lambda p, q: sum(a * math.log(a / b) for a, b in zip(p, q) if a)
     truth = student_row(T.row, T.vocab, S.vocab, [])[0].astype(float)
     assert abs(kl(target, truth) - .3466) < 1e-4 and kl(truth, S.row([]).astype(float)) == 0

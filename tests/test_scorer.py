@@ -324,8 +324,7 @@ def cover_gap(tiny, n, floor):
     "Largest gap between cover's cell masses and the truth summed over cells, over rows with mass, and the largest share of set-aside mass."
     import torch
     from xtokd.rows.pair_batch import PairBatch
-    from xtokd.objectives.cover.cells import cell_graph
-    from xtokd.objectives.cover.cover import CoverRows
+    from xtokd.objectives.cover.cover import cover_targets
     from xtokd.models.forward import response_logits, teacher_ids
     pair, side = tiny
     model, prompts = side["teacher"]
@@ -335,9 +334,12 @@ def cover_gap(tiny, n, floor):
     t_ids = [teacher_ids(pair, r) for r in ids]
     b = PairBatch.from_logits(pair, ids, t_ids, truth, response_logits(model, prompts[: n], t_ids))
     good, gaps = ~np.isnan(np.concatenate([r.low[:, 0] for r in rows])), []
-    for at, m, p, unknown, *_ in CoverRows(b, cell_graph(pair.student, pair.teacher), min_mass=1e-12).parts:
-        for k, r in enumerate(at):
-            if unknown[k] < 1 and good[r]: gaps.append((p[k][: m.shape[1]] / p[k].sum() - m[k] / m[k].sum()).abs().max().item() - float(unknown[k]))
+    targets = cover_targets(b, min_mass=1e-12)
+    at = slice(0, len(targets.rows))
+    known, own = targets.known_masses(at, b.student.device)[0], targets.student_masses(b.student.take(targets.rows), at).double()
+    gap = (own / own.sum(1, keepdim=True) - known).numpy()
+    for k, r in enumerate(targets.rows):
+        if targets.unknown[k] < 1 and good[r]: gaps.append(max(-gap[k].min(), gap[k].clip(0).sum() - targets.unknown[k]))
     return max(gaps), len(gaps)
 
 

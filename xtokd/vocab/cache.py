@@ -20,8 +20,8 @@ from ..hub import cache_dir
 from .bytevocab import ByteVocab
 from .trie import ByteTrie
 
-# %% ../../nbs/01_vocab/07_cache.ipynb #ce42c88c
-FORMAT_VERSION = 1      # raise it whenever what is stored, or how it is computed, changes
+# %% ../../nbs/01_vocab/07_cache.ipynb #a5993165
+FORMAT_VERSION = 2      # raise it whenever what is stored, or how it is computed, changes
 MAX_BYTES = 512 * 2**20 # of all files together; the least recently used go first
 MIN_IDS = 1 << 15       # ids of both sides together up to which nothing is stored: it takes no time
 
@@ -124,12 +124,13 @@ def read_table(key: str) -> dict[str, np.ndarray] | None:
     with suppress(OSError): os.utime(path)        # used just now; a read-only folder keeps its times
     return arrays
 
-# %% ../../nbs/01_vocab/07_cache.ipynb #3366e454
+# %% ../../nbs/01_vocab/07_cache.ipynb #707f00ea
 class PairTables(NamedTuple):
     "What the cells of a pair are computed from."
     student_trie: ByteTrie
     teacher_trie: ByteTrie
-    student_first: np.ndarray   # int64[Vt]: the student's first token of each teacher id, -1 = none
+    written_ids: np.ndarray     # int64[N]: the student's tokens of all teacher ids, joined
+    written_offsets: np.ndarray # int64[Vt + 1]: where those of each teacher id begin, and the end
     teacher_first: np.ndarray   # int64[Vs]: the teacher's first token of each student id, -1 = none
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -138,7 +139,8 @@ class PairTables(NamedTuple):
         arrays = {}
         for side, trie in tries.items():
             arrays |= {f"{side}_{name}": array for name, array in trie.to_arrays().items()}
-        return arrays | {"first_s": self.student_first, "first_t": self.teacher_first}
+        return arrays | {"written_ids": self.written_ids, "written_offsets": self.written_offsets,
+                         "first_t": self.teacher_first}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], student: ByteVocab,
@@ -147,7 +149,8 @@ class PairTables(NamedTuple):
         def trie(side, vocab):
             own = {name[2:]: a for name, a in arrays.items() if name.startswith(f"{side}_")}
             return ByteTrie(vocab.bytes, own)
-        return cls(trie("s", student), trie("t", teacher), arrays["first_s"], arrays["first_t"])
+        own = (arrays[name] for name in ("written_ids", "written_offsets", "first_t"))
+        return cls(trie("s", student), trie("t", teacher), *own)
 
 
 def _narrow(array):
@@ -164,7 +167,7 @@ def _widen(array):
 def pair_tables(student: ByteVocab, teacher: ByteVocab, make: Callable[[], tuple]) -> PairTables:
     """Return the tables of a pair from disk, else from `make()`, whose result is then stored.
 
-    `make()` returns the four fields of `PairTables`."""
+    `make()` returns the five fields of `PairTables`."""
     if not is_enabled() or len(student) + len(teacher) <= MIN_IDS: return PairTables(*make())
     key = table_key("bridge", student, teacher)
     arrays = read_table(key)

@@ -40,7 +40,7 @@ def _build_arrays(token_bytes):
     lo, hi, exact = (np.concatenate(parts) for parts in (lo, hi, exact))
     return dict(order=np.array(order, np.int64), keys=keys, lo=lo, hi=hi, exact=exact)
 
-# %% ../../nbs/01_vocab/03_trie.ipynb #226d9eb8
+# %% ../../nbs/01_vocab/03_trie.ipynb #c692ed8c
 class ByteTrie:
     "Prefix ranges of a byte-sorted vocabulary. Ids without bytes (control tokens, holes) are left out."
     def __init__(self,
@@ -104,6 +104,16 @@ class ByteTrie:
             live, node, depth = live[node >= 0], node[node >= 0], depth + 1
             found.append(np.stack([live, starts[live] + depth, node]))
         return np.concatenate(found, 1) if found else np.zeros((3, 0), np.int64)
+
+    def longer(self, node: int) -> np.ndarray:
+        "Return the ids int64[k] of the tokens that begin with the bytes of a node and go on."
+        return self.order[self.lo[node] + self.exact[node]:self.hi[node]]
+
+    def length_of(self, node: int) -> int:
+        "Return the number of bytes that lead to a node."
+        length = 0
+        while node: node, length = self.keys[node - 1] // 256, length + 1
+        return length
 
     def __repr__(self):
         sizes = f"{len(self.order)} tokens, {len(self.lo)} nodes, longest token {self.depth} bytes"

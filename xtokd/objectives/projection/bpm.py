@@ -6,7 +6,7 @@
 __all__ = ['longest_prefix_ids', 'project_rows', 'segment_sums', 'InnerProjection', 'PrefixProjection', 'prefix_projection',
            'bpm_targets', 'add_spanning_tokens', 'RowLosses', 'BPM']
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #656485d7
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #659ec805
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -17,7 +17,7 @@ from ...alignment.reasons import Reason
 from ..base import Objective, Output, whitespace_mask, make_output
 from ..cover.cells import CellGraph, cell_graph
 from ..divergences import mass_divergence
-from ..cover.hypotheses import Looks, row_pieces
+from ..cover.places import TextPlaces, row_pieces
 from ...rows.chunked_loss import chunked_loss
 from ...rows.pair_batch import PairBatch
 
@@ -52,7 +52,7 @@ def segment_sums(rows: torch.Tensor,    # float[R, V] probabilities
     sums = torch.zeros(len(size), dtype=values.dtype, device=rows.device)
     return sums.index_add_(0, segment, values)
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #040cc806
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #64950820
 @dataclass
 class InnerProjection:
     "Where the teacher tokens that begin with some bytes go, by what is left of them."
@@ -83,7 +83,7 @@ class PrefixProjection:
         node goes to none."""
         if node not in self._inside:
             graph, trie = self.graph, self.graph.t_trie
-            depth, longer = graph.depth(node), graph.past(node)
+            depth, longer = graph.t_trie.length_of(node), graph.t_trie.longer(node)
             ending = trie.order[trie.lo[node]: trie.lo[node] + trie.exact[node]]
             rest = longest_prefix_ids(graph, [graph.t.bytes[i][depth:] for i in longer])
             to = np.r_[np.full(len(ending), len(graph.s)), rest].astype(np.int64)
@@ -100,63 +100,63 @@ def prefix_projection(graph: CellGraph) -> PrefixProjection:
     "Return the `PrefixProjection` of a pair, made once in this process."
     return PrefixProjection(graph)
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #4aa4904e
-def bpm_targets(looks: Looks, graph: CellGraph, q: torch.Tensor) -> tuple:
-    """Return targets [R, Vs + 1] (last column: none) for the rows of `looks` from teacher
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #2325d41c
+def bpm_targets(places: TextPlaces, graph: CellGraph, q: torch.Tensor) -> tuple:
+    """Return targets [R, Vs + 1] (last column: none) for the rows of `places` from teacher
     probabilities q [m, Vt], and which coordinates [R, Vs + 1] each row has (a student id that some
     teacher token projects to)."""
     none, projection = len(graph.s), prefix_projection(graph)
-    target = torch.zeros(len(looks.rows), none + 1, dtype=q.dtype, device=q.device)
+    target = torch.zeros(len(places.rows), none + 1, dtype=q.dtype, device=q.device)
     coords = torch.zeros_like(target, dtype=torch.bool)
-    boundary = torch.as_tensor(np.flatnonzero(looks.common), device=q.device)
-    teacher_row = torch.as_tensor(looks.last[looks.common], device=q.device)
+    boundary = torch.as_tensor(np.flatnonzero(places.common), device=q.device)
+    teacher_row = torch.as_tensor(places.last[places.common], device=q.device)
     target[boundary] = project_rows(q[teacher_row], projection.at_boundary, none + 1)
     coords[boundary] = torch.as_tensor(
         np.isin(np.arange(none + 1), projection.at_boundary), device=q.device
     )
     # one for each inner row
-    for k in np.flatnonzero((looks.j == looks.last[looks.i]) & ~looks.common[looks.i]):
-        i, inner = int(looks.i[k]), projection.inside(int(looks.node[k]))
+    for k in np.flatnonzero((places.j == places.last[places.i]) & ~places.common[places.i]):
+        i, inner = int(places.i[k]), projection.inside(int(places.node[k]))
         ids, to = (
             torch.as_tensor(x, device=q.device) for x in (inner.teacher_ids, inner.student_ids)
         )
-        mass = q[int(looks.j[k]), ids]
+        mass = q[int(places.j[k]), ids]
         target[i].index_add_(0, to, mass / mass.sum().clamp_min(1e-30))
         coords[i, to] = True
     coords[:, -1] = False
     return target, coords
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #715a3d00
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #da7591ff
 def add_spanning_tokens(
-    target: torch.Tensor, coords: torch.Tensor, looks: Looks, graph: CellGraph, q: torch.Tensor,
+    target: torch.Tensor, coords: torch.Tensor, places: TextPlaces, graph: CellGraph, q: torch.Tensor,
     token_logp: np.ndarray, student_ids: np.ndarray
 ) -> None:
     """Give each row whose sampled student token reaches past its teacher token the product of the
     teacher's sampled-token probabilities, from teacher rows q [m, Vt] and log-probs `token_logp`
     float64 [m]; changes target and coords in place."""
-    trie, sampled = graph.t_trie, student_ids[looks.rows].astype(np.int64)
-    end = looks.p + graph.s.lengths[sampled].astype(np.int64)
-    spanning = np.flatnonzero(end > looks.end[looks.last])
+    trie, sampled = graph.t_trie, student_ids[places.rows].astype(np.int64)
+    end = places.byte + graph.s.lengths[sampled].astype(np.int64)
+    spanning = np.flatnonzero(end > places.end[places.last])
     if not len(spanning): return
 
     def prefix_mass(rows, prefixes):
         node = trie.find(prefixes)
         return segment_sums(q, rows, trie.lo[node], trie.hi[node], trie.order).cpu().numpy()
 
-    first = looks.last[spanning]  # the teacher token in which it begins
-    last = np.searchsorted(looks.start, end[spanning], side="left") - 1  # the one in which it ends
+    first = places.last[spanning]  # the teacher token in which it begins
+    last = np.searchsorted(places.start, end[spanning], side="left") - 1  # the one in which it ends
     # clamped: -inf minus -inf is NaN
     path = np.concatenate([[0.], np.cumsum(np.maximum(token_logp, -1e3))])
     last_mass = prefix_mass(
-        last, [looks.text[looks.start[k] : stop] for k, stop in zip(last, end[spanning])]
+        last, [places.text[places.start[k] : stop] for k, stop in zip(last, end[spanning])]
     )
     mass = np.exp(path[last] - path[first]) * last_mass
-    inner = np.flatnonzero(~looks.common[spanning])  # condition on the bytes generated so far
+    inner = np.flatnonzero(~places.common[spanning])  # condition on the bytes generated so far
     if len(inner):
-        done = [looks.text[looks.start[first[k]]: looks.p[spanning[k]]] for k in inner]
+        done = [places.text[places.start[first[k]]: places.byte[spanning[k]]] for k in inner]
         mass[inner] /= np.maximum(prefix_mass(first[inner], done), 1e-30)
     source = longest_prefix_ids(
-        graph, [looks.text[looks.p[i] : looks.end[k]] for i, k in zip(spanning, first)]
+        graph, [places.text[places.byte[i] : places.end[k]] for i, k in zip(spanning, first)]
     )
     arrays = (spanning, sampled[spanning], source, mass)
     row, token, source, mass = (torch.as_tensor(x, device=target.device) for x in arrays)
@@ -165,7 +165,7 @@ def add_spanning_tokens(
     target[row, token] += mass
     coords[row, token] = True
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #274f992c
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #06d23086
 @dataclass
 class RowLosses:
     "Losses of some student rows."
@@ -198,9 +198,9 @@ class BPM(Objective):
         weight = np.zeros(len(alignment.student_ids), np.float32)
         none_mass = []
         for first, end in row_pieces(alignment, self.rows_at_once):
-            looks = Looks(alignment, graph, first, end, back=0)
-            if not len(looks.rows): continue
-            found = self._row_losses(batch, graph, looks)
+            places = TextPlaces(alignment, graph.t_trie, first, end, back=0)
+            if not len(places.rows): continue
+            found = self._row_losses(batch, graph, places)
             loss = loss.index_add(0, torch.as_tensor(found.rows, device=loss.device), found.loss)
             weight[found.rows] = 1
             none_mass.append(found.none_mass)
@@ -212,15 +212,15 @@ class BPM(Objective):
             none_mass=mean_none
         )
 
-    def _row_losses(self, batch: PairBatch, graph: CellGraph, looks: Looks) -> RowLosses:
-        teacher_logp = batch.teacher.logp(looks.t_lo, looks.t_hi)
+    def _row_losses(self, batch: PairBatch, graph: CellGraph, places: TextPlaces) -> RowLosses:
+        teacher_logp = batch.teacher.logp(places.t_lo, places.t_hi)
         sampled = torch.as_tensor(
-            batch.teacher.ids[looks.t_lo : looks.t_hi, None], device=teacher_logp.device
+            batch.teacher.ids[places.t_lo : places.t_hi, None], device=teacher_logp.device
         )
         token_logp = teacher_logp.gather(1, sampled)[:, 0].double().cpu().numpy()
-        q, student_ids = teacher_logp.exp(), batch.student.ids[looks.s_lo: looks.s_hi]
-        target, coords = bpm_targets(looks, graph, q)
-        add_spanning_tokens(target, coords, looks, graph, q, token_logp, student_ids)
+        q, student_ids = teacher_logp.exp(), batch.student.ids[places.s_lo: places.s_hi]
+        target, coords = bpm_targets(places, graph, q)
+        add_spanning_tokens(target, coords, places, graph, q, token_logp, student_ids)
         coords = coords[:, : batch.student.width]
         target = torch.cat(
             [torch.where(coords, target[:, : coords.shape[1]], 0.0), target[:, -1:]], 1
@@ -234,5 +234,5 @@ class BPM(Objective):
                 self.beta
             )
 
-        rows = looks.s_lo + looks.rows
+        rows = places.s_lo + places.rows
         return RowLosses(rows, chunked_loss(batch.student, rows, loss), target[:, -1])

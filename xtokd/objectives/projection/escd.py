@@ -6,7 +6,7 @@
 __all__ = ['WordGroups', 'OpenEvents', 'ChildEventCache', 'child_event_cache', 'BatchEvents', 'batch_events', 'group_masses',
            'child_losses', 'ChildTotals', 'ESCD']
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #f830a893
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #0ce0f147
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,18 +16,18 @@ import torch
 
 from ..base import Output
 from ..cover.cells import CellGraph
-from ..cover.hypotheses import Looks
+from ..cover.places import TextPlaces
 from .bpm import BPM, RowLosses, segment_sums
 from ...rows.chunked_loss import chunked_loss
 from ...rows.pair_batch import PairBatch
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #619d8486
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #65149e88
 class WordGroups:
     """Groups of teacher tokens below a node of the teacher's trie whose rest (after the node's
     bytes) is no student token: `order` int64, their ids sorted by bytes; `first` int64[G + 1],
     where each group begins; `rest`, the shortest rest of each."""
     def __init__(self, graph: CellGraph, node: int):
-        trie, depth = graph.t_trie, graph.depth(node)
+        trie, depth = graph.t_trie, graph.t_trie.length_of(node)
         ids = trie.order[trie.lo[node] + trie.exact[node]: trie.hi[node]]
         rests = [graph.t.bytes[i][depth:] for i in ids.tolist()]
         at = graph.s_trie.find(rests)
@@ -89,15 +89,15 @@ def child_event_cache(graph: CellGraph) -> ChildEventCache:
     "Return the `ChildEventCache` of a pair, made once in this process."
     return ChildEventCache(graph)
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #930efa1b
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #37b71aef
 @dataclass
 class BatchEvents:
     "Child events of some student rows, by row."
-    row: np.ndarray      # int64[E]: row of `looks`, ascending
+    row: np.ndarray      # int64[E]: row of `places`, ascending
     group: np.ndarray    # int64[2, E]: first and end of the event's group in `order`
     tokens: np.ndarray  # int64[2, E]: first and end of the completing student tokens, in byte order
     order: np.ndarray    # int64: teacher ids of the groups of all nodes, joined
-    node: np.ndarray     # int64[R]: trie node of each row of `looks`; 0 at a common boundary
+    node: np.ndarray     # int64[R]: trie node of each row of `places`; 0 at a common boundary
 
     def select(self, keep: np.ndarray) -> "BatchEvents":
         "Return the events `keep` int64[e]."
@@ -107,20 +107,20 @@ class BatchEvents:
 
 
 def batch_events(
-    looks: Looks, graph: CellGraph, sample_starts: np.ndarray, inner: bool = False
+    places: TextPlaces, graph: CellGraph, sample_starts: np.ndarray, inner: bool = False
 ) -> BatchEvents:
-    """Return the child events of the rows of `looks` at common boundaries (with `inner` also inside
+    """Return the child events of the rows of `places` at common boundaries (with `inner` also inside
     teacher tokens) whose next row is in the same sample; `sample_starts` are the flat rows at which
     samples begin."""
     cache, node, open_row = (
-        child_event_cache(graph), np.zeros(len(looks.rows), np.int64), looks.common.copy()
+        child_event_cache(graph), np.zeros(len(places.rows), np.int64), places.common.copy()
     )
     if inner:
-        k = np.flatnonzero((looks.j == looks.last[looks.i]) & ~looks.common[looks.i])
-        node[looks.i[k]], open_row[looks.i[k]] = looks.node[k], True
-    open_row &= ~np.isin(looks.s_lo + looks.rows + 1, sample_starts)
+        k = np.flatnonzero((places.j == places.last[places.i]) & ~places.common[places.i])
+        node[places.i[k]], open_row[places.i[k]] = places.node[k], True
+    open_row &= ~np.isin(places.s_lo + places.rows + 1, sample_starts)
     rows = np.flatnonzero(open_row)
-    asked = np.stack([node[rows], looks.s_ids[looks.rows[rows]]])
+    asked = np.stack([node[rows], places.s_ids[places.rows[rows]]])
     asked, back = np.unique(asked, axis=1, return_inverse=True)
     back = back.reshape(-1)
     orders = {n: cache.groups_at(n).order for n in np.unique(asked[0]).tolist()}
@@ -146,14 +146,14 @@ def _pad_to_width(logp, width):
 
 
 def group_masses(
-    batch: PairBatch, looks: Looks, graph: CellGraph, events: BatchEvents
+    batch: PairBatch, places: TextPlaces, graph: CellGraph, events: BatchEvents
 ) -> np.ndarray:
     """Return the teacher's mass float64[E] of each event's group, as a share of the tokens that
     begin with the bytes so far."""
     if not len(events.row): return np.zeros(0)
     rows, back = np.unique(events.row, return_inverse=True)
     back = back.reshape(-1)
-    logp = batch.teacher.take(looks.t_lo + looks.last[rows])
+    logp = batch.teacher.take(places.t_lo + places.last[rows])
     q, trie, node = _pad_to_width(logp, len(graph.t)).exp(), graph.t_trie, events.node[rows]
     mass = segment_sums(q, back, *events.group, events.order)
     total = segment_sums(q, np.arange(len(rows)), trie.lo[node], trie.hi[node], trie.order)
@@ -195,7 +195,7 @@ def child_losses(
 
     return chunked_loss(batch.student, rows, loss)
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #c5690694
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #149ea859
 @dataclass
 class ChildTotals:
     "Sums over the child events of some rows."
@@ -237,20 +237,20 @@ class ESCD(BPM):
                          child_mass_left_out=totals.light_mass / tokens)
         return out
 
-    def _row_losses(self, batch: PairBatch, graph: CellGraph, looks: Looks) -> RowLosses:
-        losses = super()._row_losses(batch, graph, looks)
-        if self.child and looks.common.any():
-            losses.loss = losses.loss + self.child * self._child_loss(batch, graph, looks)
-        return losses if self.inner else losses.select(looks.common)
+    def _row_losses(self, batch: PairBatch, graph: CellGraph, places: TextPlaces) -> RowLosses:
+        losses = super()._row_losses(batch, graph, places)
+        if self.child and places.common.any():
+            losses.loss = losses.loss + self.child * self._child_loss(batch, graph, places)
+        return losses if self.inner else losses.select(places.common)
 
-    def _child_loss(self, batch, graph, looks):
-        "Child loss [R] of the rows of `looks`."
-        events = batch_events(looks, graph, batch.alignment.student_offsets, self.inner)
-        mass = group_masses(batch, looks, graph, events)
+    def _child_loss(self, batch, graph, places):
+        "Child loss [R] of the rows of `places`."
+        events = batch_events(places, graph, batch.alignment.student_offsets, self.inner)
+        mass = group_masses(batch, places, graph, events)
         heavy = np.flatnonzero(mass > self.min_mass)
         kept = events.select(heavy)
         rows, event_row = np.unique(kept.row, return_inverse=True)
-        next_rows = looks.s_lo + looks.rows[rows] + 1
+        next_rows = places.s_lo + places.rows[rows] + 1
         loss = child_losses(
             batch, next_rows, event_row.reshape(-1), kept.tokens, mass[heavy], graph.s_trie.order
         )
@@ -258,4 +258,4 @@ class ESCD(BPM):
         self._totals.mass += float(mass.sum())
         self._totals.light_mass += float(mass.sum() - mass[heavy].sum())
         at = torch.as_tensor(rows, device=loss.device)
-        return torch.zeros(len(looks.rows), device=loss.device).index_add(0, at, loss)
+        return torch.zeros(len(places.rows), device=loss.device).index_add(0, at, loss)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bucket_loss', 'TokenScores', 'scores_from_rows', 'scores_from_cover', 'PKL']
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #bad91e07
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #e231831a
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,9 @@ import torch
 
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
-from ..cover.cells import cell_graph
-from ..cover.cover import CoverRows, nearest_masses
+from ..cover.cover import cover_targets
+from ..cover.targets import nearest_masses
 from ...rows.topk import FullRowsRequired
-from ..cover.hypotheses import row_pieces
-from ..cover.teacher_pass import rows_in_piece
 from ...rows.chunked_loss import rows_per_chunk, chunked_loss
 from ...rows.pair_batch import PairBatch
 
@@ -94,19 +92,7 @@ def scores_from_rows(
         found.append((at.masked_fill(~(q > 0), -1), q.nan_to_num(0.)))
     return TokenScores([ids for ids, _ in found], [q for _, q in found])
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #0094786b
-def _single_token_cells(part, at, width, stop_ids):
-    """Of rows `at` of a part of cover: which of its cells [r, C] hold one student token, and that
-    token's id [r, C]; all ways to stop are one."""
-    r, device = len(range(*at.indices(len(part.rows)))), part.m.device
-    one, name = torch.ones(width, dtype=torch.float64, device=device), torch.arange(
-        width, dtype=torch.float64, device=device
-    )
-    if len(stop_ids) > 1: one[list(stop_ids[1:])] = name[list(stop_ids[1:])] = 0.
-    size, name = (part.student(x.expand(r, -1), at)[:, : part.m.shape[1]] for x in (one, name))
-    return size == 1, name.long()
-
-
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #4fbabb68
 def _sampled_events(batch):
     "Sampled ids [n]; any stop id as the first one."
     ids, stops = batch.student.ids, batch.pair.student.stop_ids
@@ -120,38 +106,29 @@ def scores_from_cover(
     """Return the `TokenScores` of a batch from its teacher rows, the `top_k` (None: all) most
     likely tokens that are alone in their cell or the sampled token only, and the unknown share
     float32[n] of each row (1: no row)."""
-    if getattr(batch.teacher, "is_top_k", False):
+    if batch.teacher.is_top_k:
         raise FullRowsRequired("scores from cover need whole rows of the teacher.")
-    n, width, device = len(batch.student), batch.student.width, batch.student.device
-    stops = [i for i in batch.pair.student.stop_ids if i < width]
-    unknown, found, graph = (
-        np.ones(n, np.float32), [], cell_graph(batch.pair.student, batch.pair.teacher)
-    )
-    sampled, most = torch.as_tensor(_sampled_events(batch), device=device), (
-        1 if sampled_only else top_k or width
-    )
+    count, width, device = len(batch.student), batch.student.width, batch.student.device
+    targets = cover_targets(batch, min_mass, doubt, at_once=rows_at_once)
+    names = torch.as_tensor(targets.single_tokens(batch.pair.student.stop_ids), device=device)
+    most = 1 if sampled_only else min(top_k or width, names.shape[1])
+    ids = torch.full((count, most), -1, device=device)
+    scores = torch.zeros(count, most, device=device)
+    sampled = torch.as_tensor(_sampled_events(batch), device=device)
     step = rows_per_chunk(batch.student)
-    for first, end in row_pieces(batch.alignment, rows_at_once or rows_in_piece(batch.teacher)):
-        for part in CoverRows(batch, graph, first, end, min_mass, doubt).found:
-            unknown[part.rows] = part.unknown
-            for begin in range(0, len(part.rows), step):
-                at = slice(begin, min(begin + step, len(part.rows)))
-                single, name = _single_token_cells(part, at, width, stops)
-                rows = torch.as_tensor(part.rows[at], device=device)
-                with torch.no_grad():
-                    own = part.student(batch.student.take(part.rows[at]).exp(), at)
-                free = torch.as_tensor(part.unknown[at], device=device)
-                q = nearest_masses(part.m[at], free, own)[:, :-1].float()
-                single = single & (q > 0)
-                if sampled_only: single = single & (name == sampled[rows][:, None])
-                q, k = q.masked_fill(~single, -1.).topk(min(most, q.shape[1]), 1)
-                found.append((rows, name.gather(1, k).masked_fill(q < 0, -1), q.clamp_min(0.)))
-    columns = max((ids.shape[1] for _, ids, _ in found), default=0)
-    all_ids, all_q = torch.full((n, columns), -1, device=device), torch.zeros(
-        n, columns, device=device
-    )
-    for rows, ids, q in found: all_ids[rows, : ids.shape[1]], all_q[rows, : q.shape[1]] = ids, q
-    return TokenScores(all_ids, all_q), unknown
+    for begin in range(0, len(targets.rows), step):
+        at = slice(begin, min(begin + step, len(targets.rows)))
+        rows = torch.as_tensor(targets.rows[at], device=device)
+        with torch.no_grad(): own = targets.student_masses(batch.student.take(targets.rows[at]), at)
+        q = nearest_masses(*targets.known_masses(at, device), own)[:, :-1].float()
+        single = (names[at] >= 0) & (names[at] < width) & (q > 0)
+        if sampled_only: single &= names[at] == sampled[rows][:, None]
+        q, k = q.masked_fill(~single, -1.).topk(min(most, q.shape[1]), 1)
+        ids[rows, :q.shape[1]] = names[at].gather(1, k).masked_fill(q < 0, -1)
+        scores[rows, :q.shape[1]] = q.clamp_min(0.)
+    unknown = np.ones(count, np.float32)
+    unknown[targets.rows] = targets.unknown
+    return TokenScores(ids, scores), unknown
 
 # %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #72e2854b
 def _given_scores(batch, sampled_only):
