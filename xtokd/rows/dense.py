@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['flat_ids', 'gather_rows', 'FullRows', 'GradientBuffer', 'LogitRows']
 
-# %% ../../nbs/04_rows/01_dense.ipynb #8e8c4419
+# %% ../../nbs/04_rows/01_dense.ipynb #ccff6567
+import copy
+
 import numpy as np
 import torch
 
@@ -44,7 +46,7 @@ def gather_rows(tensors: list,          # per sample a tensor [n_i, width]
     if (np.diff(sample) >= 0).all(): return rows
     return rows[torch.as_tensor(np.argsort(order), device=rows.device)]
 
-# %% ../../nbs/04_rows/01_dense.ipynb #48adb5d4
+# %% ../../nbs/04_rows/01_dense.ipynb #63388fc0
 class FullRows:
     """Base of row sources that can give whole rows; row r predicts token r of `ids`.
 
@@ -85,6 +87,12 @@ class FullRows:
         "Float32 log-probabilities of logits [R, width] at this source's temperature."
         logits = logits.float()
         return torch.log_softmax(logits if self.temperature == 1 else logits / self.temperature, -1)
+
+    def at_temperature(self, temperature: float) -> "FullRows":
+        "The same rows at another temperature; gradients flow to the same leaves."
+        rows = copy.copy(self)
+        rows.temperature = temperature
+        return rows
 
     def take(self, index: np.ndarray) -> torch.Tensor:
         "Float32 log-probabilities [R, width] of the rows `index` [R], in the order asked."

@@ -50,7 +50,7 @@ class HiddenStates:
         student, teacher = tuple(self.student.shape), tuple(self.teacher.shape)
         return f"HiddenStates(student {student}, teacher {teacher})"
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #3707d86e
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #21da97cd
 def _check_row_counts(tensors, ids, side):
     "ValueError where the number of rows of a sample is not its number of ids."
     if len(tensors) != len(ids):
@@ -83,7 +83,7 @@ def _cut_to_rows(rows, values):
     return [sample[: len(sample_rows)] for sample, sample_rows in zip(values, rows)]
 
 
-_STUDENT_LOGPS = {"behaviour_logp", "reference_logp"}
+_STUDENT_LOGPS = {"behaviour_logp", "generation_logp", "reference_logp"}
 _TEACHER_LOGPS = {"weak_logp", "plus_logp", "minus_logp"}
 
 
@@ -92,7 +92,7 @@ def _row_width(tensors, vocab, head):
     if head is not None: return min(len(head.weight), len(vocab))
     return min([x.shape[1] for x in tensors] + [len(vocab)])
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #dbaf57a1
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #08f794e8
 @dataclass(repr=False)
 class PairBatch:
     """Student responses, the same bytes in teacher tokens, their alignment, and both models' rows.
@@ -104,9 +104,10 @@ class PairBatch:
     student: FullRows  # n rows with gradient
     teacher: FullRows | TopKRows | None  # m rows without gradient; None where none are needed
     prompts: list | None = None  # B prompts, as they were loaded
-    temperature: float = 1.0  # sampling temperature of the student's rows
+    temperature: float = 1.0  # of the rows of both sides: what the losses compare
     text_source: str | None = None  # "student", "teacher" or "reference" generated the text
     behaviour_logp: torch.Tensor | None = None  # float32[n]: the student when the text was sampled
+    generation_logp: torch.Tensor | None = None  # float32[n]: of what it sampled from; None: behaviour_logp
     reference_logp: torch.Tensor | None = None  # float32[n]: the student before training
     weak_logp: torch.Tensor | None = None  # float32[m]: a weak model with the teacher's tokenizer
     plus_logp: torch.Tensor | None = None  # float32[m]: a teacher tuned on preferences
@@ -136,7 +137,8 @@ class PairBatch:
     def from_tensors(cls, pair: Pair, student_ids: list, teacher_ids: list, student: list,
                      teacher: list | None = None, student_head: OutputHead | None = None,
                      teacher_head: OutputHead | None = None, *, granularity: str = "byte",
-                     temperature: float = 1.0, window: list | None = None, **fields) -> "PairBatch":
+                     temperature: float = 1.0, teacher_temperature: float = 1.0,
+                     window: list | None = None, **fields) -> "PairBatch":
         """A batch from lists over samples: ids, and hidden states with a head, or logits without
         one.
 
@@ -156,7 +158,8 @@ class PairBatch:
             max_width = max(max_width, _row_width(teacher, pair.teacher, teacher_head))
             head = None if teacher_head is None else teacher_head.detached()
             teacher = [x.detach() for x in teacher]
-            teacher = make_rows(teacher, teacher_ids, pair.teacher, head, max_width=max_width)
+            teacher = make_rows(
+                teacher, teacher_ids, pair.teacher, head, teacher_temperature, max_width)
         student = make_rows(
             student, student_ids, pair.student, student_head, temperature, max_width
         )

@@ -91,7 +91,7 @@ class ModelSettings:
     teacher_device_map: str | None = None # of its layers: "auto", "cpu", "disk", a JSON dict
     teacher_offload_dir: str | None = None # of teacher weights on disk that are not safetensors
 
-# %% ../../nbs/08_train/01_config.ipynb #16c53348
+# %% ../../nbs/08_train/01_config.ipynb #bfc0e76e
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -105,7 +105,8 @@ class DistillConfig(ModelSettings):
     warmup_steps: int = 10        # steps of linear warm-up
     lr_scheduler_type: str = "constant" # then: "constant", "cosine" or "linear" (both to zero)
     max_grad_norm: float = 1.0    # the gradient is clipped to this norm
-    temperature: float = 1.0      # of generation
+    temperature: float = 1.0      # of generation; 0: the most likely token
+    loss_temperature: float = 1.0 # of both sides' rows in the loss
     on_policy_fraction: float = 1.0 # fraction of steps on text of the student (trl: lmbda)
     off_policy_source: str = "teacher" # of the other steps: "teacher", "reference" of prompts
     max_new_tokens: int = 64      # of a response
@@ -132,13 +133,13 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #04e9de59
+# %% ../../nbs/08_train/01_config.ipynb #87389c1c
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     on_policy_fraction=0, max_new_tokens=1, max_prompt_length=1, max_length=2, min_coverage=0,
     eval_steps=0, eval_size=0, eval_log_samples=0, save_steps=0, save_total_limit=1,
     seed=0, lora_r=1)
-_POSITIVE = ("learning_rate", "max_grad_norm")
+_POSITIVE = ("learning_rate", "max_grad_norm", "loss_temperature")
 _FRACTIONS = ("on_policy_fraction", "min_coverage")
 _CHOICES = dict(
     off_policy_source=("teacher", "reference"),

@@ -180,7 +180,7 @@ def hidden_states(student: Side, teacher: Side, student_states: list,
     embeddings = [side.model.get_input_embeddings().weight for side in (student, teacher)]
     return HiddenStates(student_states, teacher_states, *heads, *embeddings)
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #9c113375
+# %% ../../nbs/08_train/03_forward_batch.ipynb #1852cf45
 @dataclass
 class TeacherSide:
     "The teacher's part of a batch: full rows or top-k rows, as far as the objective reads them."
@@ -202,6 +202,11 @@ def _teacher_side(samples, models, objective, config) -> TeacherSide:
     if "teacher_logits" not in objective.requires and not with_states: return TeacherSide()
     head = None if with_states else choose_head(models.teacher, samples, "teacher", config)
     top_k = top_k_needed(objective, models.pair)
+    if top_k is not None and config.loss_temperature != 1:
+        raise ValueError(
+            f"loss_temperature={config.loss_temperature}: this objective reads the teacher's most likely "
+            "tokens, whose log-probs are known at temperature 1 only. Leave loss_temperature at 1, or "
+            "use the objective's own temperature where it has one.")
     with step_part("teacher", config):
         if top_k is not None:
             found = teacher_top_rows(samples, models.teacher, config.max_length, top_k, head)
@@ -212,14 +217,12 @@ def _teacher_side(samples, models, objective, config) -> TeacherSide:
 def _extras(samples, models, objective, config, student_ids, teacher_ids, text_source) -> dict:
     "What an objective may need besides rows: auxiliary log-probs, windows, preferences."
     extra = {"text_source": text_source}
-    temperature = config.temperature or 1.0
     for need in AUXILIARY_LOGPS.keys() & objective.requires:
         name, role = AUXILIARY_LOGPS[need]
         side = models.auxiliary[name]
         ids = student_ids if role == "student" else teacher_ids
-        own_temperature = temperature if role == "student" else 1.
         head = choose_head(side, samples, role, config)
-        extra[need] = auxiliary_logp(side, samples, ids, role, own_temperature, head)
+        extra[need] = auxiliary_logp(side, samples, ids, role, config.loss_temperature, head)
     if any(s.window is not None for s in samples):
         extra["window"] = [
             np.ones(len(ids), bool) if s.window is None else s.window[:len(ids)]
@@ -227,6 +230,14 @@ def _extras(samples, models, objective, config, student_ids, teacher_ids, text_s
     if "preferences" in objective.requires:     # chosen, rejected, chosen, ...
         extra["preferences"] = [1 - 2 * (i % 2) for i in range(len(samples))]
     return extra
+
+# %% ../../nbs/08_train/03_forward_batch.ipynb #50204e8f
+def _note_writer(batch, objective, config, text_source):
+    "Log-probs of the student that wrote: at the temperature of the loss, and of generation."
+    with torch.no_grad():
+        if "behaviour_logp" in objective.requires: batch.behaviour_logp = batch.student.token_logp()
+        if text_source != "student" or config.temperature in (0, config.loss_temperature): return
+        batch.generation_logp = batch.student.at_temperature(config.temperature).token_logp()
 
 def build_batch(samples: list[Sample], models: ModelSet, objective: Objective | Callable,
                 config: DistillConfig, text_source: str = "student") -> tuple[PairBatch, dict]:
@@ -252,9 +263,9 @@ def build_batch(samples: list[Sample], models: ModelSet, objective: Objective | 
         extra["hidden"] = hidden_states(student, models.teacher, *states)
     batch = PairBatch.from_tensors(
         models.pair, student_ids, teacher_ids, student_rows, teacher_side.rows, head, teacher_side.head,
-        prompts=[s.item for s in samples], temperature=config.temperature or 1.0, **extra)
-    if "behaviour_logp" in objective.requires:
-        with torch.no_grad(): batch.behaviour_logp = batch.student.token_logp()
+        prompts=[s.item for s in samples], temperature=config.loss_temperature,
+        teacher_temperature=config.loss_temperature, **extra)
+    _note_writer(batch, objective, config, text_source)
     if teacher_side.top_rows is not None:
         batch.teacher = teacher_side.top_rows.to(batch.student.device)
     both = zip(samples, student_ids)

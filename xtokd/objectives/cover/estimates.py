@@ -82,7 +82,7 @@ def next_tokens(read: TeacherPass, found: Hypotheses, worth_asking: np.ndarray) 
         token[ask] = next_after(places, written, string, found.row[ask], first[ask])
     return token
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #cc42fab1
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #21afc5af
 def _white_space_before(places, graph, row):
     "The student's last tokens before a row, back to one that is not all white space."
     first = places.rows[row]
@@ -93,18 +93,30 @@ def _white_space_before(places, graph, row):
     return places.s_ids[first:places.rows[row]].tolist()
 
 
+def _white_space_head(data, probe):
+    "The white space that bytes begin with, and one character for what follows."
+    text = data.decode("utf-8", "ignore")
+    rest = text.lstrip()
+    first = rest[:1] or probe
+    if first.isalpha(): first = "a"
+    return text[:len(text) - len(rest)] + ("1" if first.isnumeric() else first)
+
+
 def white_space_moves(read: TeacherPass, found: Hypotheses) -> np.ndarray:
     "Return bool[H]: does what follows move the student's boundaries in the white space before its row?"
-    graph, places = read.graph, read.places
+    graph, places, asked, strings = read.graph, read.places, [], {}
     before = {i: _white_space_before(places, graph, i) for i in set(found.row.tolist())}
-    strings = []
-    for row, start, token in zip(found.row.tolist(), found.start.tolist(), found.token.tolist()):
-        text = places.text[places.byte[row]:places.start[start]]
-        strings.append(graph.s.decode(before[row]) + text + graph.t.bytes[token])
     probes = probes_behind(graph.t, found.token.tolist())
-    written = written_tokens(graph.s, graph.s_trie, strings, probes)
-    ids = [written.ids[a:b].tolist() for a, b in zip(written.offsets, written.offsets[1:])]
-    return np.array([x[:len(before[i])] != before[i] for x, i in zip(ids, found.row.tolist())], bool)
+    columns = (x.tolist() for x in (found.row, found.start, found.token))
+    for row, start, token, probe in zip(*columns, probes):
+        data = places.text[places.byte[row]:places.start[start]] + graph.t.bytes[token]
+        key = (*before[row],), _white_space_head(data, probe)
+        asked.append(strings.setdefault(key, len(strings)))
+    texts = [graph.s.decode(ids) + head.encode() for ids, head in strings]
+    written = written_tokens(graph.s, graph.s_trie, texts)
+    tokens = [written.ids[a:b].tolist() for a, b in zip(written.offsets, written.offsets[1:])]
+    moves = [x[:len(ids)] != [*ids] for x, (ids, _) in zip(tokens, strings)]
+    return np.array(moves, bool)[np.array(asked, np.int64)]
 
 
 def contradicting(read: TeacherPass,

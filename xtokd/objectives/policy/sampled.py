@@ -87,7 +87,7 @@ def behaviour_logps(batch: PairBatch, logp: torch.Tensor) -> torch.Tensor:
     if len(batch.pair.student.stop_ids) < 2: return batch.behaviour_logp
     with torch.no_grad(): return batch.behaviour_logp + logp - batch.student.token_logp()
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #4bf94f6d
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #689fa1a4
 def on_policy_loss(logp: torch.Tensor, behaviour: torch.Tensor,
                    advantage: torch.Tensor) -> torch.Tensor:
     """Loss [n] whose gradient is minus the advantage times the gradient of the log-prob; the ratio
@@ -118,7 +118,10 @@ def policy_output(batch: PairBatch,
     # Tokens that do not count may be NaN, and 0 * NaN would be NaN.
     logp, behaviour, raw = (torch.where(weight > 0, x, 0.) for x in (logp, behaviour, advantage))
     clamped = raw if clamp is None else raw.clamp(-clamp, clamp)
-    value = loss(logp, behaviour, clamped)
+    writer = behaviour
+    if batch.generation_logp is not None:          # ratios are to what the text was sampled from
+        writer = torch.where(weight > 0, batch.generation_logp, 0.)
+    value = loss(logp, writer, clamped)
     if extra_loss is not None: value = value + extra_loss
     stats = {"advantage": float((clamped * weight).sum() / weight.sum().clamp_min(1e-9)),
              "clamped_share": float((raw - clamped).abs().sum() / raw.abs().sum().clamp_min(1e-9)),
