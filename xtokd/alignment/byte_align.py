@@ -254,7 +254,7 @@ def _add_stops(s: FlatTokens, t: FlatTokens, match: TextMatch, chunks: _Chunks) 
     return _Chunks(np.insert(chunks.tokens, place, stops, axis=0),
                    np.insert(chunks.sample, place, both), np.insert(chunks.reason, place, 0))
 
-# %% ../../nbs/03_alignment/05_byte_align.ipynb #9caa4276
+# %% ../../nbs/03_alignment/05_byte_align.ipynb #347a8120
 def _own_reasons(side: FlatTokens, chunk: np.ndarray, code: np.ndarray, dropped: np.ndarray,
                  dropped_reason: np.ndarray) -> np.ndarray:
     "Reason int8[n] of each token: its role, the code of its bytes, or why its chunk was dropped."
@@ -295,7 +295,7 @@ def _all_reasons(s: FlatTokens, t: FlatTokens, match: TextMatch, chunks: np.ndar
 
 def _general_path(s: FlatTokens, t: FlatTokens, char: bool, mask_invalid: bool) -> _Pairing:
     "The pairing, whatever the two texts are."
-    match = match_texts(s.text, s.bounds, t.text, t.bounds)
+    match = match_texts(s.text, s.bounds, t.text, t.bounds, s.normalized, t.normalized)
     found = _find_chunks(s, t, match, char, mask_invalid)
     dropped = found.reason > 0
     usable = found.select(~dropped) if dropped.any() else found

@@ -6,19 +6,22 @@
 __all__ = ['WHOLE', 'LENGTH', 'VocabLike', 'flatten_ids', 'BytePool', 'build_pool', 'pool_of', 'gather_bytes', 'expand_ranges',
            'FlatTokens', 'read_tokens']
 
-# %% ../../nbs/03_alignment/02_flat.ipynb #eb223521
+# %% ../../nbs/03_alignment/02_flat.ipynb #b23d4c89
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
-# %% ../../nbs/03_alignment/02_flat.ipynb #3325c29d
+# %% ../../nbs/03_alignment/02_flat.ipynb #db0d6eb4
 class VocabLike(Protocol):
-    "What alignment reads of a vocabulary of V ids."
+    """What alignment reads of a vocabulary of V ids.
+
+    It may have a method `normalized(text)` too, which returns the text that its tokenizer encodes;
+    without it a text that the tokenizer has changed is only compared by what Unicode says."""
     name: str | None          # for error messages
     bytes: Sequence[bytes]    # bytes of each id; special tokens have none
     lengths: np.ndarray       # int[V]: how many bytes
@@ -140,7 +143,7 @@ def expand_ranges(start: np.ndarray,   # int[K]: first integer of each range
     owner = np.repeat(np.arange(len(size)), size)
     return np.arange(len(owner)) + (start - size.cumsum() + size)[owner], owner
 
-# %% ../../nbs/03_alignment/02_flat.ipynb #212440f2
+# %% ../../nbs/03_alignment/02_flat.ipynb #233178b4
 @dataclass
 class FlatTokens:
     "One side of a batch: n tokens of B samples over one text."
@@ -152,6 +155,7 @@ class FlatTokens:
     stopped: np.ndarray   # bool[B]: does the sample end in a stop id?
     pool: BytePool
     special: np.ndarray   # bool[V]
+    normalized: Callable[[str], str] | None = None    # the tokenizer's normaliser, if known
 
     @cached_property
     def raw(self) -> np.ndarray:
@@ -207,4 +211,5 @@ def read_tokens(samples: Iterable,    # B id lists or integer arrays
     widths[last[stopped]] = 0
     starts = np.zeros(len(ids) + 1, np.int64)
     np.cumsum(widths, out=starts[1:])
-    return FlatTokens(ids, offsets, facts, widths, starts, stopped, pool, np.asarray(vocab.special))
+    return FlatTokens(ids, offsets, facts, widths, starts, stopped, pool, np.asarray(vocab.special),
+                      getattr(vocab, "normalized", None))
