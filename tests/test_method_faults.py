@@ -1,0 +1,128 @@
+"Faults of methods that were found against their papers and the papers' code; each test holds the right value."
+from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+
+from batches import batch, leaves, parts
+from xtokd.alignment.pair import Pair
+from xtokd.alignment.reasons import Reason
+from xtokd.exact.toy_models import make_pair
+from xtokd.objectives import OBJECTIVES, objective
+from xtokd.rows.lazy import OutputHead
+from xtokd.rows.pair_batch import PairBatch
+from xtokd.rows.random_batches import random_batch
+from xtokd.train.step import StepTotals, check_signal
+from xtokd.vocab.bytevocab import ByteVocab
+
+NAMES = tuple(OBJECTIVES)
+
+
+@lru_cache
+def tiny(equal_vocabularies=False):
+    pair = Pair("tiny", "tiny")
+    return Pair(pair.teacher, pair.teacher) if equal_vocabularies else pair
+
+
+# ---- rows that are not finite ------------------------------------------------------------------------------------------------
+SHORT = ("7 + 12", "a 9632.")
+
+
+def output(obj, pair, samples, text_source, **fields):
+    b = replace(batch(pair, samples, text_source), **fields)
+    for x in leaves(samples): x.grad = None
+    out = obj(b)
+    if out.loss_sum.requires_grad: out.loss_sum.backward()
+    return out, [torch.zeros_like(x) if x.grad is None else x.grad.clone() for x in leaves(samples)]
+
+
+def broken(samples, name, sample, row, value):
+    "The samples with `value` in one row of a field."
+    tensor = samples[name][sample].detach().clone()
+    tensor[row, 1] = value
+    values = [*samples[name][:sample], tensor.requires_grad_(samples[name][sample].requires_grad), *samples[name][sample + 1:]]
+    return {**samples, name: values}
+
+
+def touched(out): return out.ledger["reason"] == Reason.NOT_FINITE
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_that_is_not_finite_masks_what_it_touches_and_nothing_else(name, value):
+    entry = OBJECTIVES[name]
+    torch.manual_seed(0)
+    obj, pair = objective(name), tiny(entry.cls.equal_vocabularies)
+    samples = parts(pair, SHORT)
+    clean, _ = output(obj, pair, samples, entry.text_source)
+    fields = [f"{side}_{what}" for what in ("logits", "hidden") for side in ("student", "teacher")]
+    fields = [f for f in fields if (f if "logits" in f else "hidden") in obj.requires]
+    masked_once = {field: False for field in fields}
+    for field in fields:
+        for sample, tensor in enumerate(samples[field]):
+            for row in range(len(tensor)):
+                out, gradients = output(obj, pair, broken(samples, field, sample, row, value), entry.text_source)
+                where = (field, sample, row)
+                assert torch.isfinite(out.loss_sum) and all(torch.isfinite(g).all() for g in gradients), where
+                kept = out.ledger["weight"] > 0
+                assert (touched(out) | (out.ledger["weight"] == clean.ledger["weight"])).all(), where
+                assert torch.allclose(out.token_loss[kept], clean.token_loss[kept], rtol=1e-5, atol=1e-6), where
+                masked_once[field] |= bool(touched(out).any())
+                # without the tokens that are touched, the clean batch has the same gradients
+                _, expected = output(obj, pair, samples, entry.text_source, not_finite=touched(out))
+                for g, e, x in zip(gradients, expected, leaves(samples)):
+                    same = torch.ones(len(x), dtype=torch.bool)
+                    if field.startswith("student") and x is samples[field][sample]: same[row] = False
+                    assert torch.allclose(g[same], e[same], rtol=1e-4, atol=1e-6), where
+    assert all(masked_once.values()), masked_once
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "student_logits" in objective(n).requires])
+def test_where_every_row_is_not_finite_there_is_no_signal_and_a_reason(name):
+    entry, pair = OBJECTIVES[name], tiny(OBJECTIVES[name].cls.equal_vocabularies)
+    samples = parts(pair, SHORT)
+    samples["student_logits"] = [torch.full_like(x, torch.nan).requires_grad_() for x in samples["student_logits"]]
+    out, gradients = output(objective(name), pair, samples, entry.text_source)
+    assert out.num_units == 0 and out.loss_sum == 0 and not any(g.any() for g in gradients) and touched(out).all()
+    totals = StepTotals()
+    totals.add_output(out, batch(pair, parts(pair, SHORT)), Counter())
+    with pytest.raises(RuntimeError, match="no student token of this step has a signal .*not finite"): check_signal(totals, None)
+
+
+@pytest.mark.parametrize("name", ["strict", "bpm", "sampled", "sft", "xtoken"])
+def test_a_hidden_state_that_overflows_the_head_masks_its_token(name):
+    "Rows from hidden states, with a head in float16: the product overflows although the state is finite."
+    torch.manual_seed(0)
+    pair, text_source = tiny(), OBJECTIVES[name].text_source
+    ids = [[[*v.encode("7 + 12"), v.stop_ids[0]]] for v in (pair.student, pair.teacher)]
+    heads = [OutputHead(torch.randn(len(v), 6).half()) for v in (pair.student, pair.teacher)]
+    states = [torch.randn(len(i[0]), 6, requires_grad=True) for i in ids]
+    large = states[0].detach().clone()
+    large[1] = 6e4
+    large.requires_grad_()
+    outs = [objective(name)(PairBatch.from_tensors(pair, *ids, [s], [states[1]], *heads, text_source=text_source)) for s in (states[0], large)]
+    for out in outs: out.loss_sum.backward()
+    kept = outs[1].ledger["weight"] > 0
+    assert touched(outs[1])[1] and kept.any() and torch.isfinite(large.grad).all() and not large.grad[1].any()
+    assert torch.allclose(outs[1].token_loss[kept], outs[0].token_loss[kept])
+
+
+def words(vocabulary, split):
+    "A tokenizer with these tokens only, and a stop token."
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*vocabulary, "<s>"])}, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(split), "isolated")
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
+    return ByteVocab(tokenizer, stops=[len(vocabulary)], name=split)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"support": "teacher", "top_k": 3}])
+def test_strict_without_a_second_shared_column_has_no_signal(options):
+    "Was loss 0 with count 8: one renormalised column is 1 on both sides."
+    pair = make_pair(words("abcd", "[a-z]"), words(["ab", "cd", "ac", "bd"], "[a-z]{2}"))
+    out = objective("strict", **options)(random_batch(pair, ["abcd", "acbd"] * 4))
+    at_stops = out.ledger["kind"] == 0
+    assert out.num_units == 0 and at_stops.sum() == 8 and (out.ledger["reason"][at_stops] == Reason.NOT_SHARED).all()
