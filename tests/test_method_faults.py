@@ -13,6 +13,7 @@ from xtokd.alignment.pair import Pair
 from xtokd.alignment.reasons import Reason
 from xtokd.exact.toy_models import make_pair
 from xtokd.objectives import OBJECTIVES, objective
+from xtokd.objectives.hidden.dskd import follow_terms, teacher_labels
 from xtokd.rows.lazy import OutputHead
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.rows.random_batches import random_batch
@@ -126,3 +127,69 @@ def test_strict_without_a_second_shared_column_has_no_signal(options):
     out = objective("strict", **options)(random_batch(pair, ["abcd", "acbd"] * 4))
     at_stops = out.ledger["kind"] == 0
     assert out.num_units == 0 and at_stops.sum() == 8 and (out.ledger["reason"][at_stops] == Reason.NOT_SHARED).all()
+
+
+# ---- several ways to stop ----------------------------------------------------------------------------------------------------
+ONE_EVENT = ("cover", "bpm", "escd", "strict", "simct", "gold", "alm", "uld", "mined", "cdm", "xtoken", "pkl")
+
+
+def sure_rows(vocab, ids, stops):
+    "Logits [n, V] that are sure of each id, and at the end of each of the `stops`."
+    logits = torch.zeros(len(ids), len(vocab))
+    logits[torch.arange(len(ids)), ids] = 60.
+    logits[-1] = 0
+    logits[-1, list(stops)] = 60.
+    return logits
+
+
+def stop_batch(order, student_stops, teacher_stops):
+    "Text \"7\" of a student and a teacher with two stop ids each, and the student's logits."
+    tiny_pair = tiny()
+    pair = Pair(ByteVocab(tiny_pair.student, stops=order), ByteVocab(tiny_pair.teacher, stops=[1618, 1617]))
+    ids = [[*pair.student.encode("7"), student_stops[0]]], [[*pair.teacher.encode("7"), teacher_stops[0]]]
+    student = sure_rows(pair.student, ids[0][0], student_stops).requires_grad_()
+    return PairBatch.from_logits(pair, *ids, [student], [sure_rows(pair.teacher, ids[1][0], teacher_stops)], text_source="teacher"), student
+
+
+@pytest.mark.parametrize("order", [[1, 2], [2, 1]])
+@pytest.mark.parametrize("name", ONE_EVENT)
+def test_all_ways_to_stop_are_one_event_on_both_sides(name, order):
+    "Text \"7\", both sides sure of their stop: bpm and escd had 25 nats and gradient (-1, +1), xtoken 81 with stops in the other order."
+    for student_stops in ((1,), (2,), (1, 2)):
+        for teacher_stops in ((1618,), (1617,), (1618, 1617)):
+            b, student = stop_batch(order, student_stops, teacher_stops)
+            out = objective(name)(b)
+            out.loss_sum.backward()
+            assert abs(float(out.loss_sum.detach())) < 1e-5 and student.grad.abs().max() < 1e-5, (student_stops, teacher_stops)
+            assert name == "cdm" or out.ledger["weight"][-1] > 0
+
+
+@pytest.mark.parametrize("name", [n for n in ONE_EVENT if n != "cdm"])    # a row with one mapped id has no signal in cdm
+def test_a_student_that_does_not_stop_is_pulled_to_stop_by_any_of_its_stops(name):
+    "The other side of the same: where the student is wrong there is a loss, whichever stop the text has."
+    losses = []
+    for student_stop in (1, 2):
+        b, student = stop_batch([1, 2], (student_stop,), (1618,))
+        with torch.no_grad(): student[-1] = torch.linspace(0, 1, len(b.pair.student)).roll(7)
+        losses.append(float(objective(name)(b).loss_sum.detach()))
+    assert losses[0] > .1 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_followed_rows_of_dskd_agree_on_stopping_by_any_stop_id():
+    "dskd, dskdv2: the carried row is sure of stop 1, student and label of stop 2; was a disagreement with cross-entropy 60."
+    head = torch.eye(4)
+    states, student = torch.tensor([[0., 60., 0., 0.]]), torch.tensor([[0., 0., 60., 0.]]).log_softmax(1)
+    apart = follow_terms(student, head, states, torch.tensor([2]))
+    assert apart.cross_entropy > 50 and not apart.agrees
+    for label in (1, 2):
+        terms = follow_terms(student, head, states, torch.tensor([label]), stop_ids=(1, 2))
+        assert terms.agrees and terms.cross_entropy < 1e-5 and terms.divergence < 1e-5
+
+
+def test_the_teachers_label_is_its_stop_where_its_stops_together_are_most_likely():
+    "dskd, labels of the teacher: .3 and .3 for two stops, .4 for another token."
+    b, _ = stop_batch([1, 2], (2,), (1618, 1617))
+    row = b.teacher.logits[0]
+    row[-1] = -60.
+    row[-1, [1618, 1617, 5]] = torch.tensor([.3, .3, .4]).log()
+    assert teacher_labels(b).tolist()[-1] == 1

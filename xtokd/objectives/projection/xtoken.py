@@ -276,7 +276,7 @@ def _merge_stops(p, stop_ids):
     total = p[:, at].sum(1, keepdim=True)
     return p.index_fill(1, at, 0.).index_copy(1, at[:1], total)
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #af4c5e44
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #bbbee79a
 def _select(masses, ids, chunk_mass=None):
     """Columns ids of masses [R, V] (those that exist), with the mass of the whole chunk [R, 1] as
     one more."""
@@ -299,7 +299,9 @@ class _ChunkLoss:
             (x[:, :-1], x[:, -1:]) for x in masses
         )
         if not pair.overlap.identical:
-            student = _merge_stops(student, pair.student.stop_ids)
+            # the common set has the smallest of the student's stop ids, the matrix maps to the
+            # teacher's first
+            student = _merge_stops(student, sorted(pair.student.stop_ids))
             teacher = _merge_stops(teacher, pair.teacher.stop_ids)
         part = self._projected if objective.choice == "p-kl" else self._common
         loss, lost, unknown = part(student, student_chunk, teacher, teacher_chunk)
