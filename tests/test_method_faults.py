@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from batches import batch, leaves, parts
 from xtokd.alignment.pair import Pair
 from xtokd.alignment.reasons import Reason
-from xtokd.exact.toy_models import make_pair
+from xtokd.exact.toy_models import make_pair, toy_bpe
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.objectives.hidden.dskd import follow_terms, teacher_labels
 from xtokd.rows.lazy import OutputHead
@@ -193,3 +193,72 @@ def test_the_teachers_label_is_its_stop_where_its_stops_together_are_most_likely
     row[-1] = -60.
     row[-1, [1618, 1617, 5]] = torch.tensor([.3, .3, .4]).log()
     assert teacher_labels(b).tolist()[-1] == 1
+
+
+# ---- xtoken ------------------------------------------------------------------------------------------------------------------
+def nemo_h_kl(b, obj, reverse):
+    "H-KL of NeMo's code on averaged log-probs: KL over the common columns as they are, L1 of the sorted others, cut off."
+    common, losses = obj.common, []
+    for s0, s1, t0, t1 in b.alignment.chunks.tolist():
+        s, t = b.student.logp(s0, s1).mean(0), b.teacher.logp(t0, t1).mean(0)
+        cs, ct = s[torch.as_tensor(common.student)], t[torch.as_tensor(common.teacher)]
+        kl = (cs.exp() * (cs - ct)).sum() if reverse else (ct.exp() * (ct - cs)).sum()
+        rs, rt = (x[torch.as_tensor(rest)].exp().sort(descending=True).values for x, rest in ((s, common.student_rest), (t, common.teacher_rest)))
+        k = min(len(rs), len(rt))
+        losses.append(kl + (rs[:k] - rt[:k]).abs().sum())
+    return torch.stack(losses).sum()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_released_h_kl_averages_log_probs_as_nemo_does(reverse):
+    b = batch(tiny(), parts(tiny(), SHORT))
+    assert (b.alignment.kind > 0).any()
+    obj = objective("xtoken", loss="h-kl", aggregate="released", bucket=False, pad=False, reverse_kl=reverse)
+    got = obj(b).loss_sum
+    assert torch.allclose(got, nemo_h_kl(b, obj, reverse), rtol=1e-5)
+    normalised = objective("xtoken", loss="h-kl", aggregate="mean")(b)
+    assert float(normalised.loss_sum.detach()) > 0 and not torch.allclose(got, normalised.loss_sum)
+
+
+def test_reverse_kl_acts_with_p_kl_in_every_aggregate():
+    "Was ignored with `released`."
+    b = batch(tiny(), parts(tiny(), SHORT))
+    for aggregate in ("chain", "mean", "released"):
+        forward, reverse = (objective("xtoken", loss="p-kl", aggregate=aggregate, reverse_kl=r)(b).loss_sum for r in (False, True))
+        assert not torch.allclose(forward, reverse, rtol=1e-3), aggregate
+    row = PairBatch.from_logits(tiny(), [tiny().student.encode("7")], [tiny().teacher.encode("7")], *[[torch.randn(1, len(v), generator=torch.Generator().manual_seed(3))] for v in (tiny().student, tiny().teacher)])
+    same = [float(objective("xtoken", loss="p-kl", aggregate=a, reverse_kl=True)(row).loss_sum.detach()) for a in ("chain", "mean")]
+    reached = torch.as_tensor(np.flatnonzero(objective_w(row).reached))
+    ours, theirs = objective_w(row)(row.student.logp().exp())[:, reached], row.teacher.logp()[:, reached].exp()
+    ours = ours / ours.sum()
+    assert same[0] == pytest.approx(same[1], rel=1e-5)
+    released = objective("xtoken", loss="p-kl", aggregate="released", reverse_kl=True)(row).loss_sum
+    assert torch.allclose(released, (torch.where(ours > 0, ours * (ours.clamp_min(1e-37).log() - theirs.log()), 0.)).sum(), rtol=1e-4)
+
+
+def objective_w(b):
+    obj = objective("xtoken")
+    obj.prepare(b.pair)
+    return obj.W
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_chunk_that_the_student_can_also_write_as_one_token_is_one_event(reverse):
+    "Student [' ', 'is'], teacher [' is'], which both know: the favourite was pushed down by .67, and cost 52.7 nats under the reverse KL."
+    student = toy_bpe(" isx", [("i", "s"), (" ", "is")])
+    teacher = toy_bpe(" isx", [("i", "s"), (" ", "is"), (" is", "x")])
+    at = [student.bytes.index(x) for x in (b" ", b"is", b" is")]
+    rows = torch.full((2, len(student)), -30.)
+    rows[0, at[0]], rows[0, at[2]] = float(np.log(.4)), float(np.log(.6))
+    rows[1, at[1]] = 0.
+    sure = torch.full((1, len(teacher)), -30.)
+    sure[0, teacher.bytes.index(b" is")] = 0.
+    rows.requires_grad_()
+    b = PairBatch.from_logits(make_pair(student, teacher), [at[:2]], [[teacher.bytes.index(b" is")]], [rows], [sure])
+    out = objective("xtoken", loss="h-kl", reverse_kl=reverse)(b)
+    out.loss_sum.backward()
+    assert abs(float(out.loss_sum.detach())) < 1e-4 and rows.grad.abs().max() < 1e-4     # .4 and .6 are two ways to write " is"
+    with torch.no_grad(): rows[0, student.bytes.index(b"x")] = float(np.log(1.))          # half of the mass is elsewhere
+    rows.grad = None
+    objective("xtoken", loss="h-kl", reverse_kl=reverse)(b).loss_sum.backward()
+    assert rows.grad[0, at[2]] < -.1 and rows.grad[0, at[0]] < -.1                          # both are pulled up
