@@ -1,7 +1,9 @@
 "Faults of methods that were found against their papers and the papers' code; each test holds the right value."
+import json
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +13,20 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from batches import batch, leaves, parts
 from xtokd.alignment.pair import Pair
 from xtokd.alignment.reasons import Reason
+from xtokd.cli.arguments import read_objective_args
+from xtokd.data.prompts import check_item
 from xtokd.exact.toy_models import make_pair, toy_bpe
+from xtokd.models.side import load_auxiliary_models
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.objectives.hidden.dskd import follow_terms, teacher_labels
 from xtokd.rows.lazy import OutputHead
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.rows.random_batches import random_batch
-from xtokd.train.step import StepTotals, check_signal
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.train.runlog import to_json
+from xtokd.train.samples import reference_samples
+from xtokd.train.step import StepTotals, check_signal, make_objective
 from xtokd.vocab.bytevocab import ByteVocab
 
 NAMES = tuple(OBJECTIVES)
@@ -262,3 +271,49 @@ def test_a_chunk_that_the_student_can_also_write_as_one_token_is_one_event(rever
     rows.grad = None
     objective("xtoken", loss="h-kl", reverse_kl=reverse)(b).loss_sum.backward()
     assert rows.grad[0, at[2]] < -.1 and rows.grad[0, at[0]] < -.1                          # both are pulled up
+
+
+# ---- settings and messages ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("word,value", [(".9", .9), ("1.", 1.), ("inf", float("inf")), ("-inf", -float("inf")), ("1e-3", 1e-3), ("None", None), ("null", None),
+                                        ("True", True), ("true", True), ("[.5, 1]", [.5, 1]), ("byte", "byte"), ("a=b", "a=b"), ("p-kl", "p-kl"), ("16", 16)])
+def test_options_of_an_objective_are_read_as_python_writes_them(word, value):
+    "`.9`, `1.` and `tau=inf` ended in a TypeError although the notebooks write them so."
+    got = read_objective_args([f"x={word}"])["x"]
+    assert got == value and type(got) is type(value)
+
+
+def test_an_infinite_option_survives_the_log_of_a_run():
+    options = json.loads(json.dumps(to_json(read_objective_args(["tau=inf", "form=kl"])), allow_nan=False))
+    assert make_objective(("alm", options)).tau == float("inf")
+
+
+def test_pkl_with_given_scores_is_refused_for_a_run_with_a_cure():
+    with pytest.raises(ValueError, match="a run makes none. Choose scores=cover"): make_objective(("pkl", {"scores": "given"}))
+    with pytest.raises(ValueError, match="Choose scores=cover"): Distiller("tiny", "tiny", ["7 + 5 = "], objective=("pkl", {"scores": "given"}))
+    assert make_objective("pkl").requires == {"student_logits", "teacher_logits"}
+
+
+def test_gkd_refuses_other_vocabularies_before_anything_is_evaluated(tmp_path):
+    config = DistillConfig(output_dir=str(tmp_path / "run"), max_steps=1, progress=False)
+    with pytest.raises(ValueError, match="gkd compares rows column by column.*Choose \"strict\""): Distiller("tiny", "tiny", ["7 + 5 = "] * 4, objective="gkd", config=config)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize("name,flags", [("compass", "--aux weak=MODEL"), ("ctpd", "--aux minus=MODEL --aux plus=MODEL")])
+def test_a_missing_auxiliary_model_is_named_by_the_flag_that_exists(name, flags):
+    pair = tiny()
+    side = SimpleNamespace(model=None, vocab=pair.student)
+    with pytest.raises(ValueError, match=f"give {flags}, or auxiliary_models="): load_auxiliary_models({}, objective(name), side, side, torch.device("cpu"))
+
+
+def test_ctpd_without_pairs_offers_no_text_that_it_refuses():
+    with pytest.raises(ValueError, match="no chosen and no rejected: add it to the prompts: this objective compares") as error:
+        reference_samples([{"prompt": "a"}], None, None, ("chosen", "rejected"))
+    assert "text of the student" not in str(error.value)
+    with pytest.raises(ValueError, match="or learn from text of the student or the teacher"): reference_samples([{"prompt": "a"}], None, None)
+
+
+@pytest.mark.parametrize("item", [{"prompt": ""}, {"messages": []}, {"prompt": []}])
+def test_an_empty_prompt_is_called_empty(item):
+    with pytest.raises(ValueError, match="line 3: the prompt is empty"): check_item(item, "line 3")
+    with pytest.raises(ValueError, match="rename one of them"): check_item({"question": "a"}, "line 3")

@@ -220,7 +220,7 @@ def require_full_rows(objective: object,    # an `Objective`, or any callable th
                      "only sampled and top-k log-probs. Load the teacher in this process, or "
                      "choose one of xtokd.objectives.names_without_full_rows().")
 
-# %% ../../nbs/05_objectives/01_base.ipynb #eb7519be
+# %% ../../nbs/05_objectives/01_base.ipynb #c7f5597c
 class Objective:
     """Base class of all objectives: subclasses declare what they are and define `signal(batch) ->
     Output`."""
@@ -233,6 +233,7 @@ class Objective:
     text_source: str = "student"   # default source: "student" (on-policy), "teacher" or "reference"
     text_sources: tuple = ("student", "teacher", "reference")   # sources that it can learn from
     equal_vocabularies: bool = False     # does it compare rows column by column?
+    instead: str = ""                    # what to choose where the vocabularies differ
     rows_choose_pairs: bool = False      # do the rows of an answer decide which tokens are compared?
     # what its defaults read of teacher rows: a key of `TEACHER_ACCESS`
     teacher_access: str = "full"
