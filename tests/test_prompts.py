@@ -30,7 +30,7 @@ def test_tiny():
 
 
 @pytest.mark.parametrize("text, says", [
-    ('{"prompt": "a"}\n{"prompt": ', "line 2: not JSON"), ('{"question": "a"}', "rename one of them"), ('["a"]', "line 1: an item is a JSON object"), ('{"prompt": ""}', "no text in"),
+    ('{"prompt": "a"}\n{"prompt": ', "line 2: not JSON"), ('{"question": "a"}', "rename one of them"), ('["a"]', "line 1: an item is a JSON object"), ('{"prompt": ""}', "the prompt is empty"),
     ('{"messages": [{"content": "a"}]}', "every message is an object"), ('{"messages": [{"role": "assistant", "content": "a"}]}', "nothing is left to answer"), ("\n\n", "is empty")])
 def test_broken_files(tmp_path, text, says):
     (tmp_path/"bad.jsonl").write_text(text)

@@ -157,7 +157,7 @@ def test_bf16_and_gradient_checkpointing(tmp_path):
 
 def test_what_it_refuses(tmp_path):
     with pytest.raises(ValueError, match="processing_class is missing"): trainer(tmp_path, processing_class=None)
-    with pytest.raises(ValueError, match="give weak=..."): trainer(tmp_path, "compass")
+    with pytest.raises(ValueError, match="give --aux weak=MODEL, or auxiliary_models="): trainer(tmp_path, "compass")
     with pytest.raises(ValueError, match="do not belong together"): trainer(tmp_path, processing_class=load_tokenizer("tiny", "teacher"))
 
 

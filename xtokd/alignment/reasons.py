@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Reason']
 
-# %% ../../nbs/03_alignment/01_reasons.ipynb #35038d4b
+# %% ../../nbs/03_alignment/01_reasons.ipynb #beb4f3e9
 from enum import IntEnum
 
 class Reason(IntEnum):
@@ -53,6 +53,6 @@ _TEXTS = {
     Reason.OUTSIDE_WINDOW: "outside the supervision window",
     Reason.END_OF_TEXT: "a token that ends the text (left out on request)",
     Reason.LARGE_CHUNK: "its chunk is too large (left out on request)",
-    Reason.NOT_FINITE: "the teacher's number here is not finite",
+    Reason.NOT_FINITE: "a number that its loss needs is not finite (NaN or infinity)",
     Reason.INSIDE_CHUNK: "inside a chunk, of which the first row is compared",
 }

@@ -7,8 +7,9 @@ __all__ = ['HELP', 'RUN_DEFAULTS', 'unknown_flag', 'refuse_unknown_settings', 'C
            'read_objective_args', 'read_auxiliary', 'check_auxiliary', 'add_config_flags', 'read_run_settings',
            'read_settings']
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #9cb05ffe
-import argparse, difflib, inspect, json, sys
+# %% ../../nbs/12_cli/02_arguments.ipynb #bae76144
+import argparse, ast, difflib, inspect, json, sys
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Iterable
@@ -176,7 +177,7 @@ def read_config(path: str) -> dict:
                          f"{type(found).__name__}")
     return found
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #9f2872e5
+# %% ../../nbs/12_cli/02_arguments.ipynb #9533a148
 def _split_pair(word: str, flag: str, example: str) -> tuple[str, str]:
     "Name and value of `NAME=VALUE`."
     name, is_pair, value = word.partition("=")
@@ -186,13 +187,20 @@ def _split_pair(word: str, flag: str, example: str) -> tuple[str, str]:
 
 
 def read_objective_args(words: list[str]) -> dict:
-    "Arguments of an objective from `NAME=VALUE` words: `{name: JSON value, or the text}`."
+    """Arguments of an objective from `NAME=VALUE` words: `{name: value}`, where the value is written
+    in JSON or in Python (`.9`, `1.`, `inf`, `None`), and is a text otherwise."""
     found = {}
     for word in words:
         name, value = _split_pair(word, "--objective-arg", "top_k=16")
-        try: found[name] = json.loads(value)
-        except ValueError: found[name] = value
+        found[name] = _read_value(value)
     return found
+
+
+def _read_value(text: str) -> object:
+    "A value in JSON, a Python literal or a float; else the text itself."
+    for read in (json.loads, ast.literal_eval, float):
+        with suppress(ValueError, SyntaxError): return read(text)
+    return text
 
 
 def read_auxiliary(words: list[str], allowed: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from .tasks import number_words, running_sums
 from ..hub import data_dir
 
-# %% ../../nbs/02_data/01_prompts.ipynb #a808fd5c
+# %% ../../nbs/02_data/01_prompts.ipynb #de9736d1
 def _check_messages(messages, where):
     "ValueError where `messages` is not a conversation that can be answered."
     for message in messages:
@@ -52,6 +52,8 @@ def check_item(item: dict | str, where: str) -> dict:
         return item
     if isinstance(prompt, str) and prompt: return item
     if isinstance(prompt, list) and prompt: return check_item({**item, "messages": prompt}, where)
+    if prompt in ("", []) or messages == []:
+        raise ValueError(f"{where}: the prompt is empty: write a text, or leave the item out")
     raise ValueError(
         f"{where}: no text in \"prompt\" and no list in \"messages\"; the keys are {sorted(item)}: "
         "rename one of them to \"prompt\""

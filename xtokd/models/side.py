@@ -97,7 +97,7 @@ def load_side(source: Any,     # a name, a folder, (model, tokenizer), a Side or
     raise ValueError(f"{role} is a {type(source).__name__}: give a name, a folder, or (model, "
                      "tokenizer)")
 
-# %% ../../nbs/06_models/06_side.ipynb #d6372560
+# %% ../../nbs/06_models/06_side.ipynb #e88a737e
 class AuxiliaryLogp(NamedTuple):
     "Where a requirement of an objective comes from."
     model: str    # name of the auxiliary model
@@ -122,9 +122,11 @@ def load_auxiliary_models(
     for requirement, (name, side) in AUXILIARY_LOGPS.items():
         if requirement in objective.requires: wanted[name] = student if side == "student" else teacher
     if missing := sorted(set(wanted) - set(sources) - {"reference"}):
-        raise ValueError(f"objective {objective.name!r} asks for another model: give "
-                         f"{', '.join(f'{name}=...' for name in missing)} (a name, a folder, or "
-                         "(model, tokenizer); with the teacher's tokenizer)")
+        flags = " ".join(f"--aux {name}=MODEL" for name in missing)
+        models = ", ".join(f"{name!r}: ..." for name in missing)
+        raise ValueError(f"objective {objective.name!r} asks for another model: give {flags}, or "
+                         f"auxiliary_models={{{models}}} (a name, a folder, or (model, tokenizer); "
+                         "with the teacher's tokenizer)")
     if extra := sorted(set(sources) - set(wanted)):
         raise TypeError(f"{', '.join(extra)}: Distiller has no such argument, or this objective "
                         "makes no use of it")

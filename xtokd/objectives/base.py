@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['REQUIREMENTS', 'TEACHER_ACCESS', 'Output', 'make_ledger', 'coverage_stats', 'window_mask', 'make_output',
-           'whitespace_mask', 'require_full_rows', 'Objective']
+           'whitespace_mask', 'rows_not_finite', 'mask_rows_not_finite', 'require_full_rows', 'Objective']
 
-# %% ../../nbs/05_objectives/01_base.ipynb #bfe59db9
-from dataclasses import dataclass
+# %% ../../nbs/05_objectives/01_base.ipynb #ffdd56c7
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from ..alignment.alignment import KINDS
 from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
+from ..rows.dense import FullRows
 from ..rows.pair_batch import PairBatch
 
 # %% ../../nbs/05_objectives/01_base.ipynb #e237194f
@@ -85,7 +87,7 @@ def window_mask(batch: PairBatch) -> np.ndarray:
     broken[chunk[~inside & (chunk >= 0)]] = True
     return inside & ~(broken[chunk] & (chunk >= 0))
 
-# %% ../../nbs/05_objectives/01_base.ipynb #0e8a3af1
+# %% ../../nbs/05_objectives/01_base.ipynb #8da6e1ca
 def make_output(batch: PairBatch,
                 token_loss: torch.Tensor,          # [n] student tokens, with gradient
                 weight: torch.Tensor,              # [n] detached; its sum is the number of units
@@ -96,13 +98,16 @@ def make_output(batch: PairBatch,
                 reason: np.ndarray | None = None,   # [n] codes of `Reason` where the weight is 0
                 unknown: torch.Tensor | np.ndarray | None = None,   # [n] share of teacher mass
                 **stats: float) -> Output:
-    """The `Output` of a loss and a weight for each student token; tokens outside the batch's window
-    get weight 0."""
-    inside = window_mask(batch)
-    if not inside.all():
-        reason = np.zeros(len(inside), np.int16) if reason is None else reason
-        reason = np.where(inside, reason, Reason.OUTSIDE_WINDOW)
-        weight = weight * torch.as_tensor(inside, device=weight.device)
+    """The `Output` of a loss and a weight for each student token; tokens outside the batch's window,
+    those that a row that is not finite touches, and those whose loss is not finite get weight 0."""
+    not_finite = (~token_loss.detach().isfinite() & (weight > 0)).cpu().numpy()
+    if batch.not_finite is not None: not_finite |= batch.not_finite
+    for left_out, why in ((~window_mask(batch), Reason.OUTSIDE_WINDOW),
+                          (not_finite, Reason.NOT_FINITE)):
+        if not left_out.any(): continue
+        reason = np.where(left_out, why, 0 if reason is None else reason)
+        weight = weight * torch.as_tensor(~left_out, device=weight.device)
+    if not_finite.any(): token_loss = torch.where(weight > 0, token_loss, 0.)  # 0 · NaN is NaN
     ledger = make_ledger(batch, token_loss if signal is None else signal, weight, reason, unknown)
     weighted = token_loss * weight
     num_units = round(float(weight.double().sum()), 4)
@@ -115,6 +120,68 @@ def whitespace_mask(batch: PairBatch) -> np.ndarray:
     vocab = batch.pair.student
     return np.array([bool(x) and not x.strip(b" \t") for x in vocab.bytes],
                     bool)[batch.alignment.student_ids]
+
+# %% ../../nbs/05_objectives/01_base.ipynb #23d97965
+def rows_not_finite(batch: PairBatch, requires: frozenset) -> tuple[np.ndarray, np.ndarray]:
+    """Which student rows bool[n] and which teacher rows bool[m] are not finite, in logits or in
+    hidden states, of what an objective `requires`."""
+    found = []
+    for side, n in (("student", len(batch.alignment.student_ids)),
+                    ("teacher", len(batch.alignment.teacher_ids))):
+        rows, bad = getattr(batch, side), np.zeros(n, bool)
+        # `TopKRows` say NaN for what a server did not tell; the objectives that read them know that.
+        if f"{side}_logits" in requires and isinstance(rows, FullRows): bad |= ~rows.is_finite()
+        states = getattr(batch.hidden, side) if "hidden" in requires else ()
+        if len(states) == n and n: bad |= ~states.detach().isfinite().all(1).cpu().numpy()
+        found.append(bad)
+    return tuple(found)
+
+
+def _with_stand_ins(batch, bad, certain):
+    "The batch with finite rows and hidden states where `bad` (student [n], teacher [m])."
+    fields, hidden = {}, batch.hidden
+    for side, which in zip(("student", "teacher"), bad):
+        if not which.any(): continue
+        rows = getattr(batch, side)
+        if isinstance(rows, FullRows): fields[side] = rows.with_stand_ins(which, certain)
+        if hidden is None or len(getattr(hidden, side)) != len(which): continue
+        states = getattr(hidden, side)
+        mask = torch.as_tensor(which[:, None], device=states.device)
+        hidden = replace(hidden, **{side: torch.where(mask, float(certain), states)})
+    return replace(batch, hidden=hidden, **fields)
+
+
+def _differs(outputs):
+    "Whether loss, weight or signal of each token [n] differ between two outputs."
+    columns = [np.stack([output.token_loss.float().cpu().numpy(), output.ledger["weight"],
+                         output.ledger["signal"]]) for output in outputs]
+    # sums on a GPU are not equal to the last bit between two calls
+    return ~np.isclose(*columns, rtol=1e-5, atol=1e-7).all(0)
+
+
+def mask_rows_not_finite(batch: PairBatch,
+                         signal: Callable,        # batch -> Output
+                         requires: frozenset,     # names of `REQUIREMENTS` that it reads
+                         whole_answers: bool = False,   # a row touches all tokens of its answer
+                         ) -> PairBatch:
+    """The batch with stand-ins for rows that are not finite, and `not_finite` where they touch a
+    token; the batch itself where all rows are finite."""
+    bad = rows_not_finite(batch, requires)
+    if not any(which.any() for which in bad): return batch
+    filled = [_with_stand_ins(batch, bad, certain) for certain in (False, True)]
+    with torch.no_grad(): touched = bad[0] | _differs([signal(each) for each in filled])
+    alignment = batch.alignment
+    in_chunk = np.zeros(len(alignment.chunks) + 1, bool)
+    in_chunk[alignment.teacher_chunk[bad[1]]] = True
+    in_chunk[-1] = False                                            # of tokens in no chunk
+    touched |= in_chunk[alignment.student_chunk]
+    if whole_answers:
+        sides = zip(bad, (alignment.student_offsets, alignment.teacher_offsets))
+        samples = [np.searchsorted(offsets, np.flatnonzero(which), side="right") - 1
+                   for which, offsets in sides]
+        hit = np.isin(np.arange(len(alignment)), np.concatenate(samples))
+        touched |= np.repeat(hit, np.diff(alignment.student_offsets))
+    return replace(filled[0], not_finite=touched)
 
 # %% ../../nbs/05_objectives/01_base.ipynb #3a168588
 REQUIREMENTS = {
@@ -153,7 +220,7 @@ def require_full_rows(objective: object,    # an `Objective`, or any callable th
                      "only sampled and top-k log-probs. Load the teacher in this process, or "
                      "choose one of xtokd.objectives.names_without_full_rows().")
 
-# %% ../../nbs/05_objectives/01_base.ipynb #0046c6f2
+# %% ../../nbs/05_objectives/01_base.ipynb #c7f5597c
 class Objective:
     """Base class of all objectives: subclasses declare what they are and define `signal(batch) ->
     Output`."""
@@ -166,6 +233,8 @@ class Objective:
     text_source: str = "student"   # default source: "student" (on-policy), "teacher" or "reference"
     text_sources: tuple = ("student", "teacher", "reference")   # sources that it can learn from
     equal_vocabularies: bool = False     # does it compare rows column by column?
+    instead: str = ""                    # what to choose where the vocabularies differ
+    rows_choose_pairs: bool = False      # do the rows of an answer decide which tokens are compared?
     # what its defaults read of teacher rows: a key of `TEACHER_ACCESS`
     teacher_access: str = "full"
     teacher_top_k: int = 0               # how many ids it reads, where the access is "top_k"
@@ -205,6 +274,7 @@ class Objective:
             what = "; ".join(REQUIREMENTS[name] for name in missing)
             raise ValueError(f"objective {self.name!r} needs {', '.join(missing)}, which this "
                              f"batch does not hold: {what}.")
-        return self.signal(batch)
+        return self.signal(mask_rows_not_finite(batch, self.signal, self.requires,
+                                                self.rows_choose_pairs))
 
     def __repr__(self) -> str: return f"objective({self.name!r})"

@@ -32,8 +32,9 @@ class SFT(Objective):
         loss = -batch.student.token_logp()
         return make_output(batch, loss, torch.ones_like(loss))
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #cd67b360
-def require_equal_vocabularies(batch: PairBatch, name: str, instead: str) -> None:
+# %% ../../nbs/05_objectives/06_baselines.ipynb #9d396c25
+def require_equal_vocabularies(batch: object,     # anything with a `pair`
+                               name: str, instead: str) -> None:
     """Raise ValueError where student and teacher have different vocabularies; `instead` says what
     to use."""
     if batch.pair.overlap.identical: return
@@ -70,7 +71,7 @@ def with_temperature(rows: LogitRows, logp: torch.Tensor, temperature: float | N
     if factor == 1 and width == logp.shape[1]: return logp
     return torch.log_softmax(logp[:, :width] * factor, -1)
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #6a3e6438
+# %% ../../nbs/05_objectives/06_baselines.ipynb #808a801f
 def _restrict_both(logp: torch.Tensor, top_logp: torch.Tensor, ids: torch.Tensor,
                    tail: str) -> tuple:
     """Log-probs [R, k] of both sides at the teacher's top `ids` [R, k] (-1: none), from the
@@ -120,6 +121,7 @@ class GKD(Objective):
     alignment, vocab_map = "equal ids", "none: equal vocabularies"
     divergence_label = "jsd, fkl, rkl"
     equal_vocabularies = True
+    instead = 'Choose "strict" (shared tokens) or "cover" (any pair).'
     known_exceptions = {"I2": "refuses a teacher with other ids, even if its tokens are the same"}
 
     def __init__(self, beta: float = .5, orientation: str = "teacher",
@@ -143,8 +145,7 @@ class GKD(Objective):
             self.teacher_access, self.teacher_top_k = "top_k", top_k
 
     def signal(self, batch: PairBatch) -> Output:
-        require_equal_vocabularies(batch, "gkd",
-                                   'Choose "strict" (shared tokens) or "cover" (any pair).')
+        require_equal_vocabularies(batch, "gkd", self.instead)
         student_rows, teacher_rows, reason = rows_after_equal_ids(batch)
         compare = _RowComparison(batch, teacher_rows, self)
         value = chunked_loss(batch.student, student_rows, compare)

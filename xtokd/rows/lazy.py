@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['OutputHead', 'HeadGradientBuffer', 'LazyRows', 'make_rows', 'capture_hidden', 'head_of']
 
-# %% ../../nbs/04_rows/02_lazy.ipynb #e87a83d2
+# %% ../../nbs/04_rows/02_lazy.ipynb #c270711a
+from copy import copy
+
 import numpy as np
 import torch
 
 from .chunked_loss import chunked_token_logp
-from .dense import FullRows, GradientBuffer, LogitRows, gather_rows
+from .dense import FullRows, GradientBuffer, LogitRows, gather_rows, replace_rows
 from ..vocab.bytevocab import ByteVocab
 
 # %% ../../nbs/04_rows/02_lazy.ipynb #8cede0b9
@@ -97,7 +99,7 @@ class HeadGradientBuffer:
         pairs = zip(self.head, self.head_leaves)
         return [*hidden, *(None if x is None else x.to(leaf.dtype) for x, leaf in pairs)]
 
-# %% ../../nbs/04_rows/02_lazy.ipynb #9c3d4008
+# %% ../../nbs/04_rows/02_lazy.ipynb #931be450
 class LazyRows(FullRows):
     "Next-token rows of a whole batch, from hidden states; no logits are kept."
     chunk_factor = 4        # a row costs a matrix product, which is faster for more rows at once
@@ -131,6 +133,31 @@ class LazyRows(FullRows):
 
     def gradient_buffer(self, needs_grad: tuple) -> HeadGradientBuffer:
         return HeadGradientBuffer(self, needs_grad)
+
+    @torch.no_grad()
+    def may_be_not_finite(self) -> np.ndarray:
+        "Rows whose logits may overflow: a bound from the largest weight, without the matrix product."
+        if not self.hidden: return np.arange(0)
+        bound = torch.cat([x.float().abs().sum(1) for x in self.hidden]) * _largest(self.weight)
+        if self.head.bias is not None: bound = bound + _largest(self.head.bias)
+        limit = torch.finfo(self.head.dtype).max / max(1., 2 * abs(self.head.scale))
+        return np.flatnonzero(~(bound < limit).cpu().numpy())
+
+    def with_stand_ins(self, bad: np.ndarray, certain: bool = False) -> "LazyRows":
+        def stand_in(states, ids):
+            if not certain: return torch.zeros_like(states)
+            weight = self.weight.detach()[ids].float()
+            return (20 * weight / weight.square().sum(1, keepdim=True).clamp_min(1e-6)).to(states.dtype)
+
+        rows = copy(self)
+        rows.hidden = replace_rows(self.hidden, self, bad, stand_in)
+        return rows
+
+
+def _largest(values):
+    "Largest absolute value of a tensor, float32 []; NaN where it holds NaN."
+    low, high = torch.aminmax(values.detach())
+    return torch.maximum(low.abs(), high.abs()).float()
 
 
 def make_rows(tensors: list, ids: list, vocab: ByteVocab, head: OutputHead | None = None,

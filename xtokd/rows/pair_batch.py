@@ -92,7 +92,7 @@ def _row_width(tensors, vocab, head):
     if head is not None: return min(len(head.weight), len(vocab))
     return min([x.shape[1] for x in tensors] + [len(vocab)])
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #08f794e8
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #07adb3bb
 @dataclass(repr=False)
 class PairBatch:
     """Student responses, the same bytes in teacher tokens, their alignment, and both models' rows.
@@ -113,6 +113,7 @@ class PairBatch:
     plus_logp: torch.Tensor | None = None  # float32[m]: a teacher tuned on preferences
     minus_logp: torch.Tensor | None = None  # float32[m]: a teacher tuned on reversed preferences
     window: np.ndarray | None = None  # bool[n]: student tokens to train on; None: all
+    not_finite: np.ndarray | None = None  # bool[n]: tokens that a row that is not finite touches
     preferences: list | None = None  # B signs: +1 the chosen answer, -1 the rejected one
     hidden: HiddenStates | None = None
     scores: object | None = None  # `objectives.projection.pkl.Scores`

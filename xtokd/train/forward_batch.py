@@ -7,7 +7,7 @@ __all__ = ['LARGE_LOGITS', 'ModelSet', 'load_models', 'prepare_objective', 'shar
            'TeacherForward', 'teacher_rows', 'top_k_needed', 'teacher_top_rows', 'auxiliary_logp', 'hidden_states',
            'TeacherSide', 'build_batch']
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #4249169a
+# %% ../../nbs/08_train/03_forward_batch.ipynb #72434029
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..models.forward import response_logits, response_states
 from ..models.lora import prepare_student
 from ..models.side import AUXILIARY_LOGPS, Side, load_auxiliary_models, ServedModel
 from ..objectives.base import Objective
+from ..objectives.baselines import require_equal_vocabularies
 from ..rows.lazy import make_rows
 from ..rows.pair_batch import HiddenStates, PairBatch
 from ..rows.topk import to_top_k
@@ -31,7 +32,7 @@ from ..serving.client import open_side, Engine
 from .config import DistillConfig
 from .samples import Sample
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #09500448
+# %% ../../nbs/08_train/03_forward_batch.ipynb #44739b93
 @dataclass
 class ModelSet:
     "The models of a run: student, teacher, and the auxiliary models of some objectives."
@@ -75,8 +76,11 @@ def prepare_objective(objective: Objective | Callable, models: ModelSet,
                       auxiliary_models: dict | None, device: torch.device) -> None:
     """Load the auxiliary models that an objective needs, by name, and prepare it for the models.
 
-    Raises ValueError for an auxiliary model that is missing, TypeError for one that is not used."""
+    Raises ValueError for an auxiliary model that is missing and for a pair that the objective cannot
+    compare, TypeError for a model that is not used."""
     student, teacher = models.student, models.teacher
+    if getattr(objective, "equal_vocabularies", False):
+        require_equal_vocabularies(models, objective.name, objective.instead)
     named_models = auxiliary_models or {}
     models.auxiliary = load_auxiliary_models(named_models, objective, student, teacher, device)
     if hasattr(objective, "prepare"): objective.prepare(models.pair, student, teacher)

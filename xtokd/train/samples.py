@@ -40,7 +40,7 @@ class Sample:
     def prompt_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_prompt_ids")
     def response_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_ids")
 
-# %% ../../nbs/08_train/02_samples.ipynb #31e328de
+# %% ../../nbs/08_train/02_samples.ipynb #b460a959
 def generate_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                      text_source: str = "student", seed: int | None = None) -> list[Sample]:
     """Sample one response to each prompt from the source: "student", "teacher" or "reference".
@@ -92,8 +92,10 @@ def reference_samples(items: list[dict], student: Side, teacher: Side,
     for item in items:
         if missing := [k for k in keys if not isinstance(item.get(k), str)]:
             beginning = str(item.get("prompt", item))[:60]
+            instead = ", or learn from text of the student or the teacher"
+            if len(keys) > 1: instead = f": this objective compares {' and '.join(keys)} answers"
             raise ValueError(f"the prompt {beginning!r} has no {' and no '.join(missing)}: add it "
-                             "to the prompts, or learn from text of the student or the teacher")
+                             f"to the prompts{instead}")
         prompts = render_prompt(student.vocab, item), render_prompt(teacher.vocab, item)
         for key in keys:
             responses = _closed(student.vocab, item[key]), _closed(teacher.vocab, item[key])

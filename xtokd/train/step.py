@@ -120,15 +120,28 @@ def entropy_sum(rows: object,    # of one side of a PairBatch
         total += float(torch.special.entr(logp.exp()).sum())
     return total
 
-# %% ../../nbs/08_train/04_step.ipynb #8ca7ead4
+# %% ../../nbs/08_train/04_step.ipynb #633536dd
 def make_objective(objective: str | tuple | list | Callable) -> Objective | Callable:
-    "An objective from its name, from (name, options), or as it is. Raises ValueError otherwise."
-    if isinstance(objective, str): return objective_by_name(objective)
-    if isinstance(objective, (tuple, list)): return objective_by_name(objective[0], **objective[1])
+    """An objective from its name, from (name, options), or as it is.
+
+    ValueError otherwise, and for one that needs what no run makes."""
+    if isinstance(objective, str): objective = objective_by_name(objective)
+    if isinstance(objective, (tuple, list)):
+        # A log writes an infinite number as a word.
+        options = {name: _INFINITIES.get(value, value) if isinstance(value, str) else value
+                   for name, value in objective[1].items()}
+        objective = objective_by_name(objective[0], **options)
     if not hasattr(objective, "requires"):
         raise ValueError(f"objective is a {type(objective).__name__}: give a name, (name, options), or "
                          "a callable with `requires` and `text_source`")
+    if "scores" in objective.requires:
+        raise ValueError(f"objective {objective.name!r} takes scores that are given with each batch, "
+                         "and a run makes none. Choose scores=cover, which computes them from the "
+                         "teacher, or call the objective in a loop of your own on "
+                         "PairBatch.from_tensors(..., scores=...)")
     return objective
+
+_INFINITIES = {"Infinity": float("inf"), "-Infinity": float("-inf")}
 
 def split_micro_batches(samples: list[Sample], size: int, together: int = 1) -> list[list[Sample]]:
     """Samples of similar length together, `size` at a time.

@@ -7,7 +7,7 @@ __all__ = ['seeded_linear_maps', 'pad_samples', 'unit_scale', 'masked_attention'
            'checked_hidden', 'is_student_text', 'cross_states', 'log_softmax_at', 'FollowTerms', 'follow_terms',
            'student_to_teacher_kl', 'DSKD']
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #bd116606
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #59c9e21c
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from ...alignment.pair import Pair
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
+from ..chunks import merge_stops, separate_stops
 from ..divergences import divergence, kl_divergence
 from ...rows.pair_batch import HiddenStates, PairBatch
 
@@ -71,7 +72,7 @@ def _input_and_target_embeddings(embedding, rows):
     inputs[torch.as_tensor(first, device=inputs.device)] = 0
     return inputs, targets
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #700022ce
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #77c5523d
 def student_id_of_teacher_id(pair: Pair) -> np.ndarray:
     "Student id int64 [Vt] with the bytes of each teacher id, stop for stop; -1 where none has."
     vocab = pair.overlap
@@ -89,7 +90,10 @@ def teacher_labels(batch: PairBatch) -> torch.Tensor:
     chunks = batch.alignment.chunks[batch.alignment.kind == 0].astype(np.int64)
     device = batch.student.device
     label = torch.full((len(batch.student),), -1, device=device)
-    best = batch.teacher.take(chunks[:, 2]).argmax(1) if len(chunks) else label[:0]
+    best = label[:0]
+    if len(chunks):
+        rows = batch.teacher.take(chunks[:, 2])
+        best = merge_stops(rows, separate_stops(batch.pair, "teacher")).argmax(1)
     student_id = torch.as_tensor(student_id_of_teacher_id(batch.pair), device=device)
     label[torch.as_tensor(chunks[:, 0], device=device)] = student_id[best]
     return label
@@ -164,7 +168,7 @@ def cross_states(batch: PairBatch,
     in_teacher_space = masked_attention(scores.mT, to_student) @ s2t(states)
     return in_student_space[real_student], in_teacher_space[real_teacher]
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #f63afa41
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #98c72ea3
 def log_softmax_at(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     "Log-probs [.., V] of logits at a temperature."
     return torch.log_softmax(logits / temperature, -1)
@@ -185,16 +189,21 @@ def follow_terms(logp: torch.Tensor,          # student rows [R, V]
                  temperature: float = 1.,
                  kind: str = "fkl",
                  beta: float = .5,
+                 stop_ids: tuple = (),        # the student's, where all of them count as the first
                  ) -> FollowTerms:
     "Read carried states with the student's head; compare with the label and with the student."
-    carried = states @ head[:logp.shape[1]].detach().float().mT
-    label_logp = torch.log_softmax(carried, 1).gather(1, label.clamp_min(0)[:, None])[:, 0]
-    teacher = log_softmax_at(carried.detach(), temperature)
-    return FollowTerms(-label_logp * (label >= 0),
-                       divergence(log_softmax_at(logp, temperature), teacher, kind, beta),
-                       carried.argmax(1) == label)
+    def row(logits, temperature):
+        return merge_stops(log_softmax_at(logits, temperature), stop_ids)
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #a093fcd1
+    for stop in stop_ids: label = label.masked_fill(label == stop, stop_ids[0])
+    carried = states @ head[:logp.shape[1]].detach().float().mT
+    carried_logp = row(carried, 1.)
+    label_logp = carried_logp.gather(1, label.clamp_min(0)[:, None])[:, 0]
+    both = row(logp, temperature), row(carried.detach(), temperature)
+    return FollowTerms(torch.where(label >= 0, -label_logp, 0.), divergence(*both, kind, beta),
+                       carried_logp.argmax(1) == label)
+
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #a621e70b
 def student_to_teacher_kl(batch: PairBatch,
                           hidden: HiddenStates,
                           states: torch.Tensor,       # [m, Dt] the student's in the teacher's space
@@ -202,14 +211,16 @@ def student_to_teacher_kl(batch: PairBatch,
                           ) -> torch.Tensor:
     "Mean over each sample's teacher rows [B] of KL(teacher row || carried row)."
     head = hidden.teacher_head[:batch.teacher.width].detach().float()
-    teacher_logp = log_softmax_at(batch.teacher.logp(), temperature)
-    loss = kl_divergence(teacher_logp, log_softmax_at(states @ head.mT, temperature))
+    stop_ids = separate_stops(batch.pair, "teacher")
+    teacher_logp, carried = (merge_stops(log_softmax_at(logits, temperature), stop_ids)
+                             for logits in (batch.teacher.logp(), states @ head.mT))
+    loss = kl_divergence(teacher_logp, carried)
     size = np.diff(batch.teacher.offsets)
     sample = torch.as_tensor(np.repeat(np.arange(len(batch)), size), device=loss.device)
     total = torch.zeros(len(batch), device=loss.device).index_add(0, sample, loss)
     return total / torch.as_tensor(np.maximum(size, 1), device=loss.device)
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #fbd07fcf
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #d4f07d66
 def _check_choice(name, value, choices):
     if value in choices: return
     raise ValueError(f"{name} {value!r} is not known. Choose {', '.join(choices)}.")
@@ -227,7 +238,8 @@ def _token_losses(objective, batch, hidden, own_text):
     t2s = FollowTerms(zeros, zeros, zeros > 0)
     if (label >= 0).any():
         t2s = follow_terms(batch.student.logp(), hidden.student_head, in_student_space, label,
-                           objective.temperature, objective.divergence_kind, objective.beta)
+                           objective.temperature, objective.divergence_kind, objective.beta,
+                           separate_stops(batch.pair))
     sample = np.repeat(np.arange(len(batch)), np.diff(batch.student.offsets))
     s2t = student_to_teacher_kl(batch, hidden, in_teacher_space, objective.temperature)
     return dict(t2s_ce=t2s.cross_entropy, t2s_kd=torch.where(t2s.agrees, t2s.divergence, 0.),

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['shared_head_ids', 'head_map', 'DSKDv2']
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #a56f5590
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #2b0ae7d2
 import numpy as np
 import torch
 
 from ...alignment.pair import Pair
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
+from ..chunks import merge_stops, separate_stops
 from ..divergences import divergence
 from .dskd import (
     checked_hidden, follow_terms, is_student_text, log_softmax_at, teacher_labels)
@@ -44,7 +45,7 @@ def head_map(source: torch.Tensor,                   # head [C, Ds] of the share
     if inverse is None: inverse = torch.linalg.pinv(_product(target, target), hermitian=True)
     return _product(source, target) @ inverse
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #b40b919a
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #2c5b2f8b
 def _share_in_sample(agrees, alignment, rows):
     "For each of the student rows [R]: the share of its sample's rows that agree."
     sample = np.searchsorted(alignment.student_offsets, rows, side="right") - 1
@@ -60,17 +61,19 @@ def _mean(values):
     return float(values.detach().float().mean()) if len(values) else 0.
 
 
-def _student_to_teacher(objective, hidden, row, teacher_logp):
+def _student_to_teacher(objective, batch, row, teacher_logp):
     "Divergences [R] of the student's states, carried by the current heads, from the teacher's rows."
+    hidden, stop_ids = batch.hidden, separate_stops(batch.pair, "teacher")
     student_head = hidden.student_head[objective.head_ids[0]]
     teacher_head = hidden.teacher_head[objective.head_ids[1]]
     back = head_map(student_head, teacher_head, objective.inverse.to(row.device)).float()
     head = hidden.teacher_head[:teacher_logp.shape[1]].detach().float()
     logits = hidden.student[row].float() @ back @ head.mT
-    both = [log_softmax_at(x, objective.temperature) for x in (logits, teacher_logp)]
+    both = [merge_stops(log_softmax_at(x, objective.temperature), stop_ids)
+            for x in (logits, teacher_logp)]
     return divergence(*both, objective.divergence_kind, objective.beta)
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #6235ae22
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #a632d0e4
 class DSKDv2(Objective, torch.nn.Module):
     """Rows in both models' spaces at 1-1 chunks, through maps computed from the heads
     (arXiv 2504.11426); loss unit: token."""
@@ -139,10 +142,10 @@ class DSKDv2(Objective, torch.nn.Module):
         teacher_logp = batch.teacher.take(teacher_rows)
         carried = hidden.teacher[torch.as_tensor(teacher_rows, device=device)].float() @ self.t2s
         t2s = follow_terms(student_logp, hidden.student_head, carried, label[row], self.temperature,
-                           self.divergence_kind, self.beta)
+                           self.divergence_kind, self.beta, separate_stops(batch.pair))
         share = _share_in_sample(t2s.agrees, batch.alignment, student_rows)
         followed = torch.where((share > self.agreement) | t2s.agrees, t2s.divergence, 0.)
-        s2t = _student_to_teacher(self, hidden, row, teacher_logp)
+        s2t = _student_to_teacher(self, batch, row, teacher_logp)
         zeros = torch.zeros(total, device=device)
         loss = zeros.index_copy(0, row, t2s.cross_entropy + followed + s2t)
         weight = zeros.index_copy(0, row, torch.ones_like(s2t))

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['shared_token_logps', 'renormalize_top_k', 'Strict']
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #9ac77af3
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #882d0670
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
 from ..divergences import divergence
 from ..chunks import ChunkLogps, chunk_weights, broadcast_to_tokens, top_k_at_rows
@@ -96,7 +97,7 @@ class _TeacherTopK:
         logp = rows.gather(1, self.ids[block].clamp(0, rows.shape[1] - 1))
         return torch.where(self.is_stop[block], rows[:, stop_ids].logsumexp(1, keepdim=True), logp)
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #d51c76d7
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #4942fbfe
 class Strict(Objective):
     "Divergence of renormalised shared rows at 1-1 chunks (arXiv 2610.08448); loss unit: token."
     summary = "1-1 chunks, shared vocabulary, renormalised"
@@ -133,37 +134,42 @@ class Strict(Objective):
         zeros = torch.zeros(len(batch.student), device=loss.device)
         token_loss = zeros.index_copy(0, row, loss)
         weight = zeros.index_copy(0, row, has_loss.float())
+        reason = np.zeros(len(batch.student), int)
+        reason[chunks[~has_loss.cpu().numpy(), 0]] = Reason.NOT_SHARED
         if self.span:
             span_loss, span_weight = self._span_terms(batch)
             token_loss, weight = token_loss + span_loss, weight + span_weight
         stat, count = "support_mass" if by_teacher else "shared_mass", max(len(chunks), 1)
         stats = {f"{stat}_{side}": float(mass[k]) / count for k, side in enumerate(("student", "teacher"))}
-        return make_output(batch, token_loss, weight, **stats)
+        return make_output(batch, token_loss, weight, reason=reason, **stats)
 
     def _shared_token_losses(self, batch, student_rows, teacher_rows):
         "Losses [R] on the shared tokens, which of them count [R], both sides' summed mass [2]."
         mass = torch.zeros(2)
+        comparable = torch.zeros(len(student_rows), dtype=torch.bool, device=batch.student.device)
 
         def loss(student_logp, block):
             both = shared_token_logps(batch, student_logp, batch.teacher.take(teacher_rows[block]))
             for k, logp in enumerate(both): mass[k] += float(logp.detach().exp().sum())
             both = renormalize_top_k(*both, self.top_k)
+            # One renormalised column is 1 on both sides, whatever the models say.
+            comparable[block] = both[0].shape[1] > 1
             return divergence(*both, self.divergence_kind, self.beta)
         losses = chunked_loss(batch.student, student_rows, loss)
-        return losses, torch.ones_like(losses), mass
+        return losses, comparable, mass
 
     def _teacher_top_k_losses(self, batch, student_rows, teacher_rows):
         "The same, on those of the teacher's `top_k` that the student has too."
         student, top = batch.student, _TeacherTopK.of(batch, teacher_rows, self.top_k)
         stop_ids = [i for i in batch.pair.overlap.student_stop_ids if i < student.width]
         stop_ids = torch.as_tensor(np.array(stop_ids, np.int64), device=student.device)
-        has_loss, mass = top.keep.any(1), np.zeros(2)
+        has_loss, mass = top.keep.sum(1) > 1, np.zeros(2)
 
         def loss(student_logp, block):
             both = top.student_logp(student_logp, block, stop_ids), top.logp[block]
             both = [logp.masked_fill(~top.keep[block], -torch.inf) for logp in both]
             for k, logp in enumerate(both): mass[k] += float(logp.detach().exp().sum())
-            # A row without a common id has no loss; zeros keep its gradient finite.
+            # A row without two common ids has no loss; zeros keep its gradient finite.
             both = [torch.where(has_loss[block, None], logp, 0.).log_softmax(-1) for logp in both]
             return divergence(*both, self.divergence_kind, self.beta)
         return torch.where(has_loss, chunked_loss(student, student_rows, loss), 0.), has_loss, mass

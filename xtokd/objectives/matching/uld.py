@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAIRINGS', 'sorted_l1_distance', 'row_pairs', 'ULD']
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #a3f29e72
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #be6cb9cf
 import numpy as np
 import torch
 from torch.nn.functional import pad
@@ -13,12 +13,12 @@ from torch.nn.functional import pad
 from ...alignment.alignment import BatchAlignment
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
-from ..chunks import top_k_at_rows
+from ..chunks import merge_stops, separate_stops, top_k_at_rows
 from ...rows.chunked_loss import chunked_token_logp, chunked_loss
 from ...rows.pair_batch import PairBatch
 from ...rows.topk import TopKRows
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #a0494a56
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #bcc60a7f
 def _sort_ascending(p):
     """Rows [.., V] sorted from small to large, with gradient. On a CPU numpy sorts: ten times faster
     than torch without a gradient, four times with one."""
@@ -53,6 +53,15 @@ def _sorted_l1_to_top_k(student, teacher_top_k):
     rest = student.sum(-1) - top.sum(-1) - 1 + teacher_top_k.sum(-1)
     return (padded - teacher_top_k).abs().sum(-1) + rest.abs()
 
+
+def _merge_stops_of_top_k(top, ids, stop_ids):
+    "Probabilities [R, k] of the ids [R, k], largest first, with all ways to stop as one."
+    if len(stop_ids) < 2: return top
+    is_stop = torch.isin(ids, torch.as_tensor(stop_ids, device=ids.device))
+    total = (top * is_stop).sum(1, keepdim=True)
+    merged = torch.where(is_stop & (is_stop.cumsum(1) == 1), total, top.masked_fill(is_stop, 0.))
+    return merged.sort(1, descending=True).values
+
 # %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #4f70b7a9
 PAIRINGS = ("chunk", "index")
 
@@ -68,7 +77,7 @@ def row_pairs(alignment: BatchAlignment,
     position = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     return tuple(np.repeat(offsets[:-1], size) + position for offsets in sides)
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #3ce544f5
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #0e01c613
 class ULD(Objective):
     """L1 distance of rows sorted by probability (arXiv 2402.12030); loss unit: token, one for each
     compared row (with `ce`: each token)."""
@@ -127,16 +136,19 @@ class ULD(Objective):
         is_finite = torch.ones(len(student_rows), dtype=torch.bool, device=batch.student.device)
         top = None
         if isinstance(batch.teacher, TopKRows):
-            top = top_k_at_rows(batch.teacher, teacher_rows, self.top_k)[0].exp()
+            top = top_k_at_rows(batch.teacher, teacher_rows, self.top_k)
+            top = _merge_stops_of_top_k(top[0].exp(), top[1], separate_stops(batch.pair, "teacher"))
             is_finite = (top > 0).any(1)
 
-        def probabilities(logp):
-            return logp.exp() if self.temperature == 1 else (logp / self.temperature).softmax(-1)
+        def probabilities(logp, side="student"):
+            if self.temperature != 1: logp = (logp / self.temperature).log_softmax(-1)
+            return merge_stops(logp, separate_stops(batch.pair, side)).exp()
 
         def loss(logp, block):
             if top is not None: return _sorted_l1_to_top_k(probabilities(logp), top[block])
             teacher_logp = batch.teacher.take(teacher_rows[block])
             is_finite[block] = ~teacher_logp.isnan().any(-1)
-            return sorted_l1_distance(probabilities(logp), probabilities(teacher_logp), self.top_k)
+            both = probabilities(logp), probabilities(teacher_logp, "teacher")
+            return sorted_l1_distance(*both, self.top_k)
         losses = chunked_loss(batch.student, student_rows, loss)
         return torch.where(is_finite, losses, 0.), is_finite

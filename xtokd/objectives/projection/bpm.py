@@ -6,7 +6,7 @@
 __all__ = ['longest_prefix_ids', 'project_rows', 'segment_sums', 'InnerProjection', 'PrefixProjection', 'prefix_projection',
            'bpm_targets', 'add_spanning_tokens', 'RowLosses', 'BPM']
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #659ec805
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #e3e3d07d
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -15,6 +15,7 @@ import torch
 
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, whitespace_mask, make_output
+from ..chunks import merge_stops, separate_stops
 from ..cover.cells import CellGraph, cell_graph
 from ..divergences import mass_divergence
 from ..cover.places import TextPlaces, row_pieces
@@ -165,7 +166,7 @@ def add_spanning_tokens(
     target[row, token] += mass
     coords[row, token] = True
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #06d23086
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #41afefe6
 @dataclass
 class RowLosses:
     "Losses of some student rows."
@@ -226,8 +227,10 @@ class BPM(Objective):
             [torch.where(coords, target[:, : coords.shape[1]], 0.0), target[:, -1:]], 1
         )
 
+        stop_ids = separate_stops(batch.pair)
+
         def loss(logp, at):
-            p = logp.exp()
+            p = merge_stops(logp, stop_ids).exp()
             none = torch.where(coords[at], 0., p).sum(1, keepdim=True)
             return mass_divergence(
                 target[at], torch.cat([torch.where(coords[at], p, 0.0), none], 1), self.kind,

@@ -182,7 +182,7 @@ def group_logits(batch: PairBatch, student_group: np.ndarray, ids: np.ndarray) -
         out = out.index_add(0, to, values[index] / rows.temperature / size[:, None])
     return out
 
-# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #88318d9e
+# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #5bc5e594
 @dataclass
 class _GroupLosses:
     loss: torch.Tensor           # [G]
@@ -197,10 +197,10 @@ class CDM(Objective):
     summary = "weighted warping, a map of the top 100 ids for every row"
     source, alignment = "CDM (ContexualDynamicMapping)", "warping weighted by entropy"
     vocab_map, divergence_label = "top ids of each row by spelling, both ways", "fkl, rkl, jsd"
+    rows_choose_pairs = True             # by their entropies
     known_exceptions = {
         "I1": "only the top ids of each row are compared",
-        "I6": "the path through a text depends on all of it, and so do the entropy weights"
-    }
+        "I6": "the path through a text depends on all of it, and so do the entropy weights"}
 
     def __init__(
         self, divergence: str = "fkl", beta: float = 0.5, top_k: int = 100, limit: float = 0.3,

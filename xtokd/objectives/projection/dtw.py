@@ -145,7 +145,7 @@ def path_groups(path: np.ndarray) -> np.ndarray:
     begins a new one."""
     return np.concatenate([[0], np.cumsum((np.diff(path, axis=0) == 1).all(1))])[: len(path)]
 
-# %% ../../../nbs/05_objectives/4_projection/06_dtw.ipynb #d32f5fb2
+# %% ../../../nbs/05_objectives/4_projection/06_dtw.ipynb #31e2b07c
 class _SpellingIndex:
     """The text tokens of a vocabulary, short ones first, then in byte order, with how often each
     contains each byte."""
@@ -192,7 +192,7 @@ class NearestToken:
         else:
             self.exact[overlap.shared_teacher_ids] = overlap.shared_student_ids
             if len(overlap.student_stop_ids):
-                self.exact[overlap.teacher_stop_ids] = overlap.student_stop_ids[0]
+                self.exact[overlap.teacher_stop_ids] = target.stop_ids[0]
         self.known = np.where(self.exact >= 0, self.exact, -1)
         ids, _ = text_ids(source)
         self.known[ids[self.exact[ids] < 0]] = -2

@@ -7,7 +7,7 @@ __all__ = ['PAPER_SETTINGS', 'RELEASED_SETTINGS', 'encode_pieces', 'CandidateEnc
            'combine_assignments', 'pseudo_logits', 'logp_entropy', 'ChunkCandidates', 'RowTargets', 'check_choice',
            'SeDi']
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #f1f4f721
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #c1ceba1c
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ...alignment.pair import Pair
 from ..base import Objective, Output, make_output
 from ..divergences import kl_divergence
-from ..chunks import broadcast_to_tokens
+from ..chunks import broadcast_to_tokens, merge_stops, separate_stops
 from ...rows.chunked_loss import rows_per_chunk
 from ...rows.pair_batch import PairBatch
 from ...vocab.bytevocab import ByteVocab
@@ -207,7 +207,7 @@ class ChunkCandidates:
         self.kept[at] = kept.index_add(0, chunk, (values - total[chunk, 0]).exp())
         return put(chunks[found.chunk, 0] + found.place), put(found.ids), put(found.logits)
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #b90add81
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #42c189c3
 def _static_rows(batch, chunks):
     "Which student rows [n] are a 1-1 chunk right after a 1-1 chunk of the same sample."
     alignment, static = batch.alignment, np.zeros(len(batch.student), bool)
@@ -275,13 +275,16 @@ class RowTargets:
         )
         if vocab.identical: student_ids = teacher_ids = np.arange(width)
         else:
-            student_ids = np.r_[vocab.shared_student_ids, vocab.student_stop_ids[:1]]
-            teacher_ids = np.r_[vocab.shared_teacher_ids, vocab.teacher_stop_ids[:1]]
+            student_ids, teacher_ids = (
+                np.r_[shared, np.array(side.stop_ids[:1], np.int64)]
+                for shared, side in ((vocab.shared_student_ids, batch.pair.student),
+                                     (vocab.shared_teacher_ids, batch.pair.teacher)))
         known = (student_ids < width) & (teacher_ids < batch.teacher.width)
         at = torch.as_tensor(np.flatnonzero(self.static[rows]), device=device)
         last = batch.alignment.chunks[batch.alignment.student_chunk[rows[self.static[rows]]], 3] - 1
         columns = torch.as_tensor(teacher_ids[known], device=device)
-        values = batch.teacher.raw(last).float().to(device)[:, columns].clamp_min(self.background)
+        logits = merge_stops(batch.teacher.raw(last).float(), separate_stops(batch.pair, "teacher"))
+        values = logits.to(device)[:, columns].clamp_min(self.background)
         whole = torch.full_like(target[at], self.background)
         whole = whole.index_copy(1, torch.as_tensor(student_ids[known], device=device), values)
         return target.index_copy(0, at, whole)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SparseProjection', 'piece_weights', 'build_projection', 'CommonSet', 'common_set', 'choose_loss', 'p_kl', 'common_kl',
-           'sorted_mass_l1', 'split_chain', 'chunk_mean_rows', 'later_logp', 'chunk_masses', 'XToken']
+           'sorted_mass_l1', 'split_chain', 'chunk_mean_rows', 'later_logp', 'add_whole_token', 'chunk_masses',
+           'XToken']
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #8f4636b0
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #5542df18
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from ..divergences import kl_divergence
 from ..chunks import chunk_sum, chunk_weights, broadcast_to_tokens
 from .sedi import check_choice, encode_pieces
 from ...rows.chunked_loss import rows_per_chunk, chunked_token_logp
+from ...rows.dense import FullRows
 from ...rows.pair_batch import PairBatch
 
 # %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #9c4cb675
@@ -75,7 +78,7 @@ def piece_weights(m: int, beta: float = .9, gamma: float = .1) -> np.ndarray:
     weights = beta * gamma ** np.arange(m)
     return weights / weights.sum()
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #847ff600
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #82b4c773
 def build_projection(pair: Pair, beta: float = .9, gamma: float = .1, top: int = 4,
                      exact_only: bool = False) -> SparseProjection:
     "Return the `SparseProjection` of a pair; a piece that occurs twice in a token counts twice."
@@ -84,17 +87,13 @@ def build_projection(pair: Pair, beta: float = .9, gamma: float = .1, top: int =
         return SparseProjection(
             np.arange(len(student))[:, None], np.ones((len(student), 1)), len(teacher)
         )
-    ids, weights = np.full((len(student), top), -1, np.int64), np.zeros(
-        (len(student), top), np.float32
-    )
+    ids = np.full((len(student), top), -1, np.int64)
+    weights = np.zeros((len(student), top), np.float32)
     ids[:, 0], weights[:, 0] = vocab.student_to_teacher, vocab.student_to_teacher >= 0
     if len(vocab.teacher_stop_ids):
         ids[vocab.student_stop_ids, 0], weights[vocab.student_stop_ids, 0] = teacher.stop_ids[0], 1
-    rest = (
-        np.zeros(0, np.int64)
-        if exact_only
-        else np.flatnonzero((ids[:, 0] < 0) & (student.lengths > 0))
-    )
+    rest = np.flatnonzero((ids[:, 0] < 0) & (student.lengths > 0))
+    if exact_only: rest = rest[:0]
     encoded = [
         pieces[:top] for pieces in encode_pieces(teacher, [student.bytes[i] for i in rest.tolist()])
     ]
@@ -213,7 +212,7 @@ def chunk_mean_rows(rows: torch.Tensor, chunk: np.ndarray, num_chunks: int) -> t
         / size.clamp_min(1)[:, None]
     )
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #0c542230
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #02709a6d
 _LOSSES, _AGGREGATES = ("auto", "p-kl", "h-kl"), ("chain", "mean", "released")
 
 
@@ -233,13 +232,34 @@ def later_logp(batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(sums)
 
 
+@lru_cache(maxsize=8)
+def _id_of_bytes(vocab):
+    "{bytes: id} of the text tokens of a vocabulary."
+    text = np.flatnonzero((vocab.lengths > 0) & ~vocab.special)[::-1]
+    return {vocab.bytes[i]: i for i in text.tolist()}
+
+
+def add_whole_token(masses: torch.Tensor, rows: FullRows, chunks: np.ndarray) -> torch.Tensor:
+    """Move in masses [R, V + 1] what one token of all the bytes has to the last column, where the
+    chunks int64[R, 2] (first row and end) have several tokens."""
+    vocab, found = rows.vocab, np.full(len(chunks), -1)
+    for k, (first, end) in enumerate(chunks.tolist()):
+        if end - first > 1:
+            found[k] = _id_of_bytes(vocab).get(vocab.decode(rows.ids[first:end]), -1)
+    ids = torch.as_tensor(np.where(found < rows.width, found, -1), device=masses.device)[:, None]
+    moved = masses.gather(1, ids.clamp_min(0)) * (ids >= 0)
+    masses = masses.scatter_add(1, ids.clamp_min(0), -moved)
+    return torch.cat([masses[:, :-1], masses[:, -1:] + moved], 1)
+
+
 def chunk_masses(
     batch: PairBatch, at: np.ndarray, aggregate: str = "chain", temperature: float = 1.0,
-    later: tuple | None = None
+    later: tuple | None = None, student_logs: bool = False
 ) -> list:
     """Return the masses of the chunks `at`, student [R, Vs + 1] and teacher [R, Vt + 1]; the last
     column is the mass of writing the whole chunk (zero without the chain rule, for which `later` is
-    needed)."""
+    needed). Without the chain rule the teacher's log-probs are averaged, and the student's
+    probabilities or (`student_logs`) log-probs."""
     chunks = batch.alignment.chunks[at].astype(np.int64)
 
     def logp(side, index):
@@ -250,22 +270,30 @@ def chunk_masses(
         several, masses = (
             torch.as_tensor(batch.alignment.kind[at] > 0, device=batch.student.device), []
         )
-        for side, first, sums in zip(
-            (batch.student, batch.teacher), (chunks[:, 0], chunks[:, 2]), later
+        for side, span, sums in zip(
+            (batch.student, batch.teacher), (chunks[:, :2], chunks[:, 2:]), later
         ):
+            first = span[:, 0]
             sums = sums[torch.as_tensor(at, device=sums.device)]
             share = torch.where(several, sums.clamp_min(-60), -torch.inf).exp()
             ids = torch.as_tensor(side.ids[first], device=share.device)
-            masses.append(split_chain(logp(side, first).exp(), ids, share))
+            split = split_chain(logp(side, first).exp(), ids, share)
+            masses.append(add_whole_token(split, side, span))
         return masses
     tokens, owner = [], []
     for j in (0, 2):
         tokens.append(np.concatenate([np.arange(lo, hi) for lo, hi in chunks[:, j: j + 2]]))
         owner.append(np.repeat(np.arange(len(chunks)), chunks[:, j + 1] - chunks[:, j]))
-    student = chunk_mean_rows(logp(batch.student, tokens[0]).exp(), owner[0], len(chunks))
-    teacher = chunk_mean_rows(logp(batch.teacher, tokens[1]).clamp_min(-1e4), owner[1], len(chunks))
-    teacher = teacher.exp() if aggregate == "released" else teacher.softmax(-1)
-    return [torch.cat([x, torch.zeros_like(x[:, :1])], 1) for x in (student, teacher)]
+    masses = []
+    for side, rows, of, logs in zip(
+        (batch.student, batch.teacher), tokens, owner, (student_logs, True)
+    ):
+        if not logs: mean = chunk_mean_rows(logp(side, rows).exp(), of, len(chunks))
+        else:
+            mean = chunk_mean_rows(logp(side, rows).clamp_min(-1e4), of, len(chunks))
+            mean = mean.exp() if aggregate == "released" else mean.softmax(-1)
+        masses.append(torch.cat([mean, torch.zeros_like(mean[:, :1])], 1))
+    return masses
 
 
 def _merge_stops(p, stop_ids):
@@ -276,7 +304,7 @@ def _merge_stops(p, stop_ids):
     total = p[:, at].sum(1, keepdim=True)
     return p.index_fill(1, at, 0.).index_copy(1, at[:1], total)
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #af4c5e44
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #da90aafb
 def _select(masses, ids, chunk_mass=None):
     """Columns ids of masses [R, V] (those that exist), with the mass of the whole chunk [R, 1] as
     one more."""
@@ -294,12 +322,15 @@ class _ChunkLoss:
     def __call__(self, at):
         objective, pair = self.objective, self.batch.pair
         aggregate, temperature = objective.aggregate, objective.temperature
-        masses = chunk_masses(self.batch, at, aggregate, temperature, self.later)
+        logs = objective.choice == "h-kl"
+        masses = chunk_masses(self.batch, at, aggregate, temperature, self.later, logs)
         (student, student_chunk), (teacher, teacher_chunk) = (
             (x[:, :-1], x[:, -1:]) for x in masses
         )
         if not pair.overlap.identical:
-            student = _merge_stops(student, pair.student.stop_ids)
+            # the common set has the smallest of the student's stop ids, the matrix maps to the
+            # teacher's first
+            student = _merge_stops(student, sorted(pair.student.stop_ids))
             teacher = _merge_stops(teacher, pair.teacher.stop_ids)
         part = self._projected if objective.choice == "p-kl" else self._common
         loss, lost, unknown = part(student, student_chunk, teacher, teacher_chunk)
@@ -319,7 +350,8 @@ class _ChunkLoss:
         if objective.aggregate != "released":
             return p_kl(ours, theirs, objective.reverse), lost, unknown
         normalised = ours / ours.sum(-1, keepdim=True).clamp_min(1e-30)
-        return kl_divergence(_log_mass(theirs), _log_mass(normalised)), lost, unknown
+        both = _log_mass(theirs), _log_mass(normalised)
+        return kl_divergence(*(both[::-1] if objective.reverse else both)), lost, unknown
 
     def _common(self, student, student_chunk, teacher, teacher_chunk):
         objective, common = self.objective, self.objective.common

@@ -1,0 +1,319 @@
+"Faults of methods that were found against their papers and the papers' code; each test holds the right value."
+import json
+from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+
+from batches import batch, leaves, parts
+from xtokd.alignment.pair import Pair
+from xtokd.alignment.reasons import Reason
+from xtokd.cli.arguments import read_objective_args
+from xtokd.data.prompts import check_item
+from xtokd.exact.toy_models import make_pair, toy_bpe
+from xtokd.models.side import load_auxiliary_models
+from xtokd.objectives import OBJECTIVES, objective
+from xtokd.objectives.hidden.dskd import follow_terms, teacher_labels
+from xtokd.rows.lazy import OutputHead
+from xtokd.rows.pair_batch import PairBatch
+from xtokd.rows.random_batches import random_batch
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.train.runlog import to_json
+from xtokd.train.samples import reference_samples
+from xtokd.train.step import StepTotals, check_signal, make_objective
+from xtokd.vocab.bytevocab import ByteVocab
+
+NAMES = tuple(OBJECTIVES)
+
+
+@lru_cache
+def tiny(equal_vocabularies=False):
+    pair = Pair("tiny", "tiny")
+    return Pair(pair.teacher, pair.teacher) if equal_vocabularies else pair
+
+
+# ---- rows that are not finite ------------------------------------------------------------------------------------------------
+SHORT = ("7 + 12", "a 9632.")
+
+
+def output(obj, pair, samples, text_source, **fields):
+    b = replace(batch(pair, samples, text_source), **fields)
+    for x in leaves(samples): x.grad = None
+    out = obj(b)
+    if out.loss_sum.requires_grad: out.loss_sum.backward()
+    return out, [torch.zeros_like(x) if x.grad is None else x.grad.clone() for x in leaves(samples)]
+
+
+def broken(samples, name, sample, row, value):
+    "The samples with `value` in one row of a field."
+    tensor = samples[name][sample].detach().clone()
+    tensor[row, 1] = value
+    values = [*samples[name][:sample], tensor.requires_grad_(samples[name][sample].requires_grad), *samples[name][sample + 1:]]
+    return {**samples, name: values}
+
+
+def touched(out): return out.ledger["reason"] == Reason.NOT_FINITE
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_that_is_not_finite_masks_what_it_touches_and_nothing_else(name, value):
+    entry = OBJECTIVES[name]
+    torch.manual_seed(0)
+    obj, pair = objective(name), tiny(entry.cls.equal_vocabularies)
+    samples = parts(pair, SHORT)
+    clean, _ = output(obj, pair, samples, entry.text_source)
+    fields = [f"{side}_{what}" for what in ("logits", "hidden") for side in ("student", "teacher")]
+    fields = [f for f in fields if (f if "logits" in f else "hidden") in obj.requires]
+    masked_once = {field: False for field in fields}
+    for field in fields:
+        for sample, tensor in enumerate(samples[field]):
+            for row in range(len(tensor)):
+                out, gradients = output(obj, pair, broken(samples, field, sample, row, value), entry.text_source)
+                where = (field, sample, row)
+                assert torch.isfinite(out.loss_sum) and all(torch.isfinite(g).all() for g in gradients), where
+                kept = out.ledger["weight"] > 0
+                assert (touched(out) | (out.ledger["weight"] == clean.ledger["weight"])).all(), where
+                assert torch.allclose(out.token_loss[kept], clean.token_loss[kept], rtol=1e-5, atol=1e-6), where
+                masked_once[field] |= bool(touched(out).any())
+                # without the tokens that are touched, the clean batch has the same gradients
+                _, expected = output(obj, pair, samples, entry.text_source, not_finite=touched(out))
+                for g, e, x in zip(gradients, expected, leaves(samples)):
+                    same = torch.ones(len(x), dtype=torch.bool)
+                    if field.startswith("student") and x is samples[field][sample]: same[row] = False
+                    assert torch.allclose(g[same], e[same], rtol=1e-4, atol=1e-6), where
+    assert all(masked_once.values()), masked_once
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "student_logits" in objective(n).requires])
+def test_where_every_row_is_not_finite_there_is_no_signal_and_a_reason(name):
+    entry, pair = OBJECTIVES[name], tiny(OBJECTIVES[name].cls.equal_vocabularies)
+    samples = parts(pair, SHORT)
+    samples["student_logits"] = [torch.full_like(x, torch.nan).requires_grad_() for x in samples["student_logits"]]
+    out, gradients = output(objective(name), pair, samples, entry.text_source)
+    assert out.num_units == 0 and out.loss_sum == 0 and not any(g.any() for g in gradients) and touched(out).all()
+    totals = StepTotals()
+    totals.add_output(out, batch(pair, parts(pair, SHORT)), Counter())
+    with pytest.raises(RuntimeError, match="no student token of this step has a signal .*not finite"): check_signal(totals, None)
+
+
+@pytest.mark.parametrize("name", ["strict", "bpm", "sampled", "sft", "xtoken"])
+def test_a_hidden_state_that_overflows_the_head_masks_its_token(name):
+    "Rows from hidden states, with a head in float16: the product overflows although the state is finite."
+    torch.manual_seed(0)
+    pair, text_source = tiny(), OBJECTIVES[name].text_source
+    ids = [[[*v.encode("7 + 12"), v.stop_ids[0]]] for v in (pair.student, pair.teacher)]
+    heads = [OutputHead(torch.randn(len(v), 6).half()) for v in (pair.student, pair.teacher)]
+    states = [torch.randn(len(i[0]), 6, requires_grad=True) for i in ids]
+    large = states[0].detach().clone()
+    large[1] = 6e4
+    large.requires_grad_()
+    outs = [objective(name)(PairBatch.from_tensors(pair, *ids, [s], [states[1]], *heads, text_source=text_source)) for s in (states[0], large)]
+    for out in outs: out.loss_sum.backward()
+    kept = outs[1].ledger["weight"] > 0
+    assert touched(outs[1])[1] and kept.any() and torch.isfinite(large.grad).all() and not large.grad[1].any()
+    assert torch.allclose(outs[1].token_loss[kept], outs[0].token_loss[kept])
+
+
+def words(vocabulary, split):
+    "A tokenizer with these tokens only, and a stop token."
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*vocabulary, "<s>"])}, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(split), "isolated")
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
+    return ByteVocab(tokenizer, stops=[len(vocabulary)], name=split)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"support": "teacher", "top_k": 3}])
+def test_strict_without_a_second_shared_column_has_no_signal(options):
+    "Was loss 0 with count 8: one renormalised column is 1 on both sides."
+    pair = make_pair(words("abcd", "[a-z]"), words(["ab", "cd", "ac", "bd"], "[a-z]{2}"))
+    out = objective("strict", **options)(random_batch(pair, ["abcd", "acbd"] * 4))
+    at_stops = out.ledger["kind"] == 0
+    assert out.num_units == 0 and at_stops.sum() == 8 and (out.ledger["reason"][at_stops] == Reason.NOT_SHARED).all()
+
+
+# ---- several ways to stop ----------------------------------------------------------------------------------------------------
+ONE_EVENT = ("cover", "bpm", "escd", "strict", "simct", "gold", "alm", "uld", "mined", "cdm", "xtoken", "pkl")
+
+
+def sure_rows(vocab, ids, stops):
+    "Logits [n, V] that are sure of each id, and at the end of each of the `stops`."
+    logits = torch.zeros(len(ids), len(vocab))
+    logits[torch.arange(len(ids)), ids] = 60.
+    logits[-1] = 0
+    logits[-1, list(stops)] = 60.
+    return logits
+
+
+def stop_batch(order, student_stops, teacher_stops):
+    "Text \"7\" of a student and a teacher with two stop ids each, and the student's logits."
+    tiny_pair = tiny()
+    pair = Pair(ByteVocab(tiny_pair.student, stops=order), ByteVocab(tiny_pair.teacher, stops=[1618, 1617]))
+    ids = [[*pair.student.encode("7"), student_stops[0]]], [[*pair.teacher.encode("7"), teacher_stops[0]]]
+    student = sure_rows(pair.student, ids[0][0], student_stops).requires_grad_()
+    return PairBatch.from_logits(pair, *ids, [student], [sure_rows(pair.teacher, ids[1][0], teacher_stops)], text_source="teacher"), student
+
+
+@pytest.mark.parametrize("order", [[1, 2], [2, 1]])
+@pytest.mark.parametrize("name", ONE_EVENT)
+def test_all_ways_to_stop_are_one_event_on_both_sides(name, order):
+    "Text \"7\", both sides sure of their stop: bpm and escd had 25 nats and gradient (-1, +1), xtoken 81 with stops in the other order."
+    for student_stops in ((1,), (2,), (1, 2)):
+        for teacher_stops in ((1618,), (1617,), (1618, 1617)):
+            b, student = stop_batch(order, student_stops, teacher_stops)
+            out = objective(name)(b)
+            out.loss_sum.backward()
+            assert abs(float(out.loss_sum.detach())) < 1e-5 and student.grad.abs().max() < 1e-5, (student_stops, teacher_stops)
+            assert name == "cdm" or out.ledger["weight"][-1] > 0
+
+
+@pytest.mark.parametrize("name", [n for n in ONE_EVENT if n != "cdm"])    # a row with one mapped id has no signal in cdm
+def test_a_student_that_does_not_stop_is_pulled_to_stop_by_any_of_its_stops(name):
+    "The other side of the same: where the student is wrong there is a loss, whichever stop the text has."
+    losses = []
+    for student_stop in (1, 2):
+        b, student = stop_batch([1, 2], (student_stop,), (1618,))
+        with torch.no_grad(): student[-1] = torch.linspace(0, 1, len(b.pair.student)).roll(7)
+        losses.append(float(objective(name)(b).loss_sum.detach()))
+    assert losses[0] > .1 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_followed_rows_of_dskd_agree_on_stopping_by_any_stop_id():
+    "dskd, dskdv2: the carried row is sure of stop 1, student and label of stop 2; was a disagreement with cross-entropy 60."
+    head = torch.eye(4)
+    states, student = torch.tensor([[0., 60., 0., 0.]]), torch.tensor([[0., 0., 60., 0.]]).log_softmax(1)
+    apart = follow_terms(student, head, states, torch.tensor([2]))
+    assert apart.cross_entropy > 50 and not apart.agrees
+    for label in (1, 2):
+        terms = follow_terms(student, head, states, torch.tensor([label]), stop_ids=(1, 2))
+        assert terms.agrees and terms.cross_entropy < 1e-5 and terms.divergence < 1e-5
+
+
+def test_the_teachers_label_is_its_stop_where_its_stops_together_are_most_likely():
+    "dskd, labels of the teacher: .3 and .3 for two stops, .4 for another token."
+    b, _ = stop_batch([1, 2], (2,), (1618, 1617))
+    row = b.teacher.logits[0]
+    row[-1] = -60.
+    row[-1, [1618, 1617, 5]] = torch.tensor([.3, .3, .4]).log()
+    assert teacher_labels(b).tolist()[-1] == 1
+
+
+# ---- xtoken ------------------------------------------------------------------------------------------------------------------
+def nemo_h_kl(b, obj, reverse):
+    "H-KL of NeMo's code on averaged log-probs: KL over the common columns as they are, L1 of the sorted others, cut off."
+    common, losses = obj.common, []
+    for s0, s1, t0, t1 in b.alignment.chunks.tolist():
+        s, t = b.student.logp(s0, s1).mean(0), b.teacher.logp(t0, t1).mean(0)
+        cs, ct = s[torch.as_tensor(common.student)], t[torch.as_tensor(common.teacher)]
+        kl = (cs.exp() * (cs - ct)).sum() if reverse else (ct.exp() * (ct - cs)).sum()
+        rs, rt = (x[torch.as_tensor(rest)].exp().sort(descending=True).values for x, rest in ((s, common.student_rest), (t, common.teacher_rest)))
+        k = min(len(rs), len(rt))
+        losses.append(kl + (rs[:k] - rt[:k]).abs().sum())
+    return torch.stack(losses).sum()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_released_h_kl_averages_log_probs_as_nemo_does(reverse):
+    b = batch(tiny(), parts(tiny(), SHORT))
+    assert (b.alignment.kind > 0).any()
+    obj = objective("xtoken", loss="h-kl", aggregate="released", bucket=False, pad=False, reverse_kl=reverse)
+    got = obj(b).loss_sum
+    assert torch.allclose(got, nemo_h_kl(b, obj, reverse), rtol=1e-5)
+    normalised = objective("xtoken", loss="h-kl", aggregate="mean")(b)
+    assert float(normalised.loss_sum.detach()) > 0 and not torch.allclose(got, normalised.loss_sum)
+
+
+def test_reverse_kl_acts_with_p_kl_in_every_aggregate():
+    "Was ignored with `released`."
+    b = batch(tiny(), parts(tiny(), SHORT))
+    for aggregate in ("chain", "mean", "released"):
+        forward, reverse = (objective("xtoken", loss="p-kl", aggregate=aggregate, reverse_kl=r)(b).loss_sum for r in (False, True))
+        assert not torch.allclose(forward, reverse, rtol=1e-3), aggregate
+    row = PairBatch.from_logits(tiny(), [tiny().student.encode("7")], [tiny().teacher.encode("7")], *[[torch.randn(1, len(v), generator=torch.Generator().manual_seed(3))] for v in (tiny().student, tiny().teacher)])
+    same = [float(objective("xtoken", loss="p-kl", aggregate=a, reverse_kl=True)(row).loss_sum.detach()) for a in ("chain", "mean")]
+    reached = torch.as_tensor(np.flatnonzero(objective_w(row).reached))
+    ours, theirs = objective_w(row)(row.student.logp().exp())[:, reached], row.teacher.logp()[:, reached].exp()
+    ours = ours / ours.sum()
+    assert same[0] == pytest.approx(same[1], rel=1e-5)
+    released = objective("xtoken", loss="p-kl", aggregate="released", reverse_kl=True)(row).loss_sum
+    assert torch.allclose(released, (torch.where(ours > 0, ours * (ours.clamp_min(1e-37).log() - theirs.log()), 0.)).sum(), rtol=1e-4)
+
+
+def objective_w(b):
+    obj = objective("xtoken")
+    obj.prepare(b.pair)
+    return obj.W
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_chunk_that_the_student_can_also_write_as_one_token_is_one_event(reverse):
+    "Student [' ', 'is'], teacher [' is'], which both know: the favourite was pushed down by .67, and cost 52.7 nats under the reverse KL."
+    student = toy_bpe(" isx", [("i", "s"), (" ", "is")])
+    teacher = toy_bpe(" isx", [("i", "s"), (" ", "is"), (" is", "x")])
+    at = [student.bytes.index(x) for x in (b" ", b"is", b" is")]
+    rows = torch.full((2, len(student)), -30.)
+    rows[0, at[0]], rows[0, at[2]] = float(np.log(.4)), float(np.log(.6))
+    rows[1, at[1]] = 0.
+    sure = torch.full((1, len(teacher)), -30.)
+    sure[0, teacher.bytes.index(b" is")] = 0.
+    rows.requires_grad_()
+    b = PairBatch.from_logits(make_pair(student, teacher), [at[:2]], [[teacher.bytes.index(b" is")]], [rows], [sure])
+    out = objective("xtoken", loss="h-kl", reverse_kl=reverse)(b)
+    out.loss_sum.backward()
+    assert abs(float(out.loss_sum.detach())) < 1e-4 and rows.grad.abs().max() < 1e-4     # .4 and .6 are two ways to write " is"
+    with torch.no_grad(): rows[0, student.bytes.index(b"x")] = float(np.log(1.))          # half of the mass is elsewhere
+    rows.grad = None
+    objective("xtoken", loss="h-kl", reverse_kl=reverse)(b).loss_sum.backward()
+    assert rows.grad[0, at[2]] < -.1 and rows.grad[0, at[0]] < -.1                          # both are pulled up
+
+
+# ---- settings and messages ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("word,value", [(".9", .9), ("1.", 1.), ("inf", float("inf")), ("-inf", -float("inf")), ("1e-3", 1e-3), ("None", None), ("null", None),
+                                        ("True", True), ("true", True), ("[.5, 1]", [.5, 1]), ("byte", "byte"), ("a=b", "a=b"), ("p-kl", "p-kl"), ("16", 16)])
+def test_options_of_an_objective_are_read_as_python_writes_them(word, value):
+    "`.9`, `1.` and `tau=inf` ended in a TypeError although the notebooks write them so."
+    got = read_objective_args([f"x={word}"])["x"]
+    assert got == value and type(got) is type(value)
+
+
+def test_an_infinite_option_survives_the_log_of_a_run():
+    options = json.loads(json.dumps(to_json(read_objective_args(["tau=inf", "form=kl"])), allow_nan=False))
+    assert make_objective(("alm", options)).tau == float("inf")
+
+
+def test_pkl_with_given_scores_is_refused_for_a_run_with_a_cure():
+    with pytest.raises(ValueError, match="a run makes none. Choose scores=cover"): make_objective(("pkl", {"scores": "given"}))
+    with pytest.raises(ValueError, match="Choose scores=cover"): Distiller("tiny", "tiny", ["7 + 5 = "], objective=("pkl", {"scores": "given"}))
+    assert make_objective("pkl").requires == {"student_logits", "teacher_logits"}
+
+
+def test_gkd_refuses_other_vocabularies_before_anything_is_evaluated(tmp_path):
+    config = DistillConfig(output_dir=str(tmp_path / "run"), max_steps=1, progress=False)
+    with pytest.raises(ValueError, match="gkd compares rows column by column.*Choose \"strict\""): Distiller("tiny", "tiny", ["7 + 5 = "] * 4, objective="gkd", config=config)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize("name,flags", [("compass", "--aux weak=MODEL"), ("ctpd", "--aux minus=MODEL --aux plus=MODEL")])
+def test_a_missing_auxiliary_model_is_named_by_the_flag_that_exists(name, flags):
+    pair = tiny()
+    side = SimpleNamespace(model=None, vocab=pair.student)
+    with pytest.raises(ValueError, match=f"give {flags}, or auxiliary_models="): load_auxiliary_models({}, objective(name), side, side, torch.device("cpu"))
+
+
+def test_ctpd_without_pairs_offers_no_text_that_it_refuses():
+    with pytest.raises(ValueError, match="no chosen and no rejected: add it to the prompts: this objective compares") as error:
+        reference_samples([{"prompt": "a"}], None, None, ("chosen", "rejected"))
+    assert "text of the student" not in str(error.value)
+    with pytest.raises(ValueError, match="or learn from text of the student or the teacher"): reference_samples([{"prompt": "a"}], None, None)
+
+
+@pytest.mark.parametrize("item", [{"prompt": ""}, {"messages": []}, {"prompt": []}])
+def test_an_empty_prompt_is_called_empty(item):
+    with pytest.raises(ValueError, match="line 3: the prompt is empty"): check_item(item, "line 3")
+    with pytest.raises(ValueError, match="rename one of them"): check_item({"question": "a"}, "line 3")
