@@ -7,7 +7,7 @@ __all__ = ['CONTROL_ROLES', 'ENSEMBLE_MEANS', 'longest_cover', 'old_ids_of', 'ro
            'TransferPlan', 'plan_transfer', 'fvt', 'with_tokenizer', 'byte_tokenizer', 'Transferred',
            'transfer_tokenizer', 'ensemble_logp', 'Ensemble']
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #06dae75f
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #5d9355c0
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+from ..data.chat import prefix_ids
 from ..models.forward import closing_id, response_logits
 from ..train.checkpoint import save_student
 from ..train.config import DistillConfig
@@ -274,7 +275,7 @@ def with_tokenizer(
     return made, {**plan.counts(), "norm_copied": mean_norm(RowSource.COPIED),
                   "norm_averaged": mean_norm(RowSource.AVERAGED), "tied": tied}
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #61ec4c3a
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #e3150ea5
 def byte_tokenizer(like: object) -> object:
     """Return a tokenizer of transformers whose ids 0 to 255 are the bytes.
 
@@ -294,7 +295,7 @@ def byte_tokenizer(like: object) -> object:
     token_of_role = {role: _string_of(vocab, ids[0]) for role, ids in roles_of(vocab).items()
                      if ids and vocab.special[ids[0]]}
     bos = token_of_role.get("bos")
-    if bos and vocab.hf("")["input_ids"][:1] == [vocab.hf.bos_token_id]:
+    if bos and prefix_ids(vocab)[:1] == [vocab.hf.bos_token_id]:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A $B",
             special_tokens=[(bos, tokenizer.token_to_id(bos))])

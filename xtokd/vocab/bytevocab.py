@@ -121,7 +121,7 @@ def _token_table(backend, piece_format, added, name):
     key = _digest("\0".join(pieces), _format_key(piece_format), added_key)
     return _cached_table(key, lambda: _build_table(pieces, backend.model, added, piece_format, key))
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #db729eb3
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #31326680
 def _without_prefix(steps):
     "The same pipeline steps without those that put something in front of a text."
     if isinstance(steps, list): return [_without_prefix(s) for s in steps if s["type"] != "Prepend"]
@@ -133,22 +133,32 @@ def _without_prefix(steps):
     return steps
 
 
+def _steps_of(backend, *names):
+    "The named pipeline steps of a tokenizer as they stand in its JSON."
+    parts = (getattr(backend, name) for name in names)
+    return [None if part is None else json.loads(part.__getstate__()) for part in parts]
+
+
+def _tokenizer_around(model, normalizer, pre_tokenizer, post_processor=None, decoder=None):
+    "A tokenizer with these pipeline steps, without added tokens, truncation and padding."
+    spec = dict(version="1.0", truncation=None, padding=None, added_tokens=[],
+                normalizer=normalizer, pre_tokenizer=pre_tokenizer, post_processor=post_processor,
+                decoder=decoder, model=dict(type="BPE", vocab={}, merges=[]))
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer.model = model          # shared, not copied: 150k merges cost nothing
+    return tokenizer
+
+
 def _mid_text_tokenizer(backend, forbidden=()):
     "A tokenizer around the same model: no prefix, no added tokens, never a piece of `forbidden`."
-    parts = (backend.normalizer, backend.pre_tokenizer)
-    specs = (None if p is None else json.loads(p.__getstate__()) for p in parts)
-    normalizer, pre_tokenizer = map(_without_prefix, specs)
+    steps = _steps_of(backend, "normalizer", "pre_tokenizer")
+    normalizer, pre_tokenizer = map(_without_prefix, steps)
     if forbidden:    # split off the first character wherever the whole piece occurs in the text
         first = "|".join(f"{re.escape(p[0])}(?={re.escape(p[1:])})" for p in sorted(forbidden))
         split = dict(type="Split", pattern=dict(Regex=first), behavior="Isolated", invert=False)
         steps = [split] if pre_tokenizer is None else [split, pre_tokenizer]
         pre_tokenizer = dict(type="Sequence", pretokenizers=steps)
-    spec = dict(version="1.0", truncation=None, padding=None, added_tokens=[],
-                normalizer=normalizer, pre_tokenizer=pre_tokenizer, post_processor=None, decoder=None,
-                model=dict(type="BPE", vocab={}, merges=[]))
-    tokenizer = Tokenizer.from_str(json.dumps(spec))
-    tokenizer.model = backend.model          # shared, not copied: 150k merges cost nothing
-    return tokenizer
+    return _tokenizer_around(backend.model, normalizer, pre_tokenizer)
 
 # %% ../../nbs/01_vocab/02_bytevocab.ipynb #4dfa45ee
 @dataclass
@@ -255,7 +265,7 @@ def _self_check(vocab):
         raise UnsupportedTokenizer(vocab.name, reason, "Report the tokenizer's normalizer, pre-tokenizer "
                                    "and decoder: this combination is new.")
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #df27ee29
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #093bf4d7
 def _load_tokenizer(name):
     "(tokenizer, its folder or None) of a folder, a tokenizer.json, a known name, or a hub name."
     path = Path(name).expanduser()
@@ -281,6 +291,17 @@ def _backend_of(hf, name):
     raise UnsupportedTokenizer(
         name, f"{type(hf).__name__} has no `tokenizers` backend, so its pieces cannot be read.",
         "Load the fast tokenizer, or convert it with transformers' convert_slow_tokenizer.")
+
+
+def _own_backend(backend, name):
+    """A tokenizer that encodes as `backend` does, without truncation and padding. Its state is its
+    own; the model is shared."""
+    steps = _steps_of(backend, "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    own, added = _tokenizer_around(backend.model, *steps), backend.get_added_tokens_decoder()
+    own.add_tokens([token for _, token in sorted(added.items())])
+    if own.get_added_tokens_decoder() == added: return own
+    reason = "its added tokens do not follow the ids of its vocabulary."
+    raise UnsupportedTokenizer(name, reason, "Repair the ids of the added tokens.")
 
 # %% ../../nbs/01_vocab/02_bytevocab.ipynb #6cecb25b
 def _generation_config_stops(location):
@@ -352,7 +373,7 @@ def _describe_change(text, new, expected, piece_format):
     old_part, new_part = show(text[at:at + 8]), show(new[at:at + 8])
     return f"{', '.join(causes)}: from character {at}, {old_part} becomes {new_part}"
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #6d441133
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #4a2b6438
 class ByteVocab:
     "The exact bytes of every id of a tokenizer, and the encoding of text as the middle of a text."
     def __init__(self,
@@ -386,7 +407,8 @@ class ByteVocab:
         self.hf = None if isinstance(tokenizer, Tokenizer) else tokenizer
         name = name or getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__
         self.name = Path(str(name)).name
-        self.tokenizer = tokenizer if self.hf is None else _backend_of(tokenizer, self.name)
+        backend = tokenizer if self.hf is None else _backend_of(tokenizer, self.name)
+        self.tokenizer = _own_backend(backend, self.name)
         self.piece_format = read_piece_format(self.tokenizer, self.name)
         added = self.tokenizer.get_added_tokens_decoder()
         self.table = _token_table(self.tokenizer, self.piece_format, added, self.name)
