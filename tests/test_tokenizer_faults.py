@@ -7,7 +7,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from xtokd.data.chat import plain_prompt, prefix_ids, raw_prompt_ids, render_prompt, render_response
+from xtokd.data.prompts import load_prompts
 from xtokd.serving.client import RemoteTeacher
+from xtokd.serving.http import RemoteError
 from xtokd.serving.server import Server
 from xtokd.vocab.bytevocab import ByteVocab
 
@@ -84,3 +86,32 @@ def test_the_server_and_its_client_compare_whole_texts():
     with Server(little(len(here)), there, "little") as server:
         teacher = RemoteTeacher(server.url, here)
         assert teacher.api.tokenize(LONG) == teacher.vocab.encode(LONG)
+
+
+# ---- lone surrogates --------------------------------------------------------------------------------------------------------
+CUT = "caf\ud83d now"
+
+
+@pytest.mark.parametrize("row", [dict(prompt=CUT), dict(prompt=[dict(role="user", content=CUT)]), dict(messages=[dict(role="user", content=[dict(type="text", text=CUT)])]), dict(prompt="Hi", reference=CUT),
+                                 dict(prompt="Hi", tools=[dict(type="function", function=dict(name="read", parameters=dict(properties={CUT: {}})))])])
+def test_a_lone_surrogate_is_refused_when_prompts_are_loaded(tmp_path, row):
+    "It is no character, so no tokenizer can read it: file, line and place are named."
+    (tmp_path / "a.jsonl").write_text('{"prompt": "caf\\ud83d\\ude00"}\n' + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: the character after 'caf' is a lone surrogate \(U\+D83D\)"): load_prompts(tmp_path / "a.jsonl")
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    with pytest.raises(ValueError, match="a.json, item 1: the character"): load_prompts(tmp_path / "a.json")
+    with pytest.raises(ValueError, match="item 2: the character"): load_prompts(["Hi", row])
+    assert load_prompts(tmp_path / "a.jsonl", limit=1) == [{"prompt": "caf\U0001f600"}]
+
+
+def test_a_lone_surrogate_is_refused_where_a_text_becomes_ids():
+    "Messages made by a function, a prompt of the command line, and requests to the server: no traceback."
+    chat, base = ByteVocab(bpe(chat_template=PLAIN)), ByteVocab(bpe())
+    for vocab in (chat, base):
+        for item in (CUT, [dict(role="user", content=CUT)]):
+            with pytest.raises(ValueError, match="lone surrogate"): render_prompt(vocab, item)
+    with pytest.raises(ValueError, match="lone surrogate"): raw_prompt_ids(base, CUT)
+    with Server(little(len(base)), base, "little") as server:
+        http = RemoteTeacher(server.url, base).api.http
+        for path in ("/tokenize", "/v1/completions"):
+            with pytest.raises(RemoteError, match="status 400.*lone surrogate"): http.request(path, dict(prompt=CUT))

@@ -7,13 +7,14 @@ __all__ = ['messages_of', 'plain_prompt', 'prefix_ids', 'raw_prompt_ids', 'with_
            'side_with_template_kwargs', 'kwargs_for', 'parse_template_kwargs', 'unused_template_kwargs',
            'render_prompt', 'turn_end_id', 'render_response']
 
-# %% ../../nbs/02_data/02_chat.ipynb #b40c2a05
+# %% ../../nbs/02_data/02_chat.ipynb #49298ad9
 import copy
 import json
 import re
 from functools import lru_cache
 from typing import Any
 
+from .prompts import refuse_lone_surrogates
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 
 # %% ../../nbs/02_data/02_chat.ipynb #78bf595b
@@ -166,7 +167,7 @@ def _chat_ids(vocab, messages, add_generation_prompt, kwargs):
         " that text and markup cannot be told apart; take the control token out of the message"
     )
 
-# %% ../../nbs/02_data/02_chat.ipynb #ff9037f0
+# %% ../../nbs/02_data/02_chat.ipynb #c8507e8a
 def plain_prompt(messages: list, add_generation_prompt: bool = True) -> str:
     "A conversation as text that a base model can continue."
     def text_of(content):
@@ -187,6 +188,7 @@ def prefix_ids(vocab: ByteVocab) -> list[int]:
 def raw_prompt_ids(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text that a model is to continue, in no template: its beginning-of-text token, then
     the text."""
+    refuse_lone_surrogates(text, "the prompt")
     vocab = as_byte_vocab(tokenizer)
     return prefix_ids(vocab) + _plain_ids(vocab, text)
 
@@ -252,7 +254,7 @@ def unused_template_kwargs(tokenizer: Any, kwargs: dict | None) -> list[str]:
     template = str(getattr(as_byte_vocab(tokenizer).hf, "chat_template", None) or "")
     return [name for name in kwargs or () if not re.search(rf"\b{re.escape(name)}\b", template)]
 
-# %% ../../nbs/02_data/02_chat.ipynb #41e40aee
+# %% ../../nbs/02_data/02_chat.ipynb #84df6117
 def render_prompt(tokenizer: Any,                      # a ByteVocab, or what ByteVocab takes
                   item: str | list | dict,             # text, messages, or dict with either
                   add_generation_prompt: bool = True,  # open the answer, thinking tag included
@@ -264,6 +266,7 @@ def render_prompt(tokenizer: Any,                      # a ByteVocab, or what By
     `ByteVocab.encode`."""
     vocab = as_byte_vocab(tokenizer)
     text, messages = messages_of(item)
+    refuse_lone_surrogates(messages or text, "the prompt")
     if _has_template(vocab):
         kwargs = chat_template_kwargs(vocab) | template_kwargs
         return _chat_ids(

@@ -6,7 +6,7 @@
 __all__ = ['ROUTES', 'WEIGHT_ROUTES', 'BadRequest', 'position_logprobs', 'prompt_logprobs', 'echo_format', 'completions',
            'Handler', 'Server']
 
-# %% ../../nbs/07_serving/03_server.ipynb #9aaada48
+# %% ../../nbs/07_serving/03_server.ipynb #32dd114b
 import json, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from ..models.forward import response_logits
 from ..models.loading import context_length, device_of, load_model
 from ..models.sampling import generate_responses
+from ..data.prompts import refuse_lone_surrogates
 from ..rows.dense import LogitRows
 from ..rows.topk import to_top_k
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
@@ -48,9 +49,10 @@ def prompt_logprobs(model, vocab: ByteVocab, ids: list[int], k: int) -> list[dic
     columns = top.indices.tolist(), top.values.tolist(), rows.ids.tolist(), rows.token_logp().tolist()
     return [None] + [position_logprobs(*row, vocab) for row in zip(*columns)]
 
-# %% ../../nbs/07_serving/03_server.ipynb #a889b6cf
+# %% ../../nbs/07_serving/03_server.ipynb #0f28967e
 def _parse_prompts(prompt: Any, vocab: ByteVocab) -> list[list[int]]:
     "Lists of ids from ids, lists of ids, a text, or texts (encoded without BOS); else BadRequest."
+    refuse_lone_surrogates(prompt, "prompt")
     if isinstance(prompt, str) or prompt and isinstance(prompt[0], int): prompt = [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise BadRequest("prompt: give a list of ids, a list of such lists, or a text")
@@ -105,7 +107,7 @@ def completions(server: "Server", body: dict) -> dict:
     return {"id": "cmpl-xtokd", "object": "text_completion", "model": server.name,
             "choices": choices, "usage": usage}
 
-# %% ../../nbs/07_serving/03_server.ipynb #22096786
+# %% ../../nbs/07_serving/03_server.ipynb #3a030410
 def _list_models(server: "Server", body: dict) -> dict:
     "`/v1/models`: the one model that is served."
     parameters = sum(p.numel() for p in server.model.parameters())
@@ -117,6 +119,7 @@ def _list_models(server: "Server", body: dict) -> dict:
 def _tokenize(server: "Server", body: dict) -> dict:
     "`/tokenize`: the ids of a text."
     if not isinstance(body.get("prompt"), str): raise BadRequest("prompt: give a text")
+    refuse_lone_surrogates(body["prompt"], "prompt")
     special = bool(body.get("add_special_tokens", True))
     ids = server.vocab.tokenizer.encode(body["prompt"], add_special_tokens=special).ids
     return {"tokens": ids, "count": len(ids), "max_model_len": server.context}

@@ -49,7 +49,7 @@ def _digest(*parts):
         hasher.update(len(part).to_bytes(8, "little") + part)
     return hasher.hexdigest()
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #a9acfedf
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #33b1f1e0
 def _pieces_by_id(backend, name):
     "The model's piece of each id, '' in holes."
     size, id_to_token = backend.get_vocab_size(with_added_tokens=False), backend.model.id_to_token
@@ -57,8 +57,7 @@ def _pieces_by_id(backend, name):
     if None not in pieces: return pieces
     vocab = backend.get_vocab(with_added_tokens=False)
     if len(set(vocab.values())) < len(vocab):
-        reason = "two pieces of its vocabulary share one id."
-        raise UnsupportedTokenizer(name, reason, "Repair the vocabulary file.")
+        raise UnsupportedTokenizer(name, "two pieces share one id.", "Repair the vocabulary file.")
     pieces = [""] * (max(vocab.values()) + 1)
     for piece, i in vocab.items(): pieces[i] = piece
     return pieces
@@ -121,7 +120,7 @@ def _token_table(backend, piece_format, added, name):
     key = _digest("\0".join(pieces), _format_key(piece_format), added_key)
     return _cached_table(key, lambda: _build_table(pieces, backend.model, added, piece_format, key))
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #31326680
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #078818ac
 def _without_prefix(steps):
     "The same pipeline steps without those that put something in front of a text."
     if isinstance(steps, list): return [_without_prefix(s) for s in steps if s["type"] != "Prepend"]
@@ -133,9 +132,9 @@ def _without_prefix(steps):
     return steps
 
 
-def _steps_of(backend, *names):
-    "The named pipeline steps of a tokenizer as they stand in its JSON."
-    parts = (getattr(backend, name) for name in names)
+def _steps_of(backend):
+    "Normalizer, pre-tokenizer, post-processor and decoder of a tokenizer, as in its JSON."
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)
     return [None if part is None else json.loads(part.__getstate__()) for part in parts]
 
 
@@ -145,14 +144,13 @@ def _tokenizer_around(model, normalizer, pre_tokenizer, post_processor=None, dec
                 normalizer=normalizer, pre_tokenizer=pre_tokenizer, post_processor=post_processor,
                 decoder=decoder, model=dict(type="BPE", vocab={}, merges=[]))
     tokenizer = Tokenizer.from_str(json.dumps(spec))
-    tokenizer.model = model          # shared, not copied: 150k merges cost nothing
+    tokenizer.model = model       # shared, not copied: 150k merges cost nothing
     return tokenizer
 
 
 def _mid_text_tokenizer(backend, forbidden=()):
     "A tokenizer around the same model: no prefix, no added tokens, never a piece of `forbidden`."
-    steps = _steps_of(backend, "normalizer", "pre_tokenizer")
-    normalizer, pre_tokenizer = map(_without_prefix, steps)
+    normalizer, pre_tokenizer = map(_without_prefix, _steps_of(backend)[:2])
     if forbidden:    # split off the first character wherever the whole piece occurs in the text
         first = "|".join(f"{re.escape(p[0])}(?={re.escape(p[1:])})" for p in sorted(forbidden))
         split = dict(type="Split", pattern=dict(Regex=first), behavior="Isolated", invert=False)
@@ -160,7 +158,7 @@ def _mid_text_tokenizer(backend, forbidden=()):
         pre_tokenizer = dict(type="Sequence", pretokenizers=steps)
     return _tokenizer_around(backend.model, normalizer, pre_tokenizer)
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #4dfa45ee
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #51c70087
 @dataclass
 class TextEncoder:
     "Encodes text as the middle of a text: nothing is added, and no control token is recognised."
@@ -213,8 +211,7 @@ def _text_encoder(backend, piece_format, table, added, name):
         left -= {piece_format.unk_piece}
         if left:
             reason = f"ordinary text becomes its control pieces {sorted(left)[:5]}."
-            remedy = "Mark them as ordinary tokens, or remove them from the vocabulary."
-            raise UnsupportedTokenizer(name, reason, remedy)
+            raise UnsupportedTokenizer(name, reason, "Mark them as ordinary tokens or remove them.")
     # added tokens that are text, except those whose string means other bytes to a byte-level model
     ordinary = {i: t for i, t in sorted(added.items()) if not t.special
                 and (not piece_format.byte_level or table.bytes[i] == t.content.encode())}
@@ -265,7 +262,7 @@ def _self_check(vocab):
         raise UnsupportedTokenizer(vocab.name, reason, "Report the tokenizer's normalizer, pre-tokenizer "
                                    "and decoder: this combination is new.")
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #093bf4d7
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #9277dfc5
 def _load_tokenizer(name):
     "(tokenizer, its folder or None) of a folder, a tokenizer.json, a known name, or a hub name."
     path = Path(name).expanduser()
@@ -285,7 +282,8 @@ def _load_tokenizer(name):
 
 
 def _backend_of(hf, name):
-    "The `tokenizers` backend of a transformers tokenizer."
+    "The `tokenizers` object of a tokenizer."
+    if isinstance(hf, Tokenizer): return hf
     backend = getattr(hf, "backend_tokenizer", None) or getattr(hf, "_tokenizer", None)
     if isinstance(backend, Tokenizer): return backend
     raise UnsupportedTokenizer(
@@ -294,14 +292,13 @@ def _backend_of(hf, name):
 
 
 def _own_backend(backend, name):
-    """A tokenizer that encodes as `backend` does, without truncation and padding. Its state is its
-    own; the model is shared."""
-    steps = _steps_of(backend, "normalizer", "pre_tokenizer", "post_processor", "decoder")
-    own, added = _tokenizer_around(backend.model, *steps), backend.get_added_tokens_decoder()
+    "A tokenizer as `backend`, but with a state of its own: no truncation, no padding."
+    own = _tokenizer_around(backend.model, *_steps_of(backend))
+    added = backend.get_added_tokens_decoder()
     own.add_tokens([token for _, token in sorted(added.items())])
     if own.get_added_tokens_decoder() == added: return own
-    reason = "its added tokens do not follow the ids of its vocabulary."
-    raise UnsupportedTokenizer(name, reason, "Repair the ids of the added tokens.")
+    raise UnsupportedTokenizer(name, "its added tokens do not follow the ids of its vocabulary.",
+                               "Repair the ids of the added tokens.")
 
 # %% ../../nbs/01_vocab/02_bytevocab.ipynb #6cecb25b
 def _generation_config_stops(location):
@@ -342,12 +339,11 @@ def _check_ids(ids, size, name):
             "another tokenizer, or carry padding such as -100")
     return ids
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #762b89eb
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #7efc828b
 def _fingerprint(vocab):
     "Hash of the table, the encoding of the probes, the stop ids and the pipeline."
     backend = vocab.tokenizer
-    parts = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
-    steps = [pipeline_steps(part) for part in parts]
+    steps = [*map(pipeline_steps, (backend.normalizer, backend.pre_tokenizer, backend.decoder))]
     ignore_merges = getattr(backend.model, "ignore_merges", None)
     state = repr((vocab.encode_batch(_PROBES), vocab.stop_ids, steps, ignore_merges))
     return _digest(vocab.table.key, state)
@@ -373,7 +369,7 @@ def _describe_change(text, new, expected, piece_format):
     old_part, new_part = show(text[at:at + 8]), show(new[at:at + 8])
     return f"{', '.join(causes)}: from character {at}, {old_part} becomes {new_part}"
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #4a2b6438
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #3e3b164f
 class ByteVocab:
     "The exact bytes of every id of a tokenizer, and the encoding of text as the middle of a text."
     def __init__(self,
@@ -407,8 +403,7 @@ class ByteVocab:
         self.hf = None if isinstance(tokenizer, Tokenizer) else tokenizer
         name = name or getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__
         self.name = Path(str(name)).name
-        backend = tokenizer if self.hf is None else _backend_of(tokenizer, self.name)
-        self.tokenizer = _own_backend(backend, self.name)
+        self.tokenizer = _own_backend(_backend_of(tokenizer, self.name), self.name)
         self.piece_format = read_piece_format(self.tokenizer, self.name)
         added = self.tokenizer.get_added_tokens_decoder()
         self.table = _token_table(self.tokenizer, self.piece_format, added, self.name)
