@@ -1,13 +1,21 @@
 """Faults of tokenizers and templates that public reports describe, each with the right value. The tokenizers are trained here, on a few sentences."""
-import copy, json
+import copy, json, math
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from xtokd.data.chat import plain_prompt, prefix_ids, raw_prompt_ids, render_prompt, render_response
+from xtokd.alignment.pair import Pair
+from xtokd.data.chat import raw_prompt_ids, render_prompt
 from xtokd.data.prompts import load_prompts
+from xtokd.experiments.tokenizer_transfer import Ensemble, with_tokenizer
+from xtokd.models.forward import response_logits
+from xtokd.models.sampling import banned_ids, generate_responses
+from xtokd.models.side import Side, check_fit, load_side
+from xtokd.objectives import OBJECTIVES, objective
+from xtokd.rows.pair_batch import HiddenStates, PairBatch
+from xtokd.rows.random_batches import random_heads, random_samples
 from xtokd.serving.client import RemoteTeacher
 from xtokd.serving.http import RemoteError
 from xtokd.serving.server import Server
@@ -115,3 +123,104 @@ def test_a_lone_surrogate_is_refused_where_a_text_becomes_ids():
         http = RemoteTeacher(server.url, base).api.http
         for path in ("/tokenize", "/v1/completions"):
             with pytest.raises(RemoteError, match="status 400.*lone surrogate"): http.request(path, dict(prompt=CUT))
+
+
+# ---- control ids beyond the model's rows --------------------------------------------------------------------------------------
+IMAGE = "<image_soft_token>"
+
+
+def with_image_token(**kwargs):
+    "A tokenizer whose last id is a control token that no text holds, as Gemma 3 has."
+    hf = bpe(**kwargs)
+    hf.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
+    return hf
+
+
+def narrow_pair():
+    "A pair whose two vocabularies have one control id more than their models have rows."
+    return Pair(ByteVocab(with_image_token(), stops=[1]), ByteVocab(with_image_token(size=300), stops=[1]))
+
+
+def test_control_ids_beyond_the_rows_are_accepted_everywhere(tmp_path):
+    "n + 1 ids, the last one a control token, and n rows: doctor, Side, generate, serve and transfer agree."
+    hf = with_image_token(chat_template=PLAIN)
+    vocab = ByteVocab(hf)
+    model = little(len(vocab) - 1)
+    assert check_fit(Side("student", model, vocab)).vocab is vocab
+    assert load_side((model, hf), "student").vocab == vocab
+    model.save_pretrained(tmp_path), hf.save_pretrained(tmp_path)
+    report = Pair(str(tmp_path), str(tmp_path)).doctor()
+    assert report.heads["student"]["response_ids_beyond_head"] == 0 and report.heads["student"]["head"] == len(vocab) - 1 and not any("its head" in finding.what for finding in report.findings)
+    prompt = render_prompt(vocab, "Hi there!")
+    response = generate_responses(model, vocab, [prompt], 8, seed=0)[0]
+    assert len(response) and max(response) < len(vocab) - 1
+    with Server(model, hf, "little") as server: assert RemoteTeacher(server.url, hf).generate([prompt], 4, seed=0)[0]
+    made, report = with_tokenizer(model, hf, hf)
+    assert made.get_input_embeddings().weight.shape[0] == len(vocab) and report["fallback"] == 1
+    assert torch.equal(made.get_input_embeddings().weight[:-1], model.get_input_embeddings().weight)
+    made, report = with_tokenizer(model, hf, with_image_token(size=300))
+    assert report["fallback"] == 1 and made.get_input_embeddings().weight.isfinite().all()
+    both = Ensemble([model, little(len(vocab) + 7)], hf)
+    assert both.rows([prompt], [response])[0].shape == (len(response), len(vocab) - 1) and max(generate_responses(both, vocab, [prompt], 8, seed=0)[0]) < len(vocab) - 1
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_text_and_stop_ids_beyond_the_rows_are_refused_everywhere(tmp_path, special):
+    "Such a tokenizer belongs to another model; doctor, Side, serve and transfer agree."
+    hf = bpe()
+    hf.add_tokens([AddedToken("<end>", special=special, normalized=False)], special_tokens=special)
+    hf.eos_token = "<end>"
+    model, n = little(len(hf) - 1), len(hf) - 1
+    for refused in (lambda: check_fit(Side("student", model, ByteVocab(hf))), lambda: Server(model, hf), lambda: with_tokenizer(model, hf, bpe())):
+        with pytest.raises(ValueError, match=f"the model has {n} embedding rows.*text or stop ids up to {n}: they do not belong together"): refused()
+    with pytest.raises(ValueError, match=f"text or stop ids up to {n}"): Ensemble([model], hf)
+    model.save_pretrained(tmp_path), hf.save_pretrained(tmp_path)
+    assert Pair(str(tmp_path), bpe()).doctor().verdict == "unfit"
+
+
+def test_control_ids_beyond_the_rows_are_refused_in_prompts():
+    "A template that writes such a token: in generation, in scoring and by the server, with the id."
+    hf = with_image_token(chat_template=IMAGE + PLAIN)
+    vocab = ByteVocab(hf)
+    model, prompt = little(len(vocab) - 1), render_prompt(ByteVocab(hf), "Hi")
+    assert prompt[0] == len(vocab) - 1
+    with pytest.raises(ValueError, match=f"prompt 0 has id {len(vocab) - 1}, and the model has {len(vocab) - 1} embedding rows"): generate_responses(model, vocab, [prompt], 4)
+    with pytest.raises(ValueError, match=f"sample 0 has id {len(vocab) - 1}, and the model has"): response_logits(model, [prompt], [vocab.encode("Hi")])
+    with Server(model, hf, "little") as server, pytest.raises(RemoteError, match=f"ids must be from 0 to {len(vocab) - 2}"): RemoteTeacher(server.url, hf, retries=0).generate([prompt], 4)
+
+
+def test_ids_that_the_embeddings_lack_are_not_generated():
+    "A head that is wider than the embeddings: the model could not read such an id."
+    vocab = ByteVocab(with_image_token())
+    n, model = len(vocab), little(len(vocab))
+    assert banned_ids(model, vocab) == []
+    model.lm_head = torch.nn.Linear(16, n + 9, bias=False)
+    model.model.embed_tokens = torch.nn.Embedding(n - 1, 16)
+    assert banned_ids(model, vocab) == [*range(n - 1, n + 9)]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_reads_rows_that_end_before_the_last_control_id(name):
+    """The loss is that of rows in which the control id has probability 0.
+
+    Not so where other numbers change with the width: the heads of the hidden states, and the share of columns in gold's weight."""
+    pair, losses = narrow_pair(), []
+    if OBJECTIVES[name].cls.equal_vocabularies: pair = Pair(pair.teacher, pair.teacher)
+    for narrow in (False, True):
+        samples = random_samples(pair, ("It is 4.", "Hi there!"))
+        heads = random_heads(pair)
+        for key in ("student_logits", "teacher_logits"):     # the last column has no probability
+            rows = [x.detach() for x in samples[key]]
+            for x in rows: x[:, -1] = -1e4
+            samples[key] = [x[:, :-1].clone() if narrow else x for x in rows]
+        for x in samples["student_logits"]: x.requires_grad_()
+        states = samples.pop("student_hidden"), samples.pop("teacher_hidden")
+        hidden = HiddenStates(*states, *(x[:-1] if narrow else x for x in heads))
+        batch = PairBatch.from_logits(pair, **samples, hidden=hidden, preferences=[1, -1])
+        torch.manual_seed(0)
+        out = objective(name)(batch)
+        out.loss_sum.backward()
+        losses.append(float(out.loss_sum) / out.num_units)
+        assert all(x.grad is None or x.grad.isfinite().all() for x in samples["student_logits"])
+    assert all(map(math.isfinite, losses))
+    if name != "gold" and "hidden" not in objective(name).requires: assert losses[1] == pytest.approx(losses[0], rel=1e-5)

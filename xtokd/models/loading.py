@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['remote_code', 'load_tokenizer', 'load_model', 'require_package', 'placement', 'quantization_config', 'is_placed',
-           'to_device', 'device_of', 'load_teacher', 'head_width', 'hidden_size', 'context_length', 'text_config',
-           'accepts', 'min_set']
+           'to_device', 'device_of', 'load_teacher', 'head_width', 'embedding_rows', 'hidden_size', 'context_length',
+           'text_config', 'accepts', 'min_set']
 
 # %% ../../nbs/06_models/01_loading.ipynb #d6679ea6
 import inspect, json, logging
@@ -154,11 +154,18 @@ def load_teacher(
                        config.teacher_device_map, config.teacher_offload_dir)
     return model, load_tokenizer(teacher, "teacher")
 
-# %% ../../nbs/06_models/01_loading.ipynb #1750163f
+# %% ../../nbs/06_models/01_loading.ipynb #b3a1c51b
 def head_width(model: "torch.nn.Module") -> int:
     "Columns of a model's logits: the ids of its tokenizer, plus padding where the head is padded."
     head = model.get_output_embeddings()
     return head.weight.shape[0] if head is not None else text_config(model).vocab_size
+
+
+def embedding_rows(model: "torch.nn.Module") -> int:
+    "Ids that a model can read: those below this number; as many as its head has where it hides them."
+    if not hasattr(model, "get_input_embeddings"): return head_width(model)
+    embedding = model.get_input_embeddings()
+    return getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0]
 
 
 def hidden_size(model: "torch.nn.Module") -> int:
