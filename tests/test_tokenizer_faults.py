@@ -17,8 +17,8 @@ from xtokd.objectives import OBJECTIVES, objective
 from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.rows.random_batches import random_heads, random_samples
 from xtokd.serving.client import RemoteTeacher
-from xtokd.serving.http import RemoteError
-from xtokd.serving.server import Server
+from xtokd.serving.http import RemoteError, match_entries
+from xtokd.serving.server import Handler, Server
 from xtokd.vocab.bytevocab import ByteVocab
 
 TEXT = ["In the year 2023 and 2024 we counted 12345 birds; analysis final assistant. It is 4. Hi there!"] * 4
@@ -224,3 +224,28 @@ def test_every_objective_reads_rows_that_end_before_the_last_control_id(name):
         assert all(x.grad is None or x.grad.isfinite().all() for x in samples["student_logits"])
     assert all(map(math.isfinite, losses))
     if name != "gold" and "hidden" not in objective(name).requires: assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+# ---- missing entries of a served teacher ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("read", [[1, 2, 3, 4], None])
+def test_missing_entries_of_a_served_teacher_are_an_error(read):
+    "The server has read four tokens; entries for two are not a text of two tokens."
+    with pytest.raises(RemoteError, match="has read 4 tokens and gives entries for 2"): match_entries([1, 2, 3, 4], [None, {2: -.1}], read)
+    assert match_entries([1, 2, 3, 4], [None, {2: -.1}], [1, 2]) == [None, {2: -.1}]      # here the text is cut, and the server says so
+    with pytest.raises(RemoteError, match="has read 3 tokens and gives entries for 2"): match_entries([1, 2, 3, 4], [None, {2: -.1}], [1, 2, 3])
+
+
+@pytest.mark.parametrize("form", ["vllm", "echo"])
+def test_a_server_that_leaves_entries_out_ends_the_scoring(form):
+    "14 of 25 entries: nothing is scored, instead of 4 of 15 response tokens and the rest masked by length."
+    class LeavesOut(Handler):
+        def send(self, status, found, headers=()):
+            for choice in found.get("choices", []):
+                if choice["prompt_logprobs"]: choice["prompt_logprobs"] = choice["prompt_logprobs"][:14]
+                elif choice["logprobs"]: choice["logprobs"]["token_logprobs"] = choice["logprobs"]["token_logprobs"][:14]
+            super().send(status, found, headers)
+    vocab = ByteVocab(bpe())
+    ids = vocab.encode(LONG)[:25]
+    with Server(little(len(vocab)), vocab, "little", handler=LeavesOut) as server:
+        teacher = RemoteTeacher(server.url, vocab, form=form, verify=False)
+        with pytest.raises(RemoteError, match=f"{server.url}: the server has read 25 tokens and gives entries for 14"): teacher.score_responses([ids[:10]], [ids[10:]])
