@@ -16,9 +16,12 @@ from xtokd.models.side import Side, check_fit, load_side
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.rows.random_batches import random_heads, random_samples
-from xtokd.serving.client import RemoteTeacher
+from xtokd.serving.client import RemoteTeacher, _generated_ids
 from xtokd.serving.http import RemoteError, match_entries
 from xtokd.serving.server import Handler, Server
+from xtokd.train.config import DistillConfig
+from xtokd.train.samples import generate_samples
+from xtokd.train.step import generation_counts
 from xtokd.vocab.bytevocab import ByteVocab
 
 TEXT = ["In the year 2023 and 2024 we counted 12345 birds; analysis final assistant. It is 4. Hi there!"] * 4
@@ -249,3 +252,37 @@ def test_a_server_that_leaves_entries_out_ends_the_scoring(form):
     with Server(little(len(vocab)), vocab, "little", handler=LeavesOut) as server:
         teacher = RemoteTeacher(server.url, vocab, form=form, verify=False)
         with pytest.raises(RemoteError, match=f"{server.url}: the server has read 25 tokens and gives entries for 14"): teacher.score_responses([ids[:10]], [ids[10:]])
+
+
+# ---- ids that are no tokens, from a generation engine -------------------------------------------------------------------------------
+def test_a_response_of_an_engine_ends_before_an_id_that_is_no_token_and_is_counted():
+    "A head of 151,936 columns over 151,669 ids can generate id 151,779; here 400 columns over fewer ids."
+    class Generates(Handler):
+        def send(self, status, found, headers=()):
+            for choice in found.get("choices", []):
+                if choice["prompt_token_ids"] != other: choice["token_ids"] = [*choice["token_ids"][:3], 399, 5]
+            super().send(status, found, headers)
+    hf = bpe(chat_template=PLAIN)
+    vocab = ByteVocab(hf)
+    items = [{"prompt": "Hi there!"}, {"prompt": "It is 4."}, {"prompt": "In the year"}]
+    other = render_prompt(vocab, items[1])
+    model = little(400)
+    with Server(model, vocab, "little", handler=Generates) as server:
+        teacher = RemoteTeacher(server.url, vocab, verify=False)
+        found = teacher.generate([render_prompt(vocab, item) for item in items], 6, seed=0)
+        assert teacher.cut_responses == [0, 2] and [len(x) for x in found] == [3, 6, 3] and max(map(max, found)) < len(vocab)
+        side, config = Side("student", model, vocab, engine=teacher), DistillConfig(max_new_tokens=6)
+        samples = generate_samples(items, side, side, config, seed=0)
+        assert [s.cut for s in samples] == [True, False, True] and samples[0].student_ids == found[0]
+        assert generation_counts(samples, Pair(vocab, vocab), "student")["cut"] == 2
+        assert teacher.generate([other], 6) and teacher.cut_responses == []
+
+
+def test_a_hole_of_the_vocabulary_is_no_token_for_an_engine():
+    "In-process generation forbids the same ids."
+    vocab = ByteVocab(bpe())
+    vocab.lengths = vocab.lengths.copy()
+    vocab.lengths[7] = 0
+    assert banned_ids(little(len(vocab)), vocab) == [7]
+    assert _generated_ids({"choices": [{"token_ids": [5, 6, 7, 8]}]}, "url", vocab) == ([5, 6], True)
+    assert _generated_ids({"choices": [{"token_ids": [5, 6, 0, 1]}]}, "url", vocab) == ([5, 6, 0, 1], False)

@@ -6,12 +6,12 @@
 __all__ = ['AUXILIARY_LOGPS', 'ServedModel', 'Side', 'check_rows', 'check_fit', 'load_side', 'AuxiliaryLogp',
            'load_auxiliary_models']
 
-# %% ../../nbs/06_models/06_side.ipynb #c999215d
+# %% ../../nbs/06_models/06_side.ipynb #fe0f3291
 import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Sequence
 
 import torch
 
@@ -23,7 +23,7 @@ from ..rows.lazy import head_of
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 from ..vocab.overlap import response_ids_beyond
 
-# %% ../../nbs/06_models/06_side.ipynb #5ba7613f
+# %% ../../nbs/06_models/06_side.ipynb #563fa682
 class ServedModel:
     """Base class of models that another process serves: a vocabulary, but no weights here.
 
@@ -35,6 +35,7 @@ class ServedModel:
     config: Any          # with `max_position_embeddings`
     not_finite_hint: ClassVar[str] = "look at the engine that serves it"    # about NaN log-probs
     is_top_k = True          # it gives top-k log-probs, never whole rows
+    cut_responses: Sequence[int] = ()    # places of the last responses that an invalid id ended
 
     @property
     def model(self): return self
