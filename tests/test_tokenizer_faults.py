@@ -20,7 +20,7 @@ from xtokd.serving.client import RemoteTeacher, _generated_ids
 from xtokd.serving.http import RemoteError, match_entries
 from xtokd.serving.server import Handler, Server
 from xtokd.train.config import DistillConfig
-from xtokd.train.samples import generate_samples
+from xtokd.train.samples import apply_windows, generate_samples
 from xtokd.train.step import generation_counts
 from xtokd.vocab.bytevocab import ByteVocab
 
@@ -286,3 +286,66 @@ def test_a_hole_of_the_vocabulary_is_no_token_for_an_engine():
     assert banned_ids(little(len(vocab)), vocab) == [7]
     assert _generated_ids({"choices": [{"token_ids": [5, 6, 7, 8]}]}, "url", vocab) == ([5, 6], True)
     assert _generated_ids({"choices": [{"token_ids": [5, 6, 0, 1]}]}, "url", vocab) == ([5, 6, 0, 1], False)
+
+
+# ---- tools, documents and template arguments of a prompt ------------------------------------------------------------------------------
+TOOLS = [{"type": "function", "function": {"name": "read", "description": "d", "parameters": {}}}]
+WITH_TOOLS = ("{% if tools %}TOOLS {{ tools[0].function.name }}: {{ tools | tojson }}\n{% endif %}{% for d in documents or [] %}DOC {{ d.text }}\n{% endfor %}{% if short %}Be short.{% endif %}"
+              "{% for m in messages %}{% if m.tool_calls %}CALL {{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}{% endif %}{% endfor %}{{ 'A:' if add_generation_prompt }}")
+CALL = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "read", "arguments": {}}}]}, {"role": "tool", "content": "4"}]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_tools_of_a_prompt_reach_the_templates_of_both_sides(tmp_path, as_json):
+    "{messages, tools} is the form of OpenAI and trl; data sets hold the tools as JSON too. The ids are those of apply_chat_template."
+    more = dict(tools=TOOLS, documents=[dict(text="It is 4.")], chat_template_kwargs=dict(short=True))
+    row = dict(messages=CALL) | {key: json.dumps(x) if as_json else x for key, x in more.items()}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    item = load_prompts(tmp_path / "a.jsonl")[0]
+    student, teacher = ByteVocab(bpe(chat_template=WITH_TOOLS)), ByteVocab(bpe(size=300, chat_template="Sir. " + WITH_TOOLS))
+    for vocab in (student, teacher):
+        right = vocab.hf.apply_chat_template(CALL, tools=TOOLS, documents=more["documents"], short=True, add_generation_prompt=True, return_dict=False)
+        assert render_prompt(vocab, item) == right and b"TOOLS read" in vocab.decode(right) and b"DOC It is 4." in vocab.decode(right) and b"Be short." in vocab.decode(right) and b"CALL read" in vocab.decode(right)
+        assert len(render_prompt(vocab, dict(messages=CALL))) < len(right)
+        assert b"Be short." not in vocab.decode(render_prompt(vocab, item, short=False))
+    config, side = DistillConfig(max_new_tokens=2), Side("little", little(len(student)), student)
+    sample = generate_samples([item], side, side, config, seed=0)[0]
+    apply_windows([sample], student, student, teacher_context=lambda item, text: CALL)
+    assert sample.teacher_prompt_ids == sample.student_prompt_ids == render_prompt(student, item)
+
+
+def test_text_of_tools_that_looks_like_a_control_token_stays_text():
+    vocab = ByteVocab(bpe(chat_template="{{ bos_token }}" + WITH_TOOLS))
+    tools = [{"type": "function", "function": {"name": "read", "description": "ends at </s>", "parameters": {}}}]
+    ids = render_prompt(vocab, dict(prompt="Hi", tools=tools))
+    assert int(vocab.special[ids].sum()) == 1 and b"ends at </s>" in vocab.decode(ids)
+
+
+def test_tools_that_no_template_reads_are_refused():
+    "Without a template, or with one that does not name them, they would be lost on that side."
+    for vocab in (ByteVocab(bpe()), ByteVocab(bpe(chat_template=PLAIN))):
+        for item, name in ((dict(prompt="Hi", tools=TOOLS), "tools"), (dict(prompt="Hi", documents=[dict(text="a")]), "documents"), (dict(messages=CALL), "tool_calls")):
+            with pytest.raises(ValueError, match=f"the prompt has {name}, and .* has no chat template that reads them"): render_prompt(vocab, item)
+        assert render_prompt(vocab, dict(prompt="Hi", tools=[])) == render_prompt(vocab, "Hi")
+
+
+@pytest.mark.parametrize("more, says", [
+    (dict(functions=TOOLS), "nothing reads 'functions'.*rename it to \"tools\""), (dict(system="Be brief."), "nothing reads 'system'.*first message"), (dict(images=["a.png"]), "nothing reads 'images'"),
+    (dict(tool_choice="auto"), "nothing reads 'tool_choice'"), (dict(enable_thinking=False), "nothing reads 'enable_thinking'.*chat_template_kwargs"),
+    (dict(tools=["read"]), "'tools' is a list of objects"), (dict(tools="read"), "'tools' is a list of objects"), (dict(documents={}), "'documents' is a list"), (dict(chat_template_kwargs=[1]), "'chat_template_kwargs' is an object"),
+    (dict(chat_template_kwargs=dict(student=dict(short=True))), "are those of both sides")])
+def test_parts_of_a_request_that_nothing_reads_are_refused_with_the_row(tmp_path, more, says):
+    "They would be left out in silence, and the models asked something else. What only a check needs stays."
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi", "answer": "4", "level": 3, "images": null}\n' + json.dumps(dict(prompt="Hi") | more))
+    with pytest.raises(ValueError, match=rf"a\.jsonl, line 2: .*{says}"): load_prompts(tmp_path / "a.jsonl")
+    assert load_prompts(tmp_path / "a.jsonl", limit=1)[0]["level"] == 3
+
+
+def test_turns_with_calls_and_no_content_are_read_or_refused_with_the_right_cure():
+    "An assistant's turn with tool_calls needs no content; other turns do; a template that needs it is named with the cure."
+    assert load_prompts([dict(messages=CALL)])[0]["messages"] == CALL and load_prompts([dict(messages=[CALL[0], CALL[1] | dict(content=None), CALL[2]])])
+    for message in (dict(role="user"), dict(role="user", content=None), dict(role="assistant", tool_calls=None), dict(role="assistant", tool_calls=[])):
+        with pytest.raises(ValueError, match='item 1: every message is an object with "role" and "content".*"tool_calls" instead'): load_prompts([dict(messages=[message, CALL[0]])])
+    with pytest.raises(ValueError, match='only the assistant has "tool_calls"'): load_prompts([dict(messages=[dict(role="user", tool_calls=CALL[1]["tool_calls"])])])
+    strict = ByteVocab(bpe(chat_template="{% for m in messages %}{{ m.role + m.content }}{{ m.tool_calls }}{% endfor %}"))
+    with pytest.raises(ValueError, match='giving turns that have tool_calls and no content a "content": ""'): render_prompt(strict, CALL)

@@ -147,7 +147,7 @@ def _check_tokenizer(api: CompletionsAPI, vocab: ByteVocab):
                               f"Cure: name the tokenizer of the served model ({api.model}), "
                               "--teacher-tokenizer on the command line")
 
-# %% ../../nbs/07_serving/02_client.ipynb #fa79aa8d
+# %% ../../nbs/07_serving/02_client.ipynb #ad1f5dcb
 class RemoteTeacher(ServedModel):
     "A served model as a teacher: `RemoteTeacher(url, tokenizer)`, or `url#TOKENIZER` as a name."
     not_finite_hint = ("look at the engine that serves it: prefix caching and speculative decoding "
@@ -213,8 +213,7 @@ class RemoteTeacher(ServedModel):
     def response_logps(self, prompts: Sequence[list[int]], ids: Sequence[list[int]],
                        max_length: int | None = None) -> list[float | None]:
         "Log-prob of each response, a final stop id counting as all; None if cut or unknown."
-        both = zip(prompts, ids)
-        samples = [SimpleNamespace(teacher_prompt_ids=prompt, teacher_ids=x) for prompt, x in both]
+        samples = [SimpleNamespace(teacher_prompt_ids=p, teacher_ids=x) for p, x in zip(prompts, ids)]
         rows, _ = self.score_samples(samples, max_length)
         ends = zip(rows.offsets, rows.offsets[1:])
         sums = [float(rows.token_logp_merged_stops()[a:b].sum()) for a, b in ends]
@@ -223,15 +222,12 @@ class RemoteTeacher(ServedModel):
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.,
                  seed: int | None = None) -> list[list[int]]:
-        """A response of the served model for each prompt; a stop id that ended one is its last id.
-
-        An engine can generate ids that are no tokens, where its head is wider than the tokenizer: a
-        response ends before such an id, and `cut_responses` has its place."""
+        "Responses with their stop ids; `cut_responses`: those that an id that is no token ended."
         # What a request does not say, an engine takes from the model's generation_config.json.
         options = dict(max_tokens=max_new_tokens, temperature=temperature, top_k=-1, min_p=0.0,
                        repetition_penalty=1.0, stop_token_ids=list(map(int, self.vocab.stop_ids)))
-        def parse(found): return _generated_ids(found, self.name, self.vocab)
         def response(n, prompt):
+            def parse(found): return _generated_ids(found, self.name, self.vocab)
             own_seed = {} if seed is None else {"seed": (seed + n) % (1 << 31)}
             return self.api.complete(prompt, parse, **options, **own_seed)
         with ThreadPoolExecutor(self.concurrency) as pool:

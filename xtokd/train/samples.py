@@ -162,7 +162,7 @@ def split_prompts(prompts: object, eval_prompts: object,
     n = min(config.eval_size, len(items) // 5)
     return items[:len(items) - n], items[len(items) - n:]
 
-# %% ../../nbs/08_train/02_samples.ipynb #ae428412
+# %% ../../nbs/08_train/02_samples.ipynb #9eb60506
 def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab: ByteVocab,
                   supervision_window: Callable | None = None,   # (item, text) -> SupervisionWindow
                   teacher_context: Callable | None = None       # (item, text) -> messages
@@ -172,8 +172,8 @@ def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab
     for sample in samples:
         text = response_text(student_vocab, sample.student_ids)
         if teacher_context:
-            messages = {"messages": teacher_context(sample.item, text)}
-            sample.teacher_prompt_ids = render_prompt(teacher_vocab, messages)
+            prompt = sample.item | {"messages": teacher_context(sample.item, text)}
+            sample.teacher_prompt_ids = render_prompt(teacher_vocab, prompt)
         window = supervision_window(sample.item, text) if supervision_window else None
         if window is not None:
             sample.window = window.mask(student_vocab, sample.student_ids)
