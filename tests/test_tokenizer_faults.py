@@ -1,5 +1,5 @@
 """Faults of tokenizers and templates that public reports describe, each with the right value. The tokenizers are trained here, on a few sentences."""
-import copy, json, math
+import copy, json, math, pickle
 
 import pytest
 import torch
@@ -10,10 +10,12 @@ from xtokd.alignment.pair import Pair
 from xtokd.data.chat import raw_prompt_ids, render_prompt
 from xtokd.data.prompts import load_prompts
 from xtokd.experiments.tokenizer_transfer import Ensemble, with_tokenizer
-from xtokd.models.forward import response_logits
-from xtokd.models.sampling import banned_ids, generate_responses
+from xtokd.models.forward import response_logits, retokenize
+from xtokd.models.sampling import banned_ids, generate_responses, sampling_config
 from xtokd.models.side import Side, check_fit, load_side
 from xtokd.objectives import OBJECTIVES, objective
+from xtokd.objectives.chunks import token_logps_merged_stops
+from xtokd.rows.dense import LogitRows
 from xtokd.rows.pair_batch import HiddenStates, PairBatch
 from xtokd.rows.random_batches import random_heads, random_samples
 from xtokd.serving.client import RemoteTeacher, _generated_ids
@@ -349,3 +351,44 @@ def test_turns_with_calls_and_no_content_are_read_or_refused_with_the_right_cure
     with pytest.raises(ValueError, match='only the assistant has "tool_calls"'): load_prompts([dict(messages=[dict(role="user", tool_calls=CALL[1]["tool_calls"])])])
     strict = ByteVocab(bpe(chat_template="{% for m in messages %}{{ m.role + m.content }}{{ m.tool_calls }}{% endfor %}"))
     with pytest.raises(ValueError, match='giving turns that have tool_calls and no content a "content": ""'): render_prompt(strict, CALL)
+
+
+# ---- the end of a call is not the end of an answer --------------------------------------------------------------------------------------
+LLAMA = ("<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+
+
+def test_the_end_of_a_call_is_not_merged_with_the_end_of_an_answer(tmp_path):
+    "Llama 3.1 has three stop ids in generation_config.json; <|eom_id|> ends a call of a tool. Generation ends at all three."
+    hf = bpe(special=LLAMA, chat_template=PLAIN)
+    hf.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(dict(eos_token_id=[1, 2, 3])))
+    vocab = ByteVocab(tmp_path)
+    for same in (vocab, ByteVocab(vocab), ByteVocab(hf, stops=[1, 2, 3]), pickle.loads(pickle.dumps(vocab))):
+        assert (same.stop_ids, same.end_ids) == ((1, 3), (1, 2, 3)) and same.special[2]
+    assert ByteVocab(hf, stops=[2]).stop_ids == (2,)                          # it is the only one
+    assert sampling_config(vocab, 4).eos_token_id == [1, 2, 3]
+    harmony = ByteVocab(bpe(special=("<|startoftext|>", "<|return|>", "<|call|>")), stops=[1, 2])
+    assert (harmony.stop_ids, harmony.end_ids) == ((1,), (1, 2))
+
+
+def test_the_other_side_does_not_read_the_end_of_a_call_as_the_end_of_an_answer():
+    llama, other = ByteVocab(bpe(special=LLAMA), stops=[1, 2, 3]), ByteVocab(bpe(size=300), stops=[1])
+    text, there = llama.encode("It is 4."), other.encode("It is 4.")
+    assert retokenize(llama, other, [[*text, 2], [*text, 3]]) == [there, [*there, 1]]
+    assert retokenize(llama, llama, [[*text, 2]]) == [[*text, 2]]
+    pair = Pair(llama, other)
+    assert pair.overlap.student_stop_ids.tolist() == [1, 3]
+    rows = LogitRows([torch.log_softmax(torch.randn(len(text) + 1, len(llama), generator=torch.Generator().manual_seed(0)), -1)], [[*text, 3]], llama)
+    logp = rows.logp()[-1]
+    assert float(token_logps_merged_stops(rows, llama.stop_ids)[-1]) == pytest.approx(float(torch.logaddexp(logp[1], logp[3])), rel=1e-5)
+
+
+def test_generation_ends_at_the_end_of_a_call():
+    vocab = ByteVocab(bpe(special=LLAMA), stops=[1, 2, 3])
+    model = little(len(vocab))
+    with torch.no_grad(): model.lm_head.weight.zero_()
+    class Call(torch.nn.Module):
+        weight = model.lm_head.weight
+        def forward(self, x): return torch.nn.functional.one_hot(torch.full(x.shape[:2], 2), len(vocab)).float() * 50
+    model.lm_head = Call()
+    assert generate_responses(model, vocab, [vocab.encode("Hi")], 6, seed=0) == [[2]]

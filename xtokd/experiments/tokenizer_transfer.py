@@ -219,7 +219,7 @@ def fvt(weight: torch.Tensor,      # [n, D] or [n]: embeddings, head, or the hea
     new_rows[sources == RowSource.FALLBACK] = rows[tensor(plan.old_text_ids)].mean(0)
     return new_rows.reshape(len(plan), *weight.shape[1:]).to(weight.dtype)
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #640e209e
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #1285ea31
 def _untie(model):
     "Give the head of a tied model a matrix of its own, in place."
     head = model.get_output_embeddings()
@@ -234,7 +234,7 @@ def _untie(model):
 
 def _set_control_ids(model, vocab):
     "Write the ids of bos, pad and stop tokens into the configurations of a model, in place."
-    stops = [int(i) for i in vocab.stop_ids]
+    stops = [int(i) for i in vocab.end_ids]
     ids = {"bos_token_id": getattr(vocab.hf, "bos_token_id", None),
            "pad_token_id": getattr(vocab.hf, "pad_token_id", None),
            "eos_token_id": stops[0] if len(stops) == 1 else stops or None}

@@ -34,14 +34,14 @@ def banned_ids(model: torch.nn.Module, vocab: ByteVocab) -> list[int]:
     banned[list(vocab.stop_ids)] = False
     return np.flatnonzero(banned[:width]).tolist() + list(range(len(vocab), width))
 
-# %% ../../nbs/06_models/05_sampling.ipynb #7b92a04e
+# %% ../../nbs/06_models/05_sampling.ipynb #d004b2cc
 def sampling_config(vocab: ByteVocab,
                     max_new_tokens: int,
                     temperature: float = 1.0,      # 0: greedy
                     banned: Iterable[int] = ()     # ids that are never sampled
                     ) -> GenerationConfig:
     "Pure sampling at `temperature` until a stop id or `max_new_tokens`: no filter, no penalty."
-    stops = [int(i) for i in vocab.stop_ids]
+    stops = [int(i) for i in vocab.end_ids]
     greedy = dict(do_sample=False)
     sampled = dict(do_sample=True, temperature=float(temperature), top_k=0, top_p=1.0)
     return GenerationConfig(
@@ -74,7 +74,7 @@ def _seeded(seed: int | None, device: torch.device) -> ContextManager:
     "`_forked_rng`, or nothing without a seed."
     return nullcontext() if seed is None else _forked_rng(seed, device)
 
-# %% ../../nbs/06_models/05_sampling.ipynb #012d6f66
+# %% ../../nbs/06_models/05_sampling.ipynb #426870b3
 @torch.no_grad()
 def _inputs(model, prompts: list[list[int]], config: GenerationConfig) -> dict[str, Any]:
     "Arguments of `generate`: ids [B, L], mask, and the KV cache of a shared prefix if that pays."
@@ -110,7 +110,7 @@ def generate_responses(
     for i, prompt in enumerate(prompt_ids): check_ids(prompt, rows, f"prompt {i}")
     responses: list = [None] * len(prompt_ids)
     config = sampling_config(vocab, max_new_tokens, temperature, banned_ids(model, vocab))
-    stops = set(vocab.stop_ids)
+    stops = set(vocab.end_ids)
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]), reverse=True)
     with generation_mode(model, config), _seeded(seed, device_of(model)):
         for start in range(0, len(order), batch_size):

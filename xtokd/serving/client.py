@@ -147,7 +147,7 @@ def _check_tokenizer(api: CompletionsAPI, vocab: ByteVocab):
                               f"Cure: name the tokenizer of the served model ({api.model}), "
                               "--teacher-tokenizer on the command line")
 
-# %% ../../nbs/07_serving/02_client.ipynb #ad1f5dcb
+# %% ../../nbs/07_serving/02_client.ipynb #6590a590
 class RemoteTeacher(ServedModel):
     "A served model as a teacher: `RemoteTeacher(url, tokenizer)`, or `url#TOKENIZER` as a name."
     not_finite_hint = ("look at the engine that serves it: prefix caching and speculative decoding "
@@ -186,8 +186,7 @@ class RemoteTeacher(ServedModel):
         k = max(k, self.top_k, 20 if len(self.vocab.stop_ids) > 1 else 0)
         texts = [[*map(int, p), *map(int, r)] if len(r) else [] for p, r in zip(prompts, responses)]
         with ThreadPoolExecutor(self.concurrency) as pool:
-            score = self.api.prompt_entries
-            jobs = [pool.submit(score, text, k) if text else None for text in texts]
+            jobs = [pool.submit(self.api.prompt_entries, x, k) if x else None for x in texts]
             progress = tqdm(jobs, desc=f"asking {self.api.model}", delay=10, leave=False)
             try: entries = [job.result() if job else [] for job in progress]
             except BaseException:
@@ -225,7 +224,7 @@ class RemoteTeacher(ServedModel):
         "Responses with their stop ids; `cut_responses`: those that an id that is no token ended."
         # What a request does not say, an engine takes from the model's generation_config.json.
         options = dict(max_tokens=max_new_tokens, temperature=temperature, top_k=-1, min_p=0.0,
-                       repetition_penalty=1.0, stop_token_ids=list(map(int, self.vocab.stop_ids)))
+                       repetition_penalty=1.0, stop_token_ids=list(map(int, self.vocab.end_ids)))
         def response(n, prompt):
             def parse(found): return _generated_ids(found, self.name, self.vocab)
             own_seed = {} if seed is None else {"seed": (seed + n) % (1 << 31)}

@@ -50,7 +50,7 @@ def prompt_logprobs(model, vocab: ByteVocab, ids: list[int], k: int) -> list[dic
     columns = top.indices.tolist(), top.values.tolist(), rows.ids.tolist(), rows.token_logp().tolist()
     return [None] + [position_logprobs(*row, vocab) for row in zip(*columns)]
 
-# %% ../../nbs/07_serving/03_server.ipynb #a16b92ff
+# %% ../../nbs/07_serving/03_server.ipynb #ade23ef7
 def _parse_prompts(prompt: Any, vocab: ByteVocab, rows: int) -> list[list[int]]:
     "Lists of ids below `rows` from ids, lists of them, a text, or texts (without BOS); else BadRequest."
     refuse_lone_surrogates(prompt, "prompt")
@@ -96,7 +96,7 @@ def completions(server: "Server", body: dict) -> dict:
         if not only_scores:
             options = dict(temperature=body.get("temperature", 1.), seed=body.get("seed"))
             response = generate_responses(server.model, vocab, [ids], new, **options)[0]
-        stopped = bool(response) and response[-1] in vocab.stop_ids
+        stopped = bool(response) and response[-1] in vocab.end_ids
         choices.append({
             "index": index, "text": vocab.decode(response).decode("utf-8", "replace"),
             "finish_reason": "stop" if stopped else "length",

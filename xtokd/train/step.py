@@ -189,13 +189,13 @@ def mixed_precision_context(config: DistillConfig, device: torch.device) -> torc
     bf16 = config.mixed_precision == "bf16" or on_gpu
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
-# %% ../../nbs/08_train/04_step.ipynb #a267b0bf
+# %% ../../nbs/08_train/04_step.ipynb #19afff78
 def generation_counts(samples: list[Sample], pair: Pair, text_source: str) -> dict:
     "Counts over the responses of a step: tokens of both sides, stops, canonical tokenizations."
     vocab = pair.student
     ids = [s.student_ids for s in samples]
     student_tokens, teacher_tokens = sum(map(len, ids)), sum(len(s.teacher_ids) for s in samples)
-    stopped = [bool(x) and x[-1] in vocab.stop_ids for x in ids]
+    stopped = [bool(x) and x[-1] in vocab.end_ids for x in ids]
     without_stop = [x[:-1] if end else x for x, end in zip(ids, stopped)]
     prompts = samples if text_source != "reference" else []
     counts = {

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TextEncoder', 'ByteVocab', 'as_byte_vocab', 'response_text']
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #d5fe0601
-import hashlib, json, re, unicodedata
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #0cf02630
+import hashlib, json, re
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from ..hub import resolve
-from .spelling import (
-    BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, pipeline_steps, read_piece_format)
+from xtokd.vocab.spelling import (
+    BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, describe_change, pipeline_steps,
+    read_piece_format)
 
 # %% ../../nbs/01_vocab/02_bytevocab.ipynb #17037859
 @dataclass
@@ -300,7 +301,7 @@ def _own_backend(backend, name):
     raise UnsupportedTokenizer(name, "its added tokens do not follow the ids of its vocabulary.",
                                "Repair the ids of the added tokens.")
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #6cecb25b
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #44cb689d
 def _generation_config_stops(location):
     "eos_token_id of the generation_config.json of a folder or a hub name, or None."
     if not location: return None
@@ -328,6 +329,14 @@ def _check_stops(stops, size, name):
             "pass the right ones as stops=[...]")
     return ids
 
+
+_CALL_ENDS = {"<|eom_id|>", "<|call|>"}    # of Llama 3.1 and gpt-oss: a tool is called, and answers
+
+
+def _answer_ends(ends, tokenizer):
+    "The stop ids that end an answer. They count as one, so those that end a call are left out."
+    return tuple(i for i in ends if tokenizer.id_to_token(i) not in _CALL_ENDS) or ends
+
 # %% ../../nbs/01_vocab/02_bytevocab.ipynb #358d7892
 def _check_ids(ids, size, name):
     "Ids as an int64 array [n]. Raises ValueError for an id that this vocabulary does not have."
@@ -339,7 +348,7 @@ def _check_ids(ids, size, name):
             "another tokenizer, or carry padding such as -100")
     return ids
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #7efc828b
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #c92f873f
 def _fingerprint(vocab):
     "Hash of the table, the encoding of the probes, the stop ids and the pipeline."
     backend = vocab.tokenizer
@@ -354,22 +363,7 @@ def _is_same(first, second):
     if first.fingerprint != second.fingerprint: return False
     return first.encoder is second.encoder or first.encoder.model_key == second.encoder.model_key
 
-
-def _describe_change(text, new, expected, piece_format):
-    "In words: which step changed `text` to `new`, and where first."
-    marker, causes = piece_format.space_marker, []
-    unchanged = text.replace(marker, " ") if marker else text
-    if expected != unchanged: causes += piece_format.text_changes
-    if marker and marker in text: causes.append("U+2581 read as a space")
-    if new != expected: causes.append("characters without a token left out")
-    different = (i for i, (a, b) in enumerate(zip(text, new)) if a != b)
-    at = next(different, min(len(text), len(new)))
-    # the two ways to write é look the same, so combining characters are shown as escapes
-    show = ascii if new.isascii() or any(map(unicodedata.combining, text)) else repr
-    old_part, new_part = show(text[at:at + 8]), show(new[at:at + 8])
-    return f"{', '.join(causes)}: from character {at}, {old_part} becomes {new_part}"
-
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #3e3b164f
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #132c27ee
 class ByteVocab:
     "The exact bytes of every id of a tokenizer, and the encoding of text as the middle of a text."
     def __init__(self,
@@ -378,7 +372,7 @@ class ByteVocab:
                  name: str | None = None):  # what to call it; default: the folder's or hub's name
         if isinstance(tokenizer, ByteVocab):
             self._share(tokenizer, name)
-            if stops is None: stops = tokenizer.stop_ids
+            if stops is None: stops = tokenizer.end_ids
         else:
             location = None
             if isinstance(tokenizer, (str, Path)):
@@ -392,7 +386,8 @@ class ByteVocab:
         self.special: np.ndarray = self.table.special    # bool[V]: which ids are control tokens
         self.kind: str = self.piece_format.kind          # the tokenizer's class, in words
         self.complete: bool = self.table.complete and not self.table.unencodable   # can it encode any text?
-        self.stop_ids: tuple[int, ...] = _check_stops(stops, len(self), self.name)
+        self.end_ids: tuple[int, ...] = _check_stops(stops, len(self), self.name)   # of generation
+        self.stop_ids: tuple[int, ...] = _answer_ends(self.end_ids, self.tokenizer)   # of an answer
         self.fingerprint: str = _fingerprint(self)
 
     def _share(self, other, name):
@@ -441,7 +436,7 @@ class ByteVocab:
         new = self.normalized(text)
         if new == text: return ""
         expected = _expected_bytes(text, self.encoder, self.piece_format).decode("utf-8", "replace")
-        return _describe_change(text, new, expected, self.piece_format)
+        return describe_change(text, new, expected, self.piece_format)
 
     def is_canonical(self, ids: list[int]) -> bool:
         "Are these the ids that `encode` gives to their bytes, in each run between control tokens?"
@@ -454,7 +449,7 @@ class ByteVocab:
     def __len__(self): return len(self.table.bytes)
     def __eq__(self, other): return isinstance(other, ByteVocab) and _is_same(self, other)
     def __hash__(self): return hash(self.fingerprint)
-    def __reduce__(self): return ByteVocab, (self.hf or self.tokenizer, self.stop_ids, self.name)
+    def __reduce__(self): return ByteVocab, (self.hf or self.tokenizer, self.end_ids, self.name)
 
     def __repr__(self):
         counts = f"{len(self):,} ids, {int(self.special.sum()):,} control, stops {list(self.stop_ids)}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from .bytevocab import ByteVocab
 
-# %% ../../nbs/01_vocab/04_overlap.ipynb #a10cce5a
+# %% ../../nbs/01_vocab/04_overlap.ipynb #27b9655c
 def text_ids(vocab: ByteVocab) -> tuple[np.ndarray, list[bytes]]:
     "Return the ids int64[n] that are text, ascending, and their bytes."
     is_text = (np.asarray(vocab.lengths) > 0) & ~np.asarray(vocab.special)
@@ -25,7 +25,7 @@ def text_ids(vocab: ByteVocab) -> tuple[np.ndarray, list[bytes]]:
 
 def response_ids_beyond(vocab: ByteVocab, rows: int) -> np.ndarray:
     "Return the ids int64[n] from `rows` on that a response can hold: those of text, and stop ids."
-    ids = np.union1d(text_ids(vocab)[0], np.array(vocab.stop_ids, np.int64))
+    ids = np.union1d(text_ids(vocab)[0], np.array(vocab.end_ids, np.int64))
     return ids[ids >= rows]
 
 # %% ../../nbs/01_vocab/04_overlap.ipynb #e8c78d16
