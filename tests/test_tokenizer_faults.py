@@ -7,10 +7,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from xtokd.alignment.pair import Pair
+from xtokd.cli.commands import main
 from xtokd.data.chat import raw_prompt_ids, render_prompt
 from xtokd.data.prompts import load_prompts
 from xtokd.experiments.tokenizer_transfer import Ensemble, with_tokenizer
+from xtokd.hub import ModelNotFound
 from xtokd.models.forward import response_logits, retokenize
+from xtokd.models.loading import load_tokenizer, remote_code
 from xtokd.models.sampling import banned_ids, generate_responses, sampling_config
 from xtokd.models.side import Side, check_fit, load_side
 from xtokd.objectives import OBJECTIVES, objective
@@ -392,3 +395,22 @@ def test_generation_ends_at_the_end_of_a_call():
         def forward(self, x): return torch.nn.functional.one_hot(torch.full(x.shape[:2], 2), len(vocab)).float() * 50
     model.lm_head = Call()
     assert generate_responses(model, vocab, [vocab.encode("Hi")], 6, seed=0) == [[2]]
+
+
+# ---- tokenizers that bring code -----------------------------------------------------------------------------------------------------
+def test_trusted_code_of_a_tokenizer_is_run_wherever_tokenizers_are_read(tmp_path, monkeypatch):
+    "The tokenizer that is judged is the one that is trained: stop ids (1,), not () of the bare tokenizer.json; without the flag one refusal, and no question on the terminal."
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    bpe().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "mine.py").write_text("from transformers import PreTrainedTokenizerFast\nclass Mine(PreTrainedTokenizerFast): pass\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_class="Mine", auto_map=dict(AutoTokenizer=[None, "mine.Mine"]), eos_token="</s>")))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
+    for read in (lambda: ByteVocab(folder), lambda: Pair(folder, folder), lambda: load_tokenizer(folder)):
+        with pytest.raises(ModelNotFound, match="the tokenizer in .* comes with code of its own, which is not run .* --trust-remote-code"): read()
+    assert main(["doctor", str(folder), str(folder)]) == 1
+    with remote_code():
+        assert ByteVocab(folder).stop_ids == Pair(folder, folder).student.stop_ids == ByteVocab(load_tokenizer(folder)).stop_ids == (1,)
+        assert type(ByteVocab(folder).hf).__name__ == "Mine"
+    assert main(["align", str(folder), str(folder), "Hi there!", "--trust-remote-code"]) == 0

@@ -7,42 +7,35 @@ __all__ = ['remote_code', 'load_tokenizer', 'load_model', 'require_package', 'pl
            'to_device', 'device_of', 'load_teacher', 'head_width', 'embedding_rows', 'hidden_size', 'context_length',
            'text_config', 'accepts', 'min_set']
 
-# %% ../../nbs/06_models/01_loading.ipynb #d6679ea6
+# %% ../../nbs/06_models/01_loading.ipynb #30224145
 import inspect, json, logging
 from contextlib import contextmanager
-from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from ..errors import refuse_pickles
-from ..hub import CATALOGUE, BUILTIN_PAIRS, ModelNotFound, resolve
+from ..hub import (
+    CATALOGUE, BUILTIN_PAIRS, TRUST_REMOTE_CODE, ModelNotFound, code_not_run, resolve)
 
 if TYPE_CHECKING: import torch
 
-# %% ../../nbs/06_models/01_loading.ipynb #1ece21e9
-_TRUST = ContextVar("trust_remote_code", default=False)
-
-
+# %% ../../nbs/06_models/01_loading.ipynb #28ab17fc
 @contextmanager
 def remote_code(run: bool = True) -> Iterator[None]:
     "Context in which models and tokenizers may run the code that they bring (`trust_remote_code`)."
-    token = _TRUST.set(run)
+    token = TRUST_REMOTE_CODE.set(run)
     try: yield
-    finally: _TRUST.reset(token)
+    finally: TRUST_REMOTE_CODE.reset(token)
 
 
 def _read(from_pretrained: Callable, what: str, name: str | Path, role: str, **kwargs) -> Any:
     "Call a `from_pretrained`; a failure becomes a ModelNotFound that says what to do."
     place = resolve(name, role)
     if what == "model" and isinstance(place, Path): refuse_pickles(place)
-    try: return from_pretrained(place, **{"trust_remote_code": _TRUST.get()} | kwargs)
+    try: return from_pretrained(place, **{"trust_remote_code": TRUST_REMOTE_CODE.get()} | kwargs)
     except (OSError, ValueError) as e:
-        if "trust_remote_code" in str(e):
-            raise ModelNotFound(
-                f"the {what} in {place} comes with code of its own, which is not run unless you "
-                "ask for it. Read that code; then use --trust-remote-code, or in Python `with "
-                "xtokd.models.loading.remote_code():`") from e
+        if "trust_remote_code" in str(e): raise code_not_run(what, place) from e
         where = f"hub name {place!r} (not a folder on this machine)"
         if isinstance(place, Path): where = f"folder {place}"
         raise ModelNotFound(f"no {what} could be read from {where}: "

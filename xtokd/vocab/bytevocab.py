@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TextEncoder', 'ByteVocab', 'as_byte_vocab', 'response_text']
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #0cf02630
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #39485bc2
 import hashlib, json, re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
-from ..hub import resolve
+from ..hub import TRUST_REMOTE_CODE, code_not_run, resolve
 from xtokd.vocab.spelling import (
     BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, describe_change, pipeline_steps,
     read_piece_format)
@@ -263,7 +263,7 @@ def _self_check(vocab):
         raise UnsupportedTokenizer(vocab.name, reason, "Report the tokenizer's normalizer, pre-tokenizer "
                                    "and decoder: this combination is new.")
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #9277dfc5
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #a365e465
 def _load_tokenizer(name):
     "(tokenizer, its folder or None) of a folder, a tokenizer.json, a known name, or a hub name."
     path = Path(name).expanduser()
@@ -272,8 +272,10 @@ def _load_tokenizer(name):
         path = Path(name)
     if path.is_file(): return Tokenizer.from_file(str(path)), path.parent
     from transformers import AutoTokenizer
-    try: return AutoTokenizer.from_pretrained(str(name)), (path if path.is_dir() else None)
+    trust, location = TRUST_REMOTE_CODE.get(), path if path.is_dir() else None
+    try: return AutoTokenizer.from_pretrained(str(name), trust_remote_code=trust), location
     except (OSError, ValueError, KeyError) as e:
+        if "trust_remote_code" in str(e): raise code_not_run("tokenizer", name) from e
         file = path / "tokenizer.json"
         if file.is_file(): return Tokenizer.from_file(str(file)), path
         detail = str(e).splitlines()[0]
