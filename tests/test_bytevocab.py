@@ -333,7 +333,7 @@ def test_doors(tmp_path):
     tok = byte_level()
     tok.save(str(tmp_path / "tokenizer.json"))
     bv = ByteVocab(tok, name="built")
-    assert as_byte_vocab(bv) is bv and ByteVocab(bv) == bv and ByteVocab(bv).bytes is bv.bytes and bv.hf is None and bv.tokenizer is tok and ByteVocab(bv, stops=[1]).stop_ids == (1,)
+    assert as_byte_vocab(bv) is bv and ByteVocab(bv) == bv and ByteVocab(bv).bytes is bv.bytes and bv.hf is None and bv.tokenizer is not tok and bv.tokenizer.to_str() == tok.to_str() and ByteVocab(bv, stops=[1]).stop_ids == (1,)
     assert ByteVocab(tmp_path / "tokenizer.json") == bv == ByteVocab(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no (tokenizer|folder)"): ByteVocab(str(tmp_path / "nothing"))
 

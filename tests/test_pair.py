@@ -80,11 +80,13 @@ def test_padded_and_short_heads(tmp_path):
     "D17: more rows than ids is padding; text ids without a row mean that the tokenizer is not this model's."
     n = len(ByteVocab(SMALL))
     r = examine_tokenizers(folder(tmp_path / "a", SMALL, vocab_size=n + 47, max_position_embeddings=64), SMALL)
-    assert r.heads["student"] == dict(ids=n, head=n + 47, padding=47, text_ids_beyond_head=0, context=64) and r.verdict == "fit"
+    assert r.heads["student"] == dict(ids=n, head=n + 47, padding=47, response_ids_beyond_head=0, context=64) and r.verdict == "fit"
     assert r.heads["teacher"]["head"] is None and "47 padding" in str(r)
-    assert examine_tokenizers(folder(tmp_path / "b", SMALL, vocab_size=n - 1), SMALL).verdict == "fit"       # only <eos> is beyond: a control token
+    more = hf(bpe(special=("<eos>", "<image>")))
+    assert examine_tokenizers(folder(tmp_path / "b", more, vocab_size=n), SMALL).verdict == "fit"       # only <image> is beyond: a control token
+    assert examine_tokenizers(folder(tmp_path / "d", SMALL, vocab_size=n - 1), SMALL).verdict == "unfit"    # <eos> is: no response could end
     r = examine_tokenizers(SMALL, folder(tmp_path / "c", SMALL, text_config=dict(vocab_size=n - 9)))
-    assert r.verdict == "unfit" and "8 of the teacher's" in complaints(r)
+    assert r.verdict == "unfit" and "9 of the teacher's" in complaints(r)
 
 
 def test_heads_of_models():

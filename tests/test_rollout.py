@@ -13,7 +13,8 @@ torch.set_num_threads(1)
 class Ids:
     "A stand-in for a ByteVocab: `n` ids, some of them stops and holes."
     def __init__(self, n=30, stops=(3,), holes=()):
-        self.lengths, self.special, self.stop_ids = np.ones(n, np.int32), np.zeros(n, bool), stops
+        self.lengths, self.special = np.ones(n, np.int32), np.zeros(n, bool)
+        self.stop_ids = self.end_ids = stops
         self.lengths[list(holes)] = 0
         self.lengths[list(stops)] = 0; self.special[list(stops)] = True
     def __len__(self): return len(self.lengths)

@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'THRESHOLDS', 'probe_texts', 'measure_texts', 'summarize_texts', 'number_splits', 'head_report', 'Finding',
            'Report', 'Threshold', 'examine', 'examine_tokenizers', 'report_text']
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #4bc84113
+# %% ../../nbs/03_alignment/07_doctor.ipynb #d67cb09e
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ from .pair import Pair, read_vocab
 from ..data.chat import turn_end_id
 from ..hub import data_dir
 from ..vocab.bytevocab import ByteVocab
-from ..vocab.overlap import VocabOverlap
+from ..vocab.overlap import VocabOverlap, response_ids_beyond
 from ..vocab.spelling import UnsupportedTokenizer
 
 # %% ../../nbs/03_alignment/07_doctor.ipynb #4344cc59
@@ -91,7 +91,7 @@ def _digit_report(pair: Pair) -> dict:
     return dict(student=student, teacher=teacher, student_longest=max(map(max, student.values())),
                 teacher_longest=max(map(max, teacher.values())), trap=bool(inside))
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #30208f86
+# %% ../../nbs/03_alignment/07_doctor.ipynb #80c3f043
 def _config(vocab: ByteVocab, model: object) -> dict:
     "Settings of the text model, from the model or the tokenizer's folder; {} where there are none."
     if getattr(model, "config", None) is not None:
@@ -107,10 +107,9 @@ def head_report(vocab: ByteVocab, model: object = None) -> dict:
     "Rows of the output head against ids of the tokenizer; None where they are not known."
     config = _config(vocab, model)
     head = config.get("vocab_size")
-    beyond = range(head or len(vocab), len(vocab))
-    beyond = [i for i in beyond if vocab.lengths[i] and not vocab.special[i]]
+    beyond = response_ids_beyond(vocab, head or len(vocab))
     return dict(ids=len(vocab), head=head, padding=max(head - len(vocab), 0) if head else None,
-                text_ids_beyond_head=len(beyond), context=config.get("max_position_embeddings"))
+                response_ids_beyond_head=len(beyond), context=config.get("max_position_embeddings"))
 
 # %% ../../nbs/03_alignment/07_doctor.ipynb #0c4f07c5
 def _generation_prompt(vocab: ByteVocab) -> str | None:
@@ -283,7 +282,7 @@ def _change_findings(report: Report) -> Iterator[Finding]:
                       "what was changed is matched where it can be and masked where not; "
                       "avoid such text in prompts with exact answers")
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #2926b265
+# %% ../../nbs/03_alignment/07_doctor.ipynb #dec88763
 def _model_findings(report: Report) -> Iterator[Finding]:
     "Numbers, and heads that belong to another tokenizer."
     if report.digits["trap"]:
@@ -294,10 +293,10 @@ def _model_findings(report: Report) -> Iterator[Finding]:
                       'use objective "cover"; others teach the student to stop numbers early '
                       '(the digit trap)')
     for role, head in report.heads.items():
-        beyond = head["text_ids_beyond_head"]
+        beyond = head["response_ids_beyond_head"]
         if not beyond: continue
         yield Finding("unfit",
-                      f"{beyond:,} of the {role}'s {head['ids']:,} ids are beyond its head "
+                      f"{beyond:,} of the {role}'s {head['ids']:,} ids are text or stop ids beyond its head "
                       f"of {head['head']:,} rows",
                       "this tokenizer belongs to another model: "
                       "load model and tokenizer from one folder")

@@ -58,7 +58,7 @@ def terminal_safe(text: str) -> str:
     "`text` with each control character, except newline and tab, replaced by U+FFFD."
     return text.translate(_CONTROL)
 
-# %% ../../nbs/12_cli/03_generate.ipynb #7d4bc6ad
+# %% ../../nbs/12_cli/03_generate.ipynb #89e68e02
 @dataclass
 class ModelAnswer:
     "What one model generated for a prompt."
@@ -99,7 +99,7 @@ def answer_prompt(side: Side,
     limit = min(max_new_tokens, context - len(ids))
     response = generate_responses(side.model, side.vocab, [ids], limit, temperature, seed=seed,
                        streamer=streamer)[0]
-    stopped = bool(response) and response[-1] in side.vocab.stop_ids
+    stopped = bool(response) and response[-1] in side.vocab.end_ids
     return ModelAnswer(side.name, response_text(side.vocab, response), response, stopped,
                        time.perf_counter() - began)
 

@@ -7,13 +7,14 @@ __all__ = ['messages_of', 'plain_prompt', 'prefix_ids', 'raw_prompt_ids', 'with_
            'side_with_template_kwargs', 'kwargs_for', 'parse_template_kwargs', 'unused_template_kwargs',
            'render_prompt', 'turn_end_id', 'render_response']
 
-# %% ../../nbs/02_data/02_chat.ipynb #b40c2a05
+# %% ../../nbs/02_data/02_chat.ipynb #c74e3cab
 import copy
 import json
 import re
 from functools import lru_cache
 from typing import Any
 
+from .prompts import check_template_keys, refuse_lone_surrogates
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 
 # %% ../../nbs/02_data/02_chat.ipynb #78bf595b
@@ -113,7 +114,7 @@ def _split_and_encode(vocab, text, control, mark):
             position, previous = match.end(), match[0]
     return ids
 
-# %% ../../nbs/02_data/02_chat.ipynb #b189b83a
+# %% ../../nbs/02_data/02_chat.ipynb #f5d2600b
 def _has_template(vocab): return bool(getattr(vocab.hf, "chat_template", None))
 
 
@@ -128,10 +129,12 @@ def _render_text(vocab, messages, add_generation_prompt, kwargs):
         if type(error).__module__.split(".")[0] not in ("jinja2", "builtins"):
             raise
         roles = ", ".join(str(m["role"]) for m in messages)
+        calls = any(m.get("tool_calls") and m.get("content") is None for m in messages)
+        change = "by moving a system text into the first user message"
+        if calls: change = 'by giving turns that have tool_calls and no content a "content": ""'
         raise ValueError(
             f"the chat template of {vocab.name} refuses these messages (roles: {roles}): {error}."
-            " Change the messages, for instance by moving a system text into the first user"
-            " message"
+            f" Change the messages, for instance {change}"
         ) from error
 
 
@@ -155,18 +158,19 @@ def _chat_ids(vocab, messages, add_generation_prompt, kwargs):
     control = _control_tokens(vocab)
     text = _render_text(vocab, messages, add_generation_prompt, kwargs)
     # if masking the template's own marks changes what the template does, mask control tokens only
+    spoken = {key: kwargs[key] for key in ("tools", "documents") if key in kwargs}
     for marks in (_template_marks(vocab, kwargs), ()):
-        safe, mark = _mask(messages, [*control, *marks])
+        safe, mark = _mask(spoken | {"messages": messages}, [*control, *marks])
         if not mark: return vocab.tokenizer.encode(text, add_special_tokens=False).ids
-        safe = _unmask_assistant(safe, marks, mark)
-        masked = _render_text(vocab, safe, add_generation_prompt, kwargs)
+        unmasked = _unmask_assistant(safe.pop("messages"), marks, mark)
+        masked = _render_text(vocab, unmasked, add_generation_prompt, kwargs | safe)
         if masked.replace(mark, "") == text: return _split_and_encode(vocab, masked, control, mark)
     raise ValueError(
         f"a message spells out a control token and the chat template of {vocab.name} acts on it, so"
         " that text and markup cannot be told apart; take the control token out of the message"
     )
 
-# %% ../../nbs/02_data/02_chat.ipynb #ff9037f0
+# %% ../../nbs/02_data/02_chat.ipynb #c8507e8a
 def plain_prompt(messages: list, add_generation_prompt: bool = True) -> str:
     "A conversation as text that a base model can continue."
     def text_of(content):
@@ -187,10 +191,11 @@ def prefix_ids(vocab: ByteVocab) -> list[int]:
 def raw_prompt_ids(tokenizer: Any, text: str) -> list[int]:
     """Ids of a text that a model is to continue, in no template: its beginning-of-text token, then
     the text."""
+    refuse_lone_surrogates(text, "the prompt")
     vocab = as_byte_vocab(tokenizer)
     return prefix_ids(vocab) + _plain_ids(vocab, text)
 
-# %% ../../nbs/02_data/02_chat.ipynb #efce522c
+# %% ../../nbs/02_data/02_chat.ipynb #9e40ba62
 _FIXED_KWARGS = {
     "messages", "conversation", "chat_template", "add_generation_prompt", "tokenize", "return_dict",
     "return_tensors", "padding", "truncation", "max_length",
@@ -246,13 +251,27 @@ def parse_template_kwargs(kwargs: dict | str | None) -> dict | None:
     return kwargs
 
 
+def _kwargs_of_item(vocab, item, messages):
+    """Template arguments of a prompt's own: `tools`, `documents` and `chat_template_kwargs`.
+
+    ValueError where the template cannot show the tools, calls or documents: they would be lost."""
+    item = check_template_keys(item, "the prompt") if isinstance(item, dict) else {}
+    spoken = {key: item[key] for key in ("tools", "documents") if item.get(key)}
+    needed = [*spoken, *(["tool_calls"] if any(m.get("tool_calls") for m in messages) else ())]
+    if lost := unused_template_kwargs(vocab, dict.fromkeys(needed)):
+        raise ValueError(
+            f"the prompt has {lost[0]}, and {vocab.name} has no chat template that reads them: give it "
+            f"one that does, or take the {lost[0]} out of the prompt")
+    return parse_template_kwargs(item.get("chat_template_kwargs") or {}) | spoken
+
+
 def unused_template_kwargs(tokenizer: Any, kwargs: dict | None) -> list[str]:
     """Names of arguments that do not occur in the chat template: all of them where there is no
     template."""
     template = str(getattr(as_byte_vocab(tokenizer).hf, "chat_template", None) or "")
     return [name for name in kwargs or () if not re.search(rf"\b{re.escape(name)}\b", template)]
 
-# %% ../../nbs/02_data/02_chat.ipynb #41e40aee
+# %% ../../nbs/02_data/02_chat.ipynb #8cd08fa9
 def render_prompt(tokenizer: Any,                      # a ByteVocab, or what ByteVocab takes
                   item: str | list | dict,             # text, messages, or dict with either
                   add_generation_prompt: bool = True,  # open the answer, thinking tag included
@@ -264,8 +283,10 @@ def render_prompt(tokenizer: Any,                      # a ByteVocab, or what By
     `ByteVocab.encode`."""
     vocab = as_byte_vocab(tokenizer)
     text, messages = messages_of(item)
+    refuse_lone_surrogates(messages or text, "the prompt")
+    kwargs = _kwargs_of_item(vocab, item, messages or ())
     if _has_template(vocab):
-        kwargs = chat_template_kwargs(vocab) | template_kwargs
+        kwargs = chat_template_kwargs(vocab) | kwargs | template_kwargs
         return _chat_ids(
             vocab, messages or [{"role": "user", "content": text}], add_generation_prompt, kwargs
         )

@@ -7,7 +7,7 @@ __all__ = ['CONTROL_ROLES', 'ENSEMBLE_MEANS', 'longest_cover', 'old_ids_of', 'ro
            'TransferPlan', 'plan_transfer', 'fvt', 'with_tokenizer', 'byte_tokenizer', 'Transferred',
            'transfer_tokenizer', 'ensemble_logp', 'Ensemble']
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #06dae75f
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #543fe39a
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,14 +16,17 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+from ..data.chat import prefix_ids
 from ..models.forward import closing_id, response_logits
+from ..models.loading import head_width
+from ..models.side import check_rows
 from ..train.checkpoint import save_student
 from ..train.config import DistillConfig
 from ..train.distiller import Distiller
 from ..train.runlog import Run
 from ..train.step import make_objective
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
-from ..vocab.overlap import VocabOverlap, canonical_index, text_ids
+from ..vocab.overlap import VocabOverlap, canonical_index, response_ids_beyond, text_ids
 from ..vocab.spelling import byte_alphabet
 from ..vocab.trie import ByteTrie
 
@@ -125,7 +128,7 @@ def control_token_sources(
         found[new_id] = old.encode(source) if old_id is None else [old_id]
     return found
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #bc65da2e
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #a62f844e
 class RowSource(IntEnum):
     "Where the embedding of a new id comes from."
     COPIED = 0      # a text token that is one old token
@@ -145,6 +148,12 @@ class TransferPlan:
     def counts(self) -> dict[str, int]:
         "Return the number of new ids of each `RowSource`, by its name in lower case."
         return {source.name.lower(): int((self.sources == source).sum()) for source in RowSource}
+
+    def from_rows(self, rows: int) -> "TransferPlan":
+        "The plan without the old ids from `rows` on: control tokens that the old model does not know."
+        offsets = np.concatenate([[0], np.cumsum(kept := self.old_ids < rows)])[self.offsets]
+        sources = np.where(np.diff(offsets), self.sources, np.int8(RowSource.FALLBACK))
+        return TransferPlan(self.old_ids[kept], offsets, sources, self.old_text_ids)
 
     def __getitem__(self, new_id: int) -> np.ndarray:
         return self.old_ids[self.offsets[new_id]:self.offsets[new_id + 1]]
@@ -210,7 +219,7 @@ def fvt(weight: torch.Tensor,      # [n, D] or [n]: embeddings, head, or the hea
     new_rows[sources == RowSource.FALLBACK] = rows[tensor(plan.old_text_ids)].mean(0)
     return new_rows.reshape(len(plan), *weight.shape[1:]).to(weight.dtype)
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #742b2fe7
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #1285ea31
 def _untie(model):
     "Give the head of a tied model a matrix of its own, in place."
     head = model.get_output_embeddings()
@@ -225,7 +234,7 @@ def _untie(model):
 
 def _set_control_ids(model, vocab):
     "Write the ids of bos, pad and stop tokens into the configurations of a model, in place."
-    stops = [int(i) for i in vocab.stop_ids]
+    stops = [int(i) for i in vocab.end_ids]
     ids = {"bos_token_id": getattr(vocab.hf, "bos_token_id", None),
            "pad_token_id": getattr(vocab.hf, "pad_token_id", None),
            "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
@@ -245,16 +254,14 @@ def with_tokenizer(
 
     The report has the counts of the plan, the mean norms of copied and averaged embeddings
     (`norm_copied`, `norm_averaged`, 0 where there is none) and `tied`. Raises ValueError where the
-    model has fewer embeddings than its tokenizer has ids, and for a wrong key of `roles`."""
+    model has no embeddings for text ids or stop ids of its tokenizer, and for a wrong key of `roles`."""
     old, new = as_byte_vocab(tokenizer), as_byte_vocab(new_tokenizer)
     rows, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    if len(rows) < len(old):
-        raise ValueError(f"the model has {len(rows)} embedding rows, {old.name} ids up to "
-                         f"{len(old) - 1}: give the tokenizer that belongs to the model")
+    known = check_rows(model, old, "the model to transfer")
     was_tied = head.weight is rows
     tied = was_tied and not untie
-    plan = plan_transfer(old, new, roles)
-    head_plan = plan if tied else plan_transfer(old, new, roles, first="stop")
+    plan = plan_transfer(old, new, roles).from_rows(known)
+    head_plan = plan if tied else plan_transfer(old, new, roles, first="stop").from_rows(known)
     new_rows = fvt(rows, plan, rescale)
 
     made = deepcopy(model)
@@ -274,7 +281,7 @@ def with_tokenizer(
     return made, {**plan.counts(), "norm_copied": mean_norm(RowSource.COPIED),
                   "norm_averaged": mean_norm(RowSource.AVERAGED), "tied": tied}
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #61ec4c3a
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #e3150ea5
 def byte_tokenizer(like: object) -> object:
     """Return a tokenizer of transformers whose ids 0 to 255 are the bytes.
 
@@ -294,7 +301,7 @@ def byte_tokenizer(like: object) -> object:
     token_of_role = {role: _string_of(vocab, ids[0]) for role, ids in roles_of(vocab).items()
                      if ids and vocab.special[ids[0]]}
     bos = token_of_role.get("bos")
-    if bos and vocab.hf("")["input_ids"][:1] == [vocab.hf.bos_token_id]:
+    if bos and prefix_ids(vocab)[:1] == [vocab.hf.bos_token_id]:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A $B",
             special_tokens=[(bos, tokenizer.token_to_id(bos))])
@@ -387,7 +394,7 @@ def ensemble_logp(logits: list[torch.Tensor],            # of each member, [.., 
     if mean == "logp": return sum(share * logp for logp, share in members).log_softmax(-1)
     return torch.stack([logp + float(np.log(share)) for logp, share in members]).logsumexp(0)
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #d427b6fa
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #6522d59f
 class Ensemble(torch.nn.Module):
     "Models with one tokenizer as one model: `ensemble(input_ids).logits`, `generate`, `rows`."
     def __init__(self,
@@ -400,11 +407,10 @@ class Ensemble(torch.nn.Module):
         self.mean, self.weights = mean, weights
         ensemble_logp([torch.zeros(1)] * len(models), mean, weights)    # checks mean and weights
         for k, model in enumerate(models):
-            n = model.get_output_embeddings().weight.shape[0]
-            if n < len(self.vocab):
-                raise ValueError(f"model {k} has {n} output rows, {self.vocab.name} has "
-                                 f"{len(self.vocab)} ids: bring it to this tokenizer first, "
-                                 f"with transfer")
+            if len(beyond := response_ids_beyond(self.vocab, n := head_width(model))):
+                raise ValueError(f"model {k} has {n} output rows, {self.vocab.name} has text or stop "
+                                 f"ids up to {beyond[-1]}: bring it to this tokenizer first, with transfer")
+        self.width = min(len(self.vocab), *map(head_width, models))
         self.config, self.generation_config = models[0].config, models[0].generation_config
 
     def get_input_embeddings(self): return self.members[0].get_input_embeddings()
@@ -412,7 +418,7 @@ class Ensemble(torch.nn.Module):
 
     def _mean_logp(self, outputs):
         "Log-probs [B, L, V] of the ensemble from the outputs of its members."
-        logits = [output.logits[..., :len(self.vocab)] for output in outputs]
+        logits = [output.logits[..., :self.width] for output in outputs]
         return ensemble_logp(logits, self.mean, self.weights)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
@@ -446,7 +452,7 @@ class Ensemble(torch.nn.Module):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         device, eos = input_ids.device, [] if config.eos_token_id is None else config.eos_token_id
         stops = torch.as_tensor(np.atleast_1d(eos), dtype=torch.long, device=device)
-        banned = [i for i in config.suppress_tokens or () if i < len(self.vocab)]
+        banned = [i for i in config.suppress_tokens or () if i < self.width]
         done = torch.zeros(len(input_ids), dtype=torch.bool, device=device)
         ids, new, caches = input_ids, input_ids, [None] * len(self.members)
         for _ in range(config.max_new_tokens or 20):

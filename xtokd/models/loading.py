@@ -4,45 +4,38 @@
 
 # %% auto #0
 __all__ = ['remote_code', 'load_tokenizer', 'load_model', 'require_package', 'placement', 'quantization_config', 'is_placed',
-           'to_device', 'device_of', 'load_teacher', 'head_width', 'hidden_size', 'context_length', 'text_config',
-           'accepts', 'min_set']
+           'to_device', 'device_of', 'load_teacher', 'head_width', 'embedding_rows', 'hidden_size', 'context_length',
+           'text_config', 'accepts', 'min_set']
 
-# %% ../../nbs/06_models/01_loading.ipynb #d6679ea6
+# %% ../../nbs/06_models/01_loading.ipynb #30224145
 import inspect, json, logging
 from contextlib import contextmanager
-from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from ..errors import refuse_pickles
-from ..hub import CATALOGUE, BUILTIN_PAIRS, ModelNotFound, resolve
+from ..hub import (
+    CATALOGUE, BUILTIN_PAIRS, TRUST_REMOTE_CODE, ModelNotFound, code_not_run, resolve)
 
 if TYPE_CHECKING: import torch
 
-# %% ../../nbs/06_models/01_loading.ipynb #1ece21e9
-_TRUST = ContextVar("trust_remote_code", default=False)
-
-
+# %% ../../nbs/06_models/01_loading.ipynb #28ab17fc
 @contextmanager
 def remote_code(run: bool = True) -> Iterator[None]:
     "Context in which models and tokenizers may run the code that they bring (`trust_remote_code`)."
-    token = _TRUST.set(run)
+    token = TRUST_REMOTE_CODE.set(run)
     try: yield
-    finally: _TRUST.reset(token)
+    finally: TRUST_REMOTE_CODE.reset(token)
 
 
 def _read(from_pretrained: Callable, what: str, name: str | Path, role: str, **kwargs) -> Any:
     "Call a `from_pretrained`; a failure becomes a ModelNotFound that says what to do."
     place = resolve(name, role)
     if what == "model" and isinstance(place, Path): refuse_pickles(place)
-    try: return from_pretrained(place, **{"trust_remote_code": _TRUST.get()} | kwargs)
+    try: return from_pretrained(place, **{"trust_remote_code": TRUST_REMOTE_CODE.get()} | kwargs)
     except (OSError, ValueError) as e:
-        if "trust_remote_code" in str(e):
-            raise ModelNotFound(
-                f"the {what} in {place} comes with code of its own, which is not run unless you "
-                "ask for it. Read that code; then use --trust-remote-code, or in Python `with "
-                "xtokd.models.loading.remote_code():`") from e
+        if "trust_remote_code" in str(e): raise code_not_run(what, place) from e
         where = f"hub name {place!r} (not a folder on this machine)"
         if isinstance(place, Path): where = f"folder {place}"
         raise ModelNotFound(f"no {what} could be read from {where}: "
@@ -154,11 +147,18 @@ def load_teacher(
                        config.teacher_device_map, config.teacher_offload_dir)
     return model, load_tokenizer(teacher, "teacher")
 
-# %% ../../nbs/06_models/01_loading.ipynb #1750163f
+# %% ../../nbs/06_models/01_loading.ipynb #b3a1c51b
 def head_width(model: "torch.nn.Module") -> int:
     "Columns of a model's logits: the ids of its tokenizer, plus padding where the head is padded."
     head = model.get_output_embeddings()
     return head.weight.shape[0] if head is not None else text_config(model).vocab_size
+
+
+def embedding_rows(model: "torch.nn.Module") -> int:
+    "Ids that a model can read: those below this number; as many as its head has where it hides them."
+    if not hasattr(model, "get_input_embeddings"): return head_width(model)
+    embedding = model.get_input_embeddings()
+    return getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0]
 
 
 def hidden_size(model: "torch.nn.Module") -> int:

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['truncate_at_stop', 'banned_ids', 'sampling_config', 'generation_mode', 'generate_responses']
 
-# %% ../../nbs/06_models/05_sampling.ipynb #158cbef3
+# %% ../../nbs/06_models/05_sampling.ipynb #2e851a53
 from contextlib import contextmanager, nullcontext
 from typing import Any, ContextManager, Iterable, Iterator
 
+import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from .forward import left_pad
-from .loading import device_of, head_width
+from .forward import check_ids, left_pad
+from .loading import device_of, embedding_rows, head_width
 from .prefix_cache import prefill, shared_prefix_length
 from ..vocab.bytevocab import ByteVocab
 
@@ -23,22 +24,24 @@ def truncate_at_stop(ids: list[int], stop_ids: Iterable[int]) -> list[int]:
     end = next((i for i, x in enumerate(ids) if x in stop_ids), len(ids))
     return ids[:end + 1]
 
-# %% ../../nbs/06_models/05_sampling.ipynb #2f46be52
+# %% ../../nbs/06_models/05_sampling.ipynb #126e64df
 def banned_ids(model: torch.nn.Module, vocab: ByteVocab) -> list[int]:
-    "Columns of the model's head that are no token: holes in the vocabulary, and padding beyond it."
-    holes = ((vocab.lengths == 0) & ~vocab.special).nonzero()[0]
-    stops = set(vocab.stop_ids)
-    padding = range(len(vocab), head_width(model))
-    return [int(i) for i in holes if i not in stops] + list(padding)
+    """Columns of the model's head that are no token: holes in the vocabulary, and padding beyond it;
+    also control tokens that the head has and the embeddings have not."""
+    width, rows = head_width(model), embedding_rows(model)
+    banned = (vocab.lengths == 0) & ~vocab.special
+    banned[rows:] = True
+    banned[list(vocab.stop_ids)] = False
+    return np.flatnonzero(banned[:width]).tolist() + list(range(len(vocab), width))
 
-# %% ../../nbs/06_models/05_sampling.ipynb #7b92a04e
+# %% ../../nbs/06_models/05_sampling.ipynb #d004b2cc
 def sampling_config(vocab: ByteVocab,
                     max_new_tokens: int,
                     temperature: float = 1.0,      # 0: greedy
                     banned: Iterable[int] = ()     # ids that are never sampled
                     ) -> GenerationConfig:
     "Pure sampling at `temperature` until a stop id or `max_new_tokens`: no filter, no penalty."
-    stops = [int(i) for i in vocab.stop_ids]
+    stops = [int(i) for i in vocab.end_ids]
     greedy = dict(do_sample=False)
     sampled = dict(do_sample=True, temperature=float(temperature), top_k=0, top_p=1.0)
     return GenerationConfig(
@@ -71,7 +74,7 @@ def _seeded(seed: int | None, device: torch.device) -> ContextManager:
     "`_forked_rng`, or nothing without a seed."
     return nullcontext() if seed is None else _forked_rng(seed, device)
 
-# %% ../../nbs/06_models/05_sampling.ipynb #7ab967a2
+# %% ../../nbs/06_models/05_sampling.ipynb #426870b3
 @torch.no_grad()
 def _inputs(model, prompts: list[list[int]], config: GenerationConfig) -> dict[str, Any]:
     "Arguments of `generate`: ids [B, L], mask, and the KV cache of a shared prefix if that pays."
@@ -103,9 +106,11 @@ def generate_responses(
                          "from the model")
     if empty := [i for i, prompt in enumerate(prompt_ids) if not prompt]:
         raise ValueError(f"prompt {empty[0]} is empty: let it hold at least a BOS token")
+    rows = embedding_rows(model)
+    for i, prompt in enumerate(prompt_ids): check_ids(prompt, rows, f"prompt {i}")
     responses: list = [None] * len(prompt_ids)
     config = sampling_config(vocab, max_new_tokens, temperature, banned_ids(model, vocab))
-    stops = set(vocab.stop_ids)
+    stops = set(vocab.end_ids)
     order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]), reverse=True)
     with generation_mode(model, config), _seeded(seed, device_of(model)):
         for start in range(0, len(order), batch_size):

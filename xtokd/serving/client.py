@@ -147,7 +147,7 @@ def _check_tokenizer(api: CompletionsAPI, vocab: ByteVocab):
                               f"Cure: name the tokenizer of the served model ({api.model}), "
                               "--teacher-tokenizer on the command line")
 
-# %% ../../nbs/07_serving/02_client.ipynb #fd665f84
+# %% ../../nbs/07_serving/02_client.ipynb #6590a590
 class RemoteTeacher(ServedModel):
     "A served model as a teacher: `RemoteTeacher(url, tokenizer)`, or `url#TOKENIZER` as a name."
     not_finite_hint = ("look at the engine that serves it: prefix caching and speculative decoding "
@@ -186,8 +186,7 @@ class RemoteTeacher(ServedModel):
         k = max(k, self.top_k, 20 if len(self.vocab.stop_ids) > 1 else 0)
         texts = [[*map(int, p), *map(int, r)] if len(r) else [] for p, r in zip(prompts, responses)]
         with ThreadPoolExecutor(self.concurrency) as pool:
-            score = self.api.prompt_entries
-            jobs = [pool.submit(score, text, k) if text else None for text in texts]
+            jobs = [pool.submit(self.api.prompt_entries, x, k) if x else None for x in texts]
             progress = tqdm(jobs, desc=f"asking {self.api.model}", delay=10, leave=False)
             try: entries = [job.result() if job else [] for job in progress]
             except BaseException:
@@ -213,8 +212,7 @@ class RemoteTeacher(ServedModel):
     def response_logps(self, prompts: Sequence[list[int]], ids: Sequence[list[int]],
                        max_length: int | None = None) -> list[float | None]:
         "Log-prob of each response, a final stop id counting as all; None if cut or unknown."
-        both = zip(prompts, ids)
-        samples = [SimpleNamespace(teacher_prompt_ids=prompt, teacher_ids=x) for prompt, x in both]
+        samples = [SimpleNamespace(teacher_prompt_ids=p, teacher_ids=x) for p, x in zip(prompts, ids)]
         rows, _ = self.score_samples(samples, max_length)
         ends = zip(rows.offsets, rows.offsets[1:])
         sums = [float(rows.token_logp_merged_stops()[a:b].sum()) for a, b in ends]
@@ -223,18 +221,20 @@ class RemoteTeacher(ServedModel):
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.,
                  seed: int | None = None) -> list[list[int]]:
-        "A response of the served model for each prompt; a stop id that ended one is its last id."
+        "Responses with their stop ids; `cut_responses`: those that an id that is no token ended."
         # What a request does not say, an engine takes from the model's generation_config.json.
         options = dict(max_tokens=max_new_tokens, temperature=temperature, top_k=-1, min_p=0.0,
-                       repetition_penalty=1.0, stop_token_ids=list(map(int, self.vocab.stop_ids)))
-        def parse(found): return _generated_ids(found, self.name, self.vocab)
+                       repetition_penalty=1.0, stop_token_ids=list(map(int, self.vocab.end_ids)))
         def response(n, prompt):
+            def parse(found): return _generated_ids(found, self.name, self.vocab)
             own_seed = {} if seed is None else {"seed": (seed + n) % (1 << 31)}
             return self.api.complete(prompt, parse, **options, **own_seed)
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(response, range(len(prompts)), prompts))
+            found = list(pool.map(response, range(len(prompts)), prompts))
+        self.cut_responses = [k for k, (_, is_cut) in enumerate(found) if is_cut]
+        return [ids for ids, _ in found]
 
-# %% ../../nbs/07_serving/02_client.ipynb #84bb26f1
+# %% ../../nbs/07_serving/02_client.ipynb #c60fa317
 def _rows_of_entries(entries: Sequence[list[LogpEntry]], responses: Sequence[list[int]],
                      vocab: ByteVocab, k: int) -> TopKRows:
     "TopKRows of responses from the entries of each; a response may have fewer entries than ids."
@@ -261,17 +261,22 @@ def _stop_logp(entry: dict[int, float], own: int, logp: float, stop_ids: Sequenc
     return float(np.logaddexp.reduce([entry[i] for i in stop_ids if i in entry]))
 
 
-def _generated_ids(found: dict, url: str, vocab: ByteVocab) -> list[int]:
-    "The ids of a completion; RemoteError where there are none, or some that the vocabulary lacks."
+def _is_token(vocab: ByteVocab, i: int) -> bool:
+    "Whether an id is a token, and neither a hole in the vocabulary nor padding of the head."
+    return 0 <= i < len(vocab) and bool(vocab.lengths[i] or vocab.special[i] or i in vocab.stop_ids)
+
+
+def _generated_ids(found: dict, url: str, vocab: ByteVocab) -> tuple[list[int], bool]:
+    """The ids of a completion up to the first that is no token, and whether there was one.
+
+    RemoteError where the server returns no ids."""
     token_ids = (found.get("choices") or [{}])[0].get("token_ids")
     if token_ids is None:
         raise RemoteError(f"{url}: the server does not return the ids that it writes "
                           "(return_token_ids). Cure: a newer vLLM, or `xtokd serve`")
     ids = [int(i) for i in token_ids]
-    if max(ids, default=0) >= len(vocab):
-        raise RemoteError(f"{url}: it wrote id {max(ids)}, and {vocab.name} ends at "
-                          f"{len(vocab) - 1}. Cure: name the served model's tokenizer")
-    return ids
+    end = next((k for k, i in enumerate(ids) if not _is_token(vocab, i)), len(ids))
+    return ids[:end], end < len(ids)
 
 # %% ../../nbs/07_serving/02_client.ipynb #a9e6c77b
 def open_side(source: Any,                              # a URL, or what `load_side` takes

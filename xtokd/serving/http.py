@@ -184,9 +184,17 @@ def parse_entries(choice: dict,           # one of the response's choices
                       "teacher. vLLM and `xtokd serve` can; llama.cpp's server and `transformers "
                       "serve` cannot")
 
-# %% ../../nbs/07_serving/01_http.ipynb #e9addfb4
+# %% ../../nbs/07_serving/01_http.ipynb #1b376db0
 class BosAdded(Exception):
     "The server put an id in front of those that were sent; the argument is that id, None if unknown."
+
+
+def _entries_of(n, entries):
+    "The entries of the n ids that were read; RemoteError where some are missing."
+    if len(entries) >= n: return entries[:n]
+    raise RemoteError(f"the server has read {n} tokens and gives entries for {len(entries)}, so which "
+                      "of them are missing is not known. Cure: look at the engine and what stands "
+                      "between: it must give log-probs of the whole prompt")
 
 
 def match_entries(sent: list[int],
@@ -199,9 +207,9 @@ def match_entries(sent: list[int],
         shifted = all(entry is None or i in entry for i, entry in zip(sent, entries[1:n + 1]))
         certain = len(entries) > n and entries[1] is not None and sent[0] in entries[1]
         if certain and shifted: raise BosAdded(None)
-        return entries[:n]
+        return _entries_of(n, entries)
     read = list(read)
-    if read[:n] == sent[:len(read)]: return entries[:min(n, len(read))]
+    if read[:n] == sent[:len(read)]: return _entries_of(min(n, len(read)), entries)
     if read[1:n + 1] == sent[:len(read) - 1]: raise BosAdded(read[0])
     if len(read) < n and read == sent[-len(read):]:
         raise RemoteError("the server cut the beginning of the text off, so the teacher read "

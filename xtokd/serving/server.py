@@ -6,7 +6,7 @@
 __all__ = ['ROUTES', 'WEIGHT_ROUTES', 'BadRequest', 'position_logprobs', 'prompt_logprobs', 'echo_format', 'completions',
            'Handler', 'Server']
 
-# %% ../../nbs/07_serving/03_server.ipynb #9aaada48
+# %% ../../nbs/07_serving/03_server.ipynb #b75a4597
 import json, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +17,8 @@ import torch
 from ..models.forward import response_logits
 from ..models.loading import context_length, device_of, load_model
 from ..models.sampling import generate_responses
+from ..models.side import check_rows
+from ..data.prompts import refuse_lone_surrogates
 from ..rows.dense import LogitRows
 from ..rows.topk import to_top_k
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
@@ -48,18 +50,19 @@ def prompt_logprobs(model, vocab: ByteVocab, ids: list[int], k: int) -> list[dic
     columns = top.indices.tolist(), top.values.tolist(), rows.ids.tolist(), rows.token_logp().tolist()
     return [None] + [position_logprobs(*row, vocab) for row in zip(*columns)]
 
-# %% ../../nbs/07_serving/03_server.ipynb #a889b6cf
-def _parse_prompts(prompt: Any, vocab: ByteVocab) -> list[list[int]]:
-    "Lists of ids from ids, lists of ids, a text, or texts (encoded without BOS); else BadRequest."
+# %% ../../nbs/07_serving/03_server.ipynb #ade23ef7
+def _parse_prompts(prompt: Any, vocab: ByteVocab, rows: int) -> list[list[int]]:
+    "Lists of ids below `rows` from ids, lists of them, a text, or texts (without BOS); else BadRequest."
+    refuse_lone_surrogates(prompt, "prompt")
     if isinstance(prompt, str) or prompt and isinstance(prompt[0], int): prompt = [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise BadRequest("prompt: give a list of ids, a list of such lists, or a text")
     found = [vocab.encode(p) if isinstance(p, str) else p for p in prompt]
     for ids in found:
         if not ids: raise BadRequest("prompt: an empty list of ids")
-        if not all(isinstance(i, int) and 0 <= i < len(vocab) for i in ids):
-            raise BadRequest(f"prompt: ids must be from 0 to {len(vocab) - 1}, the ids of "
-                             f"{vocab.name}")
+        if not all(isinstance(i, int) and 0 <= i < rows for i in ids):
+            raise BadRequest(f"prompt: ids must be from 0 to {rows - 1}, the ids of {vocab.name} "
+                             "that the model knows")
     return found
 
 
@@ -81,7 +84,7 @@ def completions(server: "Server", body: dict) -> dict:
         raise BadRequest(f"prompt_logprobs: {k} were asked for, this server gives at most "
                          f"{server.max_logprobs}")
     only_scores = k is not None and new <= 1
-    prompts, choices = _parse_prompts(body.get("prompt"), vocab), []
+    prompts, choices = _parse_prompts(body.get("prompt"), vocab, server.rows), []
     for index, ids in enumerate(prompts):
         room = (server.context or 1 << 40) - len(ids)
         if room < (0 if only_scores else new):
@@ -93,7 +96,7 @@ def completions(server: "Server", body: dict) -> dict:
         if not only_scores:
             options = dict(temperature=body.get("temperature", 1.), seed=body.get("seed"))
             response = generate_responses(server.model, vocab, [ids], new, **options)[0]
-        stopped = bool(response) and response[-1] in vocab.stop_ids
+        stopped = bool(response) and response[-1] in vocab.end_ids
         choices.append({
             "index": index, "text": vocab.decode(response).decode("utf-8", "replace"),
             "finish_reason": "stop" if stopped else "length",
@@ -105,7 +108,7 @@ def completions(server: "Server", body: dict) -> dict:
     return {"id": "cmpl-xtokd", "object": "text_completion", "model": server.name,
             "choices": choices, "usage": usage}
 
-# %% ../../nbs/07_serving/03_server.ipynb #22096786
+# %% ../../nbs/07_serving/03_server.ipynb #3a030410
 def _list_models(server: "Server", body: dict) -> dict:
     "`/v1/models`: the one model that is served."
     parameters = sum(p.numel() for p in server.model.parameters())
@@ -117,6 +120,7 @@ def _list_models(server: "Server", body: dict) -> dict:
 def _tokenize(server: "Server", body: dict) -> dict:
     "`/tokenize`: the ids of a text."
     if not isinstance(body.get("prompt"), str): raise BadRequest("prompt: give a text")
+    refuse_lone_surrogates(body["prompt"], "prompt")
     special = bool(body.get("add_special_tokens", True))
     ids = server.vocab.tokenizer.encode(body["prompt"], add_special_tokens=special).ids
     return {"tokens": ids, "count": len(ids), "max_model_len": server.context}
@@ -154,7 +158,7 @@ ROUTES = {"/v1/completions": completions, "/v1/models": _list_models, "/tokenize
           "/detokenize": _detokenize, "/health": _health}
 WEIGHT_ROUTES = {"/collective_rpc": _reload_weights, "/reset_prefix_cache": _reset_prefix_cache}
 
-# %% ../../nbs/07_serving/03_server.ipynb #47130ee8
+# %% ../../nbs/07_serving/03_server.ipynb #8367a093
 class Handler(BaseHTTPRequestHandler):
     "One connection: finds the route of a request, and answers in JSON."
     protocol_version = "HTTP/1.1"
@@ -211,6 +215,7 @@ class Server(ThreadingHTTPServer):
                  accept_weights: bool = False,         # clients may load new weights
                  handler: type[Handler] = Handler):
         self.model, self.vocab, self.name = model.eval(), as_byte_vocab(tokenizer), name
+        self.rows = min(len(self.vocab), check_rows(model, self.vocab, name))
         self.max_logprobs, self.key, self.accept_weights = max_logprobs, key, accept_weights
         self.context, self.lock = context_length(model), threading.Lock()
         super().__init__((host, port), handler)

@@ -45,7 +45,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #f25ae421
+# %% ../../nbs/08_train/12_dry_run.ipynb #036ef140
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -95,7 +95,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
         reduce_gradients(d.state.parameters, totals.num_units, d.accelerator)
         d.state.optimizer.step()
     training_seconds = time.perf_counter() - began
-    stops, limit = d.pair.student.stop_ids, config.max_new_tokens
+    stops, limit = d.pair.student.end_ids, config.max_new_tokens
     responses = [s.student_ids for s in samples]
     cut = [len(ids) >= limit and ids[-1] not in stops for ids in responses]
     return DryRunResult(

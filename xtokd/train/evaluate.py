@@ -101,7 +101,7 @@ def summarize(rows: list[dict]) -> dict:
     if sampled: found["accuracy_sampled"] = sampled["accuracy"]
     return found | accuracy_metrics(column("best"))
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #70e6ef5e
+# %% ../../nbs/08_train/05_evaluate.ipynb #aa8131dd
 def evaluate(student: torch.nn.Module,
              teacher: torch.nn.Module | None,   # None: no reverse KL is computed
              pair: Pair,
@@ -122,7 +122,7 @@ def evaluate(student: torch.nn.Module,
     responses = generate_responses(student, bv, prompts[0], max_new_tokens, 1.0, batch_size, seed)
     rows = []
     for item, ids in zip(items, responses):
-        text, stopped = response_text(bv, ids), bool(ids) and ids[-1] in bv.stop_ids
+        text, stopped = response_text(bv, ids), bool(ids) and ids[-1] in bv.end_ids
         rows.append({"item": item, "text": text, "tokens": len(ids), "stopped": stopped,
                      "sampled": score(item, text), "best": None})
     if teacher is not None:

@@ -23,7 +23,7 @@ from ..models.side import Side, ServedModel
 from .config import DistillConfig
 from ..vocab.bytevocab import ByteVocab, response_text
 
-# %% ../../nbs/08_train/02_samples.ipynb #c503bd18
+# %% ../../nbs/08_train/02_samples.ipynb #3c5ee1f7
 @dataclass
 class Sample:
     "One prompt and one response, in the ids of both sides."
@@ -34,13 +34,14 @@ class Sample:
     teacher_ids: list[int] | None = None
     window: np.ndarray | None = None    # bool[n]: which student tokens have a loss; None: all
     window_found: bool = True           # False where a quoted passage is not in the response
+    cut: bool = False                   # the engine went on with an id that is no token
 
     def __len__(self): return len(self.student_prompt_ids) + len(self.student_ids)
 
     def prompt_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_prompt_ids")
     def response_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_ids")
 
-# %% ../../nbs/08_train/02_samples.ipynb #b460a959
+# %% ../../nbs/08_train/02_samples.ipynb #07ba1dd8
 def generate_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                      text_source: str = "student", seed: int | None = None) -> list[Sample]:
     """Sample one response to each prompt from the source: "student", "teacher" or "reference".
@@ -55,15 +56,18 @@ def generate_samples(items: list[dict], student: Side, teacher: Side, config: Di
         samples.append(Sample(item, student_prompt, teacher_prompt))
     source, other = (student, teacher) if text_source == "student" else (teacher, student)
     prompts = [s.prompt_ids(text_source) for s in samples]
-    responses = _generate(source, prompts, config, text_source, seed)
+    responses, cut = _generate(source, prompts, config, text_source, seed)
     others = retokenize(source.vocab, other.vocab, responses)
     for sample, ids, other_ids in zip(samples, responses, others):
         both = (ids, other_ids) if text_source == "student" else (other_ids, ids)
         sample.student_ids, sample.teacher_ids = both
+    for i in cut: samples[i].cut = True
     return samples
 
 def _generate(source, prompts, config, text_source, seed):
-    "Response ids of each prompt; prompts with less room are generated in groups of equal room."
+    """Response ids of each prompt, and the places of those that ended at an id that is no token.
+
+    Prompts with less room are generated in groups of equal room."""
     limit = min_set(config.max_length, context_length(source.model), 1 << 40)
     room = [min(config.max_new_tokens, limit - len(p)) for p in prompts]
     if min(room, default=1) < 1:
@@ -71,7 +75,7 @@ def _generate(source, prompts, config, text_source, seed):
         raise ValueError(f"a prompt has {longest} tokens, which leaves the {text_source} no room "
                          "to write: shorten it, or raise max_length (the model holds "
                          f"{context_length(source.model)})")
-    responses = [None] * len(prompts)
+    responses, cut = [None] * len(prompts), []
     server = source if isinstance(source, ServedModel) else source.engine
     with step_part("writing", config, text_source):
         for new_tokens in sorted(set(room), reverse=True):
@@ -81,7 +85,8 @@ def _generate(source, prompts, config, text_source, seed):
             if server: ids = server.generate(*limits, seed)
             else: ids = generate_responses(source.model, source.vocab, *limits, seed=seed)
             for i, response in zip(places, ids): responses[i] = response
-    return responses
+            if server: cut += [places[k] for k in server.cut_responses]
+    return responses, cut
 
 def reference_samples(items: list[dict], student: Side, teacher: Side,
                       keys: tuple = ("reference",)) -> list[Sample]:
@@ -159,7 +164,7 @@ def split_prompts(prompts: object, eval_prompts: object,
     n = min(config.eval_size, len(items) // 5)
     return items[:len(items) - n], items[len(items) - n:]
 
-# %% ../../nbs/08_train/02_samples.ipynb #ae428412
+# %% ../../nbs/08_train/02_samples.ipynb #9eb60506
 def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab: ByteVocab,
                   supervision_window: Callable | None = None,   # (item, text) -> SupervisionWindow
                   teacher_context: Callable | None = None       # (item, text) -> messages
@@ -169,8 +174,8 @@ def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab
     for sample in samples:
         text = response_text(student_vocab, sample.student_ids)
         if teacher_context:
-            messages = {"messages": teacher_context(sample.item, text)}
-            sample.teacher_prompt_ids = render_prompt(teacher_vocab, messages)
+            prompt = sample.item | {"messages": teacher_context(sample.item, text)}
+            sample.teacher_prompt_ids = render_prompt(teacher_vocab, prompt)
         window = supervision_window(sample.item, text) if supervision_window else None
         if window is not None:
             sample.window = window.mask(student_vocab, sample.student_ids)

@@ -202,13 +202,13 @@ def mixed_precision_context(config: DistillConfig, device: torch.device) -> torc
     bf16 = config.mixed_precision == "bf16" or on_gpu
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
-# %% ../../nbs/08_train/04_step.ipynb #b4009b1a
+# %% ../../nbs/08_train/04_step.ipynb #19afff78
 def generation_counts(samples: list[Sample], pair: Pair, text_source: str) -> dict:
     "Counts over the responses of a step: tokens of both sides, stops, canonical tokenizations."
     vocab = pair.student
     ids = [s.student_ids for s in samples]
     student_tokens, teacher_tokens = sum(map(len, ids)), sum(len(s.teacher_ids) for s in samples)
-    stopped = [bool(x) and x[-1] in vocab.stop_ids for x in ids]
+    stopped = [bool(x) and x[-1] in vocab.end_ids for x in ids]
     without_stop = [x[:-1] if end else x for x, end in zip(ids, stopped)]
     prompts = samples if text_source != "reference" else []
     counts = {
@@ -220,6 +220,7 @@ def generation_counts(samples: list[Sample], pair: Pair, text_source: str) -> di
         "windows": sum(s.window is not None for s in samples),
         "windows_found": sum(s.window is not None and s.window_found for s in samples),
         "stopped": sum(stopped),
+        "cut": sum(s.cut for s in samples),
         "canonical": sum(bool(vocab.is_canonical(x)) for x in without_stop),
     }
     if text_source == "student":
@@ -245,6 +246,7 @@ def step_metrics(totals: StepTotals, seconds: float) -> dict:
         "seconds": seconds,
         "tokens_per_second": student_tokens / seconds,
     }
+    if counts["cut"]: metrics["responses_cut"] = int(counts["cut"])
     if counts["windows"]: metrics["window_found"] = counts["windows_found"] / counts["windows"]
     for name in ("teacher_tokens_masked", "student_tokens_masked", "teacher_rows_not_finite"):
         metrics[name] = int(counts[name])

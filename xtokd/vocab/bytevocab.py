@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['TextEncoder', 'ByteVocab', 'as_byte_vocab', 'response_text']
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #d5fe0601
-import hashlib, json, re, unicodedata
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #39485bc2
+import hashlib, json, re
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
-from ..hub import resolve
-from .spelling import (
-    BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, pipeline_steps, read_piece_format)
+from ..hub import TRUST_REMOTE_CODE, code_not_run, resolve
+from xtokd.vocab.spelling import (
+    BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, describe_change, pipeline_steps,
+    read_piece_format)
 
 # %% ../../nbs/01_vocab/02_bytevocab.ipynb #17037859
 @dataclass
@@ -49,7 +50,7 @@ def _digest(*parts):
         hasher.update(len(part).to_bytes(8, "little") + part)
     return hasher.hexdigest()
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #a9acfedf
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #33b1f1e0
 def _pieces_by_id(backend, name):
     "The model's piece of each id, '' in holes."
     size, id_to_token = backend.get_vocab_size(with_added_tokens=False), backend.model.id_to_token
@@ -57,8 +58,7 @@ def _pieces_by_id(backend, name):
     if None not in pieces: return pieces
     vocab = backend.get_vocab(with_added_tokens=False)
     if len(set(vocab.values())) < len(vocab):
-        reason = "two pieces of its vocabulary share one id."
-        raise UnsupportedTokenizer(name, reason, "Repair the vocabulary file.")
+        raise UnsupportedTokenizer(name, "two pieces share one id.", "Repair the vocabulary file.")
     pieces = [""] * (max(vocab.values()) + 1)
     for piece, i in vocab.items(): pieces[i] = piece
     return pieces
@@ -121,7 +121,7 @@ def _token_table(backend, piece_format, added, name):
     key = _digest("\0".join(pieces), _format_key(piece_format), added_key)
     return _cached_table(key, lambda: _build_table(pieces, backend.model, added, piece_format, key))
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #db729eb3
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #078818ac
 def _without_prefix(steps):
     "The same pipeline steps without those that put something in front of a text."
     if isinstance(steps, list): return [_without_prefix(s) for s in steps if s["type"] != "Prepend"]
@@ -133,24 +133,33 @@ def _without_prefix(steps):
     return steps
 
 
+def _steps_of(backend):
+    "Normalizer, pre-tokenizer, post-processor and decoder of a tokenizer, as in its JSON."
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)
+    return [None if part is None else json.loads(part.__getstate__()) for part in parts]
+
+
+def _tokenizer_around(model, normalizer, pre_tokenizer, post_processor=None, decoder=None):
+    "A tokenizer with these pipeline steps, without added tokens, truncation and padding."
+    spec = dict(version="1.0", truncation=None, padding=None, added_tokens=[],
+                normalizer=normalizer, pre_tokenizer=pre_tokenizer, post_processor=post_processor,
+                decoder=decoder, model=dict(type="BPE", vocab={}, merges=[]))
+    tokenizer = Tokenizer.from_str(json.dumps(spec))
+    tokenizer.model = model       # shared, not copied: 150k merges cost nothing
+    return tokenizer
+
+
 def _mid_text_tokenizer(backend, forbidden=()):
     "A tokenizer around the same model: no prefix, no added tokens, never a piece of `forbidden`."
-    parts = (backend.normalizer, backend.pre_tokenizer)
-    specs = (None if p is None else json.loads(p.__getstate__()) for p in parts)
-    normalizer, pre_tokenizer = map(_without_prefix, specs)
+    normalizer, pre_tokenizer = map(_without_prefix, _steps_of(backend)[:2])
     if forbidden:    # split off the first character wherever the whole piece occurs in the text
         first = "|".join(f"{re.escape(p[0])}(?={re.escape(p[1:])})" for p in sorted(forbidden))
         split = dict(type="Split", pattern=dict(Regex=first), behavior="Isolated", invert=False)
         steps = [split] if pre_tokenizer is None else [split, pre_tokenizer]
         pre_tokenizer = dict(type="Sequence", pretokenizers=steps)
-    spec = dict(version="1.0", truncation=None, padding=None, added_tokens=[],
-                normalizer=normalizer, pre_tokenizer=pre_tokenizer, post_processor=None, decoder=None,
-                model=dict(type="BPE", vocab={}, merges=[]))
-    tokenizer = Tokenizer.from_str(json.dumps(spec))
-    tokenizer.model = backend.model          # shared, not copied: 150k merges cost nothing
-    return tokenizer
+    return _tokenizer_around(backend.model, normalizer, pre_tokenizer)
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #4dfa45ee
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #51c70087
 @dataclass
 class TextEncoder:
     "Encodes text as the middle of a text: nothing is added, and no control token is recognised."
@@ -203,8 +212,7 @@ def _text_encoder(backend, piece_format, table, added, name):
         left -= {piece_format.unk_piece}
         if left:
             reason = f"ordinary text becomes its control pieces {sorted(left)[:5]}."
-            remedy = "Mark them as ordinary tokens, or remove them from the vocabulary."
-            raise UnsupportedTokenizer(name, reason, remedy)
+            raise UnsupportedTokenizer(name, reason, "Mark them as ordinary tokens or remove them.")
     # added tokens that are text, except those whose string means other bytes to a byte-level model
     ordinary = {i: t for i, t in sorted(added.items()) if not t.special
                 and (not piece_format.byte_level or table.bytes[i] == t.content.encode())}
@@ -255,7 +263,7 @@ def _self_check(vocab):
         raise UnsupportedTokenizer(vocab.name, reason, "Report the tokenizer's normalizer, pre-tokenizer "
                                    "and decoder: this combination is new.")
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #df27ee29
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #a365e465
 def _load_tokenizer(name):
     "(tokenizer, its folder or None) of a folder, a tokenizer.json, a known name, or a hub name."
     path = Path(name).expanduser()
@@ -264,8 +272,10 @@ def _load_tokenizer(name):
         path = Path(name)
     if path.is_file(): return Tokenizer.from_file(str(path)), path.parent
     from transformers import AutoTokenizer
-    try: return AutoTokenizer.from_pretrained(str(name)), (path if path.is_dir() else None)
+    trust, location = TRUST_REMOTE_CODE.get(), path if path.is_dir() else None
+    try: return AutoTokenizer.from_pretrained(str(name), trust_remote_code=trust), location
     except (OSError, ValueError, KeyError) as e:
+        if "trust_remote_code" in str(e): raise code_not_run("tokenizer", name) from e
         file = path / "tokenizer.json"
         if file.is_file(): return Tokenizer.from_file(str(file)), path
         detail = str(e).splitlines()[0]
@@ -275,14 +285,25 @@ def _load_tokenizer(name):
 
 
 def _backend_of(hf, name):
-    "The `tokenizers` backend of a transformers tokenizer."
+    "The `tokenizers` object of a tokenizer."
+    if isinstance(hf, Tokenizer): return hf
     backend = getattr(hf, "backend_tokenizer", None) or getattr(hf, "_tokenizer", None)
     if isinstance(backend, Tokenizer): return backend
     raise UnsupportedTokenizer(
         name, f"{type(hf).__name__} has no `tokenizers` backend, so its pieces cannot be read.",
         "Load the fast tokenizer, or convert it with transformers' convert_slow_tokenizer.")
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #6cecb25b
+
+def _own_backend(backend, name):
+    "A tokenizer as `backend`, but with a state of its own: no truncation, no padding."
+    own = _tokenizer_around(backend.model, *_steps_of(backend))
+    added = backend.get_added_tokens_decoder()
+    own.add_tokens([token for _, token in sorted(added.items())])
+    if own.get_added_tokens_decoder() == added: return own
+    raise UnsupportedTokenizer(name, "its added tokens do not follow the ids of its vocabulary.",
+                               "Repair the ids of the added tokens.")
+
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #44cb689d
 def _generation_config_stops(location):
     "eos_token_id of the generation_config.json of a folder or a hub name, or None."
     if not location: return None
@@ -310,6 +331,14 @@ def _check_stops(stops, size, name):
             "pass the right ones as stops=[...]")
     return ids
 
+
+_CALL_ENDS = {"<|eom_id|>", "<|call|>"}    # of Llama 3.1 and gpt-oss: a tool is called, and answers
+
+
+def _answer_ends(ends, tokenizer):
+    "The stop ids that end an answer. They count as one, so those that end a call are left out."
+    return tuple(i for i in ends if tokenizer.id_to_token(i) not in _CALL_ENDS) or ends
+
 # %% ../../nbs/01_vocab/02_bytevocab.ipynb #358d7892
 def _check_ids(ids, size, name):
     "Ids as an int64 array [n]. Raises ValueError for an id that this vocabulary does not have."
@@ -321,12 +350,11 @@ def _check_ids(ids, size, name):
             "another tokenizer, or carry padding such as -100")
     return ids
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #762b89eb
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #c92f873f
 def _fingerprint(vocab):
     "Hash of the table, the encoding of the probes, the stop ids and the pipeline."
     backend = vocab.tokenizer
-    parts = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
-    steps = [pipeline_steps(part) for part in parts]
+    steps = [*map(pipeline_steps, (backend.normalizer, backend.pre_tokenizer, backend.decoder))]
     ignore_merges = getattr(backend.model, "ignore_merges", None)
     state = repr((vocab.encode_batch(_PROBES), vocab.stop_ids, steps, ignore_merges))
     return _digest(vocab.table.key, state)
@@ -337,22 +365,7 @@ def _is_same(first, second):
     if first.fingerprint != second.fingerprint: return False
     return first.encoder is second.encoder or first.encoder.model_key == second.encoder.model_key
 
-
-def _describe_change(text, new, expected, piece_format):
-    "In words: which step changed `text` to `new`, and where first."
-    marker, causes = piece_format.space_marker, []
-    unchanged = text.replace(marker, " ") if marker else text
-    if expected != unchanged: causes += piece_format.text_changes
-    if marker and marker in text: causes.append("U+2581 read as a space")
-    if new != expected: causes.append("characters without a token left out")
-    different = (i for i, (a, b) in enumerate(zip(text, new)) if a != b)
-    at = next(different, min(len(text), len(new)))
-    # the two ways to write é look the same, so combining characters are shown as escapes
-    show = ascii if new.isascii() or any(map(unicodedata.combining, text)) else repr
-    old_part, new_part = show(text[at:at + 8]), show(new[at:at + 8])
-    return f"{', '.join(causes)}: from character {at}, {old_part} becomes {new_part}"
-
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #6d441133
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #132c27ee
 class ByteVocab:
     "The exact bytes of every id of a tokenizer, and the encoding of text as the middle of a text."
     def __init__(self,
@@ -361,7 +374,7 @@ class ByteVocab:
                  name: str | None = None):  # what to call it; default: the folder's or hub's name
         if isinstance(tokenizer, ByteVocab):
             self._share(tokenizer, name)
-            if stops is None: stops = tokenizer.stop_ids
+            if stops is None: stops = tokenizer.end_ids
         else:
             location = None
             if isinstance(tokenizer, (str, Path)):
@@ -375,7 +388,8 @@ class ByteVocab:
         self.special: np.ndarray = self.table.special    # bool[V]: which ids are control tokens
         self.kind: str = self.piece_format.kind          # the tokenizer's class, in words
         self.complete: bool = self.table.complete and not self.table.unencodable   # can it encode any text?
-        self.stop_ids: tuple[int, ...] = _check_stops(stops, len(self), self.name)
+        self.end_ids: tuple[int, ...] = _check_stops(stops, len(self), self.name)   # of generation
+        self.stop_ids: tuple[int, ...] = _answer_ends(self.end_ids, self.tokenizer)   # of an answer
         self.fingerprint: str = _fingerprint(self)
 
     def _share(self, other, name):
@@ -386,7 +400,7 @@ class ByteVocab:
         self.hf = None if isinstance(tokenizer, Tokenizer) else tokenizer
         name = name or getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__
         self.name = Path(str(name)).name
-        self.tokenizer = tokenizer if self.hf is None else _backend_of(tokenizer, self.name)
+        self.tokenizer = _own_backend(_backend_of(tokenizer, self.name), self.name)
         self.piece_format = read_piece_format(self.tokenizer, self.name)
         added = self.tokenizer.get_added_tokens_decoder()
         self.table = _token_table(self.tokenizer, self.piece_format, added, self.name)
@@ -424,7 +438,7 @@ class ByteVocab:
         new = self.normalized(text)
         if new == text: return ""
         expected = _expected_bytes(text, self.encoder, self.piece_format).decode("utf-8", "replace")
-        return _describe_change(text, new, expected, self.piece_format)
+        return describe_change(text, new, expected, self.piece_format)
 
     def is_canonical(self, ids: list[int]) -> bool:
         "Are these the ids that `encode` gives to their bytes, in each run between control tokens?"
@@ -437,7 +451,7 @@ class ByteVocab:
     def __len__(self): return len(self.table.bytes)
     def __eq__(self, other): return isinstance(other, ByteVocab) and _is_same(self, other)
     def __hash__(self): return hash(self.fingerprint)
-    def __reduce__(self): return ByteVocab, (self.hf or self.tokenizer, self.stop_ids, self.name)
+    def __reduce__(self): return ByteVocab, (self.hf or self.tokenizer, self.end_ids, self.name)
 
     def __repr__(self):
         counts = f"{len(self):,} ids, {int(self.special.sum()):,} control, stops {list(self.stop_ids)}"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UTF8_BYTES', 'BYTE_PIECES', 'UnsupportedTokenizer', 'byte_alphabet', 'byte_level_to_bytes', 'starts_character',
-           'text_to_bytes', 'pipeline_steps', 'PieceFormat', 'read_piece_format']
+           'text_to_bytes', 'pipeline_steps', 'PieceFormat', 'read_piece_format', 'describe_change']
 
-# %% ../../nbs/01_vocab/01_spelling.ipynb #09a04ef2
-import json
+# %% ../../nbs/01_vocab/01_spelling.ipynb #e34826c2
+import json, unicodedata
 from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
@@ -196,3 +196,18 @@ def read_piece_format(backend: Tokenizer, name: str = "tokenizer") -> PieceForma
         text_changes=tuple(changes))
     _check_decoder(pipeline_steps(backend.decoder), piece_format, name)
     return piece_format
+
+# %% ../../nbs/01_vocab/01_spelling.ipynb #0a0478de
+def describe_change(text: str, new: str, expected: str, piece_format: PieceFormat) -> str:
+    "In words: which step changed `text` to `new`, and where first."
+    marker, causes = piece_format.space_marker, []
+    unchanged = text.replace(marker, " ") if marker else text
+    if expected != unchanged: causes += piece_format.text_changes
+    if marker and marker in text: causes.append("U+2581 read as a space")
+    if new != expected: causes.append("characters without a token left out")
+    different = (i for i, (a, b) in enumerate(zip(text, new)) if a != b)
+    at = next(different, min(len(text), len(new)))
+    # the two ways to write é look the same, so combining characters are shown as escapes
+    show = ascii if new.isascii() or any(map(unicodedata.combining, text)) else repr
+    old_part, new_part = show(text[at:at + 8]), show(new[at:at + 8])
+    return f"{', '.join(causes)}: from character {at}, {old_part} becomes {new_part}"
