@@ -273,6 +273,58 @@ def test_a_chunk_that_the_student_can_also_write_as_one_token_is_one_event(rever
     assert rows.grad[0, at[2]] < -.1 and rows.grad[0, at[0]] < -.1                          # both are pulled up
 
 
+# ---- escd --------------------------------------------------------------------------------------------------------------------
+WHOLE = toy_bpe("Certain", [("C", "e"), ("Ce", "r"), ("Cer", "t"), ("Cert", "a"), ("Certa", "i"), ("Certai", "n")])
+PARTS = toy_bpe("Certain", [("e", "r"), ("t", "a"), ("ta", "i"), ("tai", "n")])
+
+
+def certain_batch():
+    "Student [Certain, stop] at .6 each, teacher [C, er, tain, stop] at .9 each; the student's logits."
+    ids, logits = [], []
+    for vocab, p in ((WHOLE, .6), (PARTS, .9)):
+        ids.append([*vocab.encode("Certain"), vocab.stop_ids[0]])
+        logits.append(torch.full((len(ids[-1]), len(vocab)), float(np.log((1 - p) / (len(vocab) - 1)))))
+        logits[-1][torch.arange(len(ids[-1])), ids[-1]] = float(np.log(p))
+    assert list(map(len, ids)) == [2, 4]
+    return PairBatch.from_logits(make_pair(WHOLE, PARTS), [ids[0]], [ids[1]], [logits[0].requires_grad_()], [logits[1]]), logits[0]
+
+
+def test_escd_of_the_paper_keeps_no_spanning_mass_in_the_root():
+    "Ours gave Certain the mass .9 * .9 * .9 in both forms."
+    for preset, target in (("paper", 0.), (None, .9 ** 3)):
+        b, student = certain_batch()
+        objective("escd", preset=preset)(b).loss_sum.backward()
+        assert float(student.grad[0, b.student.ids[0]]) == pytest.approx(.6 - target, abs=1e-4)
+    projected = torch.full((len(WHOLE),), .1 / (len(PARTS) - 1))       # er, ta, tain, ... go to their first letter, by hand
+    width = {x: sum(t.startswith(x) for t in PARTS.bytes if t) for x in (x for x in WHOLE.bytes if len(x) == 1)}
+    for x, n in width.items(): projected[WHOLE.bytes.index(x)] *= n
+    projected[WHOLE.bytes.index(b"C")] = .9
+    for i, x in enumerate(WHOLE.bytes):
+        if len(x) > 1: projected[i] = 0
+    p = certain_batch()[0].student.logp()[0].exp().detach()
+    has, none = projected > 0, p[projected == 0].sum()
+    assert float(projected.sum()) == pytest.approx(1., abs=1e-5) and none > .6
+    root = (projected[has] * (projected[has] / p[has]).log()).sum()
+    assert float(objective("escd", preset="paper")(certain_batch()[0]).token_loss[0]) == pytest.approx(float(root), rel=1e-4)
+
+
+def test_escd_of_the_paper_divides_by_all_response_positions():
+    b = batch(tiny(), parts(tiny(), SHORT))
+    out = objective("escd", preset="paper", child=0.)(b)
+    assert out.num_units == len(b.student) > int((out.ledger["weight"] > 0).sum())
+    halves = [objective("escd", preset="paper")(batch(tiny(), parts(tiny(), (text,)))).num_units for text in SHORT]
+    assert sum(halves) == out.num_units
+    masked = replace(b, not_finite=np.arange(len(b.student)) == 1)
+    assert objective("escd", preset="paper")(masked).num_units == len(b.student) - 1
+    inside = [np.arange(n) < n - 1 for n in np.diff(b.student.offsets)]
+    assert objective("escd", preset="paper")(replace(b, window=np.concatenate(inside))).num_units <= len(b.student) - 2
+
+
+@pytest.mark.parametrize("options,words", [({"preset": "papers"}, "Choose paper, or None"), ({"preset": "paper", "inner": True}, "Choose inner=False")])
+def test_escd_names_wrong_presets(options, words):
+    with pytest.raises(ValueError, match=words): objective("escd", **options)
+
+
 # ---- settings and messages ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("word,value", [(".9", .9), ("1.", 1.), ("inf", float("inf")), ("-inf", -float("inf")), ("1e-3", 1e-3), ("None", None), ("null", None),
                                         ("True", True), ("true", True), ("[.5, 1]", [.5, 1]), ("byte", "byte"), ("a=b", "a=b"), ("p-kl", "p-kl"), ("16", 16)])
