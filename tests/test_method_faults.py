@@ -18,11 +18,11 @@ from xtokd.data.prompts import check_item
 from xtokd.exact.toy_models import make_pair, toy_bpe
 from xtokd.models.side import load_auxiliary_models
 from xtokd.objectives import OBJECTIVES, objective
-from xtokd.objectives.hidden.dskd import follow_terms, teacher_labels
+from xtokd.objectives.hidden.dskd import follow_terms, student_to_teacher_kl, teacher_labels
 from xtokd.rows.lazy import OutputHead
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.rows.random_batches import random_batch
-from xtokd.train.config import DistillConfig
+from xtokd.train.config import DistillConfig, changed_settings, check_text_source, choose_text_source
 from xtokd.train.distiller import Distiller
 from xtokd.train.runlog import to_json
 from xtokd.train.samples import reference_samples
@@ -362,6 +362,53 @@ def test_ce_of_several_answers_is_the_sum_over_micro_batches(name, options):
     bad = replace(batch(tiny(), parts(tiny(), SHORT), "reference"), not_finite=np.arange(len(whole.ledger["weight"])) == 1)
     out = obj(bad)
     assert out.ledger["weight"][1] == 0 and out.ledger["reason"][1] == Reason.NOT_FINITE and torch.isfinite(out.loss_sum)
+
+
+# ---- text of a run, and dskd --------------------------------------------------------------------------------------------------
+def sources(tmp_path, name, **settings):
+    items = [{"prompt": f"{k} + 1 = ", "reference": str(k + 1)} for k in range(8)]
+    config = DistillConfig(output_dir=str(tmp_path / "run"), max_steps=2, batch_size=2, max_new_tokens=6, warmup_steps=0, eval_steps=0, eval_size=0, progress=False, **settings)
+    run = Distiller("tiny", "tiny", items, objective=name, config=config).fit()
+    return {s["text_source"] for s in run.steps}
+
+
+@pytest.mark.parametrize("settings,source", [({}, "teacher"), ({"on_policy_fraction": 0., "off_policy_source": "reference"}, "reference"), ({"off_policy_source": "reference"}, "reference"),
+                                             ({"on_policy_fraction": 1.}, "student")])
+def test_dskd_honours_what_text_a_run_asks_for(tmp_path, settings, source):
+    "Was \"teacher\" whatever the settings."
+    assert sources(tmp_path, "dskd", **settings) == {source}
+
+
+def test_text_that_an_objective_cannot_learn_from_is_refused_with_the_reason():
+    for name, settings, words in [("sft", {"on_policy_fraction": 1.}, "text of the student: on_policy_fraction must be 0"), ("sft", {"on_policy_fraction": .5}, "teacher or reference"),
+                                  ("ctpd", {"on_policy_fraction": 1.}, "text of the student"), ("sampled", {"on_policy_fraction": 0.}, "text of the teacher: on_policy_fraction must be 1")]:
+        with pytest.raises(ValueError, match=words): check_text_source(objective(name), DistillConfig(**settings))
+    for name in NAMES: check_text_source(objective(name), DistillConfig())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_settings_every_objective_has_its_own_text(name):
+    assert {choose_text_source(DistillConfig(), step, objective(name).text_source) for step in range(1, 30)} == {objective(name).text_source}
+
+
+def test_a_log_that_names_the_old_defaults_can_be_resumed():
+    before = {"config": {"on_policy_fraction": 1.0, "off_policy_source": "teacher", "batch_size": 4}}
+    assert changed_settings(before, DistillConfig(batch_size=4)) == []
+    assert changed_settings(before, DistillConfig(batch_size=4, on_policy_fraction=0.)) == ["on_policy_fraction 1.0 -> 0.0"]
+
+
+def test_s2t_of_dskd_is_the_sum_over_teacher_rows_by_student_tokens():
+    "Published code: sums over both sides' rows, divided by the student's tokens; ours was the mean over the teacher's, n/m of it."
+    b = batch(tiny(), parts(tiny(), SHORT), "teacher")
+    n, m = np.diff(b.student.offsets), np.diff(b.teacher.offsets)
+    assert (n != m).any()
+    carried = torch.randn(len(b.teacher), b.hidden.teacher_head.shape[1], generator=torch.Generator().manual_seed(0))
+    rows = (carried @ b.hidden.teacher_head.detach().float().mT).log_softmax(1)
+    stops = torch.as_tensor(b.pair.teacher.stop_ids)
+    assert len(stops) == 1
+    kl = (b.teacher.logp().exp() * (b.teacher.logp() - rows)).sum(1).split(m.tolist())
+    got = student_to_teacher_kl(b, b.hidden, carried)
+    assert torch.allclose(got * torch.as_tensor(n), torch.stack([x.sum() for x in kl]), rtol=1e-4)
 
 
 # ---- settings and messages ---------------------------------------------------------------------------------------------------
