@@ -16,13 +16,14 @@ from xtokd.alignment.reasons import Reason
 from xtokd.cli.arguments import read_objective_args
 from xtokd.data.prompts import check_item
 from xtokd.exact.toy_models import make_pair, toy_bpe
+from xtokd.models.forward import retokenize
 from xtokd.models.side import load_auxiliary_models
 from xtokd.objectives import OBJECTIVES, objective
-from xtokd.objectives.hidden.dskd import follow_terms, teacher_labels
+from xtokd.objectives.hidden.dskd import follow_terms, student_to_teacher_kl, teacher_labels
 from xtokd.rows.lazy import OutputHead
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.rows.random_batches import random_batch
-from xtokd.train.config import DistillConfig
+from xtokd.train.config import DistillConfig, changed_settings, check_text_source, choose_text_source
 from xtokd.train.distiller import Distiller
 from xtokd.train.runlog import to_json
 from xtokd.train.samples import reference_samples
@@ -271,6 +272,190 @@ def test_a_chunk_that_the_student_can_also_write_as_one_token_is_one_event(rever
     rows.grad = None
     objective("xtoken", loss="h-kl", reverse_kl=reverse)(b).loss_sum.backward()
     assert rows.grad[0, at[2]] < -.1 and rows.grad[0, at[0]] < -.1                          # both are pulled up
+
+
+# ---- escd --------------------------------------------------------------------------------------------------------------------
+WHOLE = toy_bpe("Certain", [("C", "e"), ("Ce", "r"), ("Cer", "t"), ("Cert", "a"), ("Certa", "i"), ("Certai", "n")])
+PARTS = toy_bpe("Certain", [("e", "r"), ("t", "a"), ("ta", "i"), ("tai", "n")])
+
+
+def certain_batch():
+    "Student [Certain, stop] at .6 each, teacher [C, er, tain, stop] at .9 each; the student's logits."
+    ids, logits = [], []
+    for vocab, p in ((WHOLE, .6), (PARTS, .9)):
+        ids.append([*vocab.encode("Certain"), vocab.stop_ids[0]])
+        logits.append(torch.full((len(ids[-1]), len(vocab)), float(np.log((1 - p) / (len(vocab) - 1)))))
+        logits[-1][torch.arange(len(ids[-1])), ids[-1]] = float(np.log(p))
+    assert list(map(len, ids)) == [2, 4]
+    return PairBatch.from_logits(make_pair(WHOLE, PARTS), [ids[0]], [ids[1]], [logits[0].requires_grad_()], [logits[1]]), logits[0]
+
+
+def test_escd_of_the_paper_keeps_no_spanning_mass_in_the_root():
+    "Ours gave Certain the mass .9 * .9 * .9 in both forms."
+    for preset, target in (("paper", 0.), (None, .9 ** 3)):
+        b, student = certain_batch()
+        objective("escd", preset=preset)(b).loss_sum.backward()
+        assert float(student.grad[0, b.student.ids[0]]) == pytest.approx(.6 - target, abs=1e-4)
+    projected = torch.full((len(WHOLE),), .1 / (len(PARTS) - 1))       # er, ta, tain, ... go to their first letter, by hand
+    width = {x: sum(t.startswith(x) for t in PARTS.bytes if t) for x in (x for x in WHOLE.bytes if len(x) == 1)}
+    for x, n in width.items(): projected[WHOLE.bytes.index(x)] *= n
+    projected[WHOLE.bytes.index(b"C")] = .9
+    for i, x in enumerate(WHOLE.bytes):
+        if len(x) > 1: projected[i] = 0
+    p = certain_batch()[0].student.logp()[0].exp().detach()
+    has, none = projected > 0, p[projected == 0].sum()
+    assert float(projected.sum()) == pytest.approx(1., abs=1e-5) and none > .6
+    root = (projected[has] * (projected[has] / p[has]).log()).sum()
+    assert float(objective("escd", preset="paper")(certain_batch()[0]).token_loss[0]) == pytest.approx(float(root), rel=1e-4)
+
+
+def test_escd_of_the_paper_divides_by_all_response_positions():
+    b = batch(tiny(), parts(tiny(), SHORT))
+    out = objective("escd", preset="paper", child=0.)(b)
+    assert out.num_units == len(b.student) > int((out.ledger["weight"] > 0).sum())
+    halves = [objective("escd", preset="paper")(batch(tiny(), parts(tiny(), (text,)))).num_units for text in SHORT]
+    assert sum(halves) == out.num_units
+    masked = replace(b, not_finite=np.arange(len(b.student)) == 1)
+    assert objective("escd", preset="paper")(masked).num_units == len(b.student) - 1
+    inside = [np.arange(n) < n - 1 for n in np.diff(b.student.offsets)]
+    assert objective("escd", preset="paper")(replace(b, window=np.concatenate(inside))).num_units <= len(b.student) - 2
+
+
+@pytest.mark.parametrize("options,words", [({"preset": "papers"}, "Choose paper, or None"), ({"preset": "paper", "inner": True}, "Choose inner=False")])
+def test_escd_names_wrong_presets(options, words):
+    with pytest.raises(ValueError, match=words): objective("escd", **options)
+
+
+# ---- cross-entropy of gold text ------------------------------------------------------------------------------------------------
+CE = [("uld", {"pairing": "index", "factor": 1.5}), ("uld", {"skip_stop": True}), ("gold", {}), ("gold", {"merge": "bayesian"}), ("xtoken", {}),
+      ("xtoken", {"loss": "h-kl"}), ("alm", {}), ("alm", {"gamma": .99})]
+
+
+@pytest.mark.parametrize("name,options", CE)
+def test_ce_adds_the_mean_cross_entropy_of_the_answer(name, options):
+    "Was added once for each token and divided by chunks (gold, xtoken, alm), or thinned out the distances (uld): 12.87 and 7.23 for 6.44 and 8.03."
+    samples = parts(tiny(), ("7 altogether. 12",))
+    b = batch(tiny(), samples, "reference")
+    assert len(b.alignment.chunks) < len(b.student) and len(b.teacher) != len(b.student)
+    plain, both = (objective(name, **options, ce=ce)(b) for ce in (0., 1.))
+    assert float(both.loss.detach() - plain.loss.detach()) == pytest.approx(-float(b.student.token_logp().detach().mean()), rel=1e-4)
+    assert both.num_units == pytest.approx(plain.num_units, abs=1e-3) and both.num_units == pytest.approx(float(both.ledger["weight"].sum()), abs=1e-3)
+    both.loss_sum.backward()
+    assert (samples["student_logits"][0].grad.abs().sum(1) > 0).all()        # every token of the answer counts
+
+
+def test_uld_is_the_sum_of_the_paper():
+    b = batch(tiny(), parts(tiny(), ("7 altogether. 12",)), "reference")
+    n, rows = min(len(b.student), len(b.teacher)), [x.logp().exp().sort(descending=True).values for x in (b.student, b.teacher)]
+    width = max(x.shape[1] for x in rows)
+    s, t = (torch.nn.functional.pad(x, (0, width - x.shape[1]))[:n] for x in rows)
+    expected = -b.student.token_logp().mean() + 1.5 * (s - t).abs().sum(1).mean()
+    assert torch.isclose(objective("uld", pairing="index", factor=1.5, ce=1.)(b).loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name,options", CE)
+def test_ce_of_several_answers_is_the_sum_over_micro_batches(name, options):
+    obj = objective(name, **options, ce=1.)
+    whole = obj(batch(tiny(), parts(tiny(), SHORT), "reference"))
+    samples = parts(tiny(), SHORT)
+    halves = [obj(batch(tiny(), {k: v[i:i + 1] for k, v in samples.items()}, "reference")) for i in range(2)]
+    assert float(whole.loss_sum.detach()) == pytest.approx(sum(float(x.loss_sum.detach()) for x in halves), rel=1e-4)
+    bad = replace(batch(tiny(), parts(tiny(), SHORT), "reference"), not_finite=np.arange(len(whole.ledger["weight"])) == 1)
+    out = obj(bad)
+    assert out.ledger["weight"][1] == 0 and out.ledger["reason"][1] == Reason.NOT_FINITE and torch.isfinite(out.loss_sum)
+
+
+# ---- text of a run, and dskd --------------------------------------------------------------------------------------------------
+def sources(tmp_path, name, **settings):
+    items = [{"prompt": f"{k} + 1 = ", "reference": str(k + 1)} for k in range(8)]
+    config = DistillConfig(output_dir=str(tmp_path / "run"), max_steps=2, batch_size=2, max_new_tokens=6, warmup_steps=0, eval_steps=0, eval_size=0, progress=False, **settings)
+    run = Distiller("tiny", "tiny", items, objective=name, config=config).fit()
+    return {s["text_source"] for s in run.steps}
+
+
+@pytest.mark.parametrize("settings,source", [({}, "teacher"), ({"on_policy_fraction": 0., "off_policy_source": "reference"}, "reference"), ({"off_policy_source": "reference"}, "reference"),
+                                             ({"on_policy_fraction": 1.}, "student")])
+def test_dskd_honours_what_text_a_run_asks_for(tmp_path, settings, source):
+    "Was \"teacher\" whatever the settings."
+    assert sources(tmp_path, "dskd", **settings) == {source}
+
+
+def test_text_that_an_objective_cannot_learn_from_is_refused_with_the_reason():
+    for name, settings, words in [("sft", {"on_policy_fraction": 1.}, "text of the student: on_policy_fraction must be 0"), ("sft", {"on_policy_fraction": .5}, "teacher or reference"),
+                                  ("ctpd", {"on_policy_fraction": 1.}, "text of the student"), ("sampled", {"on_policy_fraction": 0.}, "text of the teacher: on_policy_fraction must be 1")]:
+        with pytest.raises(ValueError, match=words): check_text_source(objective(name), DistillConfig(**settings))
+    for name in NAMES: check_text_source(objective(name), DistillConfig())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_settings_every_objective_has_its_own_text(name):
+    assert {choose_text_source(DistillConfig(), step, objective(name).text_source) for step in range(1, 30)} == {objective(name).text_source}
+
+
+def test_a_log_that_names_the_old_defaults_can_be_resumed():
+    before = {"config": {"on_policy_fraction": 1.0, "off_policy_source": "teacher", "batch_size": 4}}
+    assert changed_settings(before, DistillConfig(batch_size=4)) == []
+    assert changed_settings(before, DistillConfig(batch_size=4, on_policy_fraction=0.)) == ["on_policy_fraction 1.0 -> 0.0"]
+
+
+def test_s2t_of_dskd_is_the_sum_over_teacher_rows_by_student_tokens():
+    "Published code: sums over both sides' rows, divided by the student's tokens; ours was the mean over the teacher's, n/m of it."
+    b = batch(tiny(), parts(tiny(), SHORT), "teacher")
+    n, m = np.diff(b.student.offsets), np.diff(b.teacher.offsets)
+    assert (n != m).any()
+    carried = torch.randn(len(b.teacher), b.hidden.teacher_head.shape[1], generator=torch.Generator().manual_seed(0))
+    rows = (carried @ b.hidden.teacher_head.detach().float().mT).log_softmax(1)
+    stops = torch.as_tensor(b.pair.teacher.stop_ids)
+    assert len(stops) == 1
+    kl = (b.teacher.logp().exp() * (b.teacher.logp() - rows)).sum(1).split(m.tolist())
+    got = student_to_teacher_kl(b, b.hidden, carried)
+    assert torch.allclose(got * torch.as_tensor(n), torch.stack([x.sum() for x in kl]), rtol=1e-4)
+
+
+# ---- control tokens that differ in name ----------------------------------------------------------------------------------------
+def with_controls(*names):
+    "Letters, and three control tokens with these names; \"<end>\" stops."
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*"abcd", *names])}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[a-z]"), "isolated")
+    tokenizer.add_special_tokens([AddedToken(x, special=True) for x in names])
+    return ByteVocab(tokenizer, stops=[4 + names.index("<end>")], name="-".join(names))
+
+
+NAMES_OF, RENAMED = ("<pad>", "<begin>", "<end>"), ("<end>", "<pad>", "<begin>")
+
+
+def renamed_batch():
+    "The same model on both sides: the teacher's columns stand where its tokenizer has their names."
+    student, teacher = with_controls(*NAMES_OF), with_controls(*RENAMED)
+    rows = torch.randn(4, 7, generator=torch.Generator().manual_seed(0)) * 2
+    order = [0, 1, 2, 3, *(4 + NAMES_OF.index(x) for x in RENAMED)]
+    ids = [[*v.encode("abd"), v.stop_ids[0]] for v in (student, teacher)]
+    return PairBatch.from_logits(make_pair(student, teacher), [ids[0]], [ids[1]], [rows.clone().requires_grad_()], [rows[:, order]], text_source="teacher")
+
+
+@pytest.mark.parametrize("name", ["strict", "simct", "gold", "bpm", "escd", "uld", "alm"])
+def test_the_same_model_with_renamed_control_tokens_has_no_loss(name):
+    "Columns were compared by id: strict and simct 3.78, gold .083."
+    b = renamed_batch()
+    assert not b.pair.overlap.identical and b.pair.student != b.pair.teacher
+    out = objective(name)(b)
+    assert abs(float(out.loss_sum.detach())) < 1e-5 and (out.ledger["weight"] > 0).all()
+
+
+def test_gkd_refuses_renamed_control_tokens():
+    with pytest.raises(ValueError, match="different vocabularies"): objective("gkd")(renamed_batch())
+
+
+def test_equal_control_tokens_stay_identical():
+    assert make_pair(with_controls(*NAMES_OF), with_controls(*NAMES_OF)).overlap.identical
+    base = ByteVocab(with_controls(*NAMES_OF), stops=[5])        # a base model and its chat version
+    assert make_pair(base, with_controls(*NAMES_OF)).overlap.identical
+
+
+def test_a_control_id_in_mid_response_is_not_handed_over_under_another_name():
+    student, teacher = with_controls(*NAMES_OF), with_controls(*RENAMED)
+    assert retokenize(student, teacher, [[0, 5, 1, 6], [0, 4, 1]]) == [[0, 1, 4], [0, 1]]
+    assert retokenize(student, with_controls(*NAMES_OF), [[0, 5, 1, 6]]) == [[0, 5, 1, 6]]
 
 
 # ---- settings and messages ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 __all__ = ['reference_logits', 'left_pad', 'last_logits', 'response_logits', 'response_states', 'check_ids', 'token_logp',
            'sequence_logp', 'closing_id', 'same_ids', 'retokenize', 'teacher_ids']
 
-# %% ../../nbs/06_models/04_forward.ipynb #dc55a4c8
+# %% ../../nbs/06_models/04_forward.ipynb #e83008bd
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from .loading import (
     accepts, context_length, device_of, embedding_rows, head_width, hidden_size)
 from .prefix_cache import prefill, shared_prefix_length
 from ..rows.lazy import capture_hidden
-from ..vocab.bytevocab import ByteVocab
+from ..vocab.bytevocab import ByteVocab, control_names
 
 # %% ../../nbs/06_models/04_forward.ipynb #59d27ab7
 @torch.no_grad()
@@ -178,7 +178,7 @@ def closing_id(vocab: ByteVocab) -> int | None:
     candidates = in_template or stops
     return eos if eos in candidates else candidates[0]
 
-# %% ../../nbs/06_models/04_forward.ipynb #6534a96b
+# %% ../../nbs/06_models/04_forward.ipynb #56f3aa87
 def same_ids(a: ByteVocab, b: ByteVocab) -> bool:
     "Whether two vocabularies give every id the same bytes."
     return a is b or a.bytes == b.bytes
@@ -188,17 +188,19 @@ def retokenize(source: ByteVocab,       # of the side that generated
                target: ByteVocab,       # of the side that reads
                ids: list[list[int]]     # B lists of ids
                ) -> list[list[int]]:
-    "The bytes of each list in the target's tokens; a final stop id becomes the target's stop id."
+    """The bytes of each list in the target's tokens; a final stop id becomes the target's stop id.
+    Where every id has the same bytes, ids stay, without control tokens if these differ in name."""
     stops, close, same = set(source.stop_ids), closing_id(target), same_ids(source, target)
+    same_control = control_names(source) == control_names(target)
     stopped = [len(x) > 0 and x[-1] in stops for x in ids]
     bodies = [x[:-1] if stop else x for x, stop in zip(ids, stopped)]
-    if same: found = [list(x) for x in bodies]
+    if same: found = [[i for i in x if same_control or not source.special[i]] for x in bodies]
     else:
         texts = [source.decode(x).decode("utf-8", errors="replace") for x in bodies]
         found = [list(x) for x in target.encode_batch(texts)]
     for new, old, stop in zip(found, ids, stopped):
         if not stop: continue
-        keep = same and old[-1] in target.stop_ids
+        keep = same and same_control and old[-1] in target.stop_ids
         if keep or close is not None: new.append(old[-1] if keep else close)
     return found
 

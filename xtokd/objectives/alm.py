@@ -6,7 +6,7 @@
 __all__ = ['FORMS', 'log1mexp', 'binary_divergence', 'boundary_leaks', 'scan_boundary', 'boundary_ids', 'ChunkEnds',
            'merge_groups', 'hidden_gap', 'ALM', 'gradmag']
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #7b934b28
+# %% ../../nbs/05_objectives/05_alm.ipynb #853597f9
 import math
 import re
 from functools import lru_cache
@@ -17,7 +17,7 @@ import torch
 from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
 from .base import Objective, Output, make_output, window_mask
-from .chunks import ChunkLogps, broadcast_to_tokens
+from .chunks import ChunkLogps, add_cross_entropy, broadcast_to_tokens
 from ..rows.chunked_loss import chunked_loss
 from ..rows.pair_batch import PairBatch
 from ..rows.dense import LogitRows
@@ -215,7 +215,7 @@ class _GroupLogps:
                 "gap": float(gap.mean()) if len(pick) else 0.,
                 "boundary": float(self.boundary.exp().mean()) if some and with_boundary else 0.}
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #df2ac8db
+# %% ../../nbs/05_objectives/05_alm.ipynb #fc50f3ea
 class ALM(Objective, torch.nn.Module):
     """Binary divergence of a chunk's probability on both sides (arXiv 2503.20083); loss unit:
     chunk, merged ones count once."""
@@ -283,11 +283,11 @@ class ALM(Objective, torch.nn.Module):
                                                                        groups.chunks.n.float())
         weight = broadcast_to_tokens(batch, (live / size.clamp_min(1))[at])
         loss = broadcast_to_tokens(batch, value[at])
-        if self.ce: loss = loss + self.ce * torch.where(weight > 0, -groups.chunks.student, 0.)
         stats = groups.stats(size, pick, with_boundary=self.teacher_access_for() == "full")
         if self.hidden: loss, stats["hidden"] = self._add_hidden(batch, groups.ends, loss)
         reason = torch.where(torch.isfinite(groups.teacher), 0, Reason.NOT_FINITE)[at]
         reason = broadcast_to_tokens(batch, reason).cpu().numpy()
+        if self.ce: loss, weight = add_cross_entropy(batch, loss, weight, self.ce)
         return make_output(batch, loss, weight, unit="chunk", reason=reason, **stats)
 
     def _add_hidden(self, batch, ends, loss):

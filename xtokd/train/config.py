@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'unknown_name', 'strict_names', 'ModelSettings', 'DistillConfig', 'check_config',
-           'learning_rate_factor', 'prompt_indices', 'combine_seeds', 'choose_text_source', 'check_text_source',
-           'changed_settings']
+           'learning_rate_factor', 'prompt_indices', 'combine_seeds', 'text_source_settings', 'choose_text_source',
+           'check_text_source', 'changed_settings']
 
 # %% ../../nbs/08_train/01_config.ipynb #cab79c77
 import difflib, math
@@ -91,7 +91,7 @@ class ModelSettings:
     teacher_device_map: str | None = None # of its layers: "auto", "cpu", "disk", a JSON dict
     teacher_offload_dir: str | None = None # of teacher weights on disk that are not safetensors
 
-# %% ../../nbs/08_train/01_config.ipynb #bfc0e76e
+# %% ../../nbs/08_train/01_config.ipynb #262036a8
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -107,8 +107,8 @@ class DistillConfig(ModelSettings):
     max_grad_norm: float = 1.0    # the gradient is clipped to this norm
     temperature: float = 1.0      # of generation; 0: the most likely token
     loss_temperature: float = 1.0 # of both sides' rows in the loss
-    on_policy_fraction: float = 1.0 # fraction of steps on text of the student (trl: lmbda)
-    off_policy_source: str = "teacher" # of the other steps: "teacher", "reference" of prompts
+    on_policy_fraction: float | None = None # of steps on text of the student; None: the objective's
+    off_policy_source: str | None = None # of the others: "teacher", "reference"; None: its own
     max_new_tokens: int = 64      # of a response
     max_prompt_length: int | None = None # longer prompts are left out; None: those without room
     max_length: int | None = None # tokens of prompt and response; rows beyond are masked, counted
@@ -203,35 +203,53 @@ def combine_seeds(*numbers: int) -> int:
     "One seed from several numbers, such as the run's seed, the step and the process."
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
-# %% ../../nbs/08_train/01_config.ipynb #345c416f
+# %% ../../nbs/08_train/01_config.ipynb #2a2f2bd4
+def text_source_settings(config: DistillConfig, default: str = "student") -> tuple[float, str]:
+    """The fraction of steps on text of the student, and the source of the others, for an objective
+    whose own source is `default`."""
+    fraction, source = config.on_policy_fraction, config.off_policy_source
+    if fraction is None: fraction = 1. if default == "student" else 0.
+    if source is None: source = "teacher" if default == "student" else default
+    return fraction, source
+
 def choose_text_source(config: DistillConfig, step: int, default: str = "student") -> str:
     """The source of the text of one step: "student", "teacher" or "reference".
 
-    `default` is the objective's own source. An objective on the student's text takes it in a
-    fraction `config.on_policy_fraction` of the steps, `config.off_policy_source` in the others."""
-    if default != "student": return default
+    `default` is the objective's own source, where the settings do not say another. A fraction
+    `config.on_policy_fraction` of the steps is on text of the student, the others on text of
+    `config.off_policy_source`."""
+    fraction, source = text_source_settings(config, default)
     draw = np.random.default_rng([config.seed, 7, step]).random()
-    return default if draw < config.on_policy_fraction else config.off_policy_source
+    return "student" if draw < fraction else source
 
 def check_text_source(objective: object, config: DistillConfig) -> None:
-    "Raise ValueError where an objective cannot be trained on the text of `off_policy_source`."
-    source = config.off_policy_source
-    allowed = getattr(objective, "text_sources", (source,))
-    if config.on_policy_fraction < 1 and source not in allowed:
+    "Raise ValueError where an objective cannot be trained on the text that the settings ask for."
+    fraction, source = text_source_settings(config, getattr(objective, "text_source", "student"))
+    allowed = getattr(objective, "text_sources", ("student", source))
+    if fraction < 1 and source not in allowed:
         raise ValueError(f"objective {objective.name!r} makes no sense on text of the {source}: "
-                         f"on_policy_fraction must be 1 (it is {config.on_policy_fraction}), or "
+                         f"on_policy_fraction must be 1 (it is {fraction}), or "
                          f"off_policy_source another of {', '.join(allowed)}")
+    if fraction > 0 and "student" not in allowed:
+        raise ValueError(f"objective {objective.name!r} makes no sense on text of the student: "
+                         f"on_policy_fraction must be 0 (it is {fraction}). It learns from text of "
+                         f"{' or '.join(allowed)}; choose one as off_policy_source")
 
-# %% ../../nbs/08_train/01_config.ipynb #a360929e
+# %% ../../nbs/08_train/01_config.ipynb #5c2b7656
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map",
     "teacher_offload_dir", "fsdp", "progress", "report_to", "collapse_warnings", "eval_steps",
     "save_steps", "save_total_limit", "logits"}
 
+_OLD_DEFAULTS = {"on_policy_fraction": 1.0, "off_policy_source": "teacher"}
+
 def changed_settings(before: dict, config: DistillConfig) -> list[str]:
     "Settings in the first event of a log that differ from `config` and change the result, as text."
     free = FREE_SETTINGS | ({"max_steps"} if config.lr_scheduler_type == "constant" else set())
     then, now = before.get("config", {}), asdict(config)
+    # logs of 0.1 name these two where nobody had set them
+    unset = [k for k, v in _OLD_DEFAULTS.items() if now[k] is None and then.get(k) == v]
+    then = then | dict.fromkeys(unset)
     return [f"{name} {then[name]!r} -> {value!r}" for name, value in now.items()
             if name in then and name not in free and then[name] != value]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['collate_prompts', 'fitting_rows', 'DistillingLogs', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #480df3f1
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #727ed7a6
 import time, warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,8 @@ from ..distributed import reduce_gradients
 from ..models.side import Side, check_fit
 from ..objectives.base import require_full_rows
 from ..serving.client import open_side
-from .config import DistillConfig, choose_text_source, combine_seeds
+from .config import (
+    DistillConfig, check_text_source, choose_text_source, combine_seeds)
 from .evaluate import evaluate
 from .forward_batch import ModelSet, prepare_objective
 from .samples import SampleSource, prompts_that_fit
@@ -112,7 +113,7 @@ class DistillingLogs:
         file = Path(resume_from_checkpoint)/"objective.safetensors"
         self.objective.load_state_dict(load_file(file))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #d8dfce41
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #8a49e539
 class Distilling(DistillingLogs):
     """Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`.
 
@@ -130,6 +131,7 @@ class Distilling(DistillingLogs):
                  **kwargs):
         self.objective, self.check = make_objective(objective), check
         self.distill = distill or DistillConfig()
+        check_text_source(self.objective, self.distill)
         super().__init__(*args, **{"data_collator": collate_prompts, **kwargs})
         self.args.remove_unused_columns = False
         self.check_settings()

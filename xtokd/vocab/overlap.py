@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['text_ids', 'response_ids_beyond', 'single_token_ids', 'canonical_index', 'VocabOverlap']
 
-# %% ../../nbs/01_vocab/04_overlap.ipynb #6469469e
+# %% ../../nbs/01_vocab/04_overlap.ipynb #c57465d8
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
 
-from .bytevocab import ByteVocab
+from .bytevocab import ByteVocab, control_names
 
 # %% ../../nbs/01_vocab/04_overlap.ipynb #27b9655c
 def text_ids(vocab: ByteVocab) -> tuple[np.ndarray, list[bytes]]:
@@ -54,15 +54,17 @@ def canonical_index(vocab: ByteVocab, ids: np.ndarray,
     index_of.update((strings[k], k) for k in kept.tolist())
     return index_of, is_canonical
 
-# %% ../../nbs/01_vocab/04_overlap.ipynb #1ab14972
+# %% ../../nbs/01_vocab/04_overlap.ipynb #c28e2815
 _CACHE = OrderedDict()      # the overlaps made last, by the fingerprints of both sides
 _MAX_CACHED = 16
 
 
 def _same_vocab(a, b):
-    "Is it the same vocabulary, id by id? Stop ids may differ: a base model and its chat version."
+    """Is it the same vocabulary, id by id, and by name where ids are control tokens? Stop ids may
+    differ: a base model and its chat version."""
     return (len(a.lengths) == len(b.lengths) and np.array_equal(a.lengths, b.lengths)
-            and np.array_equal(a.special, b.special) and list(a.bytes) == list(b.bytes))
+            and np.array_equal(a.special, b.special) and list(a.bytes) == list(b.bytes)
+            and control_names(a) == control_names(b))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

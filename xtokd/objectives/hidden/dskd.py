@@ -203,22 +203,23 @@ def follow_terms(logp: torch.Tensor,          # student rows [R, V]
     return FollowTerms(torch.where(label >= 0, -label_logp, 0.), divergence(*both, kind, beta),
                        carried_logp.argmax(1) == label)
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #a621e70b
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #4f26a6c9
 def student_to_teacher_kl(batch: PairBatch,
                           hidden: HiddenStates,
                           states: torch.Tensor,       # [m, Dt] the student's in the teacher's space
                           temperature: float = 1.,
                           ) -> torch.Tensor:
-    "Mean over each sample's teacher rows [B] of KL(teacher row || carried row)."
+    """Sum over each sample's teacher rows of KL(teacher row || carried row), as a share [B] for
+    each of its student tokens."""
     head = hidden.teacher_head[:batch.teacher.width].detach().float()
     stop_ids = separate_stops(batch.pair, "teacher")
     teacher_logp, carried = (merge_stops(log_softmax_at(logits, temperature), stop_ids)
                              for logits in (batch.teacher.logp(), states @ head.mT))
     loss = kl_divergence(teacher_logp, carried)
-    size = np.diff(batch.teacher.offsets)
+    size, student_size = np.diff(batch.teacher.offsets), np.diff(batch.student.offsets)
     sample = torch.as_tensor(np.repeat(np.arange(len(batch)), size), device=loss.device)
     total = torch.zeros(len(batch), device=loss.device).index_add(0, sample, loss)
-    return total / torch.as_tensor(np.maximum(size, 1), device=loss.device)
+    return total / torch.as_tensor(np.maximum(student_size, 1), device=loss.device)
 
 # %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #d4f07d66
 def _check_choice(name, value, choices):

@@ -6,7 +6,7 @@
 __all__ = ['MERGES', 'MASSES', 'ChunkRows', 'merge_rows', 'SideColumns', 'MatchedColumns', 'match_columns', 'with_missing_mass',
            'hybrid_parts', 'RowComparison', 'same_name_ids', 'ChunkLosses', 'merged_losses', 'GOLD']
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #cec2b96b
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #19322a2b
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,8 @@ from ...alignment.alignment import BatchAlignment
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
 from ..divergences import divergence
-from ..chunks import chunk_sum, chunk_weights, is_end_token, broadcast_to_tokens
+from ..chunks import (
+    add_cross_entropy, broadcast_to_tokens, chunk_weights, is_end_token)
 from .uld import sorted_l1_distance
 from ...rows.chunked_loss import chunked_token_logp, chunked_loss
 from ...rows.pair_batch import PairBatch
@@ -249,7 +250,7 @@ def merged_losses(batch: PairBatch,
     losses = losses + torch.where(is_finite, slope, 0.) * (student.log_factor - detached)
     return ChunkLosses(torch.where(is_finite, losses, 0.), matched, unmatched, is_finite)
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #374d106f
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #eca4a58c
 class GOLD(Objective):
     """Divergence of matched tokens and sorted L1 of the others, between merged rows of each chunk;
     loss unit: chunk (with `compat`: sequence)."""
@@ -293,9 +294,6 @@ class GOLD(Objective):
         loss = torch.zeros(total, device=device).index_copy(0, place, found.loss)
         lost = torch.zeros(total, dtype=torch.bool, device=device)
         lost = lost.index_copy(0, place, ~found.is_finite)
-        if self.ce:
-            token_logp = chunked_token_logp(batch.student, np.arange(len(batch.student)))
-            loss = loss - self.ce * chunk_sum(token_logp, alignment.student_chunk, total)
         share = counted = counted & ~lost.cpu().numpy()
         reason = np.where(self.compat & is_end_token(batch), Reason.END_OF_TEXT, Reason.NONE)
         reason = np.where(broadcast_to_tokens(batch, lost).cpu().numpy(), Reason.NOT_FINITE, reason)
@@ -304,6 +302,7 @@ class GOLD(Objective):
             size = np.bincount(alignment.chunk_sample[counted], minlength=len(batch))
             share = counted / np.maximum(size, 1)[alignment.chunk_sample]
         token_loss, weight = broadcast_to_tokens(batch, loss), chunk_weights(batch, share)
+        if self.ce: token_loss, weight = add_cross_entropy(batch, token_loss, weight, self.ce)
         return make_output(batch, token_loss, weight, reason=reason,
                       unit="sequence" if self.compat else "chunk",
                       matched_loss=_mean(found.matched, found.is_finite),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAIRINGS', 'sorted_l1_distance', 'row_pairs', 'ULD']
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #be6cb9cf
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #6e97566f
 import numpy as np
 import torch
 from torch.nn.functional import pad
@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 from ...alignment.alignment import BatchAlignment
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
-from ..chunks import merge_stops, separate_stops, top_k_at_rows
-from ...rows.chunked_loss import chunked_token_logp, chunked_loss
+from ..chunks import (
+    add_cross_entropy, merge_stops, separate_stops, top_k_at_rows)
+from ...rows.chunked_loss import chunked_loss
 from ...rows.pair_batch import PairBatch
 from ...rows.topk import TopKRows
 
@@ -77,10 +78,10 @@ def row_pairs(alignment: BatchAlignment,
     position = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     return tuple(np.repeat(offsets[:-1], size) + position for offsets in sides)
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #0e01c613
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #067d0086
 class ULD(Objective):
     """L1 distance of rows sorted by probability (arXiv 2402.12030); loss unit: token, one for each
-    compared row (with `ce`: each token)."""
+    compared row."""
     summary = "rows sorted by probability, compared rank by rank"
     source = "arXiv 2402.12030"
     alignment = "chunk starts, or the t-th row with the t-th"
@@ -109,7 +110,7 @@ class ULD(Objective):
         if ce: self.requires = self.requires | {"gold"}
 
     def signal(self, batch: PairBatch) -> Output:
-        "Output with one unit for each compared row; with `ce`, for each token."
+        "Output with one unit for each compared row."
         student, teacher = batch.student, batch.teacher
         student_rows, teacher_rows = row_pairs(batch.alignment, self.pairing)
         default = Reason.NONE if self.pairing == "chunk" else Reason.NO_TEACHER_ROW
@@ -125,9 +126,7 @@ class ULD(Objective):
         zeros = torch.zeros(len(student), device=student.device)
         token_loss = zeros.index_copy(0, row, self.factor * loss)
         weight = zeros.index_copy(0, row, is_finite.float())
-        if self.ce:
-            token_loss = token_loss - self.ce * chunked_token_logp(student, np.arange(len(student)))
-            weight = torch.ones_like(weight)
+        if self.ce: token_loss, weight = add_cross_entropy(batch, token_loss, weight, self.ce)
         compared = float(is_finite.sum()) / max(len(student), 1)
         return make_output(batch, token_loss, weight, reason=reason, compared=compared)
 

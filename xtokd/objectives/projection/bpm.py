@@ -166,7 +166,7 @@ def add_spanning_tokens(
     target[row, token] += mass
     coords[row, token] = True
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #41afefe6
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #b7a43554
 @dataclass
 class RowLosses:
     "Losses of some student rows."
@@ -188,6 +188,7 @@ class BPM(Objective):
     vocab_map = "longest student token that is a prefix"
     divergence_label = "fkl, rkl, jsd"
     rows_at_once = 512
+    spanning = True     # give sampled tokens that span several teacher tokens their mass
 
     def __init__(self, divergence: str = "fkl", beta: float = .5, mask_whitespace: bool = False):
         self.kind, self.beta, self.mask_whitespace = divergence, beta, mask_whitespace
@@ -221,7 +222,8 @@ class BPM(Objective):
         token_logp = teacher_logp.gather(1, sampled)[:, 0].double().cpu().numpy()
         q, student_ids = teacher_logp.exp(), batch.student.ids[places.s_lo: places.s_hi]
         target, coords = bpm_targets(places, graph, q)
-        add_spanning_tokens(target, coords, places, graph, q, token_logp, student_ids)
+        if self.spanning:
+            add_spanning_tokens(target, coords, places, graph, q, token_logp, student_ids)
         coords = coords[:, : batch.student.width]
         target = torch.cat(
             [torch.where(coords, target[:, : coords.shape[1]], 0.0), target[:, -1:]], 1

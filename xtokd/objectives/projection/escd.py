@@ -6,7 +6,7 @@
 __all__ = ['WordGroups', 'OpenEvents', 'ChildEventCache', 'child_event_cache', 'BatchEvents', 'batch_events', 'group_masses',
            'child_losses', 'ChildTotals', 'ESCD']
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #0ce0f147
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #edf88632
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..base import Output
+from ...alignment.reasons import Reason
+from ..base import Output, window_mask
 from ..cover.cells import CellGraph
 from ..cover.places import TextPlaces
 from .bpm import BPM, RowLosses, segment_sums
@@ -195,7 +196,7 @@ def child_losses(
 
     return chunked_loss(batch.student, rows, loss)
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #149ea859
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #896dbf44
 @dataclass
 class ChildTotals:
     "Sums over the child events of some rows."
@@ -219,23 +220,36 @@ class ESCD(BPM):
 
     def __init__(
         self, child: float = 1.0, inner: bool = False, divergence: str = "fkl", beta: float = 0.5,
-        min_mass: float = 1e-6, mask_whitespace: bool = False
+        min_mass: float = 1e-6, mask_whitespace: bool = False, preset: str | None = None
     ):
+        if preset not in (None, "paper"):
+            raise ValueError(f"escd: preset {preset!r} is not known. Choose paper, or None.")
+        if preset and inner:
+            raise ValueError("escd: the paper has no loss inside teacher tokens. Choose inner=False or "
+                             "preset=None.")
         if child < 0:
             raise ValueError(f"escd: child={child} would reward what the teacher does not want. "
                              "Choose 0 (the root alone) or more.")
         super().__init__(divergence, beta, mask_whitespace)
         self.child, self.inner, self.min_mass = child, inner, min_mass
+        self.preset, self.spanning = preset, preset is None
         self._totals = ChildTotals()
 
     def signal(self, batch: PairBatch) -> Output:
-        "Return the losses of the rows at common boundaries (with `inner`: of all rows)."
+        """Return the losses of the rows at common boundaries (with `inner`: of all rows). With
+        preset="paper" the number of units is that of all response tokens."""
         self._totals = totals = ChildTotals()
         out = super().signal(batch)
+        if self.preset: out.num_units = self._num_response_tokens(batch, out)
         tokens = max(out.num_units, 1)
         out.stats.update(child_loss=totals.loss / tokens, child_mass=totals.mass / tokens,
                          child_mass_left_out=totals.light_mass / tokens)
         return out
+
+    def _num_response_tokens(self, batch, out):
+        "Number of the response's tokens that are not masked, with a root or without."
+        masked = np.isin(out.ledger["reason"], (Reason.NOT_FINITE, Reason.WHITESPACE))
+        return int((window_mask(batch) & ~masked).sum())
 
     def _row_losses(self, batch: PairBatch, graph: CellGraph, places: TextPlaces) -> RowLosses:
         losses = super()._row_losses(batch, graph, places)

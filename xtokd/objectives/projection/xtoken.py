@@ -7,7 +7,7 @@ __all__ = ['SparseProjection', 'piece_weights', 'build_projection', 'CommonSet',
            'sorted_mass_l1', 'split_chain', 'chunk_mean_rows', 'later_logp', 'add_whole_token', 'chunk_masses',
            'XToken']
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #5542df18
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #64dbf20e
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,8 @@ from ...alignment.pair import Pair
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, make_output
 from ..divergences import kl_divergence
-from ..chunks import chunk_sum, chunk_weights, broadcast_to_tokens
+from ..chunks import (
+    add_cross_entropy, broadcast_to_tokens, chunk_sum, chunk_weights)
 from .sedi import check_choice, encode_pieces
 from ...rows.chunked_loss import rows_per_chunk, chunked_token_logp
 from ...rows.dense import FullRows
@@ -365,7 +366,7 @@ class _ChunkLoss:
         loss = loss + sorted_mass_l1(ours_rest, theirs_rest, objective.cap, objective.pad)
         return loss, lost, unknown
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #c99364c4
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #f5e86768
 _OWN_TEXT = (
     "xtoken: ce learns the text itself, and on the student's own text that is learning its errors. "
     "Set ce=0, or give text of a teacher or a reference."
@@ -431,14 +432,10 @@ class XToken(Objective, torch.nn.Module):
         return self._output(batch, *(torch.cat(part) for part in zip(*parts)))
 
     def _output(self, batch, loss, lost, unknown):
-        n, known = len(batch.student), torch.ones_like(loss, dtype=torch.bool)
+        known = torch.ones_like(loss, dtype=torch.bool)
         if self.choice == "p-kl": known = (1 - lost > 1e-6) & (1 - unknown > 1e-6)
         token_loss = broadcast_to_tokens(batch, torch.where(known, loss, 0.))
         unusable = (broadcast_to_tokens(batch, (~known).float()) > 0).cpu().numpy()
-        if self.ce and n:
-            ce = -chunked_token_logp(batch.student, np.arange(n))
-            ce = chunk_sum(ce, batch.alignment.student_chunk, len(loss))
-            token_loss = token_loss + self.ce * broadcast_to_tokens(batch, ce)
         mean = lambda values: float(values.mean()) if len(values) else 0.
         stats = dict(
             kd=mean(loss.detach()[known]), lost_mass=mean(lost), unreachable_mass=mean(unknown),
@@ -446,6 +443,7 @@ class XToken(Objective, torch.nn.Module):
             critical_share=float(self.report["share"])
         )
         weight = chunk_weights(batch, known.cpu().numpy())
+        if self.ce: token_loss, weight = add_cross_entropy(batch, token_loss, weight, self.ce)
         reason = np.where(unusable, Reason.UNKNOWN_MASS, 0)
         unknown = broadcast_to_tokens(batch, unknown.float().clamp(0, 1))
         return make_output(
