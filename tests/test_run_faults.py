@@ -1,0 +1,43 @@
+"Faults of building and running that were found from outside: files of prompts, folders of runs, resuming, damaged files, full disks."
+import gzip
+
+import pytest
+
+from xtokd.data.prompts import load_prompts
+
+JSON_LINES = '{"prompt": "a"}\n{"prompt": "b, c"}\n'
+
+
+# ---- files of prompts -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name, text", [
+    ("p.jsonl", JSON_LINES), ("p.ndjson", JSON_LINES), ("p.JSONL", JSON_LINES), ("p.v2.NDJson", JSON_LINES),
+    ("p.JSON", '[{"prompt": "a"}, {"prompt": "b, c"}]'), ("p.csv", 'prompt,note\na,\n"b, c",\n'), ("p.CSV", '\ufeffprompt\r\na\r\n"b, c"\r\n'),
+    ("p.txt", "a\nb, c\n"), ("p.TXT", "a\r\nb, c\r\n"), ("prompts", "a\nb, c\n")])
+def test_a_file_is_read_by_its_suffix_in_any_case(tmp_path, name, text):
+    plain, packed = tmp_path/name, tmp_path/f"{name}.GZ"
+    plain.write_bytes(text.encode()); packed.write_bytes(gzip.compress(text.encode()))
+    for path in (plain, packed): assert load_prompts(path) == [{"prompt": "a"}, {"prompt": "b, c"}]
+
+
+def test_csv_columns(tmp_path):
+    path = tmp_path/"p.csv"
+    path.write_text('messages,reference\n"[{""role"": ""user"", ""content"": ""x\\ny""}]",z\n')
+    assert load_prompts(path) == [{"messages": [{"role": "user", "content": "x\ny"}], "reference": "z"}]
+    path.write_text('prompt\n"two\nlines"\n')
+    assert load_prompts(path) == [{"prompt": "two\nlines"}]
+
+
+@pytest.mark.parametrize("name, data, says", [
+    ("p.parquet", b"PAR1", "to_json"), ("p.yaml", b"- a\n", "not .yaml"), ("p.tsv", b"prompt\na\n", "not .tsv"), ("p.md", b"a\n", "not .md"),
+    ("p.yaml.gz", gzip.compress(b"- a\n"), "not .yaml"), ("p.zip", b"PK", "not .zip"), ("p.jsonl.gz", b'{"prompt": "a"}\n', "drop the .gz"),
+    ("p.txt.gz", gzip.compress(b"abcabcabc")[:-9], "compress it again"), ("p.txt", b'{"prompt": "a"}\n', "line 1: this is JSON"),
+    ("p", b'a\n {"messages": []}\n', "line 2: this is JSON"), ("p.csv", b"question\na\n", r"p.csv, line 2: .*\['question'\]"),
+    ("p.csv", b"prompt\na,b\n", "line 2: more cells"), ("p.csv", b'prompt\n"a\n', "not CSV")])
+def test_other_files_are_refused_with_a_cure(tmp_path, name, data, says):
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(ValueError, match=says): load_prompts(tmp_path/name)
+
+
+@pytest.mark.parametrize("name", ["p.NDJSON", "p.csv", "p.jsonl.gz", "p.parquet"])
+def test_a_missing_file_is_no_data_set(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="no prompt file at"): load_prompts(str(tmp_path/name))
