@@ -3,6 +3,8 @@ import gzip
 
 import pytest
 
+from xtokd.cli.commands import main
+from xtokd.train.config import DistillConfig
 from xtokd.data.prompts import load_prompts
 
 JSON_LINES = '{"prompt": "a"}\n{"prompt": "b, c"}\n'
@@ -41,3 +43,22 @@ def test_other_files_are_refused_with_a_cure(tmp_path, name, data, says):
 @pytest.mark.parametrize("name", ["p.NDJSON", "p.csv", "p.jsonl.gz", "p.parquet"])
 def test_a_missing_file_is_no_data_set(tmp_path, name):
     with pytest.raises(FileNotFoundError, match="no prompt file at"): load_prompts(str(tmp_path/name))
+
+
+# ---- the folder of a run ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSON", "new/a.log", "file", "file/under/it", "folder.jsonl"])
+def test_a_file_is_no_folder_of_a_run(tmp_path, monkeypatch, capsys, name):
+    (tmp_path/"file").write_text("mine")
+    (tmp_path/"folder.jsonl").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="output_dir is .*a file.*Give"): DistillConfig(output_dir=tmp_path/name)
+    def load(*a, **k): raise AssertionError("models were loaded")
+    monkeypatch.setattr("xtokd.train.distiller.load_models", load)
+    assert main(["distill", "--max-steps", "1", "--output-dir", str(tmp_path/name)]) == 1
+    assert "it is the folder of a run" in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["new", "new/er", "old", "old.json", "v0.2", "qwen2.5"])
+def test_other_names_of_folders_are_taken(tmp_path, name):
+    (tmp_path/"old").mkdir(); (tmp_path/"old.json").mkdir()
+    assert DistillConfig(output_dir=tmp_path/name).output_dir == str(tmp_path/name)
