@@ -3,8 +3,11 @@ import gzip
 
 import pytest
 
+from test_distill import SMALL, distiller
 from xtokd.cli.commands import main
 from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.train.runlog import Run
 from xtokd.data.prompts import load_prompts
 
 JSON_LINES = '{"prompt": "a"}\n{"prompt": "b, c"}\n'
@@ -62,3 +65,29 @@ def test_a_file_is_no_folder_of_a_run(tmp_path, monkeypatch, capsys, name):
 def test_other_names_of_folders_are_taken(tmp_path, name):
     (tmp_path/"old").mkdir(); (tmp_path/"old.json").mkdir()
     assert DistillConfig(output_dir=tmp_path/name).output_dir == str(tmp_path/name)
+
+
+# ---- resuming with something else -------------------------------------------------------------------------------------------
+def small(out, steps, prompts, objective="strict", eval_prompts=None, **arguments):
+    config = DistillConfig(**SMALL | {"max_steps": steps, "batch_size": 2, "max_new_tokens": 6, "output_dir": out})
+    return Distiller("tiny", arguments.pop("teacher", "tiny"), prompts, objective, config, eval_prompts=eval_prompts, **arguments)
+
+
+def test_another_objective_teacher_and_other_prompts_are_in_the_log(tmp_path):
+    one, same_elsewhere, other = (tmp_path/f"{name}.txt" for name in ("one", "same", "other"))
+    one.write_text("1 plus 1\n2 plus 2\n"); same_elsewhere.write_bytes(one.read_bytes()); other.write_text("3 plus 3\n4 plus 4\n")
+    small(tmp_path/"a", 1, one).fit()
+    def goes_on(steps, *a, **k):
+        run = small(tmp_path/"a", steps, *a, **k).fit(resume=True)
+        return [w["message"] for w in run.warnings if w["step"] == steps - 1 and "goes on with other" in w["message"]]
+    assert goes_on(2, one, ("strict", {})) == [] == goes_on(3, same_elsewhere)
+    [message] = goes_on(4, other, "cover")
+    assert "objective 'strict' -> 'cover'" in message and "other.txt'" in message
+    assert goes_on(5, other, "cover") == []             # what was changed at the last resume is no change now
+    other.write_text("5 plus 5\n")
+    [message] = goes_on(6, other, ("cover", {}))
+    assert "other.txt' with other content" in message and "objective '" not in message
+    from xtokd.models.loading import load_model, load_tokenizer
+    [message] = goes_on(7, other, "cover", teacher=(load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher")))
+    assert "teacher 'tiny' -> 'in memory'" in message
+    assert Run(tmp_path/"a").compare()[0]["objective"] == "strict -> cover" and Run(tmp_path/"a").warnings

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'unknown_name', 'strict_names', 'ModelSettings', 'DistillConfig', 'check_output_dir',
            'check_config', 'learning_rate_factor', 'prompt_indices', 'combine_seeds', 'choose_text_source',
-           'check_text_source', 'changed_settings']
+           'check_text_source', 'changed_settings', 'loggable_arguments', 'digest', 'changed_arguments']
 
-# %% ../../nbs/08_train/01_config.ipynb #6e8c1ab6
-import difflib, math
+# %% ../../nbs/08_train/01_config.ipynb #24573a3a
+import difflib, hashlib, json, math, re
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -240,7 +240,7 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 1 (it is {config.on_policy_fraction}), or "
                          f"off_policy_source another of {', '.join(allowed)}")
 
-# %% ../../nbs/08_train/01_config.ipynb #a360929e
+# %% ../../nbs/08_train/01_config.ipynb #e188eb9a
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map",
@@ -253,3 +253,33 @@ def changed_settings(before: dict, config: DistillConfig) -> list[str]:
     then, now = before.get("config", {}), asdict(config)
     return [f"{name} {then[name]!r} -> {value!r}" for name, value in now.items()
             if name in then and name not in free and then[name] != value]
+
+def loggable_arguments(arguments: dict) -> dict:
+    "Arguments of a Distiller as a log can hold them; objects become the words \"in memory\"."
+    def shown(name, value):
+        if value is None or isinstance(value, (str, Path)): return value
+        if name != "objective": return "in memory"
+        return value if isinstance(value, (tuple, list)) else repr(value)[:200]
+    return {name: shown(name, value) for name, value in arguments.items()}
+
+def digest(items: list) -> str:
+    "Sixteen digits that differ where the items do."
+    return hashlib.sha256(json.dumps(items, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+def _comparable(argument):
+    "An argument of a log without what differs between processes and between spellings."
+    if isinstance(argument, list) and len(argument) == 2 and not argument[1]: return argument[0]
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", argument) if isinstance(argument, str) else argument
+
+def changed_arguments(before: dict, now: dict) -> list[str]:
+    """Models, prompts and objective that differ between two start or resume events, as text.
+
+    Prompts are compared by their content, where both events have its digest."""
+    then, today, changed = before.get("args", {}), now["args"], []
+    for name in sorted(then.keys() | today.keys()) if then else ():
+        old, new = _comparable(then.get(name)), _comparable(today.get(name))
+        digests = [event.get("digests", {}).get(name) for event in (before, now)]
+        same = digests[0] == digests[1] if all(digests) else old == new
+        if same: continue
+        changed.append(f"{name} {old!r} -> {new!r}" if old != new else f"{name} {old!r} with other content")
+    return changed

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainState', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #5baa505c
+# %% ../../nbs/08_train/11_distiller.ipynb #7721b537
 import math, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,13 +27,13 @@ from ..serving.client import probe_logps
 from .callbacks import RunReporter, interruptible, run_callbacks
 from .checkpoint import Checkpoints
 from .config import (
-    DistillConfig, changed_settings, check_text_source, choose_text_source, combine_seeds,
+    DistillConfig, changed_arguments, changed_settings, check_text_source, choose_text_source, combine_seeds,
     learning_rate_factor, prompt_indices)
 from .evaluate import Evaluator
 from .forward_batch import load_models, prepare_objective, shard_models
 from .monitor import CoverageGuard
 from .runlog import (
-    Control, Costs, Run, describe_run, log_file, peak_memory)
+    Control, Costs, Run, describe_run, log_file, peak_memory, to_json)
 from .samples import SampleSource, fitting_prompts, prompts_that_fit, split_prompts
 from .step import (
     DistillStep, add_costs, check_signal, generation_counts, make_objective,
@@ -173,7 +173,7 @@ class TrainingLoop:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #080ad993
+# %% ../../nbs/08_train/11_distiller.ipynb #42979c85
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -189,7 +189,7 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
         raise FileExistsError(f"{folder} holds a run already: give another `output_dir`, or resume "
                               f"it with fit(resume=True) or `xtokd distill --output-dir {folder} "
                               "--resume`")
-    before = Run(folder).start if has_log else {}
+    before = next(reversed(Run(folder).starts), {}) if has_log else {}
     now = {"student": d.student.vocab.fingerprint, "teacher": d.teacher.vocab.fingerprint}
     if before.get("fingerprints", now) != now:
         raise ValueError(f"{folder} was begun with other tokenizers ({before['student']}, "
@@ -199,14 +199,16 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
     if resume and d.checkpoints.latest(): d.checkpoints.restore(d.checkpoints.latest(), d.state)
     d.accelerator.wait_for_everyone()
     d.log.open()
-    d.log.emit("resume" if has_log else "start", d.state.step, **describe_run(d))
-    for message in _opening_messages(d, before): d.log.emit("warn", d.state.step, message=message)
+    description = to_json(describe_run(d))
+    d.log.emit("resume" if has_log else "start", d.state.step, **description)
+    for message in _opening_messages(d, before, description):
+        d.log.emit("warn", d.state.step, message=message)
     if d.device.type == "cuda": torch.cuda.reset_peak_memory_stats(d.device)
 
-def _opening_messages(distiller: "Distiller", before: dict) -> list[str]:
-    "Changed settings, prompts that are left out, template arguments without use."
+def _opening_messages(distiller: "Distiller", before: dict, now: dict) -> list[str]:
+    "Changed settings and arguments, prompts that are left out, template arguments without use."
     d, messages = distiller, []
-    if changed := changed_settings(before, d.config):
+    if changed := changed_settings(before, d.config) + changed_arguments(before, now):
         messages.append(f"this run goes on with other settings: {', '.join(changed)}")
     for name, left_out in (("prompts", d.left_out), ("evaluation prompts", d.left_out_eval_items)):
         if left_out:

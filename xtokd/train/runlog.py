@@ -6,15 +6,18 @@
 __all__ = ['EVENTS', 'FIELDS_0_1', 'CONFIG_0_1', 'VALUES_0_1', 'to_json', 'to_line', 'log_file', 'RunLog', 'rounded',
            'write_compact', 'Costs', 'Table', 'config_of_today', 'renamed', 'read_lines', 'effective_events', 'wilson',
            'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'versions', 'device_name',
-           'peak_memory', 'loggable_arguments', 'describe_run']
+           'peak_memory', 'describe_run']
 
-# %% ../../nbs/08_train/07_runlog.ipynb #5d52fb9c
+# %% ../../nbs/08_train/07_runlog.ipynb #caae4e4d
 import json, math, os, sys, threading, time
 from dataclasses import asdict
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+
+from .config import digest, loggable_arguments
 
 EVENTS = ("start", "step", "eval", "sample", "warn", "resume", "end")
 
@@ -296,7 +299,7 @@ class Control:
         self.running.wait()
         return self.stopping.is_set()
 
-# %% ../../nbs/08_train/07_runlog.ipynb #00d0c308
+# %% ../../nbs/08_train/07_runlog.ipynb #8997788e
 class RunReader:
     "A run log as data; reads new lines of the file at every access."
 
@@ -331,17 +334,26 @@ class RunReader:
     warnings = property(lambda self: self.of("warn"))
     start = property(lambda self: next(iter(self.of("start")), {}))
     config = property(lambda self: self.start.get("config", {}))
+    starts = property(lambda self: [e for e in self.of("start") + self.of("resume") if "args" in e])
+
+    @property
+    def objective(self) -> str | None:
+        "The name of the objective; all names, as `cover -> strict`, where a resume changed it."
+        events = self.of("start") + self.of("resume")
+        names = [name for name, _ in groupby(e["objective"] for e in events if "objective" in e)]
+        return " -> ".join(names) or None
+
     finished = property(lambda self: bool(self.of("end")))
 
     def column(self, name: str, event: str = "step") -> np.ndarray:
         "float64 array of one field over the events of one kind; NaN where a record lacks it."
         return np.array([to_float(e.get(name)) for e in self.of(event)], dtype=np.float64)
 
-# %% ../../nbs/08_train/07_runlog.ipynb #aeaef0f2
+# %% ../../nbs/08_train/07_runlog.ipynb #f4fa64b2
 def run_summary(run: RunReader) -> dict:
     "One row of a table: what the run was, accuracy and reverse KL before and after, and its costs."
-    steps, start, end = run.steps, run.start, run.of("end")
-    row = {"run": run.name, "objective": start.get("objective"),
+    steps, end = run.steps, run.of("end")
+    row = {"run": run.name, "objective": run.objective,
            "steps": steps[-1]["step"] if steps else 0, "status": "finished" if end else "open"}
     for key, short in (("accuracy", "accuracy"), ("rkl_per_byte", "rKL/byte")):
         known = [e for e in run.evals if e.get(key) is not None]
@@ -401,7 +413,7 @@ class Run(RunReader):
     def __repr__(self): return repr(self._table())
     def _repr_html_(self): return self._table()._repr_html_()
 
-# %% ../../nbs/08_train/07_runlog.ipynb #1ed1c53d
+# %% ../../nbs/08_train/07_runlog.ipynb #4ac6be6c
 def versions() -> dict:
     "Versions of Python and of the packages that compute; None where one is not installed."
     from importlib.metadata import PackageNotFoundError, version
@@ -426,14 +438,6 @@ def peak_memory(device: "torch.device") -> float | None:
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
-def loggable_arguments(arguments: dict) -> dict:
-    "Arguments of a Distiller as a log can hold them; objects become the words \"in memory\"."
-    def shown(name, value):
-        if value is None or isinstance(value, (str, Path)): return value
-        if name != "objective": return "in memory"
-        return value if isinstance(value, (tuple, list)) else repr(value)[:200]
-    return {name: shown(name, value) for name, value in arguments.items()}
-
 def describe_run(distiller: "Distiller") -> dict:
     "The fields of a start or resume event."
     d = distiller
@@ -445,6 +449,7 @@ def describe_run(distiller: "Distiller") -> dict:
         "student": repr(d.student),
         "teacher": repr(d.teacher),
         "fingerprints": {"student": d.student.vocab.fingerprint, "teacher": d.teacher.vocab.fingerprint},
+        "digests": {"prompts": digest(d.items), "eval_prompts": digest(d.eval_items)},
         "prompts": len(d.items),
         "prompts_left_out": len(d.left_out),
         "eval_prompts": len(d.eval_items),
