@@ -1,10 +1,11 @@
 "Faults of building and running that were found from outside: files of prompts, folders of runs, resuming, damaged files, full disks."
-import gzip
+import gzip, os, signal
 
 import pytest
 
-from test_distill import SMALL, distiller
+from test_distill import SMALL, Wrapped, distiller, same, weights
 from xtokd.cli.commands import main
+from xtokd.train.checkpoint import checkpoints
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.train.runlog import Run
@@ -91,3 +92,50 @@ def test_another_objective_teacher_and_other_prompts_are_in_the_log(tmp_path):
     [message] = goes_on(7, other, "cover", teacher=(load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher")))
     assert "teacher 'tiny' -> 'in memory'" in message
     assert Run(tmp_path/"a").compare()[0]["objective"] == "strict -> cover" and Run(tmp_path/"a").warnings
+
+
+# ---- an error in the middle of a run ----------------------------------------------------------------------------------------
+def names(folder): return [path.name for path in checkpoints(folder/"checkpoints")]
+
+
+def away(*_): raise ConnectionError("the teacher is away")
+def interrupted(*_):
+    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("happens, error", [(away, ConnectionError), (interrupted, KeyboardInterrupt)])
+def test_an_error_in_a_step_loses_no_whole_step(tmp_path, capsys, happens, error):
+    settings = dict(max_steps=5, batch_size=2, save_steps=50, lr_scheduler_type="cosine")
+    def change(call, out): return out if call != 4 else happens() or out
+    whole = distiller(tmp_path/"whole", Wrapped(lambda call, out: out), **settings); whole.fit()
+    with pytest.raises(error): distiller(tmp_path/"a", Wrapped(change), **settings).fit()
+    assert names(tmp_path/"a") == ["step-000003"] and "after step 3" in capsys.readouterr().err
+    end = Run(tmp_path/"a").events[-1]
+    assert end["event"] == "end" and error.__name__ in end["reason"] and end["checkpoint"] == "step-000003"
+    again = distiller(tmp_path/"a", Wrapped(lambda call, out: out), **settings)
+    assert [s["step"] for s in again.fit(resume=True).steps] == [1, 2, 3, 4, 5] and same(weights(again), weights(whole))
+
+
+def test_a_check_that_raises_loses_no_step(tmp_path):
+    def check(item, text): raise TypeError("no such answer")
+    d = small(tmp_path/"a", 4, "tiny", check=check)
+    d.config.eval_on_start, d.config.eval_steps = False, 3
+    d.evaluator.items = d.items[:2]
+    with pytest.raises(TypeError, match="no such answer"): d.fit()
+    assert names(tmp_path/"a") == ["step-000003"]
+
+
+def test_half_a_step_and_bad_weights_are_not_saved(tmp_path, monkeypatch):
+    d = distiller(tmp_path/"a", batch_size=2, max_steps=3)
+    def half(): raise KeyboardInterrupt
+    class Later:
+        def on_step(self, d, record):
+            if record["step"] == 2: monkeypatch.setattr(d.state.scheduler, "step", half)     # behind the optimizer's step
+    d.callbacks.append(Later())
+    with pytest.raises(KeyboardInterrupt): d.fit()
+    assert names(tmp_path/"a") == []
+    def not_finite(call, out):
+        if call == 2: raise FloatingPointError("not finite")
+        return out
+    with pytest.raises(FloatingPointError): distiller(tmp_path/"b", Wrapped(not_finite), batch_size=2, max_steps=3).fit()
+    assert names(tmp_path/"b") == []
