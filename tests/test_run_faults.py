@@ -1,5 +1,5 @@
 "Faults of building and running that were found from outside: files of prompts, folders of runs, resuming, damaged files, full disks."
-import gzip, os, signal
+import gzip, os, pickle, shutil, signal
 
 import pytest
 
@@ -139,3 +139,53 @@ def test_half_a_step_and_bad_weights_are_not_saved(tmp_path, monkeypatch):
         return out
     with pytest.raises(FloatingPointError): distiller(tmp_path/"b", Wrapped(not_finite), batch_size=2, max_steps=3).fit()
     assert names(tmp_path/"b") == []
+
+
+# ---- damaged files ----------------------------------------------------------------------------------------------------------
+def cut(path): path.write_bytes(path.read_bytes()[:-100])
+def emptied(path): path.write_bytes(b"")
+def foreign(path): path.write_bytes(pickle.dumps(os.system))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")/"a"
+    distiller(folder, max_steps=2, save_steps=1, batch_size=2, max_new_tokens=6).fit()
+    return folder
+
+
+@pytest.mark.parametrize("file, harm", [("model.safetensors", cut), ("model.safetensors", emptied), ("model.safetensors", foreign), ("model.safetensors", os.remove),
+                                        ("state.pt", cut), ("state.pt", emptied), ("state.pt", foreign), ("config.json", cut)])
+def test_a_damaged_newest_checkpoint(tmp_path, stopped, capsys, file, harm):
+    from xtokd.cli.generate import newest_weights
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    assert newest_weights(folder).name == "step-000002"
+    harm(folder/"checkpoints/step-000002"/file)
+    assert newest_weights(folder).name == "step-000001" and "step-000002 is damaged" in capsys.readouterr().err
+    d = distiller(folder, max_steps=3, save_steps=0, save_total_limit=1, batch_size=2, max_new_tokens=6)
+    run = d.fit(resume=True)
+    assert [s["step"] for s in run.steps] == [1, 2, 3] and run.of("resume")[-1]["step"] == 1
+    assert [w for w in run.warnings if "step-000002 is damaged" in w["message"]] and names(folder) == ["step-000003"]
+
+
+def test_no_checkpoint_is_whole(tmp_path, stopped):
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    for path in checkpoints(folder/"checkpoints"): cut(path/"state.pt")
+    with pytest.raises(ValueError, match="step-000002: state.pt cannot be read .* no other checkpoint is whole"): distiller(folder, max_steps=3, batch_size=2).fit(resume=True)
+    assert names(folder) == ["step-000001", "step-000002"]
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", '{"foo": 1}', "3", "null", '"step"', '{"event": 1, "step": 1}', '{"event": "step"}', '{"event": "step", "step": "1"}', '{"event": ["step"], "step": 1}'])
+def test_lines_of_a_log_that_are_no_events(tmp_path, stopped, capsys, line):
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    with open(folder/"run.jsonl", "a") as file: file.write(line + "\n")
+    with pytest.warns(UserWarning, match="1 lines are no events"): run = Run(folder); assert [s["step"] for s in run.steps] == [1, 2]
+    assert run.broken == 1
+    with pytest.warns(UserWarning, match="no events"): assert main(["compare", str(folder)]) == 0
+
+
+def test_a_log_with_foreign_lines_is_resumed(tmp_path, stopped):
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    with open(folder/"run.jsonl", "a") as file: file.write('[1, 2]\n{"foo": 1}\n')
+    with pytest.warns(UserWarning, match="2 lines are no events"): run = distiller(folder, max_steps=3, batch_size=2, max_new_tokens=6).fit(resume=True)
+    assert [s["step"] for s in run.steps] == [1, 2, 3]

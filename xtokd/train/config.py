@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'unknown_name', 'strict_names', 'ModelSettings', 'DistillConfig', 'check_output_dir',
            'check_config', 'learning_rate_factor', 'prompt_indices', 'combine_seeds', 'choose_text_source',
-           'check_text_source', 'changed_settings', 'loggable_arguments', 'digest', 'changed_arguments']
+           'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest', 'changed_arguments']
 
-# %% ../../nbs/08_train/01_config.ipynb #24573a3a
-import difflib, hashlib, json, math, re
+# %% ../../nbs/08_train/01_config.ipynb #d26abd5d
+import difflib, hashlib, json, math, re, sys
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -240,7 +240,7 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 1 (it is {config.on_policy_fraction}), or "
                          f"off_policy_source another of {', '.join(allowed)}")
 
-# %% ../../nbs/08_train/01_config.ipynb #e188eb9a
+# %% ../../nbs/08_train/01_config.ipynb #d706887e
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map",
@@ -253,6 +253,15 @@ def changed_settings(before: dict, config: DistillConfig) -> list[str]:
     then, now = before.get("config", {}), asdict(config)
     return [f"{name} {then[name]!r} -> {value!r}" for name, value in now.items()
             if name in then and name not in free and then[name] != value]
+
+def versions() -> dict:
+    "Versions of Python and of the packages that compute; None where one is not installed."
+    from importlib.metadata import PackageNotFoundError, version
+    def installed(name):
+        try: return version(name)
+        except PackageNotFoundError: return None
+    names = ("xtokd", "torch", "transformers", "tokenizers", "accelerate", "numpy")
+    return {"python": sys.version.split()[0]} | {name: installed(name) for name in names}
 
 def loggable_arguments(arguments: dict) -> dict:
     "Arguments of a Distiller as a log can hold them; objects become the words \"in memory\"."

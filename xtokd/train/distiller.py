@@ -176,7 +176,7 @@ class TrainingLoop:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #42979c85
+# %% ../../nbs/08_train/11_distiller.ipynb #acf8be8e
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -199,12 +199,13 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
                          f"{before['teacher']}): give the same student and teacher, or another "
                          "`output_dir`")
     torch.manual_seed(d.config.seed)
+    damaged = d.checkpoints.set_damaged_aside() if resume else []
     if resume and d.checkpoints.latest(): d.checkpoints.restore(d.checkpoints.latest(), d.state)
     d.accelerator.wait_for_everyone()
     d.log.open()
     description = to_json(describe_run(d))
     d.log.emit("resume" if has_log else "start", d.state.step, **description)
-    for message in _opening_messages(d, before, description):
+    for message in damaged + _opening_messages(d, before, description):
         d.log.emit("warn", d.state.step, message=message)
     if d.device.type == "cuda": torch.cuda.reset_peak_memory_stats(d.device)
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['EVENTS', 'FIELDS_0_1', 'CONFIG_0_1', 'VALUES_0_1', 'to_json', 'to_line', 'log_file', 'RunLog', 'rounded',
            'write_compact', 'Costs', 'Table', 'config_of_today', 'renamed', 'read_lines', 'effective_events', 'wilson',
-           'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'versions', 'device_name',
-           'peak_memory', 'describe_run']
+           'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'device_name', 'peak_memory',
+           'describe_run']
 
-# %% ../../nbs/08_train/07_runlog.ipynb #caae4e4d
-import json, math, os, sys, threading, time
+# %% ../../nbs/08_train/07_runlog.ipynb #76c413c1
+import json, math, os, sys, threading, time, warnings
 from dataclasses import asdict
 from html import escape
 from itertools import groupby
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import digest, loggable_arguments
+from .config import digest, loggable_arguments, versions
 
 EVENTS = ("start", "step", "eval", "sample", "warn", "resume", "end")
 
@@ -225,20 +225,32 @@ def renamed(record: object) -> object:
     if isinstance(today.get("config"), dict): today["config"] = config_of_today(today["config"])
     return today
 
-# %% ../../nbs/08_train/07_runlog.ipynb #d0ea525b
+# %% ../../nbs/08_train/07_runlog.ipynb #3b7882ab
+def _is_event(record):
+    return (isinstance(record, dict) and isinstance(record.get("event"), str)
+            and type(record.get("step")) is int)
+
 def read_lines(path: Path, start: int = 0) -> tuple[list[dict], int, int]:
     """Records of a log from byte `start` on, number of broken lines, and the byte to go on from.
 
-    An unfinished last line is left for the next call."""
+    An unfinished last line is left for the next call; JSON that is no event is broken too, and
+    warned about."""
     if not path.exists(): return [], 0, start
     with open(path, "rb") as file:
         file.seek(start)
         data = file.read()
     data = data[:data.rfind(b"\n") + 1]
-    records, broken = [], 0
+    records, broken, foreign = [], 0, []
     for line in data.splitlines():
-        try: records.append(renamed(json.loads(line)))
-        except ValueError: broken += bool(line.strip())
+        try: record = renamed(json.loads(line))
+        except (ValueError, RecursionError): broken += bool(line.strip())
+        else:
+            if _is_event(record): records.append(record)
+            else: foreign.append(line[:60].decode("utf-8", "replace"))
+    if foreign:
+        warnings.warn(f"{path}: {len(foreign)} lines are no events of a run and are left out, the "
+                      f"first is {foreign[0]!r}: remove them", stacklevel=2)
+    broken += len(foreign)
     return records, broken, start + len(data)
 
 # %% ../../nbs/08_train/07_runlog.ipynb #30845465
@@ -413,16 +425,7 @@ class Run(RunReader):
     def __repr__(self): return repr(self._table())
     def _repr_html_(self): return self._table()._repr_html_()
 
-# %% ../../nbs/08_train/07_runlog.ipynb #4ac6be6c
-def versions() -> dict:
-    "Versions of Python and of the packages that compute; None where one is not installed."
-    from importlib.metadata import PackageNotFoundError, version
-    def installed(name):
-        try: return version(name)
-        except PackageNotFoundError: return None
-    names = ("xtokd", "torch", "transformers", "tokenizers", "accelerate", "numpy")
-    return {"python": sys.version.split()[0]} | {name: installed(name) for name in names}
-
+# %% ../../nbs/08_train/07_runlog.ipynb #202b7cec
 def device_name(device: "torch.device") -> str:
     "The name of the GPU, or the number of CPU threads."
     import torch
