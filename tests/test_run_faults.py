@@ -1,10 +1,13 @@
 "Faults of building and running that were found from outside: files of prompts, folders of runs, resuming, damaged files, full disks."
-import gzip, os, pickle, shutil, signal
+import errno, gzip, os, pickle, resource, shutil, signal
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from test_distill import SMALL, Wrapped, distiller, same, weights
 from xtokd.cli.commands import main
+from xtokd.errors import disk_write
 from xtokd.train.checkpoint import checkpoints
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
@@ -189,3 +192,28 @@ def test_a_log_with_foreign_lines_is_resumed(tmp_path, stopped):
     with open(folder/"run.jsonl", "a") as file: file.write('[1, 2]\n{"foo": 1}\n')
     with pytest.warns(UserWarning, match="2 lines are no events"): run = distiller(folder, max_steps=3, batch_size=2, max_new_tokens=6).fit(resume=True)
     assert [s["step"] for s in run.steps] == [1, 2, 3]
+
+
+# ---- a full disk, as the libraries see it -----------------------------------------------------------------------------------
+def torch_file(path): torch.save({"x": torch.zeros(100_000)}, path)
+def safetensors_file(path): save_file({"x": torch.zeros(100_000)}, path)
+
+
+@pytest.mark.parametrize("write", [torch_file, safetensors_file])
+def test_a_write_that_the_system_refuses_gets_the_advice(tmp_path, write):
+    "A limit on the size of files is refused by the system in the middle of a write, as a full disk is."
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(Exception) as raw: write(tmp_path/"raw")
+        with pytest.raises(OSError, match="while writing a checkpoint .* --resume") as told:
+            with disk_write("a checkpoint", tmp_path, tmp_path): write(tmp_path/"a")
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits); signal.signal(signal.SIGXFSZ, before)
+    assert not isinstance(raw.value, OSError) and told.value.errno in (errno.ENOSPC, errno.EFBIG)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), RuntimeError("inline_container.cc: file not found"), ValueError("unexpected pos"), PermissionError(errno.EACCES, "denied")])
+def test_other_errors_of_a_write_stay_as_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as told:
+        with disk_write("a checkpoint", tmp_path, tmp_path): raise error
+    assert told.value is error
