@@ -1,5 +1,5 @@
 "Faults of building and running that were found from outside: files of prompts, folders of runs, resuming, damaged files, full disks."
-import errno, gzip, os, pickle, resource, shutil, signal
+import errno, gzip, os, pickle, resource, shutil, signal, subprocess, sys
 
 import pytest
 import torch
@@ -217,3 +217,19 @@ def test_other_errors_of_a_write_stay_as_they_are(tmp_path, error):
     with pytest.raises(type(error)) as told:
         with disk_write("a checkpoint", tmp_path, tmp_path): raise error
     assert told.value is error
+
+
+# ---- two processes in one folder --------------------------------------------------------------------------------------------
+def test_two_processes_in_one_run(tmp_path, stopped):
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(f'process 77 on there', file=f, flush=True); print(flush=True); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder/"run.lock")], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        before = (folder/"run.jsonl").read_bytes()
+        d = distiller(folder, max_steps=3, batch_size=2, max_new_tokens=6)
+        with pytest.raises(RuntimeError, match="in use: process 77 on there trains in it"): d.fit(resume=True)
+        assert (folder/"run.jsonl").read_bytes() == before and names(folder) == ["step-000001", "step-000002"]
+    finally: other.kill(); other.wait()
+    assert d.fit(resume=True).finished and f"process {os.getpid()} on" in (folder/"run.lock").read_text()       # what the killed process left is no lock
+    assert distiller(folder, max_steps=4, batch_size=2, max_new_tokens=6).fit(resume=True).finished             # and the run's own ends with it

@@ -176,7 +176,7 @@ class TrainingLoop:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #acf8be8e
+# %% ../../nbs/08_train/11_distiller.ipynb #4dadb01c
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -192,6 +192,7 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
         raise FileExistsError(f"{folder} holds a run already: give another `output_dir`, or resume "
                               f"it with fit(resume=True) or `xtokd distill --output-dir {folder} "
                               "--resume`")
+    d.log.take_lock()
     before = next(reversed(Run(folder).starts), {}) if has_log else {}
     now = {"student": d.student.vocab.fingerprint, "teacher": d.teacher.vocab.fingerprint}
     if before.get("fingerprints", now) != now:
@@ -291,7 +292,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #f42058de
+# %% ../../nbs/08_train/11_distiller.ipynb #086ac137
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -334,9 +335,8 @@ class Distiller:
         self.generator = SampleSource(self.student, self.teacher, config, preferences,
                                       supervision_window, teacher_context)
         self.stepper = DistillStep(self.models, self.objective, config, self.autocast)
-        check = check or builtin_check(prompts)
-        self.evaluator = Evaluator(self.models, self.eval_items, check, config, self.autocast,
-                                   self.accelerator)
+        self.evaluator = Evaluator(self.models, self.eval_items, check or builtin_check(prompts),
+                                   config, self.autocast, self.accelerator)
         self.checkpoints = Checkpoints(self.output_dir, self.student, config, self.accelerator)
         self.log = RunReporter(self, self.output_dir, self.callbacks, is_main)
         self.coverage, self.control = CoverageGuard(config.min_coverage), None
@@ -356,7 +356,10 @@ class Distiller:
         block=False trains in a thread: `run.stop()`, `run.pause()`, `run.wait()` steer it.
         resume=True goes on from the newest checkpoint in the run's folder."""
         self.control = Control()
-        open_run(self, resume)
+        try: open_run(self, resume)
+        except BaseException:
+            self.log.close()
+            raise
         run = Run(self.output_dir, self.control)
         if block:
             with interruptible(self.control): self._run()
@@ -364,7 +367,6 @@ class Distiller:
         self.control.thread = threading.Thread(target=self._run, daemon=True)
         self.control.thread.start()
         return run
-
     def _run(self): run_to_end(self)
 
     def evaluate(self) -> dict | None:
