@@ -73,8 +73,21 @@ def step_part(name: str,
                 "learning_rate") from e
         raise
 
-# %% ../nbs/13_support/01_errors.ipynb #3ca2ff0a
+# %% ../nbs/13_support/01_errors.ipynb #7e626e84
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _full_disk_number(error):
+    """The errno of an error of a full disk, as Python, safetensors and torch raise it, else None.
+
+    safetensors names the number in its text; torch says only that its file has another length."""
+    if isinstance(error, OSError): return error.errno if error.errno in _DISK_FULL else None
+    text = str(error)
+    if type(error).__name__ == "SafetensorError":
+        return next((n for n in _DISK_FULL if f"os error {n}" in text), None)
+    is_torch = isinstance(error, RuntimeError) and "inline_container" in text
+    is_writer = "unexpected pos" in text or "PytorchStreamWriter failed writing" in text
+    return errno.ENOSPC if is_torch and is_writer else None
 
 
 @contextmanager
@@ -84,9 +97,10 @@ def disk_write(what: str,           # what is written, in words
     """Context manager for writing a file: a full disk is an OSError that says which files are safe
     and how to continue."""
     try: yield
-    except OSError as e:
-        if e.errno not in _DISK_FULL: raise
-        raise OSError(e.errno, f"{os.strerror(e.errno)} while writing {what} to {path}. "
+    except Exception as e:
+        number = _full_disk_number(e)
+        if number is None: raise
+        raise OSError(number, f"{os.strerror(number)} while writing {what} to {path}. "
                                f"Checkpoints that "
                                f"were there are "
                                "whole; free space or set save_total_limit=1, then go on with "

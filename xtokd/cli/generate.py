@@ -19,7 +19,7 @@ from xtokd.data.chat import (
     kwargs_for, raw_prompt_ids, parse_template_kwargs, render_prompt, side_with_template_kwargs,
     unused_template_kwargs,
 )
-from ..train.checkpoint import checkpoints
+from ..train.checkpoint import checkpoints, damage
 from ..vocab.bytevocab import ByteVocab, response_text
 from ..errors import refuse_pickles
 from ..hub import BUILTIN_PAIRS, ModelNotFound
@@ -103,7 +103,7 @@ def answer_prompt(side: Side,
     return ModelAnswer(side.name, response_text(side.vocab, response), response, stopped,
                        time.perf_counter() - began)
 
-# %% ../../nbs/12_cli/03_generate.ipynb #510e466c
+# %% ../../nbs/12_cli/03_generate.ipynb #c143a78a
 def is_run(word: str | Path) -> bool:
     "Whether `word` is a folder with a run log."
     return Path(word).is_dir() and log_file(word).exists()
@@ -113,7 +113,10 @@ def newest_weights(folder: str | Path) -> Path:
     """The newest checkpoint of a run folder, or its `student` folder; ModelNotFound where there is
     neither."""
     folder = Path(folder)
-    if found := checkpoints(folder/"checkpoints"): return found[-1]
+    for path in reversed(checkpoints(folder/"checkpoints")):
+        reason = damage(path)
+        if reason is None: return path
+        print(f"checkpoint {path} is damaged: {reason}. An older one is taken; delete it", file=sys.stderr)
     if (folder/"student").is_dir(): return folder/"student"
     raise ModelNotFound(f"{folder} is a run without a checkpoint: it has not come to its first "
                         f"(save_steps), "

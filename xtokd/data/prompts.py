@@ -6,9 +6,13 @@
 __all__ = ['TEMPLATE_KEYS', 'TASKS', 'check_template_keys', 'refuse_lone_surrogates', 'check_item', 'read_prompts',
            'read_dataset', 'Task', 'builtin_check', 'load_prompts']
 
-# %% ../../nbs/02_data/01_prompts.ipynb #671f5a70
+# %% ../../nbs/02_data/01_prompts.ipynb #cccb80c4
+import csv
+import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -129,7 +133,7 @@ def check_item(item: dict | str, where: str) -> dict:
         "rename one of them to \"prompt\""
     )
 
-# %% ../../nbs/02_data/01_prompts.ipynb #e8324289
+# %% ../../nbs/02_data/01_prompts.ipynb #26d009e4
 def _from_json_line(line, where):
     try: return check_item(json.loads(line), where)
     except json.JSONDecodeError as error:
@@ -155,32 +159,99 @@ def _from_json_file(text, path):
     for number, row in enumerate(rows, 1): yield check_item(row, f"{path}, item {number}")
 
 
+def _from_csv_file(text, path):
+    "The items of a file with a row of column names and one item a row; empty cells are left out."
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            if None in row:
+                raise ValueError(
+                    f"{where}: more cells than the first line has names: put texts with a comma in quotes"
+                )
+            item = {name: cell for name, cell in row.items() if cell}
+            if text_list := item.get("messages"):
+                try: item["messages"] = json.loads(text_list)
+                except ValueError: pass     # `check_item` says what is wrong
+            yield check_item(item, where)
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {rows.line_num}: not CSV ({error}): save it again as CSV, or as .jsonl"
+        ) from None
+
+
+def _from_lines(text, path, is_json):
+    "The items of a file with one item a line."
+    for number, line in enumerate(text.split("\n"), 1):
+        line, where = line.removesuffix("\r"), f"{path}, line {number}"
+        if not line.strip(): continue
+        if is_json: yield _from_json_line(line, where)
+        elif re.match(r'\s*\{\s*"(prompt|messages)"\s*:', line):
+            raise ValueError(
+                f"{where}: this is JSON in a file that is read as text, one prompt a line: name the"
+                " file .jsonl"
+            )
+        else: yield {"prompt": line}
+
+# %% ../../nbs/02_data/01_prompts.ipynb #af8087d0
+# suffix, in any case -> items of (text, path)
+_READERS = {
+    ".jsonl": lambda text, path: _from_lines(text, path, True),
+    ".ndjson": lambda text, path: _from_lines(text, path, True),
+    ".json": _from_json_file,
+    ".csv": _from_csv_file,
+    ".txt": lambda text, path: _from_lines(text, path, False),
+    "": lambda text, path: _from_lines(text, path, False),
+}
+_FORMS = ".jsonl, .ndjson, .json, .csv or .txt file, or one of these with .gz behind it"
+
+
+def _reader(path):
+    "The reader of a file, by its suffix; ValueError for a suffix that is none of a prompt file."
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] == [".gz"]: suffixes.pop()
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix in _READERS: return _READERS[suffix]
+    if suffix == ".parquet":
+        raise ValueError(
+            f"{path}: .parquet is not read: write it as JSON lines, python -c \"import pandas;"
+            f" pandas.read_parquet('{path}').to_json('{path.with_suffix('.jsonl')}', orient='records',"
+            " lines=True)\""
+        )
+    raise ValueError(
+        f"{path}: a file of prompts is a {_FORMS}, not {suffix}: rename it by what it holds, .txt for"
+        " one prompt a line"
+    )
+
+
 def read_prompts(path: str | Path) -> Iterator[dict]:
-    """Yield the items of a `.jsonl`, `.json` or text file (one prompt a line); empty lines are
-    skipped."""
+    """Yield the items of a file, which is read by its suffix in any case: `.jsonl` or `.ndjson`,
+    `.json`, `.csv`, `.txt` or none (one prompt a line), each also with `.gz` behind it.
+
+    Empty lines are skipped. ValueError for other suffixes and for what is not of the kind."""
     path = Path(path)
-    try: text = path.read_text(encoding="utf-8-sig")
+    read, data = _reader(path), path.read_bytes()
+    if path.suffix.lower() == ".gz":
+        try: data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{path}: not a whole gzip file ({error}): compress it again, or drop the .gz of a"
+                " file that is not compressed"
+            ) from None
+    try: text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: not UTF-8 (byte {error.start}): save the file as UTF-8"
         ) from None
-    if path.suffix == ".json":
-        yield from _from_json_file(text, path)
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
-        if not line.strip(): continue
-        if path.suffix == ".jsonl": yield _from_json_line(line, f"{path}, line {number}")
-        else: yield {"prompt": line}
+    yield from read(text, path)
 
-# %% ../../nbs/02_data/01_prompts.ipynb #010a2838
+# %% ../../nbs/02_data/01_prompts.ipynb #2c1874cb
 def read_dataset(name: str) -> Iterator[dict]:
     "Yield the items of a `datasets` name, `name:split` (split `train` by default)."
     if find_spec("datasets") is None:
         raise FileNotFoundError(
             f"no prompts at {name!r}: there is no such file, and to load it as a data set `pip"
-            f" install datasets` is needed; known here: {', '.join(TASKS)}, tiny:heldout, a .jsonl,"
-            " .json or .txt file"
+            f" install datasets` is needed; known here: {', '.join(TASKS)}, tiny:heldout, a {_FORMS}"
         )
     from datasets import load_dataset
     path, _, split = name.partition(":")
@@ -207,7 +278,7 @@ def builtin_check(source: str | Path | Iterable) -> Callable | None:
     name = source.partition(":")[0] if isinstance(source, str) else None
     return TASKS[name].check if name in TASKS else None
 
-# %% ../../nbs/02_data/01_prompts.ipynb #3ed9448d
+# %% ../../nbs/02_data/01_prompts.ipynb #91c73448
 def _read_source(source):
     "Items of a named source: a built-in task, a file, or a data set."
     name, _, split = str(source).partition(":")
@@ -215,8 +286,8 @@ def _read_source(source):
         return read_prompts(Path(data_dir()) / name / f"{split or 'train'}.jsonl")
     path = Path(source)
     if path.is_file(): return read_prompts(path)
-    if path.is_dir() or path.suffix in (".jsonl", ".json", ".txt"):
-        raise FileNotFoundError(f"no prompt file at {source}: give a .jsonl, .json or .txt file")
+    if path.is_dir() or path.suffix and path.suffix.lower() in {*_READERS, ".gz", ".parquet"}:
+        raise FileNotFoundError(f"no prompt file at {source}: give a {_FORMS}")
     return read_dataset(str(source))
 
 

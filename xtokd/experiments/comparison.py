@@ -32,11 +32,12 @@ def find_runs(words: list) -> list[Run]:
         found += [Run(file) for file in inside] or [Run(word)]
     return found
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #7f711c48
+# %% ../../nbs/11_experiments/01_comparison.ipynb #2d34e30c
 def method_of(run: Run) -> str:
     "The method that a run is a seed of: the study's name, else the objective with its arguments."
     start, objective = run.start, run.start.get("args", {}).get("objective")
     if "method" in start: return start["method"]
+    if " -> " in (run.objective or ""): return run.objective
     args = objective[1] if isinstance(objective, list) else {}
     return " ".join([str(start.get("objective")), *(f"{name}={value}" for name,
                                                     value in args.items())])

@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['Callback', 'RunReporter', 'ProgressBar', 'scalars', 'Tracker', 'run_callbacks', 'interruptible']
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #148f8500
-import json, signal, sys, threading
+# %% ../../nbs/08_train/08_callbacks.ipynb #cb27731c
+import json, os, signal, socket, sys, threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate.tracking import filter_trackers
+
+try: import fcntl
+except ImportError: fcntl = None     # Windows has no such locks
 
 from ..errors import disk_write
 from ..models.loading import require_package
@@ -19,7 +22,7 @@ from .config import DistillConfig
 from .monitor import CollapseMonitor
 from .runlog import Control, RunLog
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #e79ee9ab
+# %% ../../nbs/08_train/08_callbacks.ipynb #b9066b84
 class Callback:
     "Base class of callbacks; override what you need. `record` is the log's record of the event."
     def on_start(self, distiller: "Distiller", record: dict) -> None: pass
@@ -37,9 +40,29 @@ class RunReporter:
         self.distiller, self.output_dir, self.callbacks = distiller, output_dir, callbacks
         self.is_main = is_main      # only the main process of a run writes
         self.file = None            # a RunLog, when it is open
+        self.lock = None            # the open file `run.lock`, while this process trains
 
     def open(self) -> None:
         if self.is_main: self.file = RunLog(self.output_dir)
+
+    def take_lock(self) -> None:
+        """Lock the folder in the main process. RuntimeError where another process trains in it.
+
+        The system ends a lock with the process that holds it, so that none can be left behind."""
+        if not self.is_main or fcntl is None: return
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        file = open(self.output_dir/"run.lock", "a+", encoding="utf-8")
+        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise RuntimeError(f"{self.output_dir} is in use: {holder} trains in it. Wait for its "
+                               "end, stop it, or give another output_dir") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self.lock = file
 
     def emit(self, event: str, step: int, **fields) -> None:
         "Log one event in the main process and call `on_EVENT` of every callback."
@@ -51,7 +74,10 @@ class RunReporter:
             if method: method(self.distiller, record)
 
     def close(self) -> None:
-        if self.file is not None: self.file.close()
+        try:
+            if self.file is not None: self.file.close()
+        finally:
+            if self.lock is not None: self.lock.close()
 
 # %% ../../nbs/08_train/08_callbacks.ipynb #c8004eb7
 class ProgressBar(Callback):

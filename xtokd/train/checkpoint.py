@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['sync', 'restore_name', 'recover', 'atomic_folder', 'no_progress_bars', 'save_student', 'rng_state', 'set_rng_state',
-           'save_checkpoint', 'checkpoints', 'plain_numbers', 'read_state', 'check_compatible', 'load_checkpoint',
-           'Checkpoints']
+           'save_checkpoint', 'checkpoints', 'plain_numbers', 'read_state', 'damage', 'check_compatible',
+           'load_checkpoint', 'Checkpoints']
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #ec22d0f6
-import os, random, shutil
+# %% ../../nbs/08_train/06_checkpoint.ipynb #1a36760f
+import json, os, random, shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import safe_open
 
 from ..distributed import unwrapped_class, load_full_weights, full_weights
 from ..errors import disk_write
@@ -136,7 +137,7 @@ def checkpoints(root: str | Path) -> list[Path]:
     restore_name(root)
     return sorted(path for path in Path(root).glob("step-*") if (path/"state.pt").exists())
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #5a989a97
+# %% ../../nbs/08_train/06_checkpoint.ipynb #139fc3c3
 def plain_numbers(x: object) -> object:
     "Replace NumPy scalars in nested dicts, lists and tuples with Python numbers."
     if isinstance(x, dict): return {key: plain_numbers(value) for key, value in x.items()}
@@ -148,6 +149,22 @@ def read_state(path: Path) -> dict:
     numpy_float64 = [np.float64(0).__reduce__()[0], np.dtype, type(np.dtype(np.float64))]
     with torch.serialization.safe_globals(numpy_float64):
         return plain_numbers(torch.load(path, map_location="cpu", weights_only=True))
+
+def damage(path: Path) -> str | None:
+    "What is wrong with the files of a checkpoint, in one line; None where all of them can be read."
+    weights = sorted(Path(path).glob("*.safetensors"))
+    if not weights: return "it has no weights (*.safetensors)"
+    file = None
+    try:
+        for file in weights:
+            with safe_open(file, "pt"): pass    # reads the header, and compares it with the size
+        for file in Path(path).glob("*.json"): json.loads(file.read_text(encoding="utf-8"))
+        file = Path(path)/"state.pt"
+        if "step" not in read_state(file): return "state.pt holds no state of a run"
+    except Exception as error:  # a damaged file can raise anything in its reader
+        first_line = str(error).strip().partition("\n")[0]
+        return f"{file.name} cannot be read ({type(error).__name__}: {first_line[:100]})"
+    return None
 
 # %% ../../nbs/08_train/06_checkpoint.ipynb #82be58d2
 def check_compatible(path: str | Path, saved: torch.nn.Module, model: torch.nn.Module) -> None:
@@ -172,7 +189,7 @@ def load_checkpoint(path: str | Path, model: torch.nn.Module) -> dict:
     set_rng_state(state["rng"])
     return state
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #94177d69
+# %% ../../nbs/08_train/06_checkpoint.ipynb #4ae4f481
 class Checkpoints:
     "Saves and restores the student and the state of a run; a checkpoint is whole or absent."
 
@@ -185,6 +202,30 @@ class Checkpoints:
         "The newest whole checkpoint."
         found = checkpoints(self.folder)
         return found[-1] if found else None
+
+    def set_damaged_aside(self) -> list[str]:
+        """Rename checkpoints behind the newest readable one to `damaged-NAME`; a sentence on each.
+
+        Raises ValueError where there are checkpoints and none can be read."""
+        damaged = []
+        for path in reversed(checkpoints(self.folder)):
+            reason = damage(path)
+            if reason is None: break
+            damaged.append((path, reason))
+        self.accelerator.wait_for_everyone()
+        if damaged and len(damaged) == len(checkpoints(self.folder)):
+            raise ValueError(f"{damaged[0][0]}: {damaged[0][1]}, and no other checkpoint is whole: "
+                             "restore its files, or begin anew with another `output_dir`")
+        messages = []
+        for path, reason in damaged:
+            aside = path.with_name(f"damaged-{path.name}")
+            messages.append(f"checkpoint {path} is damaged: {reason}. The run goes on from an older "
+                            f"one; it is now {aside}, delete it")
+            if self.accelerator.is_main_process:
+                shutil.rmtree(aside, ignore_errors=True)
+                path.replace(aside)
+        self.accelerator.wait_for_everyone()
+        return messages
 
     def save(self, state: "TrainState") -> None:
         "Write a checkpoint of this moment."

@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['EVENTS', 'FIELDS_0_1', 'CONFIG_0_1', 'VALUES_0_1', 'to_json', 'to_line', 'log_file', 'RunLog', 'rounded',
            'write_compact', 'Costs', 'Table', 'config_of_today', 'renamed', 'read_lines', 'effective_events', 'wilson',
-           'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'versions', 'device_name',
-           'peak_memory', 'loggable_arguments', 'describe_run']
+           'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'device_name', 'peak_memory',
+           'describe_run']
 
-# %% ../../nbs/08_train/07_runlog.ipynb #5d52fb9c
-import json, math, os, sys, threading, time
+# %% ../../nbs/08_train/07_runlog.ipynb #76c413c1
+import json, math, os, sys, threading, time, warnings
 from dataclasses import asdict
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+
+from .config import digest, loggable_arguments, versions
 
 EVENTS = ("start", "step", "eval", "sample", "warn", "resume", "end")
 
@@ -222,20 +225,32 @@ def renamed(record: object) -> object:
     if isinstance(today.get("config"), dict): today["config"] = config_of_today(today["config"])
     return today
 
-# %% ../../nbs/08_train/07_runlog.ipynb #d0ea525b
+# %% ../../nbs/08_train/07_runlog.ipynb #3b7882ab
+def _is_event(record):
+    return (isinstance(record, dict) and isinstance(record.get("event"), str)
+            and type(record.get("step")) is int)
+
 def read_lines(path: Path, start: int = 0) -> tuple[list[dict], int, int]:
     """Records of a log from byte `start` on, number of broken lines, and the byte to go on from.
 
-    An unfinished last line is left for the next call."""
+    An unfinished last line is left for the next call; JSON that is no event is broken too, and
+    warned about."""
     if not path.exists(): return [], 0, start
     with open(path, "rb") as file:
         file.seek(start)
         data = file.read()
     data = data[:data.rfind(b"\n") + 1]
-    records, broken = [], 0
+    records, broken, foreign = [], 0, []
     for line in data.splitlines():
-        try: records.append(renamed(json.loads(line)))
-        except ValueError: broken += bool(line.strip())
+        try: record = renamed(json.loads(line))
+        except (ValueError, RecursionError): broken += bool(line.strip())
+        else:
+            if _is_event(record): records.append(record)
+            else: foreign.append(line[:60].decode("utf-8", "replace"))
+    if foreign:
+        warnings.warn(f"{path}: {len(foreign)} lines are no events of a run and are left out, the "
+                      f"first is {foreign[0]!r}: remove them", stacklevel=2)
+    broken += len(foreign)
     return records, broken, start + len(data)
 
 # %% ../../nbs/08_train/07_runlog.ipynb #30845465
@@ -296,7 +311,7 @@ class Control:
         self.running.wait()
         return self.stopping.is_set()
 
-# %% ../../nbs/08_train/07_runlog.ipynb #00d0c308
+# %% ../../nbs/08_train/07_runlog.ipynb #8997788e
 class RunReader:
     "A run log as data; reads new lines of the file at every access."
 
@@ -331,17 +346,26 @@ class RunReader:
     warnings = property(lambda self: self.of("warn"))
     start = property(lambda self: next(iter(self.of("start")), {}))
     config = property(lambda self: self.start.get("config", {}))
+    starts = property(lambda self: [e for e in self.of("start") + self.of("resume") if "args" in e])
+
+    @property
+    def objective(self) -> str | None:
+        "The name of the objective; all names, as `cover -> strict`, where a resume changed it."
+        events = self.of("start") + self.of("resume")
+        names = [name for name, _ in groupby(e["objective"] for e in events if "objective" in e)]
+        return " -> ".join(names) or None
+
     finished = property(lambda self: bool(self.of("end")))
 
     def column(self, name: str, event: str = "step") -> np.ndarray:
         "float64 array of one field over the events of one kind; NaN where a record lacks it."
         return np.array([to_float(e.get(name)) for e in self.of(event)], dtype=np.float64)
 
-# %% ../../nbs/08_train/07_runlog.ipynb #aeaef0f2
+# %% ../../nbs/08_train/07_runlog.ipynb #f4fa64b2
 def run_summary(run: RunReader) -> dict:
     "One row of a table: what the run was, accuracy and reverse KL before and after, and its costs."
-    steps, start, end = run.steps, run.start, run.of("end")
-    row = {"run": run.name, "objective": start.get("objective"),
+    steps, end = run.steps, run.of("end")
+    row = {"run": run.name, "objective": run.objective,
            "steps": steps[-1]["step"] if steps else 0, "status": "finished" if end else "open"}
     for key, short in (("accuracy", "accuracy"), ("rkl_per_byte", "rKL/byte")):
         known = [e for e in run.evals if e.get(key) is not None]
@@ -401,16 +425,7 @@ class Run(RunReader):
     def __repr__(self): return repr(self._table())
     def _repr_html_(self): return self._table()._repr_html_()
 
-# %% ../../nbs/08_train/07_runlog.ipynb #1ed1c53d
-def versions() -> dict:
-    "Versions of Python and of the packages that compute; None where one is not installed."
-    from importlib.metadata import PackageNotFoundError, version
-    def installed(name):
-        try: return version(name)
-        except PackageNotFoundError: return None
-    names = ("xtokd", "torch", "transformers", "tokenizers", "accelerate", "numpy")
-    return {"python": sys.version.split()[0]} | {name: installed(name) for name in names}
-
+# %% ../../nbs/08_train/07_runlog.ipynb #202b7cec
 def device_name(device: "torch.device") -> str:
     "The name of the GPU, or the number of CPU threads."
     import torch
@@ -426,14 +441,6 @@ def peak_memory(device: "torch.device") -> float | None:
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
-def loggable_arguments(arguments: dict) -> dict:
-    "Arguments of a Distiller as a log can hold them; objects become the words \"in memory\"."
-    def shown(name, value):
-        if value is None or isinstance(value, (str, Path)): return value
-        if name != "objective": return "in memory"
-        return value if isinstance(value, (tuple, list)) else repr(value)[:200]
-    return {name: shown(name, value) for name, value in arguments.items()}
-
 def describe_run(distiller: "Distiller") -> dict:
     "The fields of a start or resume event."
     d = distiller
@@ -445,6 +452,7 @@ def describe_run(distiller: "Distiller") -> dict:
         "student": repr(d.student),
         "teacher": repr(d.teacher),
         "fingerprints": {"student": d.student.vocab.fingerprint, "teacher": d.teacher.vocab.fingerprint},
+        "digests": {"prompts": digest(d.items), "eval_prompts": digest(d.eval_items)},
         "prompts": len(d.items),
         "prompts_left_out": len(d.left_out),
         "eval_prompts": len(d.eval_items),

@@ -1,0 +1,235 @@
+"Faults of building and running that were found from outside: files of prompts, folders of runs, resuming, damaged files, full disks."
+import errno, gzip, os, pickle, resource, shutil, signal, subprocess, sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from test_distill import SMALL, Wrapped, distiller, same, weights
+from xtokd.cli.commands import main
+from xtokd.errors import disk_write
+from xtokd.train.checkpoint import checkpoints
+from xtokd.train.config import DistillConfig
+from xtokd.train.distiller import Distiller
+from xtokd.train.runlog import Run
+from xtokd.data.prompts import load_prompts
+
+JSON_LINES = '{"prompt": "a"}\n{"prompt": "b, c"}\n'
+
+
+# ---- files of prompts -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name, text", [
+    ("p.jsonl", JSON_LINES), ("p.ndjson", JSON_LINES), ("p.JSONL", JSON_LINES), ("p.v2.NDJson", JSON_LINES),
+    ("p.JSON", '[{"prompt": "a"}, {"prompt": "b, c"}]'), ("p.csv", 'prompt,note\na,\n"b, c",\n'), ("p.CSV", '\ufeffprompt\r\na\r\n"b, c"\r\n'),
+    ("p.txt", "a\nb, c\n"), ("p.TXT", "a\r\nb, c\r\n"), ("prompts", "a\nb, c\n")])
+def test_a_file_is_read_by_its_suffix_in_any_case(tmp_path, name, text):
+    plain, packed = tmp_path/name, tmp_path/f"{name}.GZ"
+    plain.write_bytes(text.encode()); packed.write_bytes(gzip.compress(text.encode()))
+    for path in (plain, packed): assert load_prompts(path) == [{"prompt": "a"}, {"prompt": "b, c"}]
+
+
+def test_csv_columns(tmp_path):
+    path = tmp_path/"p.csv"
+    path.write_text('messages,reference\n"[{""role"": ""user"", ""content"": ""x\\ny""}]",z\n')
+    assert load_prompts(path) == [{"messages": [{"role": "user", "content": "x\ny"}], "reference": "z"}]
+    path.write_text('prompt\n"two\nlines"\n')
+    assert load_prompts(path) == [{"prompt": "two\nlines"}]
+
+
+@pytest.mark.parametrize("name, data, says", [
+    ("p.parquet", b"PAR1", "to_json"), ("p.yaml", b"- a\n", "not .yaml"), ("p.tsv", b"prompt\na\n", "not .tsv"), ("p.md", b"a\n", "not .md"),
+    ("p.yaml.gz", gzip.compress(b"- a\n"), "not .yaml"), ("p.zip", b"PK", "not .zip"), ("p.jsonl.gz", b'{"prompt": "a"}\n', "drop the .gz"),
+    ("p.txt.gz", gzip.compress(b"abcabcabc")[:-9], "compress it again"), ("p.txt", b'{"prompt": "a"}\n', "line 1: this is JSON"),
+    ("p", b'a\n {"messages": []}\n', "line 2: this is JSON"), ("p.csv", b"question\na\n", r"p.csv, line 2: .*\['question'\]"),
+    ("p.csv", b"prompt\na,b\n", "line 2: more cells"), ("p.csv", b'prompt\n"a\n', "not CSV")])
+def test_other_files_are_refused_with_a_cure(tmp_path, name, data, says):
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(ValueError, match=says): load_prompts(tmp_path/name)
+
+
+@pytest.mark.parametrize("name", ["p.NDJSON", "p.csv", "p.jsonl.gz", "p.parquet"])
+def test_a_missing_file_is_no_data_set(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match="no prompt file at"): load_prompts(str(tmp_path/name))
+
+
+# ---- the folder of a run ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSON", "new/a.log", "file", "file/under/it", "folder.jsonl"])
+def test_a_file_is_no_folder_of_a_run(tmp_path, monkeypatch, capsys, name):
+    (tmp_path/"file").write_text("mine")
+    (tmp_path/"folder.jsonl").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="output_dir is .*a file.*Give"): DistillConfig(output_dir=tmp_path/name)
+    def load(*a, **k): raise AssertionError("models were loaded")
+    monkeypatch.setattr("xtokd.train.distiller.load_models", load)
+    assert main(["distill", "--max-steps", "1", "--output-dir", str(tmp_path/name)]) == 1
+    assert "it is the folder of a run" in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["new", "new/er", "old", "old.json", "v0.2", "qwen2.5"])
+def test_other_names_of_folders_are_taken(tmp_path, name):
+    (tmp_path/"old").mkdir(); (tmp_path/"old.json").mkdir()
+    assert DistillConfig(output_dir=tmp_path/name).output_dir == str(tmp_path/name)
+
+
+# ---- resuming with something else -------------------------------------------------------------------------------------------
+def small(out, steps, prompts, objective="strict", eval_prompts=None, **arguments):
+    config = DistillConfig(**SMALL | {"max_steps": steps, "batch_size": 2, "max_new_tokens": 6, "output_dir": out})
+    return Distiller("tiny", arguments.pop("teacher", "tiny"), prompts, objective, config, eval_prompts=eval_prompts, **arguments)
+
+
+def test_another_objective_teacher_and_other_prompts_are_in_the_log(tmp_path):
+    one, same_elsewhere, other = (tmp_path/f"{name}.txt" for name in ("one", "same", "other"))
+    one.write_text("1 plus 1\n2 plus 2\n"); same_elsewhere.write_bytes(one.read_bytes()); other.write_text("3 plus 3\n4 plus 4\n")
+    small(tmp_path/"a", 1, one).fit()
+    def goes_on(steps, *a, **k):
+        run = small(tmp_path/"a", steps, *a, **k).fit(resume=True)
+        return [w["message"] for w in run.warnings if w["step"] == steps - 1 and "goes on with other" in w["message"]]
+    assert goes_on(2, one, ("strict", {})) == [] == goes_on(3, same_elsewhere)
+    [message] = goes_on(4, other, "cover")
+    assert "objective 'strict' -> 'cover'" in message and "other.txt'" in message
+    assert goes_on(5, other, "cover") == []             # what was changed at the last resume is no change now
+    other.write_text("5 plus 5\n")
+    [message] = goes_on(6, other, ("cover", {}))
+    assert "other.txt' with other content" in message and "objective '" not in message
+    from xtokd.models.loading import load_model, load_tokenizer
+    [message] = goes_on(7, other, "cover", teacher=(load_model("tiny", "teacher"), load_tokenizer("tiny", "teacher")))
+    assert "teacher 'tiny' -> 'in memory'" in message
+    assert Run(tmp_path/"a").compare()[0]["objective"] == "strict -> cover" and Run(tmp_path/"a").warnings
+
+
+# ---- an error in the middle of a run ----------------------------------------------------------------------------------------
+def names(folder): return [path.name for path in checkpoints(folder/"checkpoints")]
+
+
+def away(*_): raise ConnectionError("the teacher is away")
+def interrupted(*_):
+    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("happens, error", [(away, ConnectionError), (interrupted, KeyboardInterrupt)])
+def test_an_error_in_a_step_loses_no_whole_step(tmp_path, capsys, happens, error):
+    settings = dict(max_steps=5, batch_size=2, save_steps=50, lr_scheduler_type="cosine")
+    def change(call, out): return out if call != 4 else happens() or out
+    whole = distiller(tmp_path/"whole", Wrapped(lambda call, out: out), **settings); whole.fit()
+    with pytest.raises(error): distiller(tmp_path/"a", Wrapped(change), **settings).fit()
+    assert names(tmp_path/"a") == ["step-000003"] and "after step 3" in capsys.readouterr().err
+    end = Run(tmp_path/"a").events[-1]
+    assert end["event"] == "end" and error.__name__ in end["reason"] and end["checkpoint"] == "step-000003"
+    again = distiller(tmp_path/"a", Wrapped(lambda call, out: out), **settings)
+    assert [s["step"] for s in again.fit(resume=True).steps] == [1, 2, 3, 4, 5] and same(weights(again), weights(whole))
+
+
+def test_a_check_that_raises_loses_no_step(tmp_path):
+    def check(item, text): raise TypeError("no such answer")
+    d = small(tmp_path/"a", 4, "tiny", check=check)
+    d.config.eval_on_start, d.config.eval_steps = False, 3
+    d.evaluator.items = d.items[:2]
+    with pytest.raises(TypeError, match="no such answer"): d.fit()
+    assert names(tmp_path/"a") == ["step-000003"]
+
+
+def test_half_a_step_and_bad_weights_are_not_saved(tmp_path, monkeypatch):
+    d = distiller(tmp_path/"a", batch_size=2, max_steps=3)
+    def half(): raise KeyboardInterrupt
+    class Later:
+        def on_step(self, d, record):
+            if record["step"] == 2: monkeypatch.setattr(d.state.scheduler, "step", half)     # behind the optimizer's step
+    d.callbacks.append(Later())
+    with pytest.raises(KeyboardInterrupt): d.fit()
+    assert names(tmp_path/"a") == []
+    def not_finite(call, out):
+        if call == 2: raise FloatingPointError("not finite")
+        return out
+    with pytest.raises(FloatingPointError): distiller(tmp_path/"b", Wrapped(not_finite), batch_size=2, max_steps=3).fit()
+    assert names(tmp_path/"b") == []
+
+
+# ---- damaged files ----------------------------------------------------------------------------------------------------------
+def cut(path): path.write_bytes(path.read_bytes()[:-100])
+def emptied(path): path.write_bytes(b"")
+def foreign(path): path.write_bytes(pickle.dumps(os.system))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")/"a"
+    distiller(folder, max_steps=2, save_steps=1, batch_size=2, max_new_tokens=6).fit()
+    return folder
+
+
+@pytest.mark.parametrize("file, harm", [("model.safetensors", cut), ("model.safetensors", emptied), ("model.safetensors", foreign), ("model.safetensors", os.remove),
+                                        ("state.pt", cut), ("state.pt", emptied), ("state.pt", foreign), ("config.json", cut)])
+def test_a_damaged_newest_checkpoint(tmp_path, stopped, capsys, file, harm):
+    from xtokd.cli.generate import newest_weights
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    assert newest_weights(folder).name == "step-000002"
+    harm(folder/"checkpoints/step-000002"/file)
+    assert newest_weights(folder).name == "step-000001" and "step-000002 is damaged" in capsys.readouterr().err
+    d = distiller(folder, max_steps=3, save_steps=0, save_total_limit=1, batch_size=2, max_new_tokens=6)
+    run = d.fit(resume=True)
+    assert [s["step"] for s in run.steps] == [1, 2, 3] and run.of("resume")[-1]["step"] == 1
+    assert [w for w in run.warnings if "step-000002 is damaged" in w["message"]] and names(folder) == ["step-000003"]
+
+
+def test_no_checkpoint_is_whole(tmp_path, stopped):
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    for path in checkpoints(folder/"checkpoints"): cut(path/"state.pt")
+    with pytest.raises(ValueError, match="step-000002: state.pt cannot be read .* no other checkpoint is whole"): distiller(folder, max_steps=3, batch_size=2).fit(resume=True)
+    assert names(folder) == ["step-000001", "step-000002"]
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", '{"foo": 1}', "3", "null", '"step"', '{"event": 1, "step": 1}', '{"event": "step"}', '{"event": "step", "step": "1"}', '{"event": ["step"], "step": 1}'])
+def test_lines_of_a_log_that_are_no_events(tmp_path, stopped, capsys, line):
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    with open(folder/"run.jsonl", "a") as file: file.write(line + "\n")
+    with pytest.warns(UserWarning, match="1 lines are no events"): run = Run(folder); assert [s["step"] for s in run.steps] == [1, 2]
+    assert run.broken == 1
+    with pytest.warns(UserWarning, match="no events"): assert main(["compare", str(folder)]) == 0
+
+
+def test_a_log_with_foreign_lines_is_resumed(tmp_path, stopped):
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    with open(folder/"run.jsonl", "a") as file: file.write('[1, 2]\n{"foo": 1}\n')
+    with pytest.warns(UserWarning, match="2 lines are no events"): run = distiller(folder, max_steps=3, batch_size=2, max_new_tokens=6).fit(resume=True)
+    assert [s["step"] for s in run.steps] == [1, 2, 3]
+
+
+# ---- a full disk, as the libraries see it -----------------------------------------------------------------------------------
+def torch_file(path): torch.save({"x": torch.zeros(100_000)}, path)
+def safetensors_file(path): save_file({"x": torch.zeros(100_000)}, path)
+
+
+@pytest.mark.parametrize("write", [torch_file, safetensors_file])
+def test_a_write_that_the_system_refuses_gets_the_advice(tmp_path, write):
+    "A limit on the size of files is refused by the system in the middle of a write, as a full disk is."
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(Exception) as raw: write(tmp_path/"raw")
+        with pytest.raises(OSError, match="while writing a checkpoint .* --resume") as told:
+            with disk_write("a checkpoint", tmp_path, tmp_path): write(tmp_path/"a")
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits); signal.signal(signal.SIGXFSZ, before)
+    assert not isinstance(raw.value, OSError) and told.value.errno in (errno.ENOSPC, errno.EFBIG)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), RuntimeError("inline_container.cc: file not found"), ValueError("unexpected pos"), PermissionError(errno.EACCES, "denied")])
+def test_other_errors_of_a_write_stay_as_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as told:
+        with disk_write("a checkpoint", tmp_path, tmp_path): raise error
+    assert told.value is error
+
+
+# ---- two processes in one folder --------------------------------------------------------------------------------------------
+def test_two_processes_in_one_run(tmp_path, stopped):
+    folder = tmp_path/"a"; shutil.copytree(stopped, folder)
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(f'process 77 on there', file=f, flush=True); print(flush=True); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(folder/"run.lock")], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        before = (folder/"run.jsonl").read_bytes()
+        d = distiller(folder, max_steps=3, batch_size=2, max_new_tokens=6)
+        with pytest.raises(RuntimeError, match="in use: process 77 on there trains in it"): d.fit(resume=True)
+        assert (folder/"run.jsonl").read_bytes() == before and names(folder) == ["step-000001", "step-000002"]
+    finally: other.kill(); other.wait()
+    assert d.fit(resume=True).finished and f"process {os.getpid()} on" in (folder/"run.lock").read_text()       # what the killed process left is no lock
+    assert distiller(folder, max_steps=4, batch_size=2, max_new_tokens=6).fit(resume=True).finished             # and the run's own ends with it
