@@ -6,7 +6,7 @@
 __all__ = ['ByteStreamer', 'terminal_safe', 'ModelAnswer', 'answer_prompt', 'is_run', 'newest_weights', 'load_answering_side',
            'compared_model', 'answer_table', 'print_answers']
 
-# %% ../../nbs/12_cli/03_generate.ipynb #10413dbe
+# %% ../../nbs/12_cli/03_generate.ipynb #8fc5827c
 import codecs, sys, time
 from dataclasses import dataclass
 from pathlib import Path
