@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from test_bytevocab import PIECES, deepseek, mistral, qwen, tekken, unigram, wordpiece
 from tokenizers import models
@@ -125,6 +125,7 @@ def any_bpe(rng, alphabet):
     return toy_bpe(alphabet, merges, SPLITS[rng.integers(len(SPLITS))], bool(rng.integers(2)))
 
 
+@example(seed=406889)        # white space before a suffix that is left open
 @given(seed=st.integers(0, 10 ** 9))
 @settings(max_examples=150, deadline=None)
 def test_every_text_begins_with_a_cover_and_every_next_token_may_follow(seed):

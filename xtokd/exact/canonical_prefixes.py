@@ -69,7 +69,7 @@ def _candidates(bv, trie, text, wide):
             longer = decode_complete(data[:i] + bv.bytes[token], strict=True)
             yield (longer, token) if longer is not None else (before, -1)
 
-# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #91b999d7
+# %% ../../nbs/09_exact/03_canonical_prefixes.ipynb #6253f8c2
 class PrefixTokenizations:
     "The token sequences with which texts that begin with given bytes may begin."
 
@@ -93,8 +93,10 @@ class PrefixTokenizations:
             known = start in texts
             self._memo[start] = possible_tokenizations(self.vocab, texts[start]) if known else set()
         encoded = self.vocab.encode_batch([longer or "" for _, longer, _ in todo])
-        for (start, _, token), ids in zip(todo, encoded):
-            if token < 0 or ids and ids[-1] == token: self._memo[start].add(tuple(ids))
+        for (start, longer, token), ids in zip(todo, encoded):
+            # what is left open is followed by more, which may move a border of white space
+            if token < 0: self._memo[start] |= possible_tokenizations(self.vocab, longer or "")
+            elif ids and ids[-1] == token: self._memo[start].add(tuple(ids))
         return [self._memo[start] for start in starts]
 
 
