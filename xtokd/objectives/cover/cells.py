@@ -89,12 +89,7 @@ def components(size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #f7b0c6ce
-def _white_space(vocab):
-    "bool[2, V]: does each token begin, and end, with white space?"
-    return np.array([[data[:1].isspace(), data[-1:].isspace()] for data in vocab.bytes], bool).T
-
-
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #e97b43f4
 class CellGraph:
     "Which tokens of a pair meet at a common boundary, and the cells that they form."
     small = 4096       # up to this many tokens a side, rows are read by the definition
@@ -139,9 +134,10 @@ class CellGraph:
         return max(len(self.s), len(self.t)) <= self.small
 
     @cached_property
-    def s_space(self) -> np.ndarray: return _white_space(self.s)
-    @cached_property
-    def t_space(self) -> np.ndarray: return _white_space(self.t)
+    def s_space(self) -> np.ndarray:
+        "bool[2, Vs]: does each student token begin, and end, with white space?"
+        data = self.s.bytes
+        return np.array([[x[:1].isspace(), x[-1:].isspace()] for x in data], bool).T
 
     @cached_property
     def student_bytes(self) -> tuple[np.ndarray, np.ndarray]:

@@ -127,7 +127,7 @@ class TeacherPass:
         "Return the mass float64[m] of each row that is not in heavy tokens."
         return (1 - np.bincount(self.row, self.mass, len(self.logp))).clip(0)
 
-# %% ../../../nbs/05_objectives/6_cover/05_hypotheses.ipynb #767e0621
+# %% ../../../nbs/05_objectives/6_cover/05_hypotheses.ipynb #2bd59762
 def sums_by(place: np.ndarray, mass: np.ndarray, count: int) -> np.ndarray:
     "Return masses [k] added up by their place [k]: float64[count]."
     return np.bincount(place, mass, count).astype(np.float64)
@@ -142,7 +142,7 @@ class Hypotheses:
     mass: np.ndarray     # float64
 
     def select(self, keep: np.ndarray) -> "Hypotheses":
-        "Return those where keep bool[H] is true."
+        "Return those where keep bool[H] is true, or those at the places keep int64[k]."
         return Hypotheses(self.row[keep], self.start[keep], self.token[keep], self.mass[keep])
 
     @classmethod
