@@ -169,3 +169,24 @@ def test_finish_gradient_divides_by_the_global_count():
     reduce_gradients([p, q], 4, Twins(2))
     assert p.grad.tolist() == [.5, 1., 1.5] and q.grad.tolist() == [0, 0]
     assert clip_gradient([p, q], 1e9) == pytest.approx(float(p.grad.norm()))
+
+
+ENDS_AFTER_AN_EXCHANGE = """
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from xtokd.distributed import make_accelerator
+held = init_device_mesh("cpu", (make_accelerator().num_processes,)).get_group()
+x = torch.ones(1000)
+for _ in range(3):
+    torch.distributed.all_reduce(x, group=held)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_after_an_exchange_is_not_aborted(tmp_path):
+    "Without `end_gloo` a third of the launches end with signal 6: the thread of gloo still holds the tensors."
+    script = tmp_path/"ends.py"
+    script.write_text(ENDS_AFTER_AN_EXCHANGE)
+    for _ in range(8):
+        code, _, err = launch("torch.distributed.run", "--standalone", "--nproc_per_node", 4, script, cwd=tmp_path)
+        assert code == 0, err[-2000:]

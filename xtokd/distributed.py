@@ -6,16 +6,19 @@
 __all__ = ['buckets', 'all_reduce_', 'is_dtensor', 'reduce_gradients', 'clip_gradient', 'repeated_blocks', 'is_sharded',
            'local_parameter_count', 'require_sharded', 'shard_model', 'pad_micro_batches', 'nested_tensors',
            'capture_outputs', 'backward', 'unsharded', 'reshard', 'full_state_dict', 'full_weights', 'shard_tensor',
-           'load_full_weights', 'shard_optimizer_state', 'unwrapped_class', 'make_accelerator', 'broadcast',
+           'load_full_weights', 'shard_optimizer_state', 'unwrapped_class', 'end_gloo', 'make_accelerator', 'broadcast',
            'sharded_sides']
 
-# %% ../nbs/13_support/03_distributed.ipynb #7e5b3e22
+# %% ../nbs/13_support/03_distributed.ipynb #15e16498
+import atexit
 import os
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Iterable
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -224,7 +227,18 @@ def unwrapped_class(model: torch.nn.Module) -> type:
     "The class of a model before it was sharded."
     return next(c for c in type(model).__mro__ if not hasattr(c, "unshard"))
 
-# %% ../nbs/13_support/03_distributed.ipynb #1b559fdd
+# %% ../nbs/13_support/03_distributed.ipynb #8c52630a
+def end_gloo() -> None:
+    """End the process group of gloo, and wait until its threads hold no tensors.
+
+    With other backends nothing happens: after an error in one process, NCCL would wait here for
+    the others."""
+    if not dist.is_initialized() or dist.get_backend() != "gloo": return
+    dist.destroy_process_group()
+    # a group that a device mesh still holds is not ended: its threads need Python's lock once more
+    time.sleep(.2)
+
+
 def make_accelerator() -> Accelerator:
     """The Accelerator of this process; RuntimeError where it does not see the processes that were
     launched."""
@@ -240,7 +254,9 @@ def make_accelerator() -> Accelerator:
         # otherwise each process reports that it is the only one
         os.environ["ACCELERATE_USE_CPU"] = "true"
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))])
-    if accelerator.num_processes == world_size: return accelerator
+    if accelerator.num_processes == world_size:
+        if world_size > 1: atexit.register(end_gloo)
+        return accelerator
     raise RuntimeError(f"{world_size} processes were launched, but accelerate sees "
                        f"{accelerator.num_processes}: they would all "
                        "train by themselves. Launch them with accelerate launch or torchrun, "
