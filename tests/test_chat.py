@@ -7,8 +7,9 @@ from transformers import PreTrainedTokenizerFast
 
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.data.chat import (
-    messages_of, plain_prompt, prefix_ids, render_prompt, render_response, turn_end_id,
+    messages_of, plain_prompt, prefix_ids, render_prompt, turn_end_id,
 )
+from xtokd.data.response_format import render_response
 
 CHATML = ("{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('system comes first') }}{% endif %}"
           "{{ '<|im_start|>' + m.role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}"

@@ -15,12 +15,12 @@ from xtokd.data.chat import (
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
-from xtokd.data.segments import (
-    REGION_MARKS, REGIONS, exclude_thoughts, open_region, find_regions, region_stats, token_regions,
-)
+from xtokd.data.response_format import TEXT_READER, open_region
+from xtokd.data.segments import REGIONS, exclude_thoughts, find_regions, region_stats, token_regions
 from xtokd.train.runlog import Run
 from xtokd.train.samples import Sample
 
+REGION_MARKS = {pair.kind: (pair.opening.encode(), pair.closing.encode()) for pair in TEXT_READER.pairs}
 ALL = [m.decode() for pair in REGION_MARKS.values() for m in pair]
 
 

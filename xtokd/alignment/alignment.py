@@ -68,7 +68,7 @@ def _spell(vocab: VocabLike, ids: np.ndarray, starts: np.ndarray) -> bytes:
     "The text of tokens whose byte offsets are known."
     return gather_bytes(pool_of(vocab), ids, np.diff(starts), starts).tobytes()
 
-# %% ../../nbs/03_alignment/04_alignment.ipynb #de559228
+# %% ../../nbs/03_alignment/04_alignment.ipynb #62731c58
 @dataclass(eq=False, repr=False)
 class Alignment:
     "Which of n student tokens and m teacher tokens stand for the same bytes, in K chunks."
@@ -123,12 +123,14 @@ class Alignment:
 
     def swap(self) -> "Alignment":
         "The same alignment with the two sides exchanged."
-        return replace(self, student_ids=self.teacher_ids, teacher_ids=self.student_ids,
-                       student=self.teacher, teacher=self.student,
-                       chunks=self.chunks[:, [2, 3, 0, 1]],
-                       kind=np.array([0, 2, 1, 3], np.int8)[self.kind],
-                       student_reason=self.teacher_reason, teacher_reason=self.student_reason,
-                       student_starts=self.teacher_starts, teacher_starts=self.student_starts)
+        swapped = replace(self, student_ids=self.teacher_ids, teacher_ids=self.student_ids,
+                          student=self.teacher, teacher=self.student,
+                          chunks=self.chunks[:, [2, 3, 0, 1]],
+                          kind=np.array([0, 2, 1, 3], np.int8)[self.kind],
+                          student_reason=self.teacher_reason, teacher_reason=self.student_reason,
+                          student_starts=self.teacher_starts, teacher_starts=self.student_starts)
+        swapped.set_computed(text=self.teacher_text, teacher_text=self.text)
+        return swapped
 
     def set_computed(self, **values):
         "Store what is known already of the fields that are computed when they are first read."
@@ -149,7 +151,7 @@ class Alignment:
         except ImportError: return {"text/plain": repr(self)}
         return {"image/svg+xml": svg, "text/plain": text}
 
-# %% ../../nbs/03_alignment/04_alignment.ipynb #cea93c3b
+# %% ../../nbs/03_alignment/04_alignment.ipynb #680b7a25
 @dataclass(eq=False, repr=False)
 class BatchAlignment(Alignment):
     "Alignments of B samples: chunks index flat tokens, starts count flat bytes; `batch[i]` is one."
@@ -168,8 +170,10 @@ class BatchAlignment(Alignment):
 
     def swap(self) -> "BatchAlignment":
         "The same alignments with the two sides exchanged."
-        return replace(super().swap(), student_offsets=self.teacher_offsets,
-                       teacher_offsets=self.student_offsets)
+        swapped = replace(super().swap(), student_offsets=self.teacher_offsets,
+                          teacher_offsets=self.student_offsets)
+        swapped.set_computed(text=self.teacher_text, teacher_text=self.text)
+        return swapped
 
     def __len__(self): return len(self.student_offsets) - 1
     def __iter__(self) -> Iterator[Alignment]: return (self[i] for i in range(len(self)))
@@ -181,14 +185,18 @@ class BatchAlignment(Alignment):
         first_token = np.array([s0, s0, t0, t0], np.int32)
         student_starts = self.student_starts[s0:s1 + 1]
         teacher_starts = self.teacher_starts[t0:t1 + 1]
-        return Alignment(student_ids=self.student_ids[s0:s1], teacher_ids=self.teacher_ids[t0:t1],
-                         student=self.student, teacher=self.teacher,
-                         chunks=self.chunks[k0:k1] - first_token, kind=self.kind[k0:k1],
-                         student_reason=self.student_reason[s0:s1],
-                         teacher_reason=self.teacher_reason[t0:t1],
-                         student_starts=student_starts - student_starts[0],
-                         teacher_starts=teacher_starts - teacher_starts[0],
-                         same_text=self.same_text)
+        one = Alignment(student_ids=self.student_ids[s0:s1], teacher_ids=self.teacher_ids[t0:t1],
+                        student=self.student, teacher=self.teacher,
+                        chunks=self.chunks[k0:k1] - first_token, kind=self.kind[k0:k1],
+                        student_reason=self.student_reason[s0:s1],
+                        teacher_reason=self.teacher_reason[t0:t1],
+                        student_starts=student_starts - student_starts[0],
+                        teacher_starts=teacher_starts - teacher_starts[0],
+                        same_text=self.same_text)
+        # framing is no part of the texts, so they are cut out of those of the batch
+        one.set_computed(text=self.text[student_starts[0]:student_starts[-1]],
+                         teacher_text=self.teacher_text[teacher_starts[0]:teacher_starts[-1]])
+        return one
 
     def _repr_mimebundle_(self, include=None, exclude=None): return {"text/plain": repr(self)}
 

@@ -5,18 +5,22 @@
 # %% auto #0
 __all__ = ['align', 'align_batch']
 
-# %% ../../nbs/03_alignment/05_byte_align.ipynb #bda5188b
+# %% ../../nbs/03_alignment/05_byte_align.ipynb #8684c0ab
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
+from xtokd.data.response_format import (
+    ResponseFormat, content_of_tokens, framing_ranges, response_format,
+)
 from .alignment import Alignment, BatchAlignment, chunk_of_token
 from .flat import FlatTokens, VocabLike, expand_ranges, gather_bytes, read_tokens
 from .reasons import Reason
 from .text_match import TextMatch, match_texts
 
-# %% ../../nbs/03_alignment/05_byte_align.ipynb #a5e8da3b
+# %% ../../nbs/03_alignment/05_byte_align.ipynb #c9c59816
 @dataclass
 class _Pairing:
     "What is found for n student and m teacher tokens: chunks, and reasons for the tokens outside."
@@ -39,7 +43,8 @@ def _pair_tokens(s: FlatTokens, t: FlatTokens, char: bool, mask_invalid: bool) -
     if len(s.stopped) != len(t.stopped):
         raise ValueError(f"{len(s.stopped)} student samples but {len(t.stopped)} teacher samples: "
                          f"both batches must hold the same texts")
-    pairing = _fast_path(s, t, char)
+    has_framing = s.framing is not None or t.framing is not None
+    pairing = None if has_framing else _fast_path(s, t, char)
     return _general_path(s, t, char, mask_invalid) if pairing is None else pairing
 
 
@@ -67,6 +72,7 @@ def align(student_ids: Sequence,        # n ids, list or integer array; with the
     char = _is_char(granularity)
     s = read_tokens([student_ids], student, "student")
     t = read_tokens([teacher_ids], teacher, "teacher")
+    s, t = _without_framing(s, t, student, teacher)
     pairing = _pair_tokens(s, t, char, mask_invalid)
     return _fill(Alignment, s, t, pairing, student=student, teacher=teacher)
 
@@ -82,9 +88,82 @@ def align_batch(student_ids: Sequence,        # B id lists or integer arrays, wi
     char = _is_char(granularity)
     s = read_tokens(student_ids, student, "student")
     t = read_tokens(teacher_ids, teacher, "teacher")
+    s, t = _without_framing(s, t, student, teacher)
     pairing = _pair_tokens(s, t, char, mask_invalid)
     return _fill(BatchAlignment, s, t, pairing, student=student, teacher=teacher,
                  student_offsets=s.offsets, teacher_offsets=t.offsets)
+
+# %% ../../nbs/03_alignment/05_byte_align.ipynb #8a2ba6d1
+@lru_cache(16)
+def _mark_tokens(vocab: VocabLike) -> tuple[np.ndarray, np.ndarray]:
+    """(bool[V] ids that can begin a mark, bool[V] ids that can stand inside it, behind its beginning).
+
+    A token that holds a whole mark, or is one, is in both."""
+    response = response_format(vocab)
+    marks = () if response.reader.has_channels else response.reader.strings
+    beginnings = tuple(mark[:n] for mark in marks for n in range(1, len(mark)))
+    insides = {mark[k:n] for mark in marks for k in range(1, len(mark)) for n in range(k + 1, len(mark) + 1)}
+    ends = tuple(mark[k:] for mark in marks for k in range(1, len(mark)))
+    begins, continues = np.zeros((2, len(vocab.bytes)), bool)
+    for i, piece in enumerate(vocab.bytes):
+        is_whole = any(mark in piece for mark in marks)
+        begins[i] = is_whole or piece.endswith(beginnings)
+        continues[i] = is_whole or piece in insides or piece.startswith(ends)
+    for found in (begins, continues): found[list(response.control)] = True
+    return begins, continues
+
+
+def _tokens_that_begin_marks(side: FlatTokens, response: ResponseFormat, vocab: VocabLike) -> list[int]:
+    "The tokens in which a mark begins, and control tokens of marks."
+    begins, continues = _mark_tokens(vocab)
+    place = begins[side.ids].nonzero()[0]
+    following = side.ids[np.minimum(place + 1, len(side.ids) - 1)] if len(place) else place
+    # few are left, and of these few have a mark behind them
+    place = place[continues[side.ids[place]] | continues[following]].tolist()
+    longest = max(map(len, response.reader.strings))
+    def begins_mark(i):
+        if int(side.ids[i]) in response.control: return True
+        text = b"".join(vocab.bytes[k] for k in side.ids[i:i + longest].tolist())
+        return any(mark in text for mark in response.reader.strings)
+    return [i for i in place if begins_mark(i)]
+
+
+def _samples_to_read(side: FlatTokens, response: ResponseFormat, vocab: VocabLike) -> np.ndarray:
+    "The samples that can hold framing, int64: all where the template writes something around an answer."
+    if response.lead or response.tail: return np.arange(len(side.stopped))
+    found = _tokens_that_begin_marks(side, response, vocab)
+    return np.unique(np.searchsorted(side.offsets, found, "right") - 1)
+
+
+def _spelled_sample(side: FlatTokens, response: ResponseFormat, vocab: VocabLike, b: int):
+    "Of sample b without its stop: the spelled-out bytes, and how many each token has."
+    first, end = int(side.offsets[b]), int(side.offsets[b + 1] - side.stopped[b])
+    if not set(side.ids[first:end].tolist()) & response.control.keys():
+        return side.text[side.starts[first]:side.starts[end]], side.widths[first:end]
+    pieces = response.spell(vocab, side.ids[first:end])
+    return b"".join(pieces), np.array([len(piece) for piece in pieces], np.int64)
+
+
+def _without_framing(s: FlatTokens, t: FlatTokens, student: VocabLike, teacher: VocabLike):
+    "Both sides without what is framing on one of them; as they are where nothing is."
+    vocabs, sides = (student, teacher), (s, t)
+    formats = tuple(map(response_format, vocabs))
+    if None in formats: return sides
+    both = list(zip(sides, formats, vocabs))
+    samples = np.union1d(*(_samples_to_read(*side) for side in both))
+    if not len(samples) or len(s.stopped) != len(t.stopped): return sides
+    contents = [np.stack([np.zeros_like(side.widths), side.widths], 1) for side in sides]
+    for b in samples.tolist():
+        data, lengths = zip(*(_spelled_sample(*side, b) for side in both))
+        for k, ranges in enumerate(framing_ranges(formats, data)):
+            if not ranges: continue
+            first = sides[k].offsets[b]
+            own = content_of_tokens(lengths[k], ranges)
+            widths = sides[k].widths[first:first + len(own)]
+            # a control token has no bytes, whatever its name
+            contents[k][first:first + len(own)] = np.minimum(own, widths[:, None])
+    changed = [bool((c[:, 1] - c[:, 0] < side.widths).any()) for c, side in zip(contents, sides)]
+    return tuple(side.keep_content(c) if new else side for side, c, new in zip(sides, contents, changed))
 
 # %% ../../nbs/03_alignment/05_byte_align.ipynb #17c18c5d
 def _chunks_between_ends(s: FlatTokens, t: FlatTokens, char: bool) -> np.ndarray:
@@ -205,7 +284,7 @@ def _common_boundaries(s: FlatTokens, t: FlatTokens, match: TextMatch,
         stretch, s_number, t_number = stretch[between], s_number[between], t_number[between]
     return _CommonBoundaries(stretch, s_number, t_number)
 
-# %% ../../nbs/03_alignment/05_byte_align.ipynb #15bdb158
+# %% ../../nbs/03_alignment/05_byte_align.ipynb #602dffb5
 @dataclass
 class _Chunks:
     "Chunks of tokens that have bytes, in order."
@@ -237,6 +316,9 @@ def _find_chunks(s: FlatTokens, t: FlatTokens, match: TextMatch, char: bool,
         start, end, hole = _token_ranges(side, number[left] - sample, number[left + 1] - sample)
         columns += [start, end]
         if hole.any(): reason[hole] = np.maximum(reason[hole], Reason.SPECIAL_INSIDE)
+        if side.framing is not None:
+            cut_before = np.concatenate([[0], (side.framing & (side.widths > 0)).cumsum()])
+            reason[cut_before[end] > cut_before[start]] = Reason.FRAMING
         if match.sound or not mask_invalid: continue
         invalid = (code == Reason.INVALID_UTF8).cumsum()
         invalid_before = np.concatenate([[0], invalid])[side.starts]
@@ -254,12 +336,13 @@ def _add_stops(s: FlatTokens, t: FlatTokens, match: TextMatch, chunks: _Chunks) 
     return _Chunks(np.insert(chunks.tokens, place, stops, axis=0),
                    np.insert(chunks.sample, place, both), np.insert(chunks.reason, place, 0))
 
-# %% ../../nbs/03_alignment/05_byte_align.ipynb #347a8120
+# %% ../../nbs/03_alignment/05_byte_align.ipynb #58ff8015
 def _own_reasons(side: FlatTokens, chunk: np.ndarray, code: np.ndarray, dropped: np.ndarray,
                  dropped_reason: np.ndarray) -> np.ndarray:
     "Reason int8[n] of each token: its role, the code of its bytes, or why its chunk was dropped."
     reason = np.where(side.special[side.ids], Reason.SPECIAL, Reason.EMPTY).astype(np.int8)
     reason[side.offsets[1:][side.stopped] - 1] = Reason.LONE_STOP
+    if side.framing is not None: reason[side.framing] = Reason.FRAMING
     if len(side.with_bytes):
         reason[side.with_bytes] = np.maximum.reduceat(code, side.starts[side.with_bytes])
     if len(dropped):

@@ -6,11 +6,11 @@
 __all__ = ['WHOLE', 'LENGTH', 'VocabLike', 'flatten_ids', 'BytePool', 'build_pool', 'pool_of', 'gather_bytes', 'expand_ranges',
            'FlatTokens', 'read_tokens']
 
-# %% ../../nbs/03_alignment/02_flat.ipynb #b23d4c89
+# %% ../../nbs/03_alignment/02_flat.ipynb #87835af5
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -143,7 +143,7 @@ def expand_ranges(start: np.ndarray,   # int[K]: first integer of each range
     owner = np.repeat(np.arange(len(size)), size)
     return np.arange(len(owner)) + (start - size.cumsum() + size)[owner], owner
 
-# %% ../../nbs/03_alignment/02_flat.ipynb #233178b4
+# %% ../../nbs/03_alignment/02_flat.ipynb #e2a3d9e8
 @dataclass
 class FlatTokens:
     "One side of a batch: n tokens of B samples over one text."
@@ -156,6 +156,7 @@ class FlatTokens:
     pool: BytePool
     special: np.ndarray   # bool[V]
     normalized: Callable[[str], str] | None = None    # the tokenizer's normaliser, if known
+    framing: np.ndarray | None = None    # bool[n]: tokens of which not all bytes are content; None: none
 
     @cached_property
     def raw(self) -> np.ndarray:
@@ -181,6 +182,15 @@ class FlatTokens:
     def sample(self) -> np.ndarray:
         "int64[n]: the sample of every token."
         return np.repeat(np.arange(len(self.stopped)), np.diff(self.offsets))
+
+    def keep_content(self, content: np.ndarray) -> "FlatTokens":
+        "The same tokens with only the bytes `content`, int64[n, 2]: half-open ranges inside each token."
+        widths = content[:, 1] - content[:, 0]
+        starts = np.concatenate([np.zeros(1, np.int64), widths.cumsum()])
+        kept = replace(self, widths=widths, starts=starts, framing=widths < self.widths)
+        place = np.repeat(self.starts[:-1] + content[:, 0] - starts[:-1], widths)
+        vars(kept)["raw"] = self.raw[place + np.arange(starts[-1])]
+        return kept
 
     @property
     def all_whole(self) -> bool:

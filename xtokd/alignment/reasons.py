@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Reason']
 
-# %% ../../nbs/03_alignment/01_reasons.ipynb #beb4f3e9
+# %% ../../nbs/03_alignment/01_reasons.ipynb #5eddd948
 from enum import IntEnum
 
 class Reason(IntEnum):
-    "Why a token is in no chunk (1 to 7), or has no signal (100 and above); 0 where there is nothing to say."
+    "Why a token is in no chunk (1 to 8), or has no signal (100 and above); 0 where there is nothing to say."
     NONE = 0
     SPECIAL = 1
     EMPTY = 2
@@ -18,6 +18,7 @@ class Reason(IntEnum):
     TEXT_DIFFERS = 5
     TEXT_ENDED = 6
     INVALID_UTF8 = 7
+    FRAMING = 8
     NO_SIGNAL = 100
     NOT_SHARED = 101
     NOT_CANONICAL = 102
@@ -44,6 +45,7 @@ _TEXTS = {
     Reason.TEXT_DIFFERS: "the teacher's text differs here from the student's (normaliser)",
     Reason.TEXT_ENDED: "beyond the end of the other side's text (truncated)",
     Reason.INVALID_UTF8: "invalid UTF-8: these bytes do not decode",
+    Reason.FRAMING: "framing: a mark or a header that the other side does not have",
     Reason.NO_SIGNAL: "its chunk has no signal under this objective",
     Reason.NOT_SHARED: "the token is not in the shared vocabulary",
     Reason.NOT_CANONICAL: "no teacher text has a token boundary here (non-canonical sample)",

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['messages_of', 'plain_prompt', 'prefix_ids', 'raw_prompt_ids', 'with_template_kwargs', 'chat_template_kwargs',
            'side_with_template_kwargs', 'kwargs_for', 'parse_template_kwargs', 'unused_template_kwargs',
-           'render_prompt', 'turn_end_id', 'render_response']
+           'render_prompt', 'turn_end_id']
 
-# %% ../../nbs/02_data/02_chat.ipynb #c74e3cab
+# %% ../../nbs/02_data/02_chat.ipynb #1037c1e8
 import copy
 import json
 import re
 from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from .prompts import check_template_keys, refuse_lone_surrogates
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
@@ -294,16 +296,16 @@ def render_prompt(tokenizer: Any,                      # a ByteVocab, or what By
         vocab, plain_prompt(messages, add_generation_prompt) if messages else text
     )
 
-# %% ../../nbs/02_data/02_chat.ipynb #8869d9a3
+# %% ../../nbs/02_data/02_chat.ipynb #e8a85467
 def _end_of_answer(vocab):
     "The control token that the chat template writes after an answer, or None."
     probe = "xyzzy"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}]
     try: ids = _chat_ids(vocab, messages, False, chat_template_kwargs(vocab))
     except ValueError: return None
-    answer = vocab.encode(probe)
-    starts = [i for i in range(len(ids) - len(answer) + 1) if ids[i:i + len(answer)] == answer]
-    after = ids[starts[-1] + len(answer):] if starts else []
+    # found by its bytes: the first token of an answer can begin with a space of the template
+    end = vocab.decode(ids).rfind(probe.encode()) + len(probe)
+    after = ids[int(np.searchsorted(vocab.starts(ids)[1:], end)):] if end >= len(probe) else []
     return next((int(i) for i in after if vocab.special[i]), None)
 
 
@@ -315,10 +317,3 @@ def turn_end_id(tokenizer: Any) -> int | None:
     if end is not None: return end
     return int(vocab.stop_ids[0]) if vocab.stop_ids else None
 
-
-def render_response(tokenizer: Any, text: str, stopped: bool = True) -> list[int]:
-    """Response ids: the text encoded alone and, where generation `stopped` by itself, the token
-    that ends a turn."""
-    vocab = as_byte_vocab(tokenizer)
-    end = turn_end_id(vocab) if stopped else None
-    return vocab.encode(text) + ([] if end is None else [end])

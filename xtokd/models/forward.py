@@ -6,11 +6,12 @@
 __all__ = ['reference_logits', 'left_pad', 'last_logits', 'response_logits', 'response_states', 'check_ids', 'token_logp',
            'sequence_logp', 'closing_id', 'same_ids', 'retokenize', 'teacher_ids']
 
-# %% ../../nbs/06_models/04_forward.ipynb #e83008bd
+# %% ../../nbs/06_models/04_forward.ipynb #0cec272f
 from typing import Any
 
 import torch
 
+from ..data.response_format import open_region, rewrite_response
 from ..distributed import is_sharded
 from .loading import (
     accepts, context_length, device_of, embedding_rows, head_width, hidden_size)
@@ -178,7 +179,7 @@ def closing_id(vocab: ByteVocab) -> int | None:
     candidates = in_template or stops
     return eos if eos in candidates else candidates[0]
 
-# %% ../../nbs/06_models/04_forward.ipynb #56f3aa87
+# %% ../../nbs/06_models/04_forward.ipynb #be32e521
 def same_ids(a: ByteVocab, b: ByteVocab) -> bool:
     "Whether two vocabularies give every id the same bytes."
     return a is b or a.bytes == b.bytes
@@ -186,10 +187,12 @@ def same_ids(a: ByteVocab, b: ByteVocab) -> bool:
 
 def retokenize(source: ByteVocab,       # of the side that generated
                target: ByteVocab,       # of the side that reads
-               ids: list[list[int]]     # B lists of ids
+               ids: list[list[int]],    # B lists of ids
+               prompts: tuple[list, list] | None = None   # ids of B prompts: the source's, the target's
                ) -> list[list[int]]:
     """The bytes of each list in the target's tokens; a final stop id becomes the target's stop id.
-    Where every id has the same bytes, ids stay, without control tokens if these differ in name."""
+    Where every id has the same bytes, ids stay, without control tokens if these differ in name.
+    Marks of thoughts and calls become those of the target (`response_format`)."""
     stops, close, same = set(source.stop_ids), closing_id(target), same_ids(source, target)
     same_control = control_names(source) == control_names(target)
     stopped = [len(x) > 0 and x[-1] in stops for x in ids]
@@ -198,11 +201,21 @@ def retokenize(source: ByteVocab,       # of the side that generated
     else:
         texts = [source.decode(x).decode("utf-8", errors="replace") for x in bodies]
         found = [list(x) for x in target.encode_batch(texts)]
+    _rewrite(source, target, bodies, stopped, prompts, found)
     for new, old, stop in zip(found, ids, stopped):
         if not stop: continue
         keep = same and same_control and old[-1] in target.stop_ids
         if keep or close is not None: new.append(old[-1] if keep else close)
     return found
+
+
+def _rewrite(source, target, bodies, stopped, prompts, found):
+    "Replace, in `found`, the responses that the target writes between other marks."
+    for i, (body, stop) in enumerate(zip(bodies, stopped)):
+        opened = None, None
+        if prompts: opened = tuple(open_region(v, p[i]) for v, p in zip((source, target), prompts))
+        new = rewrite_response(source, target, body, stop, *opened)
+        if new is not None: found[i] = new
 
 
 def teacher_ids(pair: Any, student_ids: list[int]) -> list[int]:

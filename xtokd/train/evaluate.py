@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ratio_with_se', 'text_logp', 'logp_gaps', 'reverse_kl', 'accuracy_metrics', 'summarize', 'evaluate', 'Evaluator']
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #dee03b49
+# %% ../../nbs/08_train/05_evaluate.ipynb #86f3fcc8
 import math
 from collections.abc import Callable
 
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from ..alignment.pair import Pair
 from ..data.chat import render_prompt
+from ..data.response_format import same_content
 from ..distributed import unsharded, is_sharded
 from ..errors import step_part
 from ..models.forward import response_logits, retokenize, sequence_logp
@@ -51,22 +52,23 @@ def text_logp(model: torch.nn.Module, bv: ByteVocab, prompts: list[list[int]], i
             found.append(logp)
     return found
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #ffcd53b7
+# %% ../../nbs/08_train/05_evaluate.ipynb #6af75e04
 def logp_gaps(student: torch.nn.Module, teacher: torch.nn.Module, pair: Pair,
               prompts: tuple[list, list],   # the student's ids of each prompt, the teacher's ids
               responses: list[list[int]],   # the student's ids
               micro_batch_size: int = 8, max_length: int | None = None) -> list[tuple | None]:
     "(log p_S - log p_T in nats, bytes) of each response; None where one side cannot score it."
     limits = micro_batch_size, max_length
-    teacher_responses = retokenize(pair.student, pair.teacher, responses)
+    teacher_responses = retokenize(pair.student, pair.teacher, responses, prompts)
     student_logp = text_logp(student, pair.student, prompts[0], responses, *limits)
     teacher_logp = text_logp(teacher, pair.teacher, prompts[1], teacher_responses, *limits)
     found = []
     for ids, other_ids, own, other in zip(responses, teacher_responses, student_logp, teacher_logp):
         text = pair.student.decode(ids)
         known = own is not None and other is not None and math.isfinite(own - other)
-        same_bytes = text == pair.teacher.decode(other_ids)
-        found.append((own - other, max(len(text), 1)) if known and same_bytes else None)
+        agrees = text == pair.teacher.decode(other_ids)
+        agrees = agrees or same_content((pair.student, pair.teacher), (ids, other_ids))
+        found.append((own - other, max(len(text), 1)) if known and agrees else None)
     return found
 
 def reverse_kl(gaps: list[tuple | None]) -> dict:

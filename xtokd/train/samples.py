@@ -6,7 +6,7 @@
 __all__ = ['Sample', 'generate_samples', 'reference_samples', 'LeftOut', 'prompts_that_fit', 'fitting_prompts', 'split_prompts',
            'apply_windows', 'SampleSource']
 
-# %% ../../nbs/08_train/02_samples.ipynb #9522ffc6
+# %% ../../nbs/08_train/02_samples.ipynb #8f481cfa
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..data.chat import render_prompt
 from ..data.prompts import load_prompts, builtin_check
+from ..data.response_format import open_region, encode_response
 from ..data.segments import exclude_thoughts
 from ..errors import step_part
 from ..models.forward import closing_id, retokenize
@@ -41,7 +42,7 @@ class Sample:
     def prompt_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_prompt_ids")
     def response_ids(self, role: str) -> list[int]: return getattr(self, f"{role}_ids")
 
-# %% ../../nbs/08_train/02_samples.ipynb #07ba1dd8
+# %% ../../nbs/08_train/02_samples.ipynb #ea864a1a
 def generate_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                      text_source: str = "student", seed: int | None = None) -> list[Sample]:
     """Sample one response to each prompt from the source: "student", "teacher" or "reference".
@@ -57,7 +58,9 @@ def generate_samples(items: list[dict], student: Side, teacher: Side, config: Di
     source, other = (student, teacher) if text_source == "student" else (teacher, student)
     prompts = [s.prompt_ids(text_source) for s in samples]
     responses, cut = _generate(source, prompts, config, text_source, seed)
-    others = retokenize(source.vocab, other.vocab, responses)
+    other_role = "teacher" if text_source == "student" else "student"
+    both_prompts = prompts, [s.prompt_ids(other_role) for s in samples]
+    others = retokenize(source.vocab, other.vocab, responses, both_prompts)
     for sample, ids, other_ids in zip(samples, responses, others):
         both = (ids, other_ids) if text_source == "student" else (other_ids, ids)
         sample.student_ids, sample.teacher_ids = both
@@ -103,14 +106,16 @@ def reference_samples(items: list[dict], student: Side, teacher: Side,
                              f"to the prompts{instead}")
         prompts = render_prompt(student.vocab, item), render_prompt(teacher.vocab, item)
         for key in keys:
-            responses = _closed(student.vocab, item[key]), _closed(teacher.vocab, item[key])
+            sides = zip((student.vocab, teacher.vocab), prompts)
+            responses = [_closed(vocab, item[key], prompt) for vocab, prompt in sides]
             samples.append(Sample(item, *prompts, *responses))
     return samples
 
-def _closed(vocab, text):
+def _closed(vocab, text, prompt):
     "Ids of a response text with the id that ends a turn, where there is one."
     end = closing_id(vocab)
-    return vocab.encode(text) + ([] if end is None else [end])
+    ids = encode_response(vocab, text, open_region(vocab, prompt))
+    return ids + ([] if end is None else [end])
 
 # %% ../../nbs/08_train/02_samples.ipynb #7c9cebc8
 @dataclass
