@@ -176,7 +176,7 @@ class TrainingLoop:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #4dadb01c
+# %% ../../nbs/08_train/11_distiller.ipynb #e1277f58
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -221,6 +221,7 @@ def _opening_messages(distiller: "Distiller", before: dict, now: dict) -> list[s
             messages.append(f"{len(left_out)} {name} are left out, because they do not fit: "
                             f"{reason} ({beginning} ...)")
     for role, side in (("student", d.student), ("teacher", d.teacher)):
+        messages += [f"{role}: {remark}" for remark in side.vocab.remarks]
         if unused := unused_template_kwargs(side.vocab, chat_template_kwargs(side.vocab)):
             messages.append(f"the chat template of the {role} ({side.vocab.name}) makes no use of "
                             f"{', '.join(unused)}: look for the name that it does use, or leave it "
