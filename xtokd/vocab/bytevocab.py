@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TextEncoder', 'control_names', 'ByteVocab', 'as_byte_vocab', 'response_text']
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #19290b22
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #61f88280
 import hashlib, json, re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from ..hub import resolve
-from xtokd.vocab.spelling import (
-    BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, describe_change, pipeline_steps,
-    read_piece_format)
+from .spelling import (
+    BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, describe_change, keeps_only_matches,
+    pipeline_steps, read_piece_format)
 from xtokd.vocab.tokenizer_files import (
     PROBE_TEXTS, backend_of, own_backend, read_tokenizer, remarks_on, steps_of, tokenizer_around,
     without_prefix)
@@ -127,10 +127,19 @@ def _token_table(backend, piece_format, added, name):
     key = _digest("\0".join(pieces), _format_key(piece_format), added_key)
     return _cached_table(key, lambda: _build_table(pieces, backend.model, added, piece_format, key))
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #63f4a2e1
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #0b7fd64a
+def _keeping_gaps(steps):
+    "The same pre-tokenizer where a split keeps what its expression does not match, too."
+    if steps is None: return None
+    if "pretokenizers" in steps:
+        return steps | {"pretokenizers": [_keeping_gaps(step) for step in steps["pretokenizers"]]}
+    return steps | {"behavior": "Isolated", "invert": False} if keeps_only_matches(steps) else steps
+
+
 def _mid_text_tokenizer(backend, forbidden=()):
     "A tokenizer around the same model: no prefix, no added tokens, never a piece of `forbidden`."
     normalizer, pre_tokenizer = map(without_prefix, steps_of(backend)[:2])
+    pre_tokenizer = _keeping_gaps(pre_tokenizer)
     if forbidden:    # split off the first character wherever the whole piece occurs in the text
         first = "|".join(f"{re.escape(p[0])}(?={re.escape(p[1:])})" for p in sorted(forbidden))
         split = dict(type="Split", pattern=dict(Regex=first), behavior="Isolated", invert=False)
