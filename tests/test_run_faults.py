@@ -1,17 +1,21 @@
 "Faults of building and running that were found from outside: files of prompts, folders of runs, resuming, damaged files, full disks."
-import errno, gzip, os, pickle, resource, shutil, signal, subprocess, sys
+import errno, gzip, os, pickle, re, resource, shlex, shutil, signal, subprocess, sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from test_distill import SMALL, Wrapped, distiller, same, weights
 from xtokd.cli.commands import main
+from xtokd.cli.tables import print_runs
 from xtokd.errors import disk_write
 from xtokd.train.checkpoint import checkpoints
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
-from xtokd.train.runlog import Run
+from xtokd.train.evaluate import checked_score
+from xtokd.train.runlog import Run, peak_memory, reset_peak_memory
 from xtokd.data.prompts import load_prompts
 
 JSON_LINES = '{"prompt": "a"}\n{"prompt": "b, c"}\n'
@@ -233,3 +237,54 @@ def test_two_processes_in_one_run(tmp_path, stopped):
     finally: other.kill(); other.wait()
     assert d.fit(resume=True).finished and f"process {os.getpid()} on" in (folder/"run.lock").read_text()       # what the killed process left is no lock
     assert distiller(folder, max_steps=4, batch_size=2, max_new_tokens=6).fit(resume=True).finished             # and the run's own ends with it
+
+
+# ---- what is printed ------------------------------------------------------------------------------------------------------------------------
+def test_commands_that_are_printed_can_be_pasted(tmp_path, capsys):
+    "A path with a space is quoted."
+    folder = tmp_path / "my runs" / "first one"
+    quoted = shlex.quote(str(folder))
+    assert main(["distill", "--max-steps", "1", "--batch-size", "2", "--max-new-tokens", "4", "--eval-size", "0", "--output-dir", str(folder)]) == 0
+    assert f"xtokd compare {quoted}" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match=re.escape(f"xtokd distill --resume {quoted}")): Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(max_steps=1, eval_size=0, output_dir=str(folder))).fit()
+    with pytest.raises(OSError, match=re.escape(f"xtokd distill --resume {quoted}")):
+        with disk_write("a checkpoint", folder / "x", folder): raise OSError(28, "No space left on device")
+
+
+ROW = {"run": "[red]cover[/red] on a name of some length", "objective": "cover", "steps": 1200, "accuracy before": .1, "accuracy after": .92, "interval": ".88 to .95", "rKL/byte after": .0312, "signal": .99, "student_tokens_written": 1234567, "seconds": 4567.8, "status": "finished"}
+
+
+@pytest.mark.parametrize("columns", ["80", "40", None])
+def test_tables_of_runs_keep_words_and_names(capsys, monkeypatch, columns):
+    "In 80 columns what does not fit is a second table; in a pipe a line has no limit. A name in brackets is no markup."
+    if columns: monkeypatch.setenv("COLUMNS", columns)
+    else: monkeypatch.delenv("COLUMNS", raising=False)
+    print_runs([ROW, ROW | {"run": "strict"}])
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    for word in ("objective", "rKL/byte", "1,234,567", "4567.800", ".88 to .95", "finished"): assert word in out
+    if columns: assert max(map(len, lines)) <= int(columns)
+    if columns == "40": assert "[red]" in out
+    else: assert out.count("[red]cover[/red] on a name of some length") == (1 if columns is None else 2)
+    if columns is None: assert any("[red]" in line and "finished" in line for line in lines)
+
+
+def test_peak_memory_is_that_of_the_run():
+    "A large array of before is not counted for a run that begins afterwards."
+    if not Path("/proc/self/clear_refs").exists(): pytest.skip("only Linux can begin the count anew")
+    device = torch.device("cpu")
+    array = torch.ones(2 ** 26)     # 256 MiB
+    high = peak_memory(device)
+    del array
+    reset_peak_memory(device)
+    assert peak_memory(device) < high - .2
+
+
+@pytest.mark.parametrize("score", [2, -.5, float("nan"), "right", [1]])
+def test_a_check_gives_a_number_from_0_to_1(score, tmp_path):
+    d = Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(max_steps=1, batch_size=2, max_new_tokens=4, eval_size=2, output_dir=str(tmp_path / "run")), check=lambda item, text: score)
+    with pytest.raises(ValueError, match="the check gives .* a number from 0 .*divide points"): d.fit()
+
+
+@pytest.mark.parametrize("score", [True, 1, .5, np.float32(.25), None])
+def test_scores_that_a_check_may_give(score): assert checked_score(lambda item, text: score, {}, "") == (None if score is None else float(score))

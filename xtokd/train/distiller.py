@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TrainState', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #27f93763
-import math, sys, threading, time
+# %% ../../nbs/08_train/11_distiller.ipynb #d7d6ba70
+import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -33,7 +33,7 @@ from .evaluate import Evaluator
 from .forward_batch import load_models, prepare_objective, shard_models
 from .monitor import CoverageGuard
 from .runlog import (
-    Control, Costs, Run, describe_run, log_file, peak_memory, to_json)
+    Control, Costs, Run, describe_run, log_file, peak_memory, reset_peak_memory, to_json)
 from .samples import SampleSource, fitting_prompts, prompts_that_fit, split_prompts
 from .step import (
     DistillStep, add_costs, check_signal, generation_counts, make_objective,
@@ -176,7 +176,7 @@ class TrainingLoop:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #e1277f58
+# %% ../../nbs/08_train/11_distiller.ipynb #14315fae
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -190,8 +190,8 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
     has_log = log_file(folder).exists() and log_file(folder).stat().st_size > 0
     if has_log and not resume:
         raise FileExistsError(f"{folder} holds a run already: give another `output_dir`, or resume "
-                              f"it with fit(resume=True) or `xtokd distill --output-dir {folder} "
-                              "--resume`")
+                              f"it with fit(resume=True) or `xtokd distill --resume "
+                              f"{shlex.quote(str(folder))}`")
     d.log.take_lock()
     before = next(reversed(Run(folder).starts), {}) if has_log else {}
     now = {"student": d.student.vocab.fingerprint, "teacher": d.teacher.vocab.fingerprint}
@@ -208,7 +208,7 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
     d.log.emit("resume" if has_log else "start", d.state.step, **description)
     for message in damaged + _opening_messages(d, before, description):
         d.log.emit("warn", d.state.step, message=message)
-    if d.device.type == "cuda": torch.cuda.reset_peak_memory_stats(d.device)
+    reset_peak_memory(d.device)
 
 def _opening_messages(distiller: "Distiller", before: dict, now: dict) -> list[str]:
     "Changed settings and arguments, prompts that are left out, template arguments without use."
@@ -228,7 +228,7 @@ def _opening_messages(distiller: "Distiller", before: dict, now: dict) -> list[s
                             "out of chat_template_kwargs")
     return messages
 
-# %% ../../nbs/08_train/11_distiller.ipynb #6deb8ec9
+# %% ../../nbs/08_train/11_distiller.ipynb #9e670ee3
 def _arguments_of_run(folder: str | Path, changes: dict) -> dict:
     """Arguments of the Distiller that a log describes, with `changes` in their place.
 
@@ -280,8 +280,8 @@ def run_to_end(distiller: "Distiller") -> None:
         if reason == "stopped":
             print(f"stopped after step {state.step} of {d.config.max_steps}, saved in "
                   f"{d.output_dir}. "
-                  f"To go on: fit(resume=True), or `xtokd distill --output-dir {d.output_dir} "
-                  "--resume`", file=sys.stderr)
+                  f"To go on: fit(resume=True), or `xtokd distill --resume "
+                  f"{shlex.quote(str(d.output_dir))}`", file=sys.stderr)
     except BaseException as error:
         control.error = error
         saved = save_after_error(d, error)

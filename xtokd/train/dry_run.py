@@ -7,7 +7,7 @@ __all__ = ['GIB', 'ActivationMeter', 'DryRunResult', 'token_lengths', 'dry_run',
            'planned_memory', 'device_memory', 'planned_seconds', 'length_problems', 'find_problems', 'Forecast',
            'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #771eb6a9
+# %% ../../nbs/08_train/12_dry_run.ipynb #be3eaf1d
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,7 +20,7 @@ from ..distributed import reduce_gradients
 from ..models.loading import context_length, head_width, min_set
 from .config import DistillConfig, choose_text_source, combine_seeds, prompt_indices
 from .distiller import Distiller
-from .runlog import Table, peak_memory
+from .runlog import Table, peak_memory, reset_peak_memory
 from .step import generation_counts, step_metrics
 
 # %% ../../nbs/08_train/12_dry_run.ipynb #c6e5c117
@@ -45,7 +45,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #036ef140
+# %% ../../nbs/08_train/12_dry_run.ipynb #910e442c
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -75,6 +75,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
 
     The Distiller must not have begun; its student is used up."""
     d, config = distiller, distiller.config
+    reset_peak_memory(d.device)
     text_source = choose_text_source(config, 1, d.objective.text_source)
     indices = prompt_indices(len(d.items), 1, min(num_prompts, len(d.items)), config.seed)
     began = time.perf_counter()
