@@ -377,12 +377,14 @@ def make_parser(with_config: bool = False) -> CommandParser:
     _add_training_command(commands, with_config)
     return p
 
-# %% ../../nbs/12_cli/04_commands.ipynb #f42448cd
+# %% ../../nbs/12_cli/04_commands.ipynb #bd0f3964
 _EXPECTED_ERRORS = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError)
 
 
 def _error_text(e: Exception) -> str:
-    "An error in one paragraph."
+    "An error in one paragraph; a list of errors keeps its lines."
+    from xtokd.data.prompts import ErrorList
+    if isinstance(e, ErrorList): return str(e)
     if isinstance(e, OSError) and e.strerror:
         return f"{e.strerror}: {e.filename}" if e.filename else e.strerror
     return " ".join(str(e).split()) or type(e).__name__

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['remote_code', 'load_tokenizer', 'load_model', 'require_package', 'placement', 'quantization_config', 'is_placed',
-           'to_device', 'device_of', 'load_teacher', 'head_width', 'embedding_rows', 'hidden_size', 'context_length',
-           'text_config', 'accepts', 'min_set']
+           'to_device', 'device_of', 'reset_peak_memory', 'peak_memory', 'load_teacher', 'head_width', 'embedding_rows',
+           'hidden_size', 'context_length', 'text_config', 'accepts', 'min_set']
 
-# %% ../../nbs/06_models/01_loading.ipynb #0e63d563
-import inspect, json, logging
-from contextlib import contextmanager
+# %% ../../nbs/06_models/01_loading.ipynb #6ec15429
+import inspect, json, logging, re, sys
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator
@@ -127,6 +127,28 @@ def device_of(model: "torch.nn.Module") -> "torch.device":
     import torch
     held = next((p.device for p in model.parameters() if p.device.type != "meta"), None)
     return held or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% ../../nbs/06_models/01_loading.ipynb #3f7df435
+def reset_peak_memory(device: "torch.device") -> None:
+    "Begin to count the peak anew, for the run that begins; only Linux can do that for a process."
+    import torch
+    if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError): Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: "torch.device") -> float | None:
+    """Peak GiB of the GPU since its counter was reset, else of this process; None if unknown.
+
+    Of a process: since `reset_peak_memory` on Linux, else since it began."""
+    import torch
+    if device.type == "cuda": return torch.cuda.max_memory_allocated(device) / 2**30
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        if found := re.search(r"VmHWM:\s*(\d+) kB", status): return int(found[1]) / 2**20
+    try: import resource
+    except ImportError: return None
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 # %% ../../nbs/06_models/01_loading.ipynb #7fd5e82e
 def load_teacher(

@@ -93,7 +93,7 @@ class ModelSettings:
     teacher_device_map: str | None = None # of its layers: "auto", "cpu", "disk", a JSON dict
     teacher_offload_dir: str | None = None # of teacher weights on disk that are not safetensors
 
-# %% ../../nbs/08_train/01_config.ipynb #262036a8
+# %% ../../nbs/08_train/01_config.ipynb #50e6af7f
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -112,6 +112,7 @@ class DistillConfig(ModelSettings):
     on_policy_fraction: float | None = None # of steps on text of the student; None: the objective's
     off_policy_source: str | None = None # of the others: "teacher", "reference"; None: its own
     max_new_tokens: int = 64      # of a response
+    prompt_column: str | None = None # of files and data sets; None: "prompt" or "messages"
     max_prompt_length: int | None = None # longer prompts are left out; None: those without room
     max_length: int | None = None # tokens of prompt and response; rows beyond are masked, counted
     chat_template_kwargs: dict | None = None # of both sides, or {"student": {}, "teacher": {}}

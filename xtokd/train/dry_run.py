@@ -7,7 +7,7 @@ __all__ = ['GIB', 'ActivationMeter', 'DryRunResult', 'token_lengths', 'dry_run',
            'planned_memory', 'device_memory', 'planned_seconds', 'length_problems', 'find_problems', 'Forecast',
            'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #be3eaf1d
+# %% ../../nbs/08_train/12_dry_run.ipynb #e808c2cf
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,10 +17,12 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..distributed import reduce_gradients
-from ..models.loading import context_length, head_width, min_set
+from ..models.loading import (
+    context_length, head_width, min_set, peak_memory, reset_peak_memory)
 from .config import DistillConfig, choose_text_source, combine_seeds, prompt_indices
 from .distiller import Distiller
-from .runlog import Table, peak_memory, reset_peak_memory
+from .runlog import Table
+from .samples import left_out_text
 from .step import generation_counts, step_metrics
 
 # %% ../../nbs/08_train/12_dry_run.ipynb #c6e5c117
@@ -183,15 +185,15 @@ def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     longest_run = config.max_steps * most + evaluations * one * 1.5
     return {"step": [least, most], "run": [shortest_run, longest_run]}
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #3a08f5e4
+# %% ../../nbs/08_train/12_dry_run.ipynb #127a1376
 def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]:
     "Yield a message for prompts left out, responses cut, contexts too short, and masked tokens."
     d, config, metrics = distiller, distiller.config, result.metrics
     ratio = metrics["teacher_tokens_per_student_token"]
-    if d.left_out:
-        yield (f"{len(d.left_out)} of {len(d.left_out) + len(d.items)} prompts are left out, "
-               f"because they do not fit ({d.left_out[0].reason}): shorten them, or raise "
-               "max_prompt_length or max_length")
+    if d.left_out: yield left_out_text(d.left_out, f"of {len(d.left_out) + len(d.items):,} prompts")
+    if d.left_out_eval_items: yield left_out_text(d.left_out_eval_items, "evaluation prompts")
+    for role, side in (("student", d.student), ("teacher", d.teacher)):
+        for remark in side.vocab.remarks: yield f"{role}: {remark}"
     if result.at_limit > .5:
         yield (f"{result.at_limit:.0%} of the responses reached "
                f"max_new_tokens={config.max_new_tokens}: raise it, or the student learns from "

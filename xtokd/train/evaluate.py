@@ -77,7 +77,7 @@ def reverse_kl(gaps: list[tuple | None]) -> dict:
     per_text = sum(gap for gap, _ in known) / len(known) if known else math.nan
     return {"rkl_per_byte": per_byte, "rkl_error": error, "rkl_per_text": per_text, "rkl_n": len(known)}
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #d857ef10
+# %% ../../nbs/08_train/05_evaluate.ipynb #d281a6d9
 def checked_score(check: Callable, item: dict, text: str) -> float | None:
     "What `check` says of a response; ValueError where it is no number from 0 to 1 and not None."
     value = check(item, text)
@@ -85,8 +85,8 @@ def checked_score(check: Callable, item: dict, text: str) -> float | None:
     try: score = float(value)
     except (TypeError, ValueError): score = math.nan
     if 0 <= score <= 1: return score
-    raise ValueError(f"the check gives {value!r} for the response {text[:60]!r}: a score is a number "
-                     "from 0 (wrong) to 1 (right), or None where there is nothing to judge; divide "
+    raise ValueError(f"the check gives {value!r} for the response {text[:60]!r}: a score is a "
+                     "number from 0 (wrong) to 1 (right), or None where there is nothing to judge; divide "
                      "points by their maximum")
 
 def accuracy_metrics(scores: list[float | None]) -> dict:
@@ -113,7 +113,7 @@ def summarize(rows: list[dict]) -> dict:
     if sampled: found["accuracy_sampled"] = sampled["accuracy"]
     return found | accuracy_metrics(column("best"))
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #e88d46c3
+# %% ../../nbs/08_train/05_evaluate.ipynb #ce5b1992
 def evaluate(student: torch.nn.Module,
              teacher: torch.nn.Module | None,   # None: no reverse KL is computed
              pair: Pair,
@@ -140,7 +140,8 @@ def evaluate(student: torch.nn.Module,
         for row, gap in zip(rows, gaps): row["apart"] = gap
 
     scored = [i for i, row in enumerate(rows) if row["sampled"] is not None]
-    greedy = generate_responses(student, bv, [prompts[0][i] for i in scored], max_new_tokens, 0.0, batch_size)
+    greedy_prompts = [prompts[0][i] for i in scored]
+    greedy = generate_responses(student, bv, greedy_prompts, max_new_tokens, 0.0, batch_size)
     for i, ids in zip(scored, greedy):
         text = response_text(bv, ids)
         rows[i] |= {"text": text, "best": score(items[i], text)}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['collate_prompts', 'fitting_rows', 'DistillingLogs', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #727ed7a6
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #12096b2c
 import time, warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +22,13 @@ from .config import (
     DistillConfig, check_text_source, choose_text_source, combine_seeds)
 from .evaluate import evaluate
 from .forward_batch import ModelSet, prepare_objective
-from .samples import SampleSource, prompts_that_fit
+from ..data.prompts import PromptItem
+from .samples import SampleSource, left_out_text, prompts_that_fit
 from .step import (
     DistillStep, StepTotals, check_signal, generation_counts, make_objective, step_metrics)
 from ..vocab.bytevocab import as_byte_vocab
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #5a2c53bb
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #a60b4b64
 def collate_prompts(items: list[dict]) -> dict:
     "A batch that holds its prompts; columns that a data set filled up with None are left out."
     return {"items": [{k: v for k, v in item.items() if v is not None} for item in items]}
@@ -37,11 +38,11 @@ def fitting_rows(dataset: object, sides: dict[str, Side], config: DistillConfig)
 
     A data set without a length is left as it is. Raises ValueError where no prompt fits."""
     if dataset is None or not hasattr(dataset, "__len__"): return dataset
-    items = collate_prompts(list(dataset))["items"]
+    rows = collate_prompts(list(dataset))["items"]
+    items = [PromptItem(row, f"row {number}") for number, row in enumerate(rows, 1)]
     kept, left_out = prompts_that_fit(items, sides, config)
     if not left_out: return dataset
-    warnings.warn(f"{len(left_out)} of {len(items)} prompts are left out, because they do not fit: "
-                  f"{left_out[0].reason}")
+    warnings.warn(left_out_text(left_out, f"of {len(items):,} prompts"))
     if not kept:
         raise ValueError(f"none of the {len(items)} prompts fits: shorten them, or raise "
                          "max_prompt_length or max_length")

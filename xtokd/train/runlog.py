@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['EVENTS', 'FIELDS_0_1', 'CONFIG_0_1', 'VALUES_0_1', 'to_json', 'to_line', 'log_file', 'RunLog', 'rounded',
            'write_compact', 'Costs', 'Table', 'config_of_today', 'renamed', 'read_lines', 'effective_events', 'wilson',
-           'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'device_name', 'reset_peak_memory',
-           'peak_memory', 'describe_run']
+           'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'device_name', 'describe_run']
 
-# %% ../../nbs/08_train/07_runlog.ipynb #73210f29
-import json, math, os, re, sys, threading, time, warnings
-from contextlib import suppress
+# %% ../../nbs/08_train/07_runlog.ipynb #76c413c1
+import json, math, os, sys, threading, time, warnings
 from dataclasses import asdict
 from html import escape
 from itertools import groupby
@@ -426,32 +424,12 @@ class Run(RunReader):
     def __repr__(self): return repr(self._table())
     def _repr_html_(self): return self._table()._repr_html_()
 
-# %% ../../nbs/08_train/07_runlog.ipynb #2b3bd693
+# %% ../../nbs/08_train/07_runlog.ipynb #d1b17cb9
 def device_name(device: "torch.device") -> str:
     "The name of the GPU, or the number of CPU threads."
     import torch
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
-
-def reset_peak_memory(device: "torch.device") -> None:
-    "Begin to count the peak anew, for the run that begins; only Linux can do that for a process."
-    import torch
-    if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError): Path("/proc/self/clear_refs").write_text("5")
-
-def peak_memory(device: "torch.device") -> float | None:
-    """Peak GiB of the GPU since its counter was reset, else of this process; None if unknown.
-
-    Of a process: since `reset_peak_memory` on Linux, else since it began."""
-    import torch
-    if device.type == "cuda": return torch.cuda.max_memory_allocated(device) / 2**30
-    with suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        if found := re.search(r"VmHWM:\s*(\d+) kB", status): return int(found[1]) / 2**20
-    try: import resource
-    except ImportError: return None
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 def describe_run(distiller: "Distiller") -> dict:
     "The fields of a start or resume event."
