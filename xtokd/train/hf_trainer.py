@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['collate_prompts', 'fitting_rows', 'DistillingLogs', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #12096b2c
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #90493145
 import time, warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..serving.client import open_side
 from .config import (
     DistillConfig, check_text_source, choose_text_source, combine_seeds)
 from .evaluate import evaluate
-from .forward_batch import ModelSet, prepare_objective
+from .forward_batch import ModelSet, prepare_objective, served_options
 from ..data.prompts import PromptItem
 from .samples import SampleSource, left_out_text, prompts_that_fit
 from .step import (
@@ -114,7 +114,7 @@ class DistillingLogs:
         file = Path(resume_from_checkpoint)/"objective.safetensors"
         self.objective.load_state_dict(load_file(file))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #8a49e539
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #0b8ccf80
 class Distilling(DistillingLogs):
     """Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`.
 
@@ -152,7 +152,7 @@ class Distilling(DistillingLogs):
         device = self.args.device
         model = self.accelerator.unwrap_model(self.model)
         self.student = check_fit(Side("student", model, as_byte_vocab(self.processing_class)))
-        self.teacher = open_side(teacher, "teacher", device)
+        self.teacher = open_side(teacher, "teacher", device, **served_options(self.distill))
         self.teacher.model.eval().requires_grad_(False)
         self.models = ModelSet(self.student, self.teacher)
         self.pair = self.models.pair
