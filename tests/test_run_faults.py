@@ -414,3 +414,11 @@ def test_the_column_of_the_prompts_on_the_command_line(tmp_path):
     assert main(["distill", "--prompts", str(path), "--prompt-column", "question", "--max-steps", "1", "--batch-size", "2", "--max-new-tokens", "4", "--eval-size", "0", "--output-dir", str(tmp_path / "run")]) == 0
     start = Run(tmp_path / "run").start
     assert start["config"]["prompt_column"] == "question" and Distiller.from_run(tmp_path / "run").items[0] == {"prompt": "What is 3?"}
+
+
+@pytest.mark.parametrize("part", [dict(type="image_url", image_url=dict(url="x")), dict(type="image"), dict(type="input_audio", input_audio={}), dict(video="x"), dict(type="file")])
+def test_images_in_messages_are_refused(part):
+    "They were dropped, or the template failed at the step that drew them; parts with text are read."
+    text = dict(type="text", text="What is in the file image.png?")
+    assert load_prompts([dict(messages=[dict(role="user", content=[text, dict(type="thinking", thinking="x")])])])
+    with pytest.raises(ValueError, match="item 1: a message of the role user has a part .*only text is read"): load_prompts([dict(messages=[dict(role="user", content=[text, part])])])

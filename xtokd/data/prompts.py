@@ -68,7 +68,7 @@ def check_template_keys(item: dict, where: str) -> dict:
         )
     return item | found if found else item
 
-# %% ../../nbs/02_data/01_prompts.ipynb #44eb6438
+# %% ../../nbs/02_data/01_prompts.ipynb #63c287b7
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -87,6 +87,21 @@ def refuse_lone_surrogates(value: object, where: str) -> None:
         )
 
 
+_NOT_TEXT = re.compile("image|audio|video|file", re.I)     # in the type of a content part, or its keys
+
+
+def _refuse_media(message, where):
+    "ValueError where a part of a message's content is an image, a sound, a film or a file."
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        names = [str(part.get("type", "")), *part] if isinstance(part, dict) else []
+        if found := next(filter(_NOT_TEXT.search, names), None):
+            raise ValueError(
+                f"{where}: a message of the role {message['role']} has a part {found!r}: only text is"
+                " read, so leave such prompts out"
+            )
+
+
 def _check_messages(messages, where):
     "ValueError where `messages` is not a conversation that can be answered."
     for message in messages:
@@ -97,6 +112,7 @@ def _check_messages(messages, where):
                 f"{where}: every message is an object with \"role\" and \"content\" (an assistant's"
                 f" may have \"tool_calls\" instead), this is not: {str(message)[:80]}"
             )
+        _refuse_media(message, where)
         if calls and message["role"] != "assistant":
             raise ValueError(
                 f"{where}: only the assistant has \"tool_calls\", this message is of the role"

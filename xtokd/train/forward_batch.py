@@ -32,7 +32,7 @@ from ..serving.client import open_side, Engine
 from .config import DistillConfig
 from .samples import Sample
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #ec84ea84
+# %% ../../nbs/08_train/03_forward_batch.ipynb #488081e1
 @dataclass
 class ModelSet:
     "The models of a run: student, teacher, and the auxiliary models of some objectives."
@@ -52,7 +52,7 @@ class ModelSet:
         return [role for role, side in self.sides().items() if is_sharded(side.model)]
 
 def served_options(config: DistillConfig) -> dict:
-    "How long a served teacher, or the server that generates, is waited for: `RemoteTeacher` takes it."
+    "How long a served teacher, or the server that generates, is waited for."
     return {"timeout": config.teacher_timeout, "retries": config.teacher_retries}
 
 def load_models(student: str | Path | tuple | Side,     # name, folder, (model, tokenizer), Side
