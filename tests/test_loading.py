@@ -193,9 +193,16 @@ def test_a_folder_with_tekken_has_the_ids_of_mistral_common(tmp_path):
     if file is None: pytest.skip("this mistral-common has no tekken file")
     shutil.copy(file, tmp_path / "tekken.json")
     (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
-    vocab, right = ByteVocab(tmp_path), Tekkenizer.from_file(str(tmp_path / "tekken.json"))
-    for text in ("Hello 2023\n\n IT'S", "naïve  数据 👩‍👧\t12345", "def f(x):\n    return x"):
-        assert vocab.encode(text) == right.encode(text, bos=False, eos=False) and vocab.decode(vocab.encode(text)) == text.encode()
+    right = Tekkenizer.from_file(str(tmp_path / "tekken.json"))
+    texts = ("Hello 2023\n\n IT'S", "naïve  数据 👩‍👧\t12345", "def f(x):\n    return x")
+    for faulty in (False, True):
+        if faulty:      # the expression of Llama 3, as some published folders have it in tokenizer.json
+            wrong = json.loads(ByteVocab(tmp_path).hf.backend_tokenizer.to_str())
+            wrong["pre_tokenizer"] = json.loads(llama3().to_str())["pre_tokenizer"]
+            (tmp_path / "tokenizer.json").write_text(json.dumps(wrong))
+            assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(texts[0], add_special_tokens=False).ids != right.encode(texts[0], bos=False, eos=False)
+        vocab = ByteVocab(tmp_path)
+        for text in texts: assert vocab.encode(text) == right.encode(text, bos=False, eos=False) and vocab.decode(vocab.encode(text)) == text.encode()
 
 
 # ---- one place -----------------------------------------------------------------------------------------------------------------------

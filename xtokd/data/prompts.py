@@ -68,7 +68,7 @@ def check_template_keys(item: dict, where: str) -> dict:
         )
     return item | found if found else item
 
-# %% ../../nbs/02_data/01_prompts.ipynb #63c287b7
+# %% ../../nbs/02_data/01_prompts.ipynb #829c6464
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -87,7 +87,7 @@ def refuse_lone_surrogates(value: object, where: str) -> None:
         )
 
 
-_NOT_TEXT = re.compile("image|audio|video|file", re.I)     # in the type of a content part, or its keys
+_NOT_TEXT = re.compile("image|audio|video|file", re.I)     # in type or keys of a content part
 
 
 def _refuse_media(message, where):
@@ -97,8 +97,8 @@ def _refuse_media(message, where):
         names = [str(part.get("type", "")), *part] if isinstance(part, dict) else []
         if found := next(filter(_NOT_TEXT.search, names), None):
             raise ValueError(
-                f"{where}: a message of the role {message['role']} has a part {found!r}: only text is"
-                " read, so leave such prompts out"
+                f"{where}: a message of the role {message['role']} has a part {found!r}: only text"
+                " is read, so leave such prompts out"
             )
 
 
@@ -290,13 +290,13 @@ def _rows_of_file(path):
         ) from None
     return read(text, path)
 
-# %% ../../nbs/02_data/01_prompts.ipynb #b2830fc4
+# %% ../../nbs/02_data/01_prompts.ipynb #eba3212d
 def _with_prompt(row, column, where):
     "The row with the text of `column` as its prompt."
     if column is None or not isinstance(row, dict): return row
     if row.get(column) is None:
-        raise ValueError(f"{where}: no column {column!r}; the keys are {sorted(row)}: name one of them "
-                         "as prompt_column (--prompt-column)")
+        raise ValueError(f"{where}: no column {column!r}; the keys are {sorted(row)}: name one of"
+                         " them as prompt_column (--prompt-column)")
     others = {key: value for key, value in row.items() if key not in (column, "prompt", "messages")}
     return {"prompt": row[column]} | others
 
@@ -322,7 +322,7 @@ def read_prompts(path: str | Path,
         if isinstance(found, ValueError): raise found
         yield found
 
-# %% ../../nbs/02_data/01_prompts.ipynb #afd731d0
+# %% ../../nbs/02_data/01_prompts.ipynb #bba9b26f
 def _need_datasets(name):
     if find_spec("datasets") is not None: return
     raise FileNotFoundError(
@@ -352,8 +352,8 @@ def _rows_of_dataset(name):
     try: rows = load_dataset(repository, config, split=split, streaming="[" not in split)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"no prompts at {name!r}: it is no file, and not loaded as the data set {repository} with"
-            f" the config {config} and the split {split} ({str(error).strip()[:300]}): a name is"
+            f"no prompts at {name!r}: it is no file, and not loaded as the data set {repository}"
+            f" with the config {config} and the split {split} ({str(error).strip()[:300]}): a name is"
             " org/name/config:split, such as openai/gsm8k/main:train"
         ) from error
     for number, row in enumerate(rows, 1):
@@ -367,10 +367,11 @@ def _rows_of_saved(folder, split):
     found = load_from_disk(str(folder))
     if isinstance(found, DatasetDict):
         if (split or "train") not in found:
-            raise FileNotFoundError(f"{folder} has no split {split or 'train'!r}: give {folder}:SPLIT "
-                                    f"with one of {', '.join(found)}")
+            raise FileNotFoundError(f"{folder} has no split {split or 'train'!r}: give "
+                                    f"{folder}:SPLIT with one of {', '.join(found)}")
         found = found[split or "train"]
-    for number, row in enumerate(found, 1): yield _without_none(dict(row)), f"{folder}, row {number}"
+    for number, row in enumerate(found, 1):
+        yield _without_none(dict(row)), f"{folder}, row {number}"
 
 # %% ../../nbs/02_data/01_prompts.ipynb #f843af6f
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def backend_of(tokenizer: object, name: str) -> Tokenizer:
         return _byte_backend(tokenizer)
     raise UnsupportedTokenizer(name, *_why_no_backend(tokenizer))
 
-# %% ../../nbs/01_vocab/08_tokenizer_files.ipynb #a8b68194
+# %% ../../nbs/01_vocab/08_tokenizer_files.ipynb #3d5d43d4
 @dataclass(frozen=True)
 class Remark:
     "What is to be known about a tokenizer that was loaded."
@@ -252,10 +252,11 @@ def _by_class(place, kwargs):
     "(tokenizer as transformers loads it, or None; the error that says why not)"
     from transformers import AutoTokenizer
     options = {"trust_remote_code": TRUST_REMOTE_CODE.get()} | kwargs
+    if _file_of(place, "tekken.json") and not kwargs: options["fix_mistral_regex"] = True
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(place), **options)
         is_mistral = type(tokenizer).__name__.startswith("MistralCommon")
-        if is_mistral and "fix_mistral_regex" not in kwargs:
+        if is_mistral and "fix_mistral_regex" not in options:     # of the hub, not in the cache before
             tokenizer = AutoTokenizer.from_pretrained(str(place), fix_mistral_regex=True, **options)
         return tokenizer, None
     except Exception as error:           # the `tokenizers` library raises nothing narrower
@@ -265,6 +266,7 @@ def _by_class(place, kwargs):
 
 def _difference(tokenizer, place):
     "(how it differs from the file of its folder, the file's name), or ('', '')"
+    if _file_of(place, "tekken.json"): return "", ""     # says what is right, and was loaded so
     if file := _file_of(place, "tokenizer.json"):
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer): return "", ""
