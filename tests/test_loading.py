@@ -194,13 +194,14 @@ def test_a_folder_with_tekken_has_the_ids_of_mistral_common(tmp_path):
     shutil.copy(file, tmp_path / "tekken.json")
     (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
     right = Tekkenizer.from_file(str(tmp_path / "tekken.json"))
-    texts = ("Hello 2023\n\n IT'S", "naïve  数据 👩‍👧\t12345", "def f(x):\n    return x")
+    texts = ("Hello 2023\n\n IT'S", "naïve  数据 👩‍👧\t12345", "def f(x):\n    return x", "getHTTPValue JavaScript we'LL myVariableName")
     for faulty in (False, True):
-        if faulty:      # the expression of Llama 3, as some published folders have it in tokenizer.json
+        if faulty:      # published folders have another expression in tokenizer.json; here one that cuts every letter
             wrong = json.loads(ByteVocab(tmp_path).hf.backend_tokenizer.to_str())
-            wrong["pre_tokenizer"] = json.loads(llama3().to_str())["pre_tokenizer"]
+            wrong["pre_tokenizer"] = json.loads(llama3(r"\p{L}|[^\p{L}]+").to_str())["pre_tokenizer"]
             (tmp_path / "tokenizer.json").write_text(json.dumps(wrong))
-            assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(texts[0], add_special_tokens=False).ids != right.encode(texts[0], bos=False, eos=False)
+            wrong = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+            assert any(wrong.encode(text, add_special_tokens=False).ids != right.encode(text, bos=False, eos=False) for text in texts)
         vocab = ByteVocab(tmp_path)
         for text in texts: assert vocab.encode(text) == right.encode(text, bos=False, eos=False) and vocab.decode(vocab.encode(text)) == text.encode()
 
