@@ -12,6 +12,8 @@ from xtokd.rows.dense import LogitRows
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
+from xtokd.train.runlog import Run
+from xtokd.hub import resolve
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import objective
 from xtokd.alignment.pair import Pair
@@ -351,3 +353,54 @@ def test_the_command_line_learns_from_a_served_teacher(tmp_path):
     with serve() as s:
         args = ["distill", "--teacher", s.url, "--objective", "sampled", "--max-steps", "1", "--batch-size", "4", "--eval-size", "0", "--no-progress", "--output-dir", str(tmp_path/"a")]
         assert main(args) == 1 and main([*args, "--teacher-tokenizer", TOKENIZER.name_or_path]) == 0
+
+
+# ---- a server that is away for a while ------------------------------------------------------------------------------------------
+def settings(tmp_path, **kw): return DistillConfig(max_steps=2, batch_size=2, max_new_tokens=4, eval_size=0, output_dir=str(tmp_path / "run"), **kw)
+
+
+@pytest.mark.parametrize("retries, ends", [(0, True), (12, False)])
+def test_retries_of_a_run_outlast_a_server_that_is_away(tmp_path, monkeypatch, retries, ends):
+    "Its first eight answers are 503: with teacher_retries=0 the run ends and says what to raise, with 12 it is done."
+    with serve(starting, times=8) as s:
+        d = Distiller("tiny", f"{s.url}#{resolve('tiny', 'teacher')}", "tiny", "sampled", settings(tmp_path, teacher_retries=retries, teacher_timeout=30))
+        assert (d.teacher.api.http.retries, d.teacher.api.http.timeout) == (retries, 30)
+        monkeypatch.setattr(d.teacher.api.http, "sleep", lambda seconds: None)
+        if ends:
+            with pytest.raises(RemoteError, match="503.*in 1 tries"): d.fit()
+        else: assert d.fit().finished and s.left[starting] == 0
+
+
+def test_a_server_that_does_not_listen_for_a_while(tmp_path):
+    "Nothing listens at its port for the first second; the client waits, and the message of one without patience names the setting."
+    with serve() as s: port = int(s.url.split(":")[2].split("/")[0])
+    url = f"http://127.0.0.1:{port}/v1"
+    with pytest.raises(RemoteError, match="teacher_retries .--teacher-retries"): RemoteTeacher(url, VOCAB, retries=0)
+    def come_back():
+        time.sleep(1.)
+        back.append(serve(port=port))
+        back[0].__enter__()
+    back, thread = [], threading.Thread(target=come_back)
+    thread.start()
+    try: assert RemoteTeacher(url, VOCAB, retries=8).score_responses(PROMPTS, RESPONSES)[1] == 0
+    finally:
+        thread.join()
+        back[0].__exit__(None, None, None)
+
+
+def test_the_timeout_of_a_run(tmp_path):
+    def slow(h, found): time.sleep(.6)
+    with serve(slow) as s:
+        d = Distiller("tiny", f"{s.url}#{resolve('tiny', 'teacher')}", "tiny", "sampled", settings(tmp_path, teacher_retries=0, teacher_timeout=.2))
+        with pytest.raises(RemoteError, match="no answer within 0.2 s.*--teacher-timeout"): d.fit()
+
+
+def test_timeout_and_retries_on_the_command_line(tmp_path):
+    from xtokd.cli.commands import main
+    with serve() as s:
+        assert main(["distill", "--student", "tiny", "--teacher", s.url, "--teacher-tokenizer", str(resolve("tiny", "teacher")), "--teacher-timeout", "7.5", "--teacher-retries", "2", "--max-steps", "1",
+                     "--batch-size", "2", "--max-new-tokens", "4", "--eval-size", "0", "--objective", "sampled", "--output-dir", str(tmp_path / "run")]) == 0
+    config = Run(tmp_path / "run").config
+    assert (config["teacher_timeout"], config["teacher_retries"]) == (7.5, 2)
+    for name, value in (("teacher_timeout", 0), ("teacher_retries", -1), ("teacher_retries", 1.5)):
+        with pytest.raises(ValueError, match=name): DistillConfig(**{name: value})

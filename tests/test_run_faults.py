@@ -1,16 +1,25 @@
 "Faults of building and running that were found from outside: files of prompts, folders of runs, resuming, damaged files, full disks."
-import errno, gzip, os, pickle, resource, shutil, signal, subprocess, sys
+import errno, gzip, json, os, pickle, re, resource, shlex, shutil, signal, subprocess, sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from test_distill import SMALL, Wrapped, distiller, same, weights
 from xtokd.cli.commands import main
+from xtokd.cli.tables import print_runs
 from xtokd.errors import disk_write
+from xtokd.models.loading import peak_memory, reset_peak_memory
 from xtokd.train.checkpoint import checkpoints
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
+from xtokd.train.dry_run import forecast
+from xtokd.train.samples import left_out_text, prompts_that_fit
+from xtokd.data.chat import render_prompt
+from xtokd.models.side import load_side
+from xtokd.train.evaluate import checked_score
 from xtokd.train.runlog import Run
 from xtokd.data.prompts import load_prompts
 
@@ -37,7 +46,7 @@ def test_csv_columns(tmp_path):
 
 
 @pytest.mark.parametrize("name, data, says", [
-    ("p.parquet", b"PAR1", "to_json"), ("p.yaml", b"- a\n", "not .yaml"), ("p.tsv", b"prompt\na\n", "not .tsv"), ("p.md", b"a\n", "not .md"),
+    ("p.parquet", b"PAR1", "not Parquet|pip install pyarrow"), ("p.yaml", b"- a\n", "not .yaml"), ("p.tsv", b"prompt\na\n", "not .tsv"), ("p.md", b"a\n", "not .md"),
     ("p.yaml.gz", gzip.compress(b"- a\n"), "not .yaml"), ("p.zip", b"PK", "not .zip"), ("p.jsonl.gz", b'{"prompt": "a"}\n', "drop the .gz"),
     ("p.txt.gz", gzip.compress(b"abcabcabc")[:-9], "compress it again"), ("p.txt", b'{"prompt": "a"}\n', "line 1: this is JSON"),
     ("p", b'a\n {"messages": []}\n', "line 2: this is JSON"), ("p.csv", b"question\na\n", r"p.csv, line 2: .*\['question'\]"),
@@ -233,3 +242,183 @@ def test_two_processes_in_one_run(tmp_path, stopped):
     finally: other.kill(); other.wait()
     assert d.fit(resume=True).finished and f"process {os.getpid()} on" in (folder/"run.lock").read_text()       # what the killed process left is no lock
     assert distiller(folder, max_steps=4, batch_size=2, max_new_tokens=6).fit(resume=True).finished             # and the run's own ends with it
+
+
+# ---- what is printed ------------------------------------------------------------------------------------------------------------------------
+def test_commands_that_are_printed_can_be_pasted(tmp_path, capsys):
+    "A path with a space is quoted."
+    folder = tmp_path / "my runs" / "first one"
+    quoted = shlex.quote(str(folder))
+    assert main(["distill", "--max-steps", "1", "--batch-size", "2", "--max-new-tokens", "4", "--eval-size", "0", "--output-dir", str(folder)]) == 0
+    assert f"xtokd compare {quoted}" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match=re.escape(f"xtokd distill --resume {quoted}")): Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(max_steps=1, eval_size=0, output_dir=str(folder))).fit()
+    with pytest.raises(OSError, match=re.escape(f"xtokd distill --resume {quoted}")):
+        with disk_write("a checkpoint", folder / "x", folder): raise OSError(28, "No space left on device")
+
+
+ROW = {"run": "[red]cover[/red] on a name of some length", "objective": "cover", "steps": 1200, "accuracy before": .1, "accuracy after": .92, "interval": ".88 to .95", "rKL/byte after": .0312, "signal": .99, "student_tokens_written": 1234567, "seconds": 4567.8, "status": "finished"}
+
+
+@pytest.mark.parametrize("columns", ["80", "40", None])
+def test_tables_of_runs_keep_words_and_names(capsys, monkeypatch, columns):
+    "In 80 columns what does not fit is a second table; in a pipe a line has no limit. A name in brackets is no markup."
+    if columns: monkeypatch.setenv("COLUMNS", columns)
+    else: monkeypatch.delenv("COLUMNS", raising=False)
+    print_runs([ROW, ROW | {"run": "strict"}])
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    for word in ("objective", "rKL/byte", "1,234,567", "4567.800", ".88 to .95", "finished"): assert word in out
+    if columns: assert max(map(len, lines)) <= int(columns)
+    if columns == "40": assert "[red]" in out
+    else: assert out.count("[red]cover[/red] on a name of some length") == (1 if columns is None else 2)
+    if columns is None: assert any("[red]" in line and "finished" in line for line in lines)
+
+
+def test_peak_memory_is_that_of_the_run():
+    "A large array of before is not counted for a run that begins afterwards."
+    if not Path("/proc/self/clear_refs").exists(): pytest.skip("only Linux can begin the count anew")
+    device = torch.device("cpu")
+    array = torch.ones(2 ** 26)     # 256 MiB
+    high = peak_memory(device)
+    del array
+    reset_peak_memory(device)
+    assert peak_memory(device) < high - .2
+
+
+@pytest.mark.parametrize("score", [2, -.5, float("nan"), "right", [1]])
+def test_a_check_gives_a_number_from_0_to_1(score, tmp_path):
+    d = Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(max_steps=1, batch_size=2, max_new_tokens=4, eval_size=2, output_dir=str(tmp_path / "run")), check=lambda item, text: score)
+    with pytest.raises(ValueError, match="the check gives .* a number from 0 .*divide points"): d.fit()
+
+
+@pytest.mark.parametrize("score", [True, 1, .5, np.float32(.25), None])
+def test_scores_that_a_check_may_give(score): assert checked_score(lambda item, text: score, {}, "") == (None if score is None else float(score))
+
+
+# ---- all prompts are checked before the first step ---------------------------------------------------------------------------------------------
+def test_one_error_lists_all_rows_that_are_no_prompts(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n{"question": "b"}\n{"prompt": \n\n{"prompt": ""}\n{"prompt": "c", "system": "d"}\n' + '{"prompt": 1}\n' * 30)
+    with pytest.raises(ValueError) as error: load_prompts(path)
+    lines = str(error.value).split("\n  ")
+    assert lines[0] == "34 of 35 rows are no prompts:" and len(lines) == 22 and lines[-1] == "and 14 more"
+    for number, says in ((2, "rename one of them"), (3, "not JSON"), (5, "the prompt is empty"), (6, "'system'")): assert any(f"{path}, line {number}: " in line and says in line for line in lines)
+    items = load_prompts(path, limit=1)
+    assert items == [{"prompt": "a"}] and items[0].where == f"{path}, line 1"
+
+
+NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}{{ 'A:' if add_generation_prompt }}"
+SYSTEM, USER = dict(role="system", content="Be brief."), dict(role="user", content="Hi")
+
+
+def side_with_template(template, name):
+    "The tiny student under a chat template."
+    side = load_side("tiny", "student")
+    side.vocab.hf.chat_template, side.name = template, name
+    return side
+
+
+def test_prompts_that_a_template_refuses_are_listed_before_the_first_step(tmp_path):
+    "They ended the run at the step that drew one. One error for both sides, with file, line, cause and a cure that was tried."
+    path = tmp_path / "p.jsonl"
+    rows = [dict(messages=[SYSTEM, USER]), dict(prompt="Hi"), dict(messages=[USER, USER]), dict(prompt="long " * 300), dict(messages=[USER, SYSTEM | dict(role="critic"), SYSTEM | dict(role="critic")])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    student, teacher = load_side("tiny", "student"), side_with_template(NO_SYSTEM, "strict")
+    config = DistillConfig(max_steps=1, batch_size=2, eval_size=0, max_new_tokens=4, max_prompt_length=250, output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError) as error: Distiller(student, teacher, path, "sampled", config)
+    lines = str(error.value).split("\n  ")
+    assert lines[0] == "prompts are refused, 3 times among 5 prompts; 1 others do not fit and would be left out:"
+    for line, number, cause, cure in zip(lines[1:], (1, 3, 5), ("System role not supported", "Roles must alternate", "Roles must alternate"),
+                                         ("move the system text into the first user message", "join turns of the same role", "what the template takes, or leave the prompt out")):
+        assert line.startswith(f"{path}, line {number}, for the teacher: ") and cause in line and cure in line
+    assert "system text" not in lines[2] + lines[3] and not (tmp_path / "run").exists()
+    path.write_text("".join(json.dumps(row) + "\n" for row in (rows[1], rows[3])))
+    d = Distiller(student, teacher, path, "sampled", config)
+    assert d.items == [rows[1]] and left_out_text(d.left_out).startswith(f"1 prompts are left out, because they do not fit ({path}, line 2: ")
+    assert any("1 of 2 prompts are left out" in message and f"{path}, line 2" in message for message in forecast(d, 1).messages())
+
+
+def test_a_template_that_refuses_everything_has_another_cure():
+    with pytest.raises(ValueError, match="It refuses every conversation: repair the chat_template"): render_prompt(side_with_template("{{ raise_exception('no') }}", "broken").vocab, [SYSTEM, USER])
+
+
+def test_templates_refuse_before_the_first_step_without_any_limit(monkeypatch):
+    "Every prompt is rendered, also where no length limits it."
+    side = side_with_template(NO_SYSTEM, "strict")
+    monkeypatch.setattr("xtokd.train.samples.context_length", lambda model: None)
+    with pytest.raises(ValueError, match="item 1, for the student: .*System role"): prompts_that_fit(load_prompts([dict(messages=[SYSTEM, USER])]), dict(student=side), DistillConfig())
+
+
+def test_prompts_without_the_text_that_is_learned_are_listed(tmp_path):
+    "A missing reference ended the run at the step that drew it, too."
+    items = [dict(prompt="a", reference="b"), dict(prompt="c"), dict(prompt="d")]
+    with pytest.raises(ValueError, match="2 of 3 prompts lack a text.*\n.*item 2 has no reference\n.*item 3 has no reference"): Distiller("tiny", "tiny", items, "sft", DistillConfig(max_steps=1, eval_size=0, off_policy_source="reference", on_policy_fraction=0, output_dir=str(tmp_path / "run")))
+
+
+# ---- data sets ----------------------------------------------------------------------------------------------------------------------------------
+def test_names_of_data_sets(monkeypatch):
+    "org/name/config:split, with the column of the prompts: the documented example."
+    datasets = pytest.importorskip("datasets", reason="the package `datasets` reads data sets of the hub")
+    asked = []
+    def load_dataset(path, name=None, split=None, streaming=False):
+        asked.append((path, name, split))
+        if name is None: raise ValueError("Config name is missing. Please pick one among the available configs: ['main', 'socratic']")
+        return [{"question": "2 + 2?", "answer": "4", "note": None}]
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_prompts("openai/gsm8k/main:train", prompt_column="question") == [{"prompt": "2 + 2?", "answer": "4"}]
+    assert load_prompts("openai/gsm8k/main", prompt_column="question")[0].where == "data set openai/gsm8k/main, row 1"
+    with pytest.raises(FileNotFoundError, match="'main', 'socratic'.*org/name/config:split, such as openai/gsm8k/main:train"): load_prompts("gsm8k:test")
+    with pytest.raises(ValueError, match=r"row 1: no text in .*the keys are \['answer', 'question'\].*--prompt-column"): load_prompts("openai/gsm8k/main")
+    with pytest.raises(FileNotFoundError, match="at most three parts"): load_prompts("a/b/c/d")
+    assert asked == [("openai/gsm8k", "main", "train")] * 2 + [("gsm8k", None, "test"), ("openai/gsm8k", "main", "train")]
+
+
+ROWS = [{"messages": [{"role": "user", "content": "x"}], "reference": "r"}, {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, {"role": "user", "content": "z", "name": "n"}]}]
+
+
+def test_parquet_and_packed_parquet(tmp_path):
+    "A table fills in what a row has not; such keys are left out."
+    pyarrow = pytest.importorskip("pyarrow", reason="the package pyarrow reads .parquet")
+    from pyarrow import parquet
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS + [{"messages": None, "reference": "r"}]), tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match="p.parquet, row 3: no text"): load_prompts(tmp_path / "p.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "p.Parquet")
+    (tmp_path / "p.parquet.gz").write_bytes(gzip.compress((tmp_path / "p.Parquet").read_bytes()))
+    for name in ("p.Parquet", "p.parquet.gz"): assert load_prompts(tmp_path / name) == ROWS
+
+
+def test_folders_of_save_to_disk(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the package `datasets` reads such folders")
+    saved = datasets.Dataset.from_list([{"question": "a"}, {"question": "b"}])
+    saved.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=saved, test=saved.select([1])).save_to_disk(str(tmp_path / "both"))
+    both = [{"prompt": "a"}, {"prompt": "b"}]
+    for name in ("one", "both", "both:train"): assert load_prompts(str(tmp_path / name), prompt_column="question") == both
+    assert load_prompts(f"{tmp_path}/both:test", prompt_column="question") == both[1:]
+    with pytest.raises(FileNotFoundError, match="has no split 'dev': give .* train, test"): load_prompts(f"{tmp_path}/both:dev", prompt_column="question")
+
+
+def test_without_the_packages_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("xtokd.data.prompts.find_spec", lambda name: None)
+    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="pip install pyarrow"): load_prompts(tmp_path / "p.parquet")
+    (tmp_path / "state.json").write_text("{}")
+    for name in (str(tmp_path), "openai/gsm8k/main:train"):
+        with pytest.raises(FileNotFoundError, match="pip install datasets"): load_prompts(name)
+
+
+def test_the_column_of_the_prompts_on_the_command_line(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("question,prompt\n" + "What is 3?,other\n" * 4)
+    with pytest.raises(ValueError, match=r"line 2: no column 'text'; the keys are \['prompt', 'question'\]"): load_prompts(path, prompt_column="text")
+    assert main(["distill", "--prompts", str(path), "--prompt-column", "question", "--max-steps", "1", "--batch-size", "2", "--max-new-tokens", "4", "--eval-size", "0", "--output-dir", str(tmp_path / "run")]) == 0
+    start = Run(tmp_path / "run").start
+    assert start["config"]["prompt_column"] == "question" and Distiller.from_run(tmp_path / "run").items[0] == {"prompt": "What is 3?"}
+
+
+@pytest.mark.parametrize("part", [dict(type="image_url", image_url=dict(url="x")), dict(type="image"), dict(type="input_audio", input_audio={}), dict(video="x"), dict(type="file")])
+def test_images_in_messages_are_refused(part):
+    "They were dropped, or the template failed at the step that drew them; parts with text are read."
+    text = dict(type="text", text="What is in the file image.png?")
+    assert load_prompts([dict(messages=[dict(role="user", content=[text, dict(type="thinking", thinking="x")])])])
+    with pytest.raises(ValueError, match="item 1: a message of the role user has a part .*only text is read"): load_prompts([dict(messages=[dict(role="user", content=[text, part])])])

@@ -353,7 +353,7 @@ def test_turns_with_calls_and_no_content_are_read_or_refused_with_the_right_cure
         with pytest.raises(ValueError, match='item 1: every message is an object with "role" and "content".*"tool_calls" instead'): load_prompts([dict(messages=[message, CALL[0]])])
     with pytest.raises(ValueError, match='only the assistant has "tool_calls"'): load_prompts([dict(messages=[dict(role="user", tool_calls=CALL[1]["tool_calls"])])])
     strict = ByteVocab(bpe(chat_template="{% for m in messages %}{{ m.role + m.content }}{{ m.tool_calls }}{% endfor %}"))
-    with pytest.raises(ValueError, match='giving turns that have tool_calls and no content a "content": ""'): render_prompt(strict, CALL)
+    with pytest.raises(ValueError, match='Change the messages: give turns that have tool_calls and no content a "content": ""'): render_prompt(strict, CALL)
 
 
 # ---- the end of a call is not the end of an answer --------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['is_out_of_memory', 'memory_advice', 'step_part', 'disk_write', 'refuse_pickles']
 
-# %% ../nbs/13_support/01_errors.ipynb #5d78b8c0
-import errno, os
+# %% ../nbs/13_support/01_errors.ipynb #e7046626
+import errno, os, shlex
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def step_part(name: str,
                 "learning_rate") from e
         raise
 
-# %% ../nbs/13_support/01_errors.ipynb #7e626e84
+# %% ../nbs/13_support/01_errors.ipynb #f67afbec
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -104,7 +104,7 @@ def disk_write(what: str,           # what is written, in words
                                f"Checkpoints that "
                                f"were there are "
                                "whole; free space or set save_total_limit=1, then go on with "
-                               f"xtokd distill --resume {run}") from e
+                               f"xtokd distill --resume {shlex.quote(str(run))}") from e
 
 # %% ../nbs/13_support/01_errors.ipynb #69de3d82
 def refuse_pickles(folder: str | Path) -> None:

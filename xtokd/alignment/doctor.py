@@ -174,11 +174,12 @@ class Report:
     def __repr__(self): return report_text(self)
     def _repr_markdown_(self): return _report_markdown(self)
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #f62a277f
+# %% ../../nbs/03_alignment/07_doctor.ipynb #a0ea3993
 def _describe(vocab: ByteVocab) -> dict:
     "Facts of one side."
     return dict(name=vocab.name, kind=vocab.kind, ids=len(vocab), control=int(vocab.special.sum()),
-                longest_token=int(vocab.lengths.max(initial=0)), fingerprint=vocab.fingerprint)
+                longest_token=int(vocab.lengths.max(initial=0)), fingerprint=vocab.fingerprint,
+                remarks=[asdict(remark) for remark in vocab.remarks])
 
 
 def _overlap_report(overlap: VocabOverlap) -> dict:
@@ -282,7 +283,7 @@ def _change_findings(report: Report) -> Iterator[Finding]:
                       "what was changed is matched where it can be and masked where not; "
                       "avoid such text in prompts with exact answers")
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #dec88763
+# %% ../../nbs/03_alignment/07_doctor.ipynb #58fc95e7
 def _model_findings(report: Report) -> Iterator[Finding]:
     "Numbers, and heads that belong to another tokenizer."
     if report.digits["trap"]:
@@ -330,7 +331,15 @@ def _template_findings(report: Report) -> Iterator[Finding]:
                       "so that both answer in one style")
 
 
-_FINDERS = _threshold_findings, _change_findings, _model_findings, _stop_findings, _template_findings
+def _file_findings(report: Report) -> Iterator[Finding]:
+    "Tokenizers that differ from the files of their folder."
+    for role, side in {"student": report.student, "teacher": report.teacher}.items():
+        for remark in side.get("remarks", ()):
+            yield Finding("fit with care", f"{role}: {remark['what']}", remark["cure"])
+
+
+_FINDERS = (_threshold_findings, _change_findings, _model_findings, _stop_findings, _template_findings,
+            _file_findings)
 
 # %% ../../nbs/03_alignment/07_doctor.ipynb #4081f563
 def examine(pair: Pair,

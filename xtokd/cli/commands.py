@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['pair_names', 'load_pair', 'diagnose', 'require_fit_pair', 'make_distiller', 'make_parser', 'main']
 
-# %% ../../nbs/12_cli/04_commands.ipynb #cd2a6be7
-import argparse, json, os, sys
+# %% ../../nbs/12_cli/04_commands.ipynb #7a28163c
+import argparse, json, os, shlex, sys
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -137,14 +137,14 @@ def _run_align(args) -> int:
     if args.svg: print(f"\ndrawn in {args.svg}")
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #743cbf40
+# %% ../../nbs/12_cli/04_commands.ipynb #25b128b1
 def _run_distill(args) -> int:
     "Train; print the first and the last evaluation, and what to do next."
     distiller, s = make_distiller(args)
     run = distiller.fit(resume=bool(args.resume))
     if not distiller.accelerator.is_main_process: return 0     # one process prints for all
     print_table(before_after(run), f"{run.name}: {s['objective']}, {len(run.steps)} steps")
-    print(f"run log {run.path}\ncompare it:  xtokd compare {run.path.parent}")
+    print(f"run log {run.path}\ncompare it:  xtokd compare {shlex.quote(str(run.path.parent))}")
     return 130 if any(event.get("reason") == "stopped" for event in run.of("end")) else 0
 
 
@@ -377,12 +377,14 @@ def make_parser(with_config: bool = False) -> CommandParser:
     _add_training_command(commands, with_config)
     return p
 
-# %% ../../nbs/12_cli/04_commands.ipynb #f42448cd
+# %% ../../nbs/12_cli/04_commands.ipynb #bd0f3964
 _EXPECTED_ERRORS = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError)
 
 
 def _error_text(e: Exception) -> str:
-    "An error in one paragraph."
+    "An error in one paragraph; a list of errors keeps its lines."
+    from xtokd.data.prompts import ErrorList
+    if isinstance(e, ErrorList): return str(e)
     if isinstance(e, OSError) and e.strerror:
         return f"{e.strerror}: {e.filename}" if e.filename else e.strerror
     return " ".join(str(e).split()) or type(e).__name__

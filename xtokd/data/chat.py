@@ -116,7 +116,47 @@ def _split_and_encode(vocab, text, control, mark):
             position, previous = match.end(), match[0]
     return ids
 
-# %% ../../nbs/02_data/02_chat.ipynb #f5d2600b
+# %% ../../nbs/02_data/02_chat.ipynb #0c8e971e
+def _without_system(messages):
+    "The messages with the system text in front of the first user message."
+    system = "\n\n".join(str(m.get("content") or "") for m in messages if m["role"] == "system")
+    others = [dict(m) for m in messages if m["role"] != "system"]
+    first = next((m for m in others if m["role"] == "user"), None)
+    if system and first: first["content"] = f"{system}\n\n{first.get('content') or ''}"
+    return others
+
+
+def _joined(messages):
+    "The messages with turns of one role that follow each other as one turn."
+    joined = []
+    for m in messages:
+        is_same = joined and joined[-1]["role"] == m["role"] and m["role"] in ("user", "assistant")
+        texts = [x.get("content") for x in (*joined[-1:], m)]
+        if is_same and all(isinstance(text, str) for text in texts):
+            joined[-1] = joined[-1] | {"content": "\n\n".join(texts)}
+        else: joined.append(m)
+    return joined
+
+
+def _template_cure(messages, accepts):
+    "The change of these messages that makes a template accept them, found by trying, in words."
+    if not accepts([{"role": "user", "content": "a"}]):
+        return "It refuses every conversation: repair the chat_template of the tokenizer"
+    with_content = [m | {"content": m.get("content") or ""} for m in messages]
+    changes = {
+        'give turns that have tool_calls and no content a "content": ""': with_content,
+        "move the system text into the first user message": _without_system(messages),
+        "join turns of the same role that follow each other": _joined(messages),
+        "begin with a user's turn": messages[next(
+            (i for i, m in enumerate(messages) if m["role"] == "user"), 0):],
+        "move the system text into the first user message, and join turns of the same role":
+            _joined(_without_system(with_content)),
+    }
+    for change, changed in changes.items():
+        if changed != messages and accepts(changed): return f"Change the messages: {change}"
+    return "Change the messages to what the template takes, or leave the prompt out"
+
+# %% ../../nbs/02_data/02_chat.ipynb #151a359f
 def _has_template(vocab): return bool(getattr(vocab.hf, "chat_template", None))
 
 
@@ -130,13 +170,14 @@ def _render_text(vocab, messages, add_generation_prompt, kwargs):
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("jinja2", "builtins"):
             raise
+        def accepts(changed):
+            try: render(changed, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs)
+            except Exception: return False     # whatever a template raises
+            return True
         roles = ", ".join(str(m["role"]) for m in messages)
-        calls = any(m.get("tool_calls") and m.get("content") is None for m in messages)
-        change = "by moving a system text into the first user message"
-        if calls: change = 'by giving turns that have tool_calls and no content a "content": ""'
         raise ValueError(
             f"the chat template of {vocab.name} refuses these messages (roles: {roles}): {error}."
-            f" Change the messages, for instance {change}"
+            f" {_template_cure(messages, accepts)}"
         ) from error
 
 

@@ -7,7 +7,7 @@ __all__ = ['TINY_TASKS', 'build_tokenizers', 'build_tiny_model', 'init_digit_emb
            'generate_answers', 'TrainSchedule', 'TinyTask', 'train_supervised', 'train_tiny_model',
            'train_on_teacher_text', 'train_tiny_pair', 'rebuild']
 
-# %% ../../nbs/11_experiments/05_tiny_pair.ipynb #057d971c
+# %% ../../nbs/11_experiments/05_tiny_pair.ipynb #eb03ccea
 import argparse
 import json
 import math
@@ -26,6 +26,7 @@ from ..data.tasks.number_words import check_number, make_number_item, number_ite
 from ..data.tasks.running_sums import ANSWER_TOKENS, check_sum, make_sum_item, sum_items
 from ..hub import data_dir
 from ..models.loading import load_tokenizer
+from ..vocab.tokenizer_files import tokenizer_from_state
 
 # %% ../../nbs/11_experiments/05_tiny_pair.ipynb #b7980078
 _TEACHER_PROSE = """\
@@ -74,7 +75,7 @@ def _train_bpe(lines, pattern, merges, specials=()):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return tokenizer
 
-# %% ../../nbs/11_experiments/05_tiny_pair.ipynb #bb61324f
+# %% ../../nbs/11_experiments/05_tiny_pair.ipynb #be11751c
 def _add_digit_groups(tokenizer):
     "The same tokenizer with merges that take every two and three digits to one token."
     state = json.loads(tokenizer.to_str())
@@ -83,7 +84,7 @@ def _add_digit_groups(tokenizer):
         split = 2 if len(text) == 3 and text[:2] <= text[1:] else 1
         merges.append([text[:split], text[split:]])
         vocab[text] = len(vocab)
-    return Tokenizer.from_str(json.dumps(state))
+    return tokenizer_from_state(state)
 
 # %% ../../nbs/11_experiments/05_tiny_pair.ipynb #e5299bfe
 _TEACHER_CHAT = """{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}Answer:

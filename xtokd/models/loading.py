@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['remote_code', 'load_tokenizer', 'load_model', 'require_package', 'placement', 'quantization_config', 'is_placed',
-           'to_device', 'device_of', 'load_teacher', 'head_width', 'embedding_rows', 'hidden_size', 'context_length',
-           'text_config', 'accepts', 'min_set']
+           'to_device', 'device_of', 'reset_peak_memory', 'peak_memory', 'load_teacher', 'head_width', 'embedding_rows',
+           'hidden_size', 'context_length', 'text_config', 'accepts', 'min_set']
 
-# %% ../../nbs/06_models/01_loading.ipynb #30224145
-import inspect, json, logging
-from contextlib import contextmanager
+# %% ../../nbs/06_models/01_loading.ipynb #6ec15429
+import inspect, json, logging, re, sys
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator
 from ..errors import refuse_pickles
 from ..hub import (
     CATALOGUE, BUILTIN_PAIRS, TRUST_REMOTE_CODE, ModelNotFound, code_not_run, resolve)
+from ..vocab.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING: import torch
 
-# %% ../../nbs/06_models/01_loading.ipynb #28ab17fc
+# %% ../../nbs/06_models/01_loading.ipynb #305f34fa
 @contextmanager
 def remote_code(run: bool = True) -> Iterator[None]:
     "Context in which models and tokenizers may run the code that they bring (`trust_remote_code`)."
@@ -29,28 +30,27 @@ def remote_code(run: bool = True) -> Iterator[None]:
     finally: TRUST_REMOTE_CODE.reset(token)
 
 
-def _read(from_pretrained: Callable, what: str, name: str | Path, role: str, **kwargs) -> Any:
+def _read_model(from_pretrained: Callable, name: str | Path, role: str, **kwargs) -> Any:
     "Call a `from_pretrained`; a failure becomes a ModelNotFound that says what to do."
     place = resolve(name, role)
-    if what == "model" and isinstance(place, Path): refuse_pickles(place)
+    if isinstance(place, Path): refuse_pickles(place)
     try: return from_pretrained(place, **{"trust_remote_code": TRUST_REMOTE_CODE.get()} | kwargs)
     except (OSError, ValueError) as e:
-        if "trust_remote_code" in str(e): raise code_not_run(what, place) from e
+        if "trust_remote_code" in str(e): raise code_not_run("model", place) from e
         where = f"hub name {place!r} (not a folder on this machine)"
         if isinstance(place, Path): where = f"folder {place}"
-        raise ModelNotFound(f"no {what} could be read from {where}: "
+        raise ModelNotFound(f"no model could be read from {where}: "
                             f"{str(e).strip().splitlines()[0]} Names that need no hub: "
                             f"{', '.join([*BUILTIN_PAIRS, *CATALOGUE])}") from e
 
 
 def load_tokenizer(name: str | Path,        # a built-in or fetched model, a folder, or a hub id
                    role: str = "student",   # or "teacher" or "weak": which half of a built-in pair
-                   **kwargs):               # passed to `AutoTokenizer.from_pretrained`
-    "Load the transformers tokenizer of a model; ModelNotFound where there is none."
-    from transformers import AutoTokenizer
-    return _read(AutoTokenizer.from_pretrained, "tokenizer", name, role, **kwargs)
+                   **kwargs):               # passed to `read_tokenizer`
+    "Load the tokenizer of a model, with the ids of its own file; ModelNotFound where there is none."
+    return read_tokenizer(resolve(name, role), **kwargs)
 
-# %% ../../nbs/06_models/01_loading.ipynb #f9776363
+# %% ../../nbs/06_models/01_loading.ipynb #390f7211
 def load_model(
         name: str | Path,                             # a model name, a folder, or a hub id
         role: str = "student",                        # or "teacher" or "weak", for a built-in pair
@@ -70,7 +70,7 @@ def load_model(
     has_adapter = (Path(str(name)) / "adapter_config.json").is_file()
     if has_adapter: require_package("peft", f"the adapter in {name}")
     kwargs = {"use_safetensors": True} | kwargs
-    model = _read(AutoModelForCausalLM.from_pretrained, "model", name, role, dtype=dtype, **kwargs)
+    model = _read_model(AutoModelForCausalLM.from_pretrained, name, role, dtype=dtype, **kwargs)
     return to_device(model, device).eval()
 
 # %% ../../nbs/06_models/01_loading.ipynb #f62ff40f
@@ -127,6 +127,28 @@ def device_of(model: "torch.nn.Module") -> "torch.device":
     import torch
     held = next((p.device for p in model.parameters() if p.device.type != "meta"), None)
     return held or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+# %% ../../nbs/06_models/01_loading.ipynb #3f7df435
+def reset_peak_memory(device: "torch.device") -> None:
+    "Begin to count the peak anew, for the run that begins; only Linux can do that for a process."
+    import torch
+    if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError): Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: "torch.device") -> float | None:
+    """Peak GiB of the GPU since its counter was reset, else of this process; None if unknown.
+
+    Of a process: since `reset_peak_memory` on Linux, else since it began."""
+    import torch
+    if device.type == "cuda": return torch.cuda.max_memory_allocated(device) / 2**30
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        if found := re.search(r"VmHWM:\s*(\d+) kB", status): return int(found[1]) / 2**20
+    try: import resource
+    except ImportError: return None
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 # %% ../../nbs/06_models/01_loading.ipynb #7fd5e82e
 def load_teacher(

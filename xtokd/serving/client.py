@@ -278,14 +278,15 @@ def _generated_ids(found: dict, url: str, vocab: ByteVocab) -> tuple[list[int], 
     end = next((k for k, i in enumerate(ids) if not _is_token(vocab, i)), len(ids))
     return ids[:end], end < len(ids)
 
-# %% ../../nbs/07_serving/02_client.ipynb #a9e6c77b
+# %% ../../nbs/07_serving/02_client.ipynb #9b70ceae
 def open_side(source: Any,                              # a URL, or what `load_side` takes
               role: str,
               device: torch.device | str | None = None,
-              dtype: torch.dtype | None = None):
+              dtype: torch.dtype | None = None,
+              **options):                               # of a RemoteTeacher: timeout, retries, ...
     "A RemoteTeacher for a teacher's URL; anything else as `load_side` returns it."
     is_url = str(source).startswith(("http://", "https://"))
-    if role == "teacher" and is_url: source = RemoteTeacher(source)
+    if role == "teacher" and is_url: source = RemoteTeacher(source, **options)
     return load_side(source, role, device, dtype)
 
 # %% ../../nbs/07_serving/02_client.ipynb #64cec457

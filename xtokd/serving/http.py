@@ -12,7 +12,7 @@ import urllib.error, urllib.parse, urllib.request
 from email.utils import parsedate_to_datetime
 from typing import Any, Callable, Mapping, Sequence
 
-# %% ../../nbs/07_serving/01_http.ipynb #c2295fb6
+# %% ../../nbs/07_serving/01_http.ipynb #7b0f8677
 class RemoteError(RuntimeError):
     "A served model failed; the message names the URL, the cause, and what to do."
 
@@ -27,6 +27,8 @@ class RetryableError(Exception):
 
 
 _LOG = "look at the server's log"
+_LATE = ("raise teacher_timeout (--teacher-timeout; timeout=... of RemoteTeacher), or give a smaller "
+         "concurrency")
 _HINTS = {   # by HTTP status
     400: "the server refuses this request: see its words; too long a text: give max_length, or "
          "serve a longer context; too many log-probs: start vLLM with --max-logprobs",
@@ -53,7 +55,7 @@ def _retry_after(headers: Mapping[str, str] | None) -> float | None:
     try: return max(0., parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError): return None
 
-# %% ../../nbs/07_serving/01_http.ipynb #2f3aef77
+# %% ../../nbs/07_serving/01_http.ipynb #5e272564
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     "Leaves redirects alone, so that they arrive as errors."
     def redirect_request(self, *args): return None
@@ -95,7 +97,7 @@ class JsonClient:
         if self.key: headers["Authorization"] = f"Bearer {self.key}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.root + path, data, headers)
-        late = f"no answer within {self.timeout:g} s", "give timeout=..., or a smaller concurrency"
+        late = f"no answer within {self.timeout:g} s", _LATE
         self.wait_for_rate()
         try:
             with self.opener.open(request, timeout=self.timeout) as response:
@@ -105,7 +107,8 @@ class JsonClient:
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, OSError) as e:
             reason = getattr(e, "reason", e)
             if isinstance(reason, TimeoutError): raise RetryableError(*late) from None
-            hint = "is the server up, and the URL right?"
+            hint = ("is the server up, and the URL right? Where it may be away for a while, raise "
+                    "teacher_retries (--teacher-retries; retries=... of RemoteTeacher)")
             raise RetryableError(f"{type(e).__name__}: {reason}", hint) from None
         except ValueError:
             raise RetryableError("the answer is no whole JSON",

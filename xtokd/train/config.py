@@ -81,7 +81,7 @@ def strict_names(cls: type) -> type:
     cls.__init__ = checked
     return cls
 
-# %% ../../nbs/08_train/01_config.ipynb #621f21b1
+# %% ../../nbs/08_train/01_config.ipynb #d16ff729
 @dataclass(kw_only=True)
 class ModelSettings:
     "How student and teacher are held in memory, and what of the student is trained."
@@ -92,8 +92,10 @@ class ModelSettings:
     teacher_quantization: int | None = None # load the teacher in 8 or 4 bits (needs bitsandbytes)
     teacher_device_map: str | None = None # of its layers: "auto", "cpu", "disk", a JSON dict
     teacher_offload_dir: str | None = None # of teacher weights on disk that are not safetensors
+    teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
+    teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #262036a8
+# %% ../../nbs/08_train/01_config.ipynb #50e6af7f
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -112,6 +114,7 @@ class DistillConfig(ModelSettings):
     on_policy_fraction: float | None = None # of steps on text of the student; None: the objective's
     off_policy_source: str | None = None # of the others: "teacher", "reference"; None: its own
     max_new_tokens: int = 64      # of a response
+    prompt_column: str | None = None # of files and data sets; None: "prompt" or "messages"
     max_prompt_length: int | None = None # longer prompts are left out; None: those without room
     max_length: int | None = None # tokens of prompt and response; rows beyond are masked, counted
     chat_template_kwargs: dict | None = None # of both sides, or {"student": {}, "teacher": {}}
@@ -135,13 +138,13 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #56bbdabd
+# %% ../../nbs/08_train/01_config.ipynb #fbd3f95e
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     on_policy_fraction=0, max_new_tokens=1, max_prompt_length=1, max_length=2, min_coverage=0,
     eval_steps=0, eval_size=0, eval_log_samples=0, save_steps=0, save_total_limit=1,
-    seed=0, lora_r=1)
-_POSITIVE = ("learning_rate", "max_grad_norm", "loss_temperature")
+    seed=0, lora_r=1, teacher_retries=0)
+_POSITIVE = ("learning_rate", "max_grad_norm", "loss_temperature", "teacher_timeout")
 _FRACTIONS = ("on_policy_fraction", "min_coverage")
 _CHOICES = dict(
     off_policy_source=("teacher", "reference"),
@@ -254,12 +257,12 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 0 (it is {fraction}). It learns from text of "
                          f"{' or '.join(allowed)}; choose one as off_policy_source")
 
-# %% ../../nbs/08_train/01_config.ipynb #0b9ef24f
+# %% ../../nbs/08_train/01_config.ipynb #f0d11ae2
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map",
     "teacher_offload_dir", "fsdp", "progress", "report_to", "collapse_warnings", "eval_steps",
-    "save_steps", "save_total_limit", "logits"}
+    "save_steps", "save_total_limit", "logits", "teacher_timeout", "teacher_retries"}
 
 _OLD_DEFAULTS = {"on_policy_fraction": 1.0, "off_policy_source": "teacher"}
 

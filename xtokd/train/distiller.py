@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TrainState', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #27f93763
-import math, sys, threading, time
+# %% ../../nbs/08_train/11_distiller.ipynb #3f8c4ccb
+import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -33,8 +33,10 @@ from .evaluate import Evaluator
 from .forward_batch import load_models, prepare_objective, shard_models
 from .monitor import CoverageGuard
 from .runlog import (
-    Control, Costs, Run, describe_run, log_file, peak_memory, to_json)
-from .samples import SampleSource, fitting_prompts, prompts_that_fit, split_prompts
+    Control, Costs, Run, describe_run, log_file, to_json)
+from ..models.loading import peak_memory, reset_peak_memory
+from .samples import (
+    SampleSource, fitting_prompts, left_out_text, needed_texts, prompts_that_fit, split_prompts)
 from .step import (
     DistillStep, add_costs, check_signal, generation_counts, make_objective,
     mixed_precision_context, sample_record, step_metrics)
@@ -176,7 +178,7 @@ class TrainingLoop:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #4dadb01c
+# %% ../../nbs/08_train/11_distiller.ipynb #e3b074a2
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -190,8 +192,8 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
     has_log = log_file(folder).exists() and log_file(folder).stat().st_size > 0
     if has_log and not resume:
         raise FileExistsError(f"{folder} holds a run already: give another `output_dir`, or resume "
-                              f"it with fit(resume=True) or `xtokd distill --output-dir {folder} "
-                              "--resume`")
+                              f"it with fit(resume=True) or `xtokd distill --resume "
+                              f"{shlex.quote(str(folder))}`")
     d.log.take_lock()
     before = next(reversed(Run(folder).starts), {}) if has_log else {}
     now = {"student": d.student.vocab.fingerprint, "teacher": d.teacher.vocab.fingerprint}
@@ -208,7 +210,7 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
     d.log.emit("resume" if has_log else "start", d.state.step, **description)
     for message in damaged + _opening_messages(d, before, description):
         d.log.emit("warn", d.state.step, message=message)
-    if d.device.type == "cuda": torch.cuda.reset_peak_memory_stats(d.device)
+    reset_peak_memory(d.device)
 
 def _opening_messages(distiller: "Distiller", before: dict, now: dict) -> list[str]:
     "Changed settings and arguments, prompts that are left out, template arguments without use."
@@ -216,18 +218,16 @@ def _opening_messages(distiller: "Distiller", before: dict, now: dict) -> list[s
     if changed := changed_settings(before, d.config) + changed_arguments(before, now):
         messages.append(f"this run goes on with other settings: {', '.join(changed)}")
     for name, left_out in (("prompts", d.left_out), ("evaluation prompts", d.left_out_eval_items)):
-        if left_out:
-            reason, beginning = left_out[0].reason, str(left_out[0].item)[:60]
-            messages.append(f"{len(left_out)} {name} are left out, because they do not fit: "
-                            f"{reason} ({beginning} ...)")
+        if left_out: messages.append(left_out_text(left_out, name))
     for role, side in (("student", d.student), ("teacher", d.teacher)):
+        messages += [f"{role}: {remark}" for remark in side.vocab.remarks]
         if unused := unused_template_kwargs(side.vocab, chat_template_kwargs(side.vocab)):
             messages.append(f"the chat template of the {role} ({side.vocab.name}) makes no use of "
                             f"{', '.join(unused)}: look for the name that it does use, or leave it "
                             "out of chat_template_kwargs")
     return messages
 
-# %% ../../nbs/08_train/11_distiller.ipynb #6deb8ec9
+# %% ../../nbs/08_train/11_distiller.ipynb #9e670ee3
 def _arguments_of_run(folder: str | Path, changes: dict) -> dict:
     """Arguments of the Distiller that a log describes, with `changes` in their place.
 
@@ -279,8 +279,8 @@ def run_to_end(distiller: "Distiller") -> None:
         if reason == "stopped":
             print(f"stopped after step {state.step} of {d.config.max_steps}, saved in "
                   f"{d.output_dir}. "
-                  f"To go on: fit(resume=True), or `xtokd distill --output-dir {d.output_dir} "
-                  "--resume`", file=sys.stderr)
+                  f"To go on: fit(resume=True), or `xtokd distill --resume "
+                  f"{shlex.quote(str(d.output_dir))}`", file=sys.stderr)
     except BaseException as error:
         control.error = error
         saved = save_after_error(d, error)
@@ -292,7 +292,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #086ac137
+# %% ../../nbs/08_train/11_distiller.ipynb #198aecc4
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -320,12 +320,12 @@ class Distiller:
         self.objective = make_objective(objective)
         items, eval_items = split_prompts(prompts, eval_prompts, config)
         check_text_source(self.objective, config)
-        is_main = self.accelerator.is_main_process
-        self.callbacks = run_callbacks(config, callbacks, is_main)
+        self.callbacks = run_callbacks(config, callbacks, self.accelerator.is_main_process)
         self.models = load_models(student, teacher, config, self.device, sharded_roles)
         require_full_rows(self.objective, self.teacher, self.pair)
         sides = self.models.sides()
-        self.items, self.left_out = fitting_prompts(items, sides, config)
+        texts = needed_texts(self.objective, config)
+        self.items, self.left_out = fitting_prompts(items, sides, config, texts)
         self.eval_items, self.left_out_eval_items = prompts_that_fit(eval_items, sides, config)
         prepare_objective(self.objective, self.models, auxiliary_models, self.device)
         shard_models(self.models, sharded_roles, self.device, self.accelerator.num_processes)
@@ -338,7 +338,7 @@ class Distiller:
         self.evaluator = Evaluator(self.models, self.eval_items, check or builtin_check(prompts),
                                    config, self.autocast, self.accelerator)
         self.checkpoints = Checkpoints(self.output_dir, self.student, config, self.accelerator)
-        self.log = RunReporter(self, self.output_dir, self.callbacks, is_main)
+        self.log = RunReporter(self, self.output_dir, self.callbacks, self.accelerator.is_main_process)
         self.coverage, self.control = CoverageGuard(config.min_coverage), None
 
     student = property(lambda self: self.models.student)

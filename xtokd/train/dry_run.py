@@ -7,7 +7,7 @@ __all__ = ['GIB', 'ActivationMeter', 'DryRunResult', 'token_lengths', 'dry_run',
            'planned_memory', 'device_memory', 'planned_seconds', 'length_problems', 'find_problems', 'Forecast',
            'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #771eb6a9
+# %% ../../nbs/08_train/12_dry_run.ipynb #e808c2cf
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,10 +17,12 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..distributed import reduce_gradients
-from ..models.loading import context_length, head_width, min_set
+from ..models.loading import (
+    context_length, head_width, min_set, peak_memory, reset_peak_memory)
 from .config import DistillConfig, choose_text_source, combine_seeds, prompt_indices
 from .distiller import Distiller
-from .runlog import Table, peak_memory
+from .runlog import Table
+from .samples import left_out_text
 from .step import generation_counts, step_metrics
 
 # %% ../../nbs/08_train/12_dry_run.ipynb #c6e5c117
@@ -45,7 +47,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #036ef140
+# %% ../../nbs/08_train/12_dry_run.ipynb #910e442c
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -75,6 +77,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
 
     The Distiller must not have begun; its student is used up."""
     d, config = distiller, distiller.config
+    reset_peak_memory(d.device)
     text_source = choose_text_source(config, 1, d.objective.text_source)
     indices = prompt_indices(len(d.items), 1, min(num_prompts, len(d.items)), config.seed)
     began = time.perf_counter()
@@ -182,15 +185,15 @@ def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     longest_run = config.max_steps * most + evaluations * one * 1.5
     return {"step": [least, most], "run": [shortest_run, longest_run]}
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #3a08f5e4
+# %% ../../nbs/08_train/12_dry_run.ipynb #127a1376
 def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]:
     "Yield a message for prompts left out, responses cut, contexts too short, and masked tokens."
     d, config, metrics = distiller, distiller.config, result.metrics
     ratio = metrics["teacher_tokens_per_student_token"]
-    if d.left_out:
-        yield (f"{len(d.left_out)} of {len(d.left_out) + len(d.items)} prompts are left out, "
-               f"because they do not fit ({d.left_out[0].reason}): shorten them, or raise "
-               "max_prompt_length or max_length")
+    if d.left_out: yield left_out_text(d.left_out, f"of {len(d.left_out) + len(d.items):,} prompts")
+    if d.left_out_eval_items: yield left_out_text(d.left_out_eval_items, "evaluation prompts")
+    for role, side in (("student", d.student), ("teacher", d.teacher)):
+        for remark in side.vocab.remarks: yield f"{role}: {remark}"
     if result.at_limit > .5:
         yield (f"{result.at_limit:.0%} of the responses reached "
                f"max_new_tokens={config.max_new_tokens}: raise it, or the student learns from "

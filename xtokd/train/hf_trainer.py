@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['collate_prompts', 'fitting_rows', 'DistillingLogs', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #727ed7a6
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #90493145
 import time, warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +21,14 @@ from ..serving.client import open_side
 from .config import (
     DistillConfig, check_text_source, choose_text_source, combine_seeds)
 from .evaluate import evaluate
-from .forward_batch import ModelSet, prepare_objective
-from .samples import SampleSource, prompts_that_fit
+from .forward_batch import ModelSet, prepare_objective, served_options
+from ..data.prompts import PromptItem
+from .samples import SampleSource, left_out_text, prompts_that_fit
 from .step import (
     DistillStep, StepTotals, check_signal, generation_counts, make_objective, step_metrics)
 from ..vocab.bytevocab import as_byte_vocab
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #5a2c53bb
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #a60b4b64
 def collate_prompts(items: list[dict]) -> dict:
     "A batch that holds its prompts; columns that a data set filled up with None are left out."
     return {"items": [{k: v for k, v in item.items() if v is not None} for item in items]}
@@ -37,11 +38,11 @@ def fitting_rows(dataset: object, sides: dict[str, Side], config: DistillConfig)
 
     A data set without a length is left as it is. Raises ValueError where no prompt fits."""
     if dataset is None or not hasattr(dataset, "__len__"): return dataset
-    items = collate_prompts(list(dataset))["items"]
+    rows = collate_prompts(list(dataset))["items"]
+    items = [PromptItem(row, f"row {number}") for number, row in enumerate(rows, 1)]
     kept, left_out = prompts_that_fit(items, sides, config)
     if not left_out: return dataset
-    warnings.warn(f"{len(left_out)} of {len(items)} prompts are left out, because they do not fit: "
-                  f"{left_out[0].reason}")
+    warnings.warn(left_out_text(left_out, f"of {len(items):,} prompts"))
     if not kept:
         raise ValueError(f"none of the {len(items)} prompts fits: shorten them, or raise "
                          "max_prompt_length or max_length")
@@ -113,7 +114,7 @@ class DistillingLogs:
         file = Path(resume_from_checkpoint)/"objective.safetensors"
         self.objective.load_state_dict(load_file(file))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #8a49e539
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #0b8ccf80
 class Distilling(DistillingLogs):
     """Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`.
 
@@ -151,7 +152,7 @@ class Distilling(DistillingLogs):
         device = self.args.device
         model = self.accelerator.unwrap_model(self.model)
         self.student = check_fit(Side("student", model, as_byte_vocab(self.processing_class)))
-        self.teacher = open_side(teacher, "teacher", device)
+        self.teacher = open_side(teacher, "teacher", device, **served_options(self.distill))
         self.teacher.model.eval().requires_grad_(False)
         self.models = ModelSet(self.student, self.teacher)
         self.pair = self.models.pair

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['EVENTS', 'FIELDS_0_1', 'CONFIG_0_1', 'VALUES_0_1', 'to_json', 'to_line', 'log_file', 'RunLog', 'rounded',
            'write_compact', 'Costs', 'Table', 'config_of_today', 'renamed', 'read_lines', 'effective_events', 'wilson',
-           'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'device_name', 'peak_memory',
-           'describe_run']
+           'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'device_name', 'describe_run']
 
 # %% ../../nbs/08_train/07_runlog.ipynb #76c413c1
 import json, math, os, sys, threading, time, warnings
@@ -425,21 +424,12 @@ class Run(RunReader):
     def __repr__(self): return repr(self._table())
     def _repr_html_(self): return self._table()._repr_html_()
 
-# %% ../../nbs/08_train/07_runlog.ipynb #202b7cec
+# %% ../../nbs/08_train/07_runlog.ipynb #d1b17cb9
 def device_name(device: "torch.device") -> str:
     "The name of the GPU, or the number of CPU threads."
     import torch
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
-
-def peak_memory(device: "torch.device") -> float | None:
-    "Peak GiB of the GPU since its counter was reset, else of this process; None if unknown."
-    import torch
-    if device.type == "cuda": return torch.cuda.max_memory_allocated(device) / 2**30
-    try: import resource
-    except ImportError: return None
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 def describe_run(distiller: "Distiller") -> dict:
     "The fields of a start or resume event."

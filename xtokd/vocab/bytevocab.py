@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TextEncoder', 'control_names', 'ByteVocab', 'as_byte_vocab', 'response_text']
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #39485bc2
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #61f88280
 import hashlib, json, re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,10 +13,13 @@ from functools import cached_property
 from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
-from ..hub import TRUST_REMOTE_CODE, code_not_run, resolve
-from xtokd.vocab.spelling import (
-    BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, describe_change, pipeline_steps,
-    read_piece_format)
+from ..hub import resolve
+from .spelling import (
+    BYTE_PIECES, UTF8_BYTES, UnsupportedTokenizer, describe_change, keeps_only_matches,
+    pipeline_steps, read_piece_format)
+from xtokd.vocab.tokenizer_files import (
+    PROBE_TEXTS, backend_of, own_backend, read_tokenizer, remarks_on, steps_of, tokenizer_around,
+    without_prefix)
 
 # %% ../../nbs/01_vocab/02_bytevocab.ipynb #17037859
 @dataclass
@@ -73,7 +76,7 @@ def _check_added_tokens(model, added, name):
         reason = f"its added token {token.content!r} shares its id {i} with another piece."
         raise UnsupportedTokenizer(name, reason, "Repair the ids of the added tokens.")
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #8ac89351
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #96694b74
 def _added_token_bytes(token, in_model, piece_format):
     "The bytes of an added token: its own text, unless the model has the same piece."
     if token.special: return b""
@@ -98,7 +101,10 @@ def _build_table(pieces, model, added, piece_format, key):
         single = {token_bytes[i] for i in np.flatnonzero(lengths == 1).tolist()}
         unencodable, complete = frozenset(b for b in UTF8_BYTES if bytes([b]) not in single), True
     elif piece_format.byte_fallback:
-        complete = all(model.token_to_id(f"<0x{b:02X}>") is not None for b in UTF8_BYTES)
+        # a byte without its piece: Gemma writes a tab as the piece "\t", which is the same byte
+        single = {token_bytes[i] for i in np.flatnonzero(lengths == 1).tolist()}
+        complete = all(model.token_to_id(f"<0x{b:02X}>") is not None or b < 128 and bytes([b]) in single
+                       for b in UTF8_BYTES)
     if piece_format.model.startswith("Word"): complete = False
     lengths.flags.writeable = special.flags.writeable = False
     return _TokenTable(token_bytes, lengths, special, unencodable, complete, key)
@@ -121,45 +127,27 @@ def _token_table(backend, piece_format, added, name):
     key = _digest("\0".join(pieces), _format_key(piece_format), added_key)
     return _cached_table(key, lambda: _build_table(pieces, backend.model, added, piece_format, key))
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #078818ac
-def _without_prefix(steps):
-    "The same pipeline steps without those that put something in front of a text."
-    if isinstance(steps, list): return [_without_prefix(s) for s in steps if s["type"] != "Prepend"]
-    if steps is None or steps["type"] == "Prepend": return None
-    nested = ("normalizers", "pretokenizers")
-    steps = {key: _without_prefix(x) if key in nested else x for key, x in steps.items()}
-    if steps["type"] == "Metaspace": steps["prepend_scheme"] = "never"
-    if "add_prefix_space" in steps: steps["add_prefix_space"] = False
-    return steps
-
-
-def _steps_of(backend):
-    "Normalizer, pre-tokenizer, post-processor and decoder of a tokenizer, as in its JSON."
-    parts = (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)
-    return [None if part is None else json.loads(part.__getstate__()) for part in parts]
-
-
-def _tokenizer_around(model, normalizer, pre_tokenizer, post_processor=None, decoder=None):
-    "A tokenizer with these pipeline steps, without added tokens, truncation and padding."
-    spec = dict(version="1.0", truncation=None, padding=None, added_tokens=[],
-                normalizer=normalizer, pre_tokenizer=pre_tokenizer, post_processor=post_processor,
-                decoder=decoder, model=dict(type="BPE", vocab={}, merges=[]))
-    tokenizer = Tokenizer.from_str(json.dumps(spec))
-    tokenizer.model = model       # shared, not copied: 150k merges cost nothing
-    return tokenizer
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #0b7fd64a
+def _keeping_gaps(steps):
+    "The same pre-tokenizer where a split keeps what its expression does not match, too."
+    if steps is None: return None
+    if "pretokenizers" in steps:
+        return steps | {"pretokenizers": [_keeping_gaps(step) for step in steps["pretokenizers"]]}
+    return steps | {"behavior": "Isolated", "invert": False} if keeps_only_matches(steps) else steps
 
 
 def _mid_text_tokenizer(backend, forbidden=()):
     "A tokenizer around the same model: no prefix, no added tokens, never a piece of `forbidden`."
-    normalizer, pre_tokenizer = map(_without_prefix, _steps_of(backend)[:2])
+    normalizer, pre_tokenizer = map(without_prefix, steps_of(backend)[:2])
+    pre_tokenizer = _keeping_gaps(pre_tokenizer)
     if forbidden:    # split off the first character wherever the whole piece occurs in the text
         first = "|".join(f"{re.escape(p[0])}(?={re.escape(p[1:])})" for p in sorted(forbidden))
         split = dict(type="Split", pattern=dict(Regex=first), behavior="Isolated", invert=False)
         steps = [split] if pre_tokenizer is None else [split, pre_tokenizer]
         pre_tokenizer = dict(type="Sequence", pretokenizers=steps)
-    return _tokenizer_around(backend.model, normalizer, pre_tokenizer)
+    return tokenizer_around(backend.model, normalizer, pre_tokenizer)
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #51c70087
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #4601d5df
 @dataclass
 class TextEncoder:
     "Encodes text as the middle of a text: nothing is added, and no control token is recognised."
@@ -202,6 +190,13 @@ def _control_pieces_from_text(tokenizer, backend, piece_format, special):
     return {t for t, e in zip(texts, encodings) if e.ids == [tokenizer.token_to_id(t)]}
 
 
+def _literal_bytes(token, piece_format):
+    "The bytes of an added token's text, as this tokenizer reads them in a text."
+    marker = piece_format.space_marker
+    text = token.content.replace(marker, " ") if marker else token.content
+    return text.encode()
+
+
 def _text_encoder(backend, piece_format, table, added, name):
     "Build the `TextEncoder` of a tokenizer, or refuse."
     tokenizer = _mid_text_tokenizer(backend)
@@ -214,8 +209,10 @@ def _text_encoder(backend, piece_format, table, added, name):
             reason = f"ordinary text becomes its control pieces {sorted(left)[:5]}."
             raise UnsupportedTokenizer(name, reason, "Mark them as ordinary tokens or remove them.")
     # added tokens that are text, except those whose string means other bytes to a byte-level model
+    # (or to one with byte fallback: an added token `<0x0A>` is the line feed)
+    is_literal = not piece_format.byte_level and not piece_format.byte_fallback
     ordinary = {i: t for i, t in sorted(added.items()) if not t.special
-                and (not piece_format.byte_level or table.bytes[i] == t.content.encode())}
+                and (is_literal or table.bytes[i] == _literal_bytes(t, piece_format))}
     tokenizer.add_tokens([
         AddedToken(t.content, single_word=t.single_word, normalized=t.normalized, special=False)
         for t in ordinary.values()])
@@ -225,13 +222,9 @@ def _text_encoder(backend, piece_format, table, added, name):
         raise UnsupportedTokenizer(name, reason, "Renumber the vocabulary without holes.")
     return TextEncoder(name, tokenizer, remapped, table.unencodable)
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #48a4e244
-_PROBES = (
-    "In 1729, a taxi cost $12.50!", " leading", "trailing ", "  two  spaces\t\ttabs\n\n\r\nend \n",
-    "don't  I'LL  x=y_z;\n    return f(a,b)//2", "naïve café Straße Ærø", "Привет, мир",
-    "你好，世界。これは試験です", "مرحبا بالعالم", "שלום", "हिन्दी ไทย 한국어", "👩‍👩‍👧‍👦 🇨🇭 ❤️ 🤷🏽‍♀️",
-    "ℝ ∑ ½ Ⅻ", "\x00\x01\x7f\u0080\u200b\ufeff", "</s><s><unk><0x41><|im_end|><|endoftext|>[CLS]",
-    "##a ##", "\U0001f9ff\U00020000", "0 00 000 0000 00000")
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #126c463b
+# byte pieces as text: an encoder must not read them as the byte
+_BYTE_PIECES_AS_TEXT = ("a<0x0A>b <0x20><0xE4>", "\n<0x0A>\n")
 
 
 def _expected_bytes(text, encoder, piece_format):
@@ -248,7 +241,7 @@ def _expected_bytes(text, encoder, piece_format):
 
 def _self_check(vocab):
     "Encode the probe texts and join their bytes again. Refuses the tokenizer if they differ."
-    probes, encoder, piece_format = list(_PROBES), vocab.encoder, vocab.piece_format
+    probes, encoder, piece_format = [*PROBE_TEXTS, *_BYTE_PIECES_AS_TEXT], vocab.encoder, vocab.piece_format
     if not vocab.table.complete:    # only characters that some piece contains
         spelled = piece_format.to_bytes(list(encoder.tokenizer.get_vocab()))
         known = {c for data in spelled for c in data.decode("utf-8", "ignore")}
@@ -263,47 +256,18 @@ def _self_check(vocab):
         raise UnsupportedTokenizer(vocab.name, reason, "Report the tokenizer's normalizer, pre-tokenizer "
                                    "and decoder: this combination is new.")
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #a365e465
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #6c9514d3
 def _load_tokenizer(name):
     "(tokenizer, its folder or None) of a folder, a tokenizer.json, a known name, or a hub name."
     path = Path(name).expanduser()
     if not path.exists():
         name = str(resolve(str(name)))
         path = Path(name)
-    if path.is_file(): return Tokenizer.from_file(str(path)), path.parent
-    from transformers import AutoTokenizer
-    trust, location = TRUST_REMOTE_CODE.get(), path if path.is_dir() else None
-    try: return AutoTokenizer.from_pretrained(str(name), trust_remote_code=trust), location
-    except (OSError, ValueError, KeyError) as e:
-        if "trust_remote_code" in str(e): raise code_not_run("tokenizer", name) from e
-        file = path / "tokenizer.json"
-        if file.is_file(): return Tokenizer.from_file(str(file)), path
-        detail = str(e).splitlines()[0]
-        raise FileNotFoundError(
-            f"no tokenizer at {str(name)!r}: it is neither a folder with tokenizer files nor a name "
-            f"that transformers can load here ({detail})") from e
+    if path.is_file(): return read_tokenizer(path), path.parent
+    return read_tokenizer(path if path.is_dir() else name), path if path.is_dir() else None
 
 
-def _backend_of(hf, name):
-    "The `tokenizers` object of a tokenizer."
-    if isinstance(hf, Tokenizer): return hf
-    backend = getattr(hf, "backend_tokenizer", None) or getattr(hf, "_tokenizer", None)
-    if isinstance(backend, Tokenizer): return backend
-    raise UnsupportedTokenizer(
-        name, f"{type(hf).__name__} has no `tokenizers` backend, so its pieces cannot be read.",
-        "Load the fast tokenizer, or convert it with transformers' convert_slow_tokenizer.")
-
-
-def _own_backend(backend, name):
-    "A tokenizer as `backend`, but with a state of its own: no truncation, no padding."
-    own = _tokenizer_around(backend.model, *_steps_of(backend))
-    added = backend.get_added_tokens_decoder()
-    own.add_tokens([token for _, token in sorted(added.items())])
-    if own.get_added_tokens_decoder() == added: return own
-    raise UnsupportedTokenizer(name, "its added tokens do not follow the ids of its vocabulary.",
-                               "Repair the ids of the added tokens.")
-
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #44cb689d
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #ad6531b2
 def _generation_config_stops(location):
     "eos_token_id of the generation_config.json of a folder or a hub name, or None."
     if not location: return None
@@ -318,7 +282,7 @@ def _generation_config_stops(location):
 
 def _default_stops(location, hf):
     "The ids that end a text: from the folder's generation config, else the tokenizer's eos."
-    stops = _generation_config_stops(location)
+    stops = _generation_config_stops(location or getattr(hf, "name_or_path", None))
     return getattr(hf, "eos_token_id", None) if stops is None else stops
 
 
@@ -350,7 +314,7 @@ def _check_ids(ids, size, name):
             "another tokenizer, or carry padding such as -100")
     return ids
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #0f156007
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #0132a0e0
 def control_names(vocab: object) -> tuple:
     "Names of the control tokens, by id; () for a vocabulary without a tokenizer, as in examples."
     if not hasattr(vocab, "tokenizer"): return ()
@@ -362,7 +326,7 @@ def _fingerprint(vocab):
     backend = vocab.tokenizer
     steps = [*map(pipeline_steps, (backend.normalizer, backend.pre_tokenizer, backend.decoder))]
     ignore_merges = getattr(backend.model, "ignore_merges", None)
-    state = repr((vocab.encode_batch(_PROBES), vocab.stop_ids, control_names(vocab), steps,
+    state = repr((vocab.encode_batch(PROBE_TEXTS), vocab.stop_ids, control_names(vocab), steps,
                   ignore_merges))
     return _digest(vocab.table.key, state)
 
@@ -372,7 +336,7 @@ def _is_same(first, second):
     if first.fingerprint != second.fingerprint: return False
     return first.encoder is second.encoder or first.encoder.model_key == second.encoder.model_key
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #132c27ee
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #184eaaae
 class ByteVocab:
     "The exact bytes of every id of a tokenizer, and the encoding of text as the middle of a text."
     def __init__(self,
@@ -388,7 +352,6 @@ class ByteVocab:
                 name = name or str(tokenizer)
                 tokenizer, location = _load_tokenizer(tokenizer)
             self._read(tokenizer, name)
-            location = location or getattr(tokenizer, "name_or_path", None)
             if stops is None: stops = _default_stops(location, self.hf)
         self.bytes: list[bytes] = self.table.bytes     # of each id; b"" for control tokens, holes
         self.lengths: np.ndarray = self.table.lengths    # int32[V]: number of bytes of each id
@@ -399,6 +362,8 @@ class ByteVocab:
         self.stop_ids: tuple[int, ...] = _answer_ends(self.end_ids, self.tokenizer)   # of an answer
         self.fingerprint: str = _fingerprint(self)
 
+    remarks = property(lambda self: remarks_on(self.hf))     # in words: on how it was loaded
+
     def _share(self, other, name):
         self.hf, self.tokenizer, self.piece_format = other.hf, other.tokenizer, other.piece_format
         self.table, self.encoder, self.name = other.table, other.encoder, name or other.name
@@ -407,7 +372,7 @@ class ByteVocab:
         self.hf = None if isinstance(tokenizer, Tokenizer) else tokenizer
         name = name or getattr(tokenizer, "name_or_path", None) or type(tokenizer).__name__
         self.name = Path(str(name)).name
-        self.tokenizer = _own_backend(_backend_of(tokenizer, self.name), self.name)
+        self.tokenizer = own_backend(backend_of(tokenizer, self.name), self.name)
         self.piece_format = read_piece_format(self.tokenizer, self.name)
         added = self.tokenizer.get_added_tokens_decoder()
         self.table = _token_table(self.tokenizer, self.piece_format, added, self.name)

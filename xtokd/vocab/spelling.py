@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['UTF8_BYTES', 'BYTE_PIECES', 'UnsupportedTokenizer', 'byte_alphabet', 'byte_level_to_bytes', 'starts_character',
-           'text_to_bytes', 'pipeline_steps', 'PieceFormat', 'read_piece_format', 'describe_change']
+           'text_to_bytes', 'pipeline_steps', 'PieceFormat', 'keeps_only_matches', 'read_piece_format',
+           'describe_change']
 
-# %% ../../nbs/01_vocab/01_spelling.ipynb #e34826c2
+# %% ../../nbs/01_vocab/01_spelling.ipynb #b60f08b1
 import json, unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 # %% ../../nbs/01_vocab/01_spelling.ipynb #8dd3103e
 class UnsupportedTokenizer(ValueError):
@@ -118,15 +120,42 @@ class PieceFormat:
             pieces = [p.removeprefix(self.continuation_prefix) for p in pieces]
         return byte_level_to_bytes(pieces)
 
-# %% ../../nbs/01_vocab/01_spelling.ipynb #38113697
+# %% ../../nbs/01_vocab/01_spelling.ipynb #eb859066
 _DELETES_SPACE = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit"}
+
+
+@lru_cache(1)
+def _characters():
+    "All characters of the first scripts and every 64th of the others, alone and inside words."
+    codes = [*range(0x3100), *range(0x3100, 0xD800, 64), *range(0xE000, 0x110000, 64)]
+    characters = "".join(map(chr, codes))
+    return characters, "".join(f"{c} a{c}1{c}{c}B" for c in characters)
+
+
+@lru_cache(64)
+def _deletes_gaps(pattern):
+    "Does a split that keeps only what the pattern matches delete any of the characters?"
+    split = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+    kept = ("".join(part for part, _ in split.pre_tokenize_str(text)) for text in _characters())
+    return any(part != text for part, text in zip(kept, _characters()))
+
+
+def keeps_only_matches(step: dict) -> bool:
+    "Is this a split that keeps what its expression matches, and deletes the gaps?"
+    is_split = step["type"] == "Split" and step["behavior"] == "Removed" and step["invert"]
+    return is_split and "Regex" in step["pattern"]
+
+
+def _deletes_text(step):
+    if keeps_only_matches(step): return _deletes_gaps(step["pattern"]["Regex"])
+    return step["type"] in _DELETES_SPACE or step.get("behavior") == "Removed"
 
 
 def _check_pre_tokenizer(steps, name):
     "Refuse a pre-tokenizer that deletes text."
     for step in steps:
         if step["type"] in ("ByteLevel", "Metaspace"): return   # white space is kept from here
-        if step["type"] in _DELETES_SPACE or step.get("behavior") == "Removed":
+        if _deletes_text(step):
             reason = (f"its pre-tokenizer {step['type']} throws text away, so its ids do not say "
                       "which white space was there.")
             raise UnsupportedTokenizer(name, reason)
