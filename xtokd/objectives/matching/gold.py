@@ -6,7 +6,7 @@
 __all__ = ['MERGES', 'MASSES', 'ChunkRows', 'merge_rows', 'SideColumns', 'MatchedColumns', 'match_columns', 'with_missing_mass',
            'hybrid_parts', 'RowComparison', 'same_name_ids', 'ChunkLosses', 'merged_losses', 'GOLD']
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #19322a2b
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #626e3133
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ import torch
 
 from ...alignment.alignment import BatchAlignment
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
+from ..base import Objective, Output, Preset, make_output
 from ..divergences import divergence
 from ..chunks import (
     add_cross_entropy, broadcast_to_tokens, chunk_weights, is_end_token)
@@ -250,7 +250,7 @@ def merged_losses(batch: PairBatch,
     losses = losses + torch.where(is_finite, slope, 0.) * (student.log_factor - detached)
     return ChunkLosses(torch.where(is_finite, losses, 0.), matched, unmatched, is_finite)
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #eca4a58c
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #32626e09
 class GOLD(Objective):
     """Divergence of matched tokens and sorted L1 of the others, between merged rows of each chunk;
     loss unit: chunk (with `compat`: sequence)."""
@@ -259,6 +259,11 @@ class GOLD(Objective):
     alignment = "chunks"
     vocab_map = "shared tokens, and rank for the rest"
     divergence_label = "JSD + sorted L1"
+    presets = {
+        "paper": Preset("the blog post of October 2025, as trl 1.16 computes its hybrid loss",
+                        {"compat": True}),
+        "trl": Preset("the defaults of trl 1.16, experimental.gold: all columns by rank",
+                      {"compat": True, "hybrid": False})}
 
     def __init__(self,
                  merge: str = "observed",          # or "bayesian"
@@ -268,13 +273,13 @@ class GOLD(Objective):
                  mass: str = "missing",            # or "renormalise"
                  top_k: int | None = None,         # of the sorted part
                  ce: float = 0.,                   # weight of the cross-entropy on gold text
-                 compat: bool = False):            # trl 1.16, as it is
+                 compat: bool = False):            # rows, names, masses and means of trl 1.16
         if merge not in MERGES:
             raise ValueError(f"merge {merge!r} is not known. Choose {' or '.join(MERGES)}.")
         if mass not in MASSES:
             raise ValueError(f"mass {mass!r} is not known. Choose {' or '.join(MASSES)}.")
         if ce < 0 or ce and compat:
-            raise ValueError(f"ce={ce}: 0 or more, and 0 with compat, which is trl's default.")
+            raise ValueError(f"ce={ce}: 0 or more, and 0 with compat, as trl's weight is by default.")
         self.merge, self.ce, self.compat = merge, ce, compat
         self.comparison = RowComparison(hybrid, beta, weights, None if compat else mass, top_k)
         # trl reads the rows of `observed` one place late and clamps probabilities at 1e-8.

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['shared_token_logps', 'renormalize_top_k', 'Strict']
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #882d0670
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #98db9365
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
+from ..base import Objective, Output, Preset, make_output
 from ..divergences import divergence
 from ..chunks import ChunkLogps, chunk_weights, broadcast_to_tokens, top_k_at_rows
 from ...rows.chunked_loss import chunked_loss
@@ -97,7 +97,14 @@ class _TeacherTopK:
         logp = rows.gather(1, self.ids[block].clamp(0, rows.shape[1] - 1))
         return torch.where(self.is_stop[block], rows[:, stop_ids].logsumexp(1, keepdim=True), logp)
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #4942fbfe
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #a4ee6a08
+_STOP_ABSENT = ("control tokens are in no shared vocabulary there; here all ways to stop are one "
+         "column that both sides have",)
+_STRICT_PRESETS = {"paper": Preset("arXiv 2610.08448, the whole shared vocabulary", absent=_STOP_ABSENT),
+           "paper-top16": Preset("arXiv 2610.08448, the student's 16 most probable shared tokens",
+                                 {"top_k": 16}, absent=_STOP_ABSENT)}
+
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #c03e26fd
 class Strict(Objective):
     "Divergence of renormalised shared rows at 1-1 chunks (arXiv 2610.08448); loss unit: token."
     summary = "1-1 chunks, shared vocabulary, renormalised"
@@ -105,6 +112,7 @@ class Strict(Objective):
     alignment = "1-1 chunks"
     vocab_map = "shared tokens"
     divergence_label = "rkl, fkl, jsd"
+    presets = _STRICT_PRESETS
 
     def __init__(self,
                  divergence: str = "rkl",      # "rkl", "fkl" or "jsd"

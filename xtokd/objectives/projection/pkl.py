@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['bucket_loss', 'TokenScores', 'scores_from_rows', 'scores_from_cover', 'PKL']
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #e231831a
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #c6e2f70f
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
+from ..base import Objective, Output, Preset, make_output
 from ..cover.cover import cover_targets
 from ..cover.targets import nearest_masses
 from ...rows.topk import FullRowsRequired
@@ -167,7 +167,14 @@ def _candidate_loss(batch, ids, q, form):
 
     return loss
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #f29eab2a
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #6854846b
+_PKL_PRESETS = {"paper": Preset(
+    "arXiv 2512.14954; truongbuu/cross-tokenizer-scoring, commit 850d661",
+    {"form": "ce", "ce": .2}, "reference",
+    absent=("the teacher's scores come from a search over bytes there; here they are computed "
+            "from cover's cells, and scores=given takes any others",))}
+
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #84a78937
 _SOURCES, _CANDIDATES, _FORMS = ("cover", "given"), ("top", "written"), ("kl", "ce")
 
 
@@ -185,6 +192,7 @@ class PKL(Objective):
     known_exceptions = {
         "I1": "a few candidates and a bucket bound the forward KL from below; top_k=None gives all of it"
     }
+    presets = _PKL_PRESETS
 
     def __init__(
         self, scores: str = "cover", candidates: str = "top", top_k: int | None = 5,
