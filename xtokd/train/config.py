@@ -93,7 +93,7 @@ class ModelSettings:
     teacher_device_map: str | None = None # of its layers: "auto", "cpu", "disk", a JSON dict
     teacher_offload_dir: str | None = None # of teacher weights on disk that are not safetensors
 
-# %% ../../nbs/08_train/01_config.ipynb #262036a8
+# %% ../../nbs/08_train/01_config.ipynb #0f1a6302
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -109,6 +109,7 @@ class DistillConfig(ModelSettings):
     max_grad_norm: float = 1.0    # the gradient is clipped to this norm
     temperature: float = 1.0      # of generation; 0: the most likely token
     loss_temperature: float = 1.0 # of both sides' rows in the loss
+    granularity: str = "byte"     # of the alignment; "char": no boundary inside a character
     on_policy_fraction: float | None = None # of steps on text of the student; None: the objective's
     off_policy_source: str | None = None # of the others: "teacher", "reference"; None: its own
     max_new_tokens: int = 64      # of a response
@@ -135,7 +136,7 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #56bbdabd
+# %% ../../nbs/08_train/01_config.ipynb #96acca2d
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     on_policy_fraction=0, max_new_tokens=1, max_prompt_length=1, max_length=2, min_coverage=0,
@@ -149,6 +150,7 @@ _CHOICES = dict(
     mixed_precision=("auto", "no", "bf16"),
     logits=("auto", "keep", "recompute"),
     loss_on=("response", "answer"),
+    granularity=("byte", "char"),
     report_to=("tensorboard", "wandb"),
     student_dtype=("float32", "bfloat16"),
     teacher_quantization=(4, 8),

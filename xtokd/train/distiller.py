@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainState', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #27f93763
+# %% ../../nbs/08_train/11_distiller.ipynb #e362d426
 import math, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 
 from ..data.chat import chat_template_kwargs, unused_template_kwargs
 from ..data.prompts import builtin_check
+from ..data.segments import given_plugins, plugin_functions
 from xtokd.distributed import (
     broadcast, make_accelerator, clip_gradient, shard_optimizer_state, reduce_gradients, unsharded,
     reshard, full_state_dict, sharded_sides,
@@ -292,7 +293,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #086ac137
+# %% ../../nbs/08_train/11_distiller.ipynb #901d78ac
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -305,13 +306,14 @@ class Distiller:
                  check: Callable | None = None,     # check(item, text) -> score
                  callbacks: list | tuple = (),
                  eval_prompts: object = None,       # as prompts; None: some prompts are held out
-                 supervision_window: Callable | None = None,   # (item, text) -> SupervisionWindow
-                 teacher_context: Callable | None = None,      # (item, text) -> messages
+                 supervision_window: Callable | str | None = None,   # (item, text) -> SupervisionWindow
+                 teacher_context: Callable | str | None = None,      # (item, text) -> messages
                  auxiliary_models: dict | None = None):  # weak, plus, minus, reference
         self.config = config = config or DistillConfig()
+        plugins = given_plugins(supervision_window=supervision_window, teacher_context=teacher_context)
         self.arguments = {"student": student, "teacher": teacher, "prompts": prompts,
                           "eval_prompts": eval_prompts, "objective": objective,
-                          **(auxiliary_models or {})}
+                          **(auxiliary_models or {}), **plugins}
         self.accelerator = make_accelerator()
         self.device = self.accelerator.device
         self.autocast = partial(mixed_precision_context, config, self.device)
@@ -333,7 +335,7 @@ class Distiller:
         self.state = TrainState(self.student.model, self.objective, config, self.device)
         preferences = "preferences" in self.objective.requires
         self.generator = SampleSource(self.student, self.teacher, config, preferences,
-                                      supervision_window, teacher_context)
+                                      **plugin_functions(plugins))
         self.stepper = DistillStep(self.models, self.objective, config, self.autocast)
         self.evaluator = Evaluator(self.models, self.eval_items, check or builtin_check(prompts),
                                    config, self.autocast, self.accelerator)
