@@ -293,7 +293,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #901d78ac
+# %% ../../nbs/08_train/11_distiller.ipynb #f601f1e2
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -322,8 +322,7 @@ class Distiller:
         self.objective = make_objective(objective)
         items, eval_items = split_prompts(prompts, eval_prompts, config)
         check_text_source(self.objective, config)
-        is_main = self.accelerator.is_main_process
-        self.callbacks = run_callbacks(config, callbacks, is_main)
+        self.callbacks = run_callbacks(config, callbacks, self.accelerator.is_main_process)
         self.models = load_models(student, teacher, config, self.device, sharded_roles)
         require_full_rows(self.objective, self.teacher, self.pair)
         sides = self.models.sides()
@@ -333,13 +332,13 @@ class Distiller:
         shard_models(self.models, sharded_roles, self.device, self.accelerator.num_processes)
         self.output_dir = run_folder(config, self.objective)
         self.state = TrainState(self.student.model, self.objective, config, self.device)
-        preferences = "preferences" in self.objective.requires
-        self.generator = SampleSource(self.student, self.teacher, config, preferences,
-                                      **plugin_functions(plugins))
+        sources = self.student, self.teacher, config, "preferences" in self.objective.requires
+        self.generator = SampleSource(*sources, **plugin_functions(plugins))
         self.stepper = DistillStep(self.models, self.objective, config, self.autocast)
         self.evaluator = Evaluator(self.models, self.eval_items, check or builtin_check(prompts),
                                    config, self.autocast, self.accelerator)
         self.checkpoints = Checkpoints(self.output_dir, self.student, config, self.accelerator)
+        is_main = self.accelerator.is_main_process
         self.log = RunReporter(self, self.output_dir, self.callbacks, is_main)
         self.coverage, self.control = CoverageGuard(config.min_coverage), None
 
