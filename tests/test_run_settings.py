@@ -78,3 +78,19 @@ def test_yaml_is_read_with_numbers_as_people_write_them(tmp_path):
     with pytest.raises(ValueError, match="run.yaml: .*TOML, YAML or JSON"): read_config(str(file))
     file.write_text("a: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(ValueError, match="could not determine a constructor"): read_config(str(file))
+
+
+@pytest.mark.parametrize("logits", ["keep", "recompute"])
+def test_the_papers_alm_and_sft_recipe_trains(tmp_path, logits):
+    "Both losses have weights, measured at the student's last block, and the student moves."
+    items = [{"prompt": f"What is {k} + {k}?", "reference": f"The number is {2 * k}."} for k in (2, 3, 12, 20)]
+    config = DistillConfig(**SMALL | {"max_steps": 3}, learning_rate=1e-3, logits=logits, output_dir=tmp_path / "run")
+    d = Distiller("tiny", "tiny", items, ("alm", {"preset": "paper"}), config)
+    before = [p.detach().clone() for p in d.student.model.parameters()]
+    run = d.fit()
+    last = list(d.student.model.model.layers[-1].parameters())
+    assert len(d.objective.last_layer) == len(last) and all(a is b for a, b in zip(d.objective.last_layer, last))
+    assert all(0 < step["ce_weight"] < step["alm_weight"] < 1 and step["text_source"] == "reference" for step in run.steps)
+    assert all(abs(step["ce_weight"] + step["alm_weight"] - 1) < 1e-5 for step in run.steps)
+    assert all((p.detach() != q).any() for p, q in zip(d.student.model.parameters(), before))
+    assert run.steps[-1]["loss"] != run.steps[0]["loss"]
