@@ -6,7 +6,7 @@
 __all__ = ['FORMS', 'log1mexp', 'binary_divergence', 'boundary_leaks', 'scan_boundary', 'boundary_ids', 'ChunkEnds',
            'merge_groups', 'hidden_gap', 'gradmag', 'last_layer_parameters', 'ALM']
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #76935c6e
+# %% ../../nbs/05_objectives/05_alm.ipynb #13cd5b86
 import math
 import re
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch
 from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
 from .base import Objective, Output, Preset, make_output, window_mask
+from .divergences import log_mass
 from .chunks import (
     ChunkLogps, add_cross_entropy, broadcast_to_tokens, chunk_sum)
 from ..rows.chunked_loss import chunked_loss
@@ -110,7 +111,7 @@ def scan_boundary(student: ByteVocab, teacher: ByteVocab) -> str:
         clean = "".join(c for c in clean if c not in leaks)
     return clean
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #76a3c037
+# %% ../../nbs/05_objectives/05_alm.ipynb #d019ab94
 @lru_cache(64)
 def boundary_ids(vocab: ByteVocab, boundary: str) -> np.ndarray:
     """Ids before which every text has a token boundary: special tokens, stop tokens, and tokens
@@ -124,7 +125,7 @@ def boundary_ids(vocab: ByteVocab, boundary: str) -> np.ndarray:
 def _boundary_logp(rows: LogitRows, index: np.ndarray, ids: np.ndarray) -> torch.Tensor:
     "Log-mass [R] of `ids` in the flat rows `index` [R]."
     columns = torch.as_tensor(ids[ids < rows.width], device=rows.device)
-    return chunked_loss(rows, index, lambda logp, _: logp[:, columns].logsumexp(1))
+    return chunked_loss(rows, index, lambda logp, _: log_mass(logp[:, columns]))
 
 # %% ../../nbs/05_objectives/05_alm.ipynb #2d84b031
 class ChunkEnds:

@@ -6,7 +6,7 @@
 __all__ = ['MERGES', 'MASSES', 'ChunkRows', 'merge_rows', 'SideColumns', 'MatchedColumns', 'match_columns', 'with_missing_mass',
            'hybrid_parts', 'RowComparison', 'same_name_ids', 'ChunkLosses', 'merged_losses', 'GOLD']
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #626e3133
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #21f321ad
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 from ...alignment.alignment import BatchAlignment
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, Preset, make_output
-from ..divergences import divergence
+from ..divergences import divergence, log_mass
 from ..chunks import (
     add_cross_entropy, broadcast_to_tokens, chunk_weights, is_end_token)
 from .uld import sorted_l1_distance
@@ -55,7 +55,7 @@ def merge_rows(rows: LogitRows,
     log_factor = torch.zeros(len(base), device=rows.device).index_add(0, chunk, logp)
     return ChunkRows(base + row_offset, log_factor)
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #17d4906c
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #2f57baa8
 @dataclass
 class SideColumns:
     "How the columns of one side's rows are divided."
@@ -67,7 +67,7 @@ class SideColumns:
         "Log-probs [R, M] (M + 1 with the stops), and probabilities [R, U] of the rest."
         matched = logp.index_select(1, self.matched)
         if len(self.stops):
-            stop = logp.index_select(1, self.stops).logsumexp(1, keepdim=True)
+            stop = log_mass(logp.index_select(1, self.stops), keepdim=True)
             matched = torch.cat([matched, stop], 1)
         return matched, logp.index_select(1, self.rest).exp()
 
@@ -105,7 +105,7 @@ def match_columns(vocab: VocabOverlap,
     matched_share = (inside.sum() + len(stops[1])) / max(teacher_width, 1)
     return MatchedColumns(*sides, float(matched_share))
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #b92d8c16
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #16d5413f
 MASSES = ("missing", "renormalise")
 
 
@@ -120,7 +120,7 @@ def with_missing_mass(matched: torch.Tensor,       # log-probs [R, M] of a row
 
 def _renormalized(student, teacher):
     "Log-probs [R, M] of both sides, divided by their mass; zeros on both sides if one has none."
-    mass = [logp.logsumexp(1, keepdim=True) for logp in (student, teacher)]
+    mass = [log_mass(logp, keepdim=True) for logp in (student, teacher)]
     empty = torch.isinf(mass[0]) | torch.isinf(mass[1])
     mass = [torch.where(empty, 0., x) for x in mass]
     return [torch.where(empty, 0., logp - x) for logp, x in zip((student, teacher), mass)]

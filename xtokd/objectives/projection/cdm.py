@@ -6,7 +6,7 @@
 __all__ = ['row_entropies', 'entropy_weights', 'RowMap', 'GroupCoordinates', 'group_coordinates', 'group_logits',
            'groups_by_input', 'CDM']
 
-# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #842b16d1
+# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #1afbdee9
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from ...alignment.alignment import BatchAlignment
 from ...alignment.pair import Pair
 from ..base import Objective, Output, Preset, make_output
-from ..divergences import divergence
+from ..divergences import divergence, log_mass
 from ..chunks import add_cross_entropy
 from .dtw import spelling_tables, warp
 from .mined import ROW_PAIRINGS
@@ -162,7 +162,7 @@ def group_coordinates(
         np.concatenate(student_ids), np.concatenate(teacher_ids), torch.cat(values)
     )
 
-# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #bce219f7
+# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #2112a64f
 def group_logits(batch: PairBatch, student_group: np.ndarray, ids: np.ndarray) -> torch.Tensor:
     """Return the mean logits [G, C] of each group's student rows at ids int64[G, C] (-1: any
     value), with gradient."""
@@ -177,7 +177,7 @@ def group_logits(batch: PairBatch, student_group: np.ndarray, ids: np.ndarray) -
         values = logits.gather(1, at).float()
         if len(stops) > 1:
             values = torch.where(
-                at == stops[0], logits[:, stops].float().logsumexp(1, keepdim=True), values
+                at == stops[0], log_mass(logits[:, stops].float(), keepdim=True), values
             )
         size = np.bincount(group[inside], minlength=len(ids))[group[inside]]
         index, to, size = (

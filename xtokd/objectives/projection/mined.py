@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW_PAIRINGS', 'matched_tokens', 'rows_by_input', 'transfer_by_spelling', 'stops_last', 'MinED']
 
-# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #6e318c03
+# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #de8556c8
 import numpy as np
 import torch
 
@@ -13,7 +13,7 @@ from ...alignment.pair import Pair
 from ...alignment.reasons import Reason
 from ...alignment.alignment import BatchAlignment
 from ..base import Objective, Output, Preset, make_output
-from ..divergences import divergence
+from ..divergences import divergence, log_mass
 from .dtw import NearestToken, spelling_tables, warp
 from ...rows.chunked_loss import chunked_loss
 from ...rows.pair_batch import PairBatch
@@ -75,7 +75,7 @@ def transfer_by_spelling(
     target[target >= width] = -1
     return out.scatter_add(1, put(np.maximum(target, 0)), value * put(target >= 0))
 
-# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #d2039327
+# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #2b4e79ee
 def stops_last(pair: Pair, *rows: torch.Tensor) -> tuple:
     """Return log-prob rows [R, V] over student ids with all stop ids in one last column, where
     there are several and the vocabularies differ."""
@@ -85,7 +85,7 @@ def stops_last(pair: Pair, *rows: torch.Tensor) -> tuple:
     others = np.setdiff1d(np.arange(rows[0].shape[1]), stops)
     stop, rest = (torch.as_tensor(x, device=rows[0].device) for x in (stops, others))
     return tuple(
-        torch.cat([x.index_select(1, rest), x.index_select(1, stop).logsumexp(1, keepdim=True)], 1)
+        torch.cat([x.index_select(1, rest), log_mass(x.index_select(1, stop), keepdim=True)], 1)
         for x in rows
     )
 

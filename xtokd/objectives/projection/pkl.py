@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bucket_loss', 'TokenScores', 'scores_from_rows', 'scores_from_cover', 'PKL']
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #c6e2f70f
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #13bdfc6c
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, Preset, make_output
+from ..divergences import log_mass
 from ..cover.cover import cover_targets
 from ..cover.targets import nearest_masses
 from ...rows.topk import FullRowsRequired
@@ -130,7 +131,7 @@ def scores_from_cover(
     unknown[targets.rows] = targets.unknown
     return TokenScores(ids, scores), unknown
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #72e2854b
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #331024d9
 def _given_scores(batch, sampled_only):
     "`TokenScores` that the batch holds, and the unknown share [n] of each row (zero)."
     scores = batch.scores
@@ -161,7 +162,7 @@ def _candidate_loss(batch, ids, q, form):
         event = logp.gather(1, ids[at].clamp_min(0))
         if len(stops) > 1:
             event = torch.where(
-                ids[at] == stops[0], logp[:, stops].logsumexp(1, keepdim=True), event
+                ids[at] == stops[0], log_mass(logp[:, stops], keepdim=True), event
             )
         return bucket_loss(q[at], event.masked_fill(ids[at] < 0, -torch.inf), form)
 
