@@ -46,7 +46,7 @@ def test_every_preset_of_a_paper_has_a_recipe():
 
 def test_the_folder_holds_recipes_alone():
     assert {file.suffix for file in FOLDER.iterdir()} == {".yaml"} and len(RECIPES) > 20
-    assert not [line for file in RECIPES for line in file.read_text().splitlines() if len(line) > 160 or re.search(r"[A-Za-z]:\\|/work/|/tmp/", line)]
+    assert not [line for file in RECIPES for line in file.read_text().splitlines() if len(line) > 160 or re.search(r"(^|[\s:])[~/]\w", line)]    # no path of a machine
 
 
 ITEMS = [{"prompt": f"What is {k} + {k}?", "reference": f"The number is {2 * k}.", "chosen": f"It is {2 * k}.", "rejected": f"{k}."} for k in (2, 12)]
