@@ -146,7 +146,7 @@ def test_clean_boundaries(pair):
 def result(knobs, b, inputs):
     out = objective("alm", **knobs)
     torch.manual_seed(0)
-    if knobs.get("hidden"): out._make_projection(6, 8)
+    if knobs.get("hidden"): out.make_projection(6, 8)
     out = out(b)
     return out, torch.autograd.grad(out.loss_sum, inputs, allow_unused=True)
 
@@ -268,7 +268,7 @@ def test_no_group_reaches_over_a_sample_or_a_gap(pair):
 
 def test_gold_text_and_hidden_states(pair):
     p = parts(pair)
-    with pytest.raises(ValueError, match="needs gold"): objective("alm", ce=1.)(batch(pair, p))
+    with pytest.raises(ValueError, match="needs gold"): objective("alm", ce=1.)(batch(pair, p, "student"))
     plain, more = (objective("alm", ce=ce)(batch(pair, p, "reference")) for ce in (0., 1.))
     assert more.num_units == plain.num_units and more.loss_sum > plain.loss_sum
     obj = objective("alm", hidden=1.)

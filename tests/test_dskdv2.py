@@ -214,8 +214,12 @@ def test_on_policy_and_gold(pair):
     own, gold = batch(pair, p, text_source="student"), batch(pair, p, text_source="reference")
     assert torch.allclose(objective("dskdv2")(own).loss_sum, objective("dskdv2")(gold).loss_sum)          # nothing in it is gold
     with pytest.raises(ValueError, match="wants gold text"): objective("dskdv2", ce=1.)(own)
+    for k in range(len(p["student_ids"])):                                          # the mean cross-entropy of the answer is added
+        one = batch(pair, some(p, [k]), text_source="reference")
+        alone, both = objective("dskdv2")(one), objective("dskdv2", ce=.5)(one)
+        if not alone.num_units: continue
+        assert both.num_units == alone.num_units and torch.allclose(both.loss - alone.loss, -.5 * one.student.token_logp().mean(), rtol=1e-3)
     out = objective("dskdv2", ce=.5)(gold)
-    assert out.num_units == len(gold.student) and torch.allclose(out.loss_sum - objective("dskdv2")(gold).loss_sum, -.5 * gold.student.token_logp().sum(), rtol=1e-3)
 
 
 def test_the_teacher_matters(pair):

@@ -66,6 +66,11 @@ def test_gold_is_trls(pair, merge, hybrid, beta):
     agree(pair, objective("gold", compat=True, merge=merge, hybrid=hybrid, beta=beta), trl_loss(pair, uld_token_merge_strategy=merge, uld_use_hybrid_loss=hybrid, beta=beta))
 
 
+def test_the_presets_are_trls_default_and_its_hybrid_loss(pair):
+    agree(pair, objective("gold", preset="trl"), trl_loss(pair))
+    agree(pair, objective("gold", preset="paper"), trl_loss(pair, uld_use_hybrid_loss=True))
+
+
 def test_gold_with_fixed_weights_is_trls(pair):
     agree(pair, objective("gold", compat=True, weights=(.7, 2.)), trl_loss(pair, uld_use_hybrid_loss=True, uld_hybrid_matched_weight=.7, uld_hybrid_unmatched_weight=2.))
 

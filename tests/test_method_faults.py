@@ -16,10 +16,11 @@ from xtokd.alignment.reasons import Reason
 from xtokd.cli.arguments import read_objective_args
 from xtokd.data.prompts import check_item
 from xtokd.exact.toy_models import make_pair, toy_bpe
-from xtokd.models.forward import retokenize
-from xtokd.models.side import load_auxiliary_models
+from xtokd.models.forward import retokenize, same_ids
+from xtokd.models.side import Side, load_auxiliary_models
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.objectives.hidden.dskd import follow_terms, student_to_teacher_kl, teacher_labels
+from xtokd.objectives.hidden.dskdv2 import head_map, shared_head_ids
 from xtokd.rows.lazy import OutputHead
 from xtokd.rows.pair_batch import PairBatch
 from xtokd.rows.random_batches import random_batch
@@ -185,6 +186,34 @@ def test_a_student_that_does_not_stop_is_pulled_to_stop_by_any_of_its_stops(name
     assert losses[0] > .1 and losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_multilevel_ot_ranks_all_ways_to_stop_as_one():
+    "The student divides its mass between two stops, the teacher is sure of one: the difference of ranked rows was 1."
+    losses = []
+    for student_stops in ((1,), (2,), (1, 2)):
+        for teacher_stops in ((1618,), (1618, 1617)):
+            b, _ = stop_batch([1, 2], student_stops, teacher_stops)
+            assert abs(float(objective("multilevel_ot", beta=0., gamma=0.)(b).loss.detach())) < 1e-5
+            losses.append(float(objective("multilevel_ot")(b).loss.detach()))
+    assert losses == pytest.approx([losses[0]] * 6, rel=1e-4, abs=1e-6)
+
+
+def test_the_head_map_of_dskdv2_reads_every_stop():
+    "A student that writes its second stop: the map was made with the row of the first one alone."
+    tiny_pair = tiny()
+    pair = Pair(ByteVocab(tiny_pair.student, stops=[1, 2]), ByteVocab(tiny_pair.teacher, stops=[1618, 1617]))
+    ids = shared_head_ids(pair)
+    assert [x[:4].tolist() for x in ids] == [[1, 1, 2, 2], [1618, 1617, 1618, 1617]] and len(shared_head_ids(pair, 5)[0]) == 5
+    g = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(len(pair.student), 6, generator=g), torch.randn(len(pair.teacher), 6, generator=g)
+    maps = []
+    for stop in (1, 2):                                                       # a change of either row changes the map
+        changed = student.clone()
+        changed[stop] += 5
+        maps.append(head_map(teacher[ids[1].copy()], changed[ids[0].copy()]))
+    plain = head_map(teacher[ids[1].copy()], student[ids[0].copy()])
+    assert all((x - plain).abs().max() > 1e-4 for x in maps)
+
+
 def test_followed_rows_of_dskd_agree_on_stopping_by_any_stop_id():
     "dskd, dskdv2: the carried row is sure of stop 1, student and label of stop 2; was a disagreement with cross-entropy 60."
     head = torch.eye(4)
@@ -321,11 +350,6 @@ def test_escd_of_the_paper_divides_by_all_response_positions():
     assert objective("escd", preset="paper")(replace(b, window=np.concatenate(inside))).num_units <= len(b.student) - 2
 
 
-@pytest.mark.parametrize("options,words", [({"preset": "papers"}, "Choose paper, or None"), ({"preset": "paper", "inner": True}, "Choose inner=False")])
-def test_escd_names_wrong_presets(options, words):
-    with pytest.raises(ValueError, match=words): objective("escd", **options)
-
-
 # ---- cross-entropy of gold text ------------------------------------------------------------------------------------------------
 CE = [("uld", {"pairing": "index", "factor": 1.5}), ("uld", {"skip_stop": True}), ("gold", {}), ("gold", {"merge": "bayesian"}), ("xtoken", {}),
       ("xtoken", {"loss": "h-kl"}), ("alm", {}), ("alm", {"gamma": .99})]
@@ -444,6 +468,24 @@ def test_the_same_model_with_renamed_control_tokens_has_no_loss(name):
 
 def test_gkd_refuses_renamed_control_tokens():
     with pytest.raises(ValueError, match="different vocabularies"): objective("gkd")(renamed_batch())
+
+
+def test_an_auxiliary_model_with_renamed_control_tokens_is_refused():
+    "Its ids give the same bytes, so its numbers were compared."
+    student, other = with_controls(*NAMES_OF), with_controls(*RENAMED)
+    assert same_ids(student, other)
+    model = torch.nn.Embedding(8, 2)
+    model.get_input_embeddings = model.get_output_embeddings = lambda: model
+    sides = [Side(name, model, vocab) for name, vocab in (("teacher", student), ("weak", other))]
+    with pytest.raises(ValueError, match="other names to their control tokens"):
+        load_auxiliary_models({"weak": sides[1]}, SimpleNamespace(name="x", requires={"weak_logp"}), sides[0], sides[0], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name, options, words", [("gkd", {"top_k": 1}, "leaves one column"), ("gkd", {"top_k": 1, "support": "teacher"}, "leaves one column"), ("gkd", {"top_k": 0}, "1 and more")])
+def test_a_single_renormalised_column_is_refused(name, options, words):
+    "It is 1 on both sides, so that the loss was always 0."
+    with pytest.raises(ValueError, match=words): objective(name, **options)
+    assert objective("gkd", top_k=1, tail="bucket").top_k == 1 and objective("gkd", top_k=1, support="union").top_k == 1
 
 
 def test_equal_control_tokens_stay_identical():

@@ -7,8 +7,8 @@ __all__ = ['HELP', 'RUN_DEFAULTS', 'unknown_flag', 'refuse_unknown_settings', 'C
            'read_objective_args', 'read_auxiliary', 'check_auxiliary', 'add_config_flags', 'read_run_settings',
            'read_settings']
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #bae76144
-import argparse, ast, difflib, inspect, json, sys
+# %% ../../nbs/12_cli/02_arguments.ipynb #d30e2c28
+import argparse, ast, difflib, inspect, json, re, sys
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -148,7 +148,7 @@ class CommandParser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings
                 if flag.startswith("--")]
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #7967276c
+# %% ../../nbs/12_cli/02_arguments.ipynb #9f0c7c4f
 def read_text(name: str) -> str:
     """Text of the file `name` (`-`: standard input) with its line ends unchanged; ValueError where
     it is not UTF-8."""
@@ -158,19 +158,35 @@ def read_text(name: str) -> str:
         raise ValueError(f"{name} is not UTF-8 (byte {e.start}): save it as UTF-8") from None
 
 
+def _read_yaml(text):
+    """The value of a YAML text; a number is one too where YAML 1.1 takes it for a text (1e-4)."""
+    import yaml
+    try: found = yaml.safe_load(text)
+    except yaml.YAMLError as e: raise ValueError(str(e).replace("\n", " ")) from None
+    return _with_numbers(found)
+
+
+def _with_numbers(value):
+    if isinstance(value, dict): return {key: _with_numbers(x) for key, x in value.items()}
+    if isinstance(value, list): return [_with_numbers(x) for x in value]
+    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value)
+    return float(value) if is_number else value
+
+
 def read_config(path: str) -> dict:
-    """Settings from a TOML file (name ends in .toml) or a JSON file; ValueError where it is no
-    table of settings."""
+    """Settings from a TOML file (.toml), a YAML file (.yaml, .yml) or a JSON file, by its name;
+    ValueError where it is no table of settings."""
     text = read_text(path)
+    suffix = Path(path).suffix.lower()
     try:
-        if Path(path).suffix == ".toml":
+        if suffix == ".toml":
             import tomllib
             found = tomllib.loads(text)
+        elif suffix in (".yaml", ".yml"): found = _read_yaml(text)
         else: found = json.loads(text)
     except ValueError as e:
         example = '{"max_steps": 100}'
-        raise ValueError(f"{path}: {e}; a config file is a TOML table or a JSON object, "
-                         f"for instance "
+        raise ValueError(f"{path}: {e}; a config file is a table in TOML, YAML or JSON, for instance "
                          f"{example}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: a config file is one table of settings, not a "
@@ -253,12 +269,12 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, dest=f"config_{field.name}", default=None, help=help, **options)
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #4334b921
+# %% ../../nbs/12_cli/02_arguments.ipynb #78ada6e6
 _AUXILIARY = ("weak", "plus", "minus")    # auxiliary models that an objective can require
 RUN_DEFAULTS = dict(student="tiny", teacher="tiny", prompts="tiny", eval_prompts=None,
                  objective="cover",
                  objective_args={},
-                 aux={}, teacher_tokenizer=None)
+                 aux={}, teacher_tokenizer=None, supervision_window=None, teacher_context=None)
 
 
 def read_run_settings(folder: str) -> dict:

@@ -56,7 +56,7 @@ def _explain_names(words: list[str]):
         if type(e) is not Exception: raise
         raise ValueError(f"no tokenizer could be read from {' and '.join(words)}: {e}") from e
 
-# %% ../../nbs/12_cli/04_commands.ipynb #47e51d14
+# %% ../../nbs/12_cli/04_commands.ipynb #69c4e9b9
 def require_fit_pair(student: str, teacher: str, force: bool) -> None:
     """ValueError for a pair that the doctor calls unfit, unless `force`; a served teacher is
     URL#TOKENIZER."""
@@ -91,7 +91,9 @@ def make_distiller(args: argparse.Namespace) -> tuple:
     config = DistillConfig(**{key: value for key, value in s.items() if key in config_names})
     distiller = Distiller(s["student"], s["teacher"], s["prompts"], objective=objective,
                           config=config,
-                          eval_prompts=s["eval_prompts"], auxiliary_models=s["aux"])
+                          eval_prompts=s["eval_prompts"], auxiliary_models=s["aux"],
+                          supervision_window=s["supervision_window"],
+                          teacher_context=s["teacher_context"])
     return distiller, s
 
 
@@ -327,7 +329,7 @@ def _add_model_commands(commands) -> None:
     p.add_argument("--seed", type=int, default=0, metavar="INT",
                    help="seed of the sampling (default: 0)")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #deb03ce4
+# %% ../../nbs/12_cli/04_commands.ipynb #8a9782eb
 def _add_training_command(commands, with_config: bool) -> None:
     "distill."
     p = _add_command(commands, "distill", _run_distill, "train the student")
@@ -339,8 +341,8 @@ def _add_training_command(commands, with_config: bool) -> None:
 
 def _add_run_flags(p: argparse.ArgumentParser, with_config: bool) -> None:
     "Add the flags of a run; those of DistillConfig only `with_config`, because they import torch."
-    p.add_argument("--config", metavar="FILE", help="settings from a TOML or JSON file; flags take "
-                                                    "precedence")
+    p.add_argument("--config", metavar="FILE", help="settings from a TOML, YAML or JSON file; flags "
+                                                    "take precedence")
     p.add_argument("--resume", nargs="?", const=True, metavar="RUN",
                    help="continue the run in this folder")
     p.add_argument("--force", action="store_true", help="train a pair that the doctor calls unfit")
@@ -360,6 +362,11 @@ def _add_run_flags(p: argparse.ArgumentParser, with_config: bool) -> None:
                         "preferences, for ctpd)")
     p.add_argument("--teacher-tokenizer", metavar="NAME",
                    help="tokenizer of a served teacher, where --teacher is http://HOST:PORT/v1")
+    p.add_argument("--supervision-window", metavar="MODULE:FUNCTION",
+                   help="(item, text) -> SupervisionWindow: the part of a response that is "
+                        "trained on")
+    p.add_argument("--teacher-context", metavar="MODULE:FUNCTION",
+                   help="(item, text) -> messages: what the teacher reads in place of the prompt")
     if with_config:
         from xtokd.train.config import DistillConfig
         add_config_flags(p.add_argument_group("settings of the run"), DistillConfig)

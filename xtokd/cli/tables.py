@@ -97,10 +97,10 @@ def print_methods(table: list[dict]) -> None:
         if ":" in row["verdict"]: print(f"{row['method']}: {row['verdict']}")
     print()
 
-# %% ../../nbs/12_cli/01_tables.ipynb #c94998db
+# %% ../../nbs/12_cli/01_tables.ipynb #9998e459
 def print_objectives(name: str | None = None) -> None:
-    """Print every objective with its summary, or one with its properties and the defaults of its
-    arguments."""
+    """Print every objective with its summary, or one with its properties, the defaults of its
+    arguments and its published settings."""
     from xtokd.objectives import OBJECTIVES, methods, objective
     rows = {row["method"]: row["summary"] for row in methods()}
     if name:
@@ -108,6 +108,12 @@ def print_objectives(name: str | None = None) -> None:
         rows = next(row for row in methods() if row["method"] == name)
         defaults = OBJECTIVES[name].defaults
         rows = rows | {"arguments": ", ".join(f"{key}={value}" for key, value in defaults.items())}
+        for key, preset in OBJECTIVES[name].presets.items():
+            options = [f"{option}={value}" for option, value in preset.options.items()]
+            text = [f"text of {preset.text_source}"] if preset.text_source else []
+            said = ", ".join([*options, *text] or ["the defaults"])
+            rows[f"preset={key}"] = f"{said} ({preset.source})"
+            if preset.absent: rows[f"  not in {key}"] = "; ".join(preset.absent)
     for key, value in rows.items(): print(f"{key:14} {value}")
 
 

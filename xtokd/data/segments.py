@@ -4,10 +4,15 @@
 
 # %% auto #0
 __all__ = ['REGIONS', 'Region', 'find_regions', 'token_regions', 'region_column', 'region_sums', 'region_stats',
-           'exclude_thoughts', 'SupervisionWindow', 'window_from_quote', 'with_reflection']
+           'exclude_thoughts', 'SupervisionWindow', 'window_from_quote', 'with_reflection', 'named_function',
+           'given_plugins', 'plugin_functions']
 
-# %% ../../nbs/02_data/04_segments.ipynb #fd9587c9
+# %% ../../nbs/02_data/04_segments.ipynb #c6b0820b
+import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -150,7 +155,7 @@ def exclude_thoughts(samples: list, vocab: ByteVocab) -> list:
         )
     return samples
 
-# %% ../../nbs/02_data/04_segments.ipynb #013bba6c
+# %% ../../nbs/02_data/04_segments.ipynb #7dbf334b
 @dataclass(frozen=True)
 class SupervisionWindow:
     """The bytes of a response that are trained on: from `byte_start` to `byte_end` (None: to the
@@ -169,9 +174,12 @@ class SupervisionWindow:
 def window_from_quote(text: str | bytes, quote: str | bytes | None) -> SupervisionWindow:
     """The window from the first occurrence of `quote` to the end of `text`.
 
-    An empty quote gives the whole text; so does one that does not occur, with `found=False`."""
+    A quote that does not occur is looked for without the blanks at its ends, which a model adds or
+    drops. An empty quote gives the whole text; so does one that does not occur, with
+    `found=False`."""
     text, quote = (x.encode() if isinstance(x, str) else bytes(x) for x in (text, quote or ""))
     position = text.find(quote)
+    if position < 0 and quote.strip(): position = text.find(quote.strip())
     return SupervisionWindow(max(position, 0), None, position >= 0)
 
 # %% ../../nbs/02_data/04_segments.ipynb #f00fefa5
@@ -184,3 +192,34 @@ def with_reflection(messages: str | list, reflection: str | None, role: str = "u
     last = max(k for k, m in enumerate(messages) if m["role"] == role)
     messages[last]["content"] += f"\n\n(Known about the answer: {reflection})"
     return messages
+
+# %% ../../nbs/02_data/04_segments.ipynb #ff58bf35
+def named_function(name: str,      # "module:function"
+                   what: str       # the setting that it is for, in messages
+                   ) -> Callable:
+    """The function of that name; its module is imported, from the current folder too. ValueError
+    where there is none."""
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ValueError(f"{what} {name!r}: write it as MODULE:FUNCTION, for instance rosd:window")
+    if "" not in sys.path: sys.path.insert(0, "")      # a console script has its own folder there
+    try: found = getattr(import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{what} {name!r}: no module {error.name!r} here or among the installed "
+                         "packages") from error
+    if not callable(found):
+        raise ValueError(f"{what} {name!r}: {module} has no function {function!r}")
+    return found
+
+
+def given_plugins(**plugins: Callable | str | None) -> dict:
+    "Those of the functions, or of their names, that are given; ValueError for a wrong name."
+    given = {setting: plugin for setting, plugin in plugins.items() if plugin is not None}
+    plugin_functions(given)
+    return given
+
+
+def plugin_functions(plugins: dict) -> dict:
+    "The same with functions in place of names."
+    return {setting: named_function(plugin, setting) if isinstance(plugin, str) else plugin
+            for setting, plugin in plugins.items()}

@@ -6,7 +6,7 @@
 __all__ = ['AUXILIARY_LOGPS', 'ServedModel', 'Side', 'check_rows', 'check_fit', 'load_side', 'AuxiliaryLogp',
            'load_auxiliary_models']
 
-# %% ../../nbs/06_models/06_side.ipynb #fe0f3291
+# %% ../../nbs/06_models/06_side.ipynb #ae6fb496
 import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from .forward import same_ids
 from .loading import embedding_rows, head_width, load_model, load_tokenizer, to_device
 from .lora import WithoutAdapter, is_lora
 from ..rows.lazy import head_of
-from ..vocab.bytevocab import ByteVocab, as_byte_vocab
+from ..vocab.bytevocab import ByteVocab, as_byte_vocab, control_names
 from ..vocab.overlap import response_ids_beyond
 
 # %% ../../nbs/06_models/06_side.ipynb #563fa682
@@ -109,7 +109,7 @@ def load_side(source: Any,     # a name, a folder, (model, tokenizer), a Side or
     raise ValueError(f"{role} is a {type(source).__name__}: give a name, a folder, or (model, "
                      "tokenizer)")
 
-# %% ../../nbs/06_models/06_side.ipynb #e88a737e
+# %% ../../nbs/06_models/06_side.ipynb #026dc4ac
 class AuxiliaryLogp(NamedTuple):
     "Where a requirement of an objective comes from."
     model: str    # name of the auxiliary model
@@ -149,9 +149,15 @@ def load_auxiliary_models(
         frozen = WithoutAdapter if is_lora(student.model) else copy.deepcopy
         sides["reference"] = Side("reference", frozen(student.model), student.vocab)
     for name, side in sides.items():
-        if not same_ids(side.vocab, wanted[name].vocab):
+        other = wanted[name]
+        if not same_ids(side.vocab, other.vocab):
             raise ValueError(f"{name} ({side.name}) has another tokenizer than "
-                             f"{wanted[name].name}: their numbers cannot be compared token by token")
+                             f"{other.name}: their numbers cannot be compared token by token")
+        if control_names(side.vocab) != control_names(other.vocab):
+            raise ValueError(f"{name} ({side.name}) and {other.name} give the same bytes to every id, "
+                             "but other names to their control tokens: what one calls the end of a "
+                             "turn is another token for the other. Take a model with the same "
+                             "tokenizer")
         to_device(side.model, device).eval().requires_grad_(False)
     return sides
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'log1mexp', 'binary_divergence', 'boundary_leaks', 'scan_boundary', 'boundary_ids', 'ChunkEnds',
-           'merge_groups', 'hidden_gap', 'ALM', 'gradmag']
+           'merge_groups', 'hidden_gap', 'gradmag', 'last_layer_parameters', 'ALM']
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #853597f9
+# %% ../../nbs/05_objectives/05_alm.ipynb #13cd5b86
 import math
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -16,8 +17,10 @@ import torch
 
 from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
-from .base import Objective, Output, make_output, window_mask
-from .chunks import ChunkLogps, add_cross_entropy, broadcast_to_tokens
+from .base import Objective, Output, Preset, make_output, window_mask
+from .divergences import log_mass
+from .chunks import (
+    ChunkLogps, add_cross_entropy, broadcast_to_tokens, chunk_sum)
 from ..rows.chunked_loss import chunked_loss
 from ..rows.pair_batch import PairBatch
 from ..rows.dense import LogitRows
@@ -108,7 +111,7 @@ def scan_boundary(student: ByteVocab, teacher: ByteVocab) -> str:
         clean = "".join(c for c in clean if c not in leaks)
     return clean
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #76a3c037
+# %% ../../nbs/05_objectives/05_alm.ipynb #d019ab94
 @lru_cache(64)
 def boundary_ids(vocab: ByteVocab, boundary: str) -> np.ndarray:
     """Ids before which every text has a token boundary: special tokens, stop tokens, and tokens
@@ -122,7 +125,7 @@ def boundary_ids(vocab: ByteVocab, boundary: str) -> np.ndarray:
 def _boundary_logp(rows: LogitRows, index: np.ndarray, ids: np.ndarray) -> torch.Tensor:
     "Log-mass [R] of `ids` in the flat rows `index` [R]."
     columns = torch.as_tensor(ids[ids < rows.width], device=rows.device)
-    return chunked_loss(rows, index, lambda logp, _: logp[:, columns].logsumexp(1))
+    return chunked_loss(rows, index, lambda logp, _: log_mass(logp[:, columns]))
 
 # %% ../../nbs/05_objectives/05_alm.ipynb #2d84b031
 class ChunkEnds:
@@ -215,7 +218,119 @@ class _GroupLogps:
                 "gap": float(gap.mean()) if len(pick) else 0.,
                 "boundary": float(self.boundary.exp().mean()) if some and with_boundary else 0.}
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #fc50f3ea
+# %% ../../nbs/05_objectives/05_alm.ipynb #d186b8f3
+def gradmag(losses: list,             # scalars with a graph
+            parameters: list,         # those of the last layer
+            eps: float = 1e-8) -> tuple[torch.Tensor, torch.Tensor]:
+    """The combined loss, and the weights [number of losses]: inverse to the gradient norms at
+    `parameters`, adding up to one, without gradient."""
+    parameters = list(parameters)
+    norms = []
+    for loss in losses:
+        if not loss.requires_grad:
+            norms.append(torch.zeros((), device=loss.device))
+            continue
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        squares = (grad.float().square().sum() for grad in grads if grad is not None)
+        norms.append(sum(squares, torch.zeros((), device=loss.device)).sqrt())
+    norm = torch.stack(norms)
+    weights = torch.where(norm > 0, 1 / (norm + eps), 0.)
+    weights = (weights / weights.sum().clamp_min(1e-30)).detach()
+    return sum(weight * loss for weight, loss in zip(weights, losses)), weights
+
+
+def last_layer_parameters(model: torch.nn.Module) -> list:
+    "The trainable parameters of the last block of a model; ValueError where there are none."
+    blocks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
+    size = lambda block: sum(p.numel() for p in block.parameters())
+    found = list(max(blocks, key=size)[-1].parameters()) if blocks else []
+    found = [p for p in found if p.requires_grad]
+    if not found:
+        raise ValueError("balance='gradmag' measures gradients at the last block of the student, and "
+                         "this model has none with trainable weights. Choose balance='sum'")
+    return found
+
+# %% ../../nbs/05_objectives/05_alm.ipynb #fe72c0bb
+_ALM_PRESETS = {"paper": Preset(
+    "arXiv 2503.20083, ALM + SFT; bminixhofer/tokenkit",
+    {"tau": 100., "boundary": " \t\n", "ce": 1., "balance": "gradmag"}, "reference",
+    absent=("the weights of the two losses are those of the whole batch there, here of each "
+            "micro-batch, and the last layer's own update adds normalised gradients",
+            "the hidden term, which is on for a transfer to bytes: hidden=1"))}
+
+# %% ../../nbs/05_objectives/05_alm.ipynb #10c17e3f
+@dataclass
+class _Terms:
+    "What the loss of a batch is made of."
+    chunks: torch.Tensor           # [n] the loss of each token's group
+    hidden: torch.Tensor | None    # [n] where the hidden term is on
+    weight: torch.Tensor           # [n]
+    reason: np.ndarray             # [n] codes of `Reason`
+    stats: dict
+
+
+def _hidden_loss(objective, batch, ends, weight):
+    """A loss [n] that, weighed by `weight` [n], adds the mean gap of each answer's chunks once for
+    each of its units; and the mean gap of all chunks."""
+    states, rows = batch.hidden, np.flatnonzero(ends.known)
+    objective.make_projection(states.student.shape[1], states.teacher.shape[1])
+    at = lambda x: torch.as_tensor(x, device=states.student.device)
+    student = states.student[at(ends.student[rows])].float()
+    if objective.project is not None: student = objective.project.to(student.device)(student)
+    gap = hidden_gap(student, states.teacher[at(ends.teacher[rows])].float(), objective.hidden_norm)
+    zeros = torch.zeros(len(ends.known), device=gap.device)
+    of_chunk, known = zeros.index_copy(0, at(rows), gap), zeros.index_fill(0, at(rows), 1.)
+    kept = window_mask(batch)
+    if batch.not_finite is not None: kept = kept & ~batch.not_finite
+    weight = torch.where(at(kept), weight, 0.)
+    of_weight = chunk_sum(weight, batch.alignment.student_chunk, len(zeros))
+    counted = known * (of_weight > 0)
+    sample = at(np.asarray(batch.alignment.chunk_sample, np.int64))
+    units, chunks = (torch.zeros(len(batch), device=gap.device).index_add(0, sample, x)
+                     for x in (of_weight, counted))
+    share = counted * (units / chunks.clamp_min(1))[sample] / of_weight.clamp_min(1e-9)
+    mean_gap = float(gap.mean().detach()) if len(rows) else 0.
+    return broadcast_to_tokens(batch, of_chunk * share), mean_gap
+
+
+def _terms(objective, batch):
+    "The `_Terms` of a batch."
+    groups = _GroupLogps(batch, *objective.side_boundary_ids(batch.pair), objective.gamma,
+                         objective.debias != "none")
+    device = groups.student.device
+    live = torch.isfinite(groups.teacher) & torch.isfinite(groups.student)
+    at, pick = torch.as_tensor(groups.group, device=device), live.nonzero()[:, 0]
+    value = binary_divergence(groups.teacher[pick], groups.student[pick], objective.form, objective.tau,
+                              objective.eps)
+    value = torch.zeros_like(groups.student).index_copy(0, pick, value)
+    size = torch.zeros(groups.num_groups, device=device).index_add(0, at,
+                                                                   groups.chunks.n.float())
+    weight = broadcast_to_tokens(batch, (live / size.clamp_min(1))[at])
+    loss = broadcast_to_tokens(batch, value[at])
+    stats = groups.stats(size, pick, with_boundary=objective.teacher_access_for() == "full")
+    hidden = None
+    if objective.hidden: hidden, stats["hidden"] = _hidden_loss(objective, batch, groups.ends, weight)
+    reason = torch.where(torch.isfinite(groups.teacher), 0, Reason.NOT_FINITE)[at]
+    reason = broadcast_to_tokens(batch, reason).cpu().numpy()
+    return _Terms(loss, hidden, weight, reason, stats)
+
+
+def _balanced(objective, batch, factors):
+    "The factors with weights by GradMag, from terms that are computed for this alone."
+    terms, names = _terms(objective, batch), ["alm"]
+    losses = [(terms.chunks * terms.weight).sum()]
+    if objective.hidden:
+        names, losses = [*names, "hidden"], [*losses, (terms.hidden * terms.weight).sum()]
+    if objective.ce:
+        zeros = torch.zeros_like(terms.weight)
+        surprisal, share = add_cross_entropy(batch, zeros, terms.weight, 1.)
+        names, losses = [*names, "ce"], [*losses, (surprisal * share).sum()]
+    # without a graph, where a batch is only looked at, nothing can be measured
+    if not any(loss.requires_grad for loss in losses): return factors
+    at = objective.last_layer or batch.student.grad_leaves()
+    return factors | dict(zip(names, gradmag(losses, at)[1]))
+
+# %% ../../nbs/05_objectives/05_alm.ipynb #00c6b5d8
 class ALM(Objective, torch.nn.Module):
     """Binary divergence of a chunk's probability on both sides (arXiv 2503.20083); loss unit:
     chunk, merged ones count once."""
@@ -223,6 +338,8 @@ class ALM(Objective, torch.nn.Module):
     source = "arXiv 2503.20083"
     alignment, vocab_map = "chunks, merged up to a boundary", "sampled text"
     divergence_label = "binary kl, rkl, tvd, at temperature tau or in the limit"
+    text_source = "teacher"     # on the student's own text it does harm, see the notebook
+    presets = _ALM_PRESETS
     known_exceptions = {
         "I1": "a binary event on the sampled text: with equal tokenizers it is the binary KL, "
               "a lower bound of the full one"}
@@ -230,12 +347,14 @@ class ALM(Objective, torch.nn.Module):
     def __init__(self, form: str = "kl", tau: float = 5., debias: str = "boundary",
                  gamma: float | None = .1,
                  boundary: str = "scan", eps: float = 1e-6, ce: float = 0., hidden: float = 0.,
-                 hidden_norm: str = "channel"):
+                 hidden_norm: str = "channel",
+                 balance: str = "sum"):      # or "gradmag": weights that even out the gradients
         torch.nn.Module.__init__(self)
         # refuses a wrong form or tau
         binary_divergence(torch.tensor(-1.), torch.tensor(-1.), form, tau)
         for name, value, choices in (("debias", debias, _DEBIAS),
-                                     ("hidden_norm", hidden_norm, tuple(_NORMS))):
+                                     ("hidden_norm", hidden_norm, tuple(_NORMS)),
+                                     ("balance", balance, ("sum", "gradmag"))):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} is not known. Choose {', '.join(choices)}.")
         if gamma is not None and not 0 <= gamma < 1:
@@ -244,6 +363,7 @@ class ALM(Objective, torch.nn.Module):
         self.form, self.tau, self.debias, self.gamma = form, tau, debias, gamma
         self.boundary, self.eps = boundary, eps
         self.ce, self.hidden, self.hidden_norm, self.project = ce, hidden, hidden_norm, None
+        self.balance, self.last_layer = balance, None
         extra = {name for name, wanted in (("gold", ce), ("hidden", hidden)) if wanted}
         self.requires = Objective.requires | extra
 
@@ -254,16 +374,20 @@ class ALM(Objective, torch.nn.Module):
 
     def prepare(self, pair: Pair, student: object = None, teacher: object = None) -> None:
         """Make a projection of the student's states, where the hidden term is on and the widths
-        differ."""
+        differ; find the layer at which `balance="gradmag"` measures."""
+        if self.balance == "gradmag" and student is not None:
+            self.last_layer = last_layer_parameters(student.model)
         if not self.hidden or student is None or teacher is None: return
-        self._make_projection(*(side.model.config.get_text_config().hidden_size
+        self.make_projection(*(side.model.config.get_text_config().hidden_size
                                 for side in (student, teacher)))
 
-    def _make_projection(self, student_width, teacher_width):
+    def make_projection(self, student_width: int, teacher_width: int) -> None:
+        "Make the map of the student's states, where the widths differ; once."
         if student_width == teacher_width or self.project is not None: return
         self.project = torch.nn.Linear(student_width, teacher_width, bias=False)
 
-    def _boundary_ids(self, pair):
+    def side_boundary_ids(self, pair: Pair) -> list:
+        "The ids before which a text has a boundary, of the student and of the teacher."
         sides = (pair.student, pair.teacher)
         if self.debias == "stop":
             return [np.array(sorted(vocab.stop_ids), np.int64) for vocab in sides]
@@ -271,50 +395,13 @@ class ALM(Objective, torch.nn.Module):
         return [boundary_ids(vocab, boundary) for vocab in sides]
 
     def signal(self, batch: PairBatch) -> Output:
-        groups = _GroupLogps(batch, *self._boundary_ids(batch.pair), self.gamma,
-                             self.debias != "none")
-        device = groups.student.device
-        live = torch.isfinite(groups.teacher) & torch.isfinite(groups.student)
-        at, pick = torch.as_tensor(groups.group, device=device), live.nonzero()[:, 0]
-        value = binary_divergence(groups.teacher[pick], groups.student[pick], self.form, self.tau,
-                                  self.eps)
-        value = torch.zeros_like(groups.student).index_copy(0, pick, value)
-        size = torch.zeros(groups.num_groups, device=device).index_add(0, at,
-                                                                       groups.chunks.n.float())
-        weight = broadcast_to_tokens(batch, (live / size.clamp_min(1))[at])
-        loss = broadcast_to_tokens(batch, value[at])
-        stats = groups.stats(size, pick, with_boundary=self.teacher_access_for() == "full")
-        if self.hidden: loss, stats["hidden"] = self._add_hidden(batch, groups.ends, loss)
-        reason = torch.where(torch.isfinite(groups.teacher), 0, Reason.NOT_FINITE)[at]
-        reason = broadcast_to_tokens(batch, reason).cpu().numpy()
-        if self.ce: loss, weight = add_cross_entropy(batch, loss, weight, self.ce)
-        return make_output(batch, loss, weight, unit="chunk", reason=reason, **stats)
-
-    def _add_hidden(self, batch, ends, loss):
-        "The loss [n] with the hidden-state term of each chunk, and that term's mean."
-        states, rows = batch.hidden, np.flatnonzero(ends.known)
-        self._make_projection(states.student.shape[1], states.teacher.shape[1])
-        at = lambda x: torch.as_tensor(x, device=states.student.device)
-        student = states.student[at(ends.student[rows])].float()
-        if self.project is not None: student = self.project.to(student.device)(student)
-        gap = hidden_gap(student, states.teacher[at(ends.teacher[rows])].float(), self.hidden_norm)
-        of_chunk = torch.zeros(len(ends.known), device=gap.device).index_copy(0, at(rows), gap)
-        mean_gap = float(gap.mean().detach()) if len(rows) else 0.
-        return loss + self.hidden * broadcast_to_tokens(batch, of_chunk), mean_gap
-
-# %% ../../nbs/05_objectives/05_alm.ipynb #6704302a
-def gradmag(losses: list,             # scalars with a graph
-            parameters: list,         # those of the last layer
-            eps: float = 1e-8) -> tuple[torch.Tensor, torch.Tensor]:
-    """The combined loss, and the weights [number of losses]: inverse to the gradient norms at
-    `parameters`, adding up to one, without gradient."""
-    parameters = list(parameters)
-    norms = []
-    for loss in losses:
-        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        squares = (grad.float().square().sum() for grad in grads if grad is not None)
-        norms.append(sum(squares, torch.zeros((), device=loss.device)).sqrt())
-    norm = torch.stack(norms)
-    weights = torch.where(norm > 0, 1 / (norm + eps), 0.)
-    weights = (weights / weights.sum().clamp_min(1e-30)).detach()
-    return sum(weight * loss for weight, loss in zip(weights, losses)), weights
+        factors = {"alm": 1., "hidden": self.hidden, "ce": self.ce}
+        if self.balance == "gradmag": factors = _balanced(self, batch, factors)
+        terms = _terms(self, batch)
+        loss, weight = factors["alm"] * terms.chunks, terms.weight
+        if self.hidden: loss = loss + factors["hidden"] * terms.hidden
+        if self.ce: loss, weight = add_cross_entropy(batch, loss, weight, factors["ce"])
+        stats = dict(terms.stats)
+        if self.balance == "gradmag":
+            stats |= {f"{name}_weight": float(factors[name]) for name in ("alm", "ce")}
+        return make_output(batch, loss, weight, unit="chunk", reason=terms.reason, **stats)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['REQUIREMENTS', 'TEACHER_ACCESS', 'Output', 'make_ledger', 'coverage_stats', 'window_mask', 'make_output',
-           'whitespace_mask', 'rows_not_finite', 'mask_rows_not_finite', 'require_full_rows', 'Objective']
+           'whitespace_mask', 'rows_not_finite', 'mask_rows_not_finite', 'require_full_rows', 'Preset', 'Objective']
 
-# %% ../../nbs/05_objectives/01_base.ipynb #ffdd56c7
+# %% ../../nbs/05_objectives/01_base.ipynb #f613e96a
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -220,7 +220,16 @@ def require_full_rows(objective: object,    # an `Objective`, or any callable th
                      "only sampled and top-k log-probs. Load the teacher in this process, or "
                      "choose one of xtokd.objectives.names_without_full_rows().")
 
-# %% ../../nbs/05_objectives/01_base.ipynb #c7f5597c
+# %% ../../nbs/05_objectives/01_base.ipynb #ae3d25fa
+@dataclass(frozen=True)
+class Preset:
+    "A published setting of an objective."
+    source: str                     # where it is published: the paper, or the program and its version
+    options: dict = field(default_factory=dict)    # what it sets; all others keep their defaults
+    text_source: str | None = None  # whose text it learns from; None: as without the preset
+    absent: tuple = ()              # what the publication does and this objective does not
+
+
 class Objective:
     """Base class of all objectives: subclasses declare what they are and define `signal(batch) ->
     Output`."""
@@ -238,6 +247,7 @@ class Objective:
     # what its defaults read of teacher rows: a key of `TEACHER_ACCESS`
     teacher_access: str = "full"
     teacher_top_k: int = 0               # how many ids it reads, where the access is "top_k"
+    presets: dict = {}           # {name: Preset}: published settings
     known_exceptions: dict = {}  # invariants of tests/test_methods.py that cannot hold: {name: why}
     name: str = "objective"
 

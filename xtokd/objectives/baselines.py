@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['SFT', 'require_equal_vocabularies', 'rows_after_equal_ids', 'with_temperature', 'GKD']
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #a2aa4854
+# %% ../../nbs/05_objectives/06_baselines.ipynb #b6729489
 import numpy as np
 import torch
 
 from ..alignment.reasons import Reason
-from .base import Objective, Output, make_output
+from .base import Objective, Output, Preset, make_output
 from .chunks import SUPPORTS, TAILS, restrict_to, top_ids, top_k_at_rows
 from .divergences import divergence
 from ..rows.chunked_loss import chunked_loss
 from ..rows.pair_batch import PairBatch
 from ..rows.dense import LogitRows
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #0cf8fa24
+# %% ../../nbs/05_objectives/06_baselines.ipynb #e9a50407
+_SFT_PRESETS = {"paper": Preset("arXiv 1606.07947")}
+
+# %% ../../nbs/05_objectives/06_baselines.ipynb #cebff658
 class SFT(Objective):
     """Cross-entropy of the student on text that it did not write (arXiv 1606.07947); loss unit:
     token."""
@@ -27,6 +30,7 @@ class SFT(Objective):
     divergence_label = "cross-entropy"
     requires = frozenset({"student_logits", "gold"})
     text_source, text_sources = "teacher", ("teacher", "reference")
+    presets = _SFT_PRESETS
 
     def signal(self, batch: PairBatch) -> Output:
         loss = -batch.student.token_logp()
@@ -71,7 +75,13 @@ def with_temperature(rows: LogitRows, logp: torch.Tensor, temperature: float | N
     if factor == 1 and width == logp.shape[1]: return logp
     return torch.log_softmax(logp[:, :width] * factor, -1)
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #808a801f
+# %% ../../nbs/05_objectives/06_baselines.ipynb #5c3e54cb
+_MIXED_ABSENT = ("half of the steps are on the student's text there: on_policy_fraction=.5",)
+_GKD_PRESETS = {"paper": Preset("arXiv 2306.13649; trl, experimental.gkd", absent=_MIXED_ABSENT),
+           "kdflow": Preset("songmzhang/KDFlow: beta is the student's share",
+                            {"orientation": "student"}, absent=_MIXED_ABSENT)}
+
+# %% ../../nbs/05_objectives/06_baselines.ipynb #40a2bfa2
 def _restrict_both(logp: torch.Tensor, top_logp: torch.Tensor, ids: torch.Tensor,
                    tail: str) -> tuple:
     """Log-probs [R, k] of both sides at the teacher's top `ids` [R, k] (-1: none), from the
@@ -113,7 +123,7 @@ class _RowComparison:
         student, teacher = np.sum(self.support_mass, 0) / len(self.rows)
         return {"support_mass_student": float(student), "support_mass_teacher": float(teacher)}
 
-
+# %% ../../nbs/05_objectives/06_baselines.ipynb #9843ace1
 class GKD(Objective):
     """Generalised JSD of whole rows after equal ids (arXiv 2306.13649), for equal vocabularies;
     loss unit: token."""
@@ -123,6 +133,7 @@ class GKD(Objective):
     equal_vocabularies = True
     instead = 'Choose "strict" (shared tokens) or "cover" (any pair).'
     known_exceptions = {"I2": "refuses a teacher with other ids, even if its tokens are the same"}
+    presets = _GKD_PRESETS
 
     def __init__(self, beta: float = .5, orientation: str = "teacher",
                  temperature: float | None = None,
@@ -136,6 +147,12 @@ class GKD(Objective):
             if value not in choices[name]:
                 raise ValueError(f"{name} {value!r} is not known. Choose "
                                  f"{', '.join(choices[name])}.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"gkd: top_k={top_k}: choose None (all columns) or 1 and more.")
+        if top_k == 1 and tail == "renormalise" and support != "union":
+            raise ValueError("gkd: top_k=1 with tail=renormalise leaves one column, which is 1 on "
+                             "both sides whatever the models say: the loss would always be 0. Choose "
+                             "top_k=2 or more, or tail=bucket.")
         if temperature is not None and temperature <= 0:
             raise ValueError(f"temperature {temperature} must be above zero, or None for the rows "
                              "as they are.")

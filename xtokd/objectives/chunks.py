@@ -7,12 +7,13 @@ __all__ = ['SUPPORTS', 'TAILS', 'chunk_sum', 'broadcast_to_tokens', 'chunk_weigh
            'token_logps_merged_stops', 'separate_stops', 'merge_stops', 'is_end_token', 'ChunkLogps', 'top_ids',
            'restrict_to', 'top_k_at_rows']
 
-# %% ../../nbs/05_objectives/03_chunks.ipynb #2fececd9
+# %% ../../nbs/05_objectives/03_chunks.ipynb #f1697cca
 import numpy as np
 import torch
 
 from ..alignment.pair import Pair
 from .base import window_mask
+from .divergences import log_mass
 from ..rows.chunked_loss import chunked_token_logp, rows_per_chunk
 from ..rows.pair_batch import PairBatch
 from ..rows.dense import LogitRows
@@ -66,7 +67,7 @@ def add_cross_entropy(batch: PairBatch,
     cross_entropy = -chunked_token_logp(batch.student, np.arange(len(loss)))
     return loss * scale + ce * torch.where(share > 0, cross_entropy, 0.), share
 
-# %% ../../nbs/05_objectives/03_chunks.ipynb #25d479d6
+# %% ../../nbs/05_objectives/03_chunks.ipynb #b3394f71
 def token_logps_merged_stops(rows: LogitRows, stop_ids: tuple) -> torch.Tensor:
     """Log-probs [n] of the sampled tokens; a sampled stop token has the mass of all `stop_ids` of
     its side."""
@@ -76,7 +77,7 @@ def token_logps_merged_stops(rows: LogitRows, stop_ids: tuple) -> torch.Tensor:
     if not len(at) or len(stop_ids) < 2: return logp
     stops = np.asarray(stop_ids, np.int64)
     columns = torch.as_tensor(stops[stops < rows.width], device=rows.device)
-    mass = rows.take(at)[:, columns].logsumexp(1)
+    mass = log_mass(rows.take(at)[:, columns])
     return logp.index_copy(0, torch.as_tensor(at, device=rows.device), mass)
 
 
@@ -92,8 +93,7 @@ def merge_stops(logp: torch.Tensor, stop_ids: tuple) -> torch.Tensor:
     stops = [i for i in stop_ids if i < logp.shape[1]]
     if len(stops) < 2: return logp
     at = torch.as_tensor(stops, device=logp.device)
-    # Where no way to stop has any mass, logsumexp of -inf would have the gradient NaN.
-    total = logp[:, at].clamp_min(-1e30).logsumexp(1, keepdim=True)
+    total = log_mass(logp[:, at], keepdim=True)
     return logp.index_fill(1, at, -torch.inf).index_copy(1, at[:1], total)
 
 

@@ -95,7 +95,7 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #50e6af7f
+# %% ../../nbs/08_train/01_config.ipynb #3a7961dd
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -111,6 +111,7 @@ class DistillConfig(ModelSettings):
     max_grad_norm: float = 1.0    # the gradient is clipped to this norm
     temperature: float = 1.0      # of generation; 0: the most likely token
     loss_temperature: float = 1.0 # of both sides' rows in the loss
+    granularity: str = "byte"     # of the alignment; "char": no boundary inside a character
     on_policy_fraction: float | None = None # of steps on text of the student; None: the objective's
     off_policy_source: str | None = None # of the others: "teacher", "reference"; None: its own
     max_new_tokens: int = 64      # of a response
@@ -138,7 +139,7 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #fbd3f95e
+# %% ../../nbs/08_train/01_config.ipynb #37476810
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     on_policy_fraction=0, max_new_tokens=1, max_prompt_length=1, max_length=2, min_coverage=0,
@@ -152,6 +153,7 @@ _CHOICES = dict(
     mixed_precision=("auto", "no", "bf16"),
     logits=("auto", "keep", "recompute"),
     loss_on=("response", "answer"),
+    granularity=("byte", "char"),
     report_to=("tensorboard", "wandb"),
     student_dtype=("float32", "bfloat16"),
     teacher_quantization=(4, 8),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainState', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #3f8c4ccb
+# %% ../../nbs/08_train/11_distiller.ipynb #db8757d9
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 
 from ..data.chat import chat_template_kwargs, unused_template_kwargs
 from ..data.prompts import builtin_check
+from ..data.segments import given_plugins, plugin_functions
 from xtokd.distributed import (
     broadcast, make_accelerator, clip_gradient, shard_optimizer_state, reduce_gradients, unsharded,
     reshard, full_state_dict, sharded_sides,
@@ -292,7 +293,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #198aecc4
+# %% ../../nbs/08_train/11_distiller.ipynb #c987fe6a
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -305,13 +306,14 @@ class Distiller:
                  check: Callable | None = None,     # check(item, text) -> score
                  callbacks: list | tuple = (),
                  eval_prompts: object = None,       # as prompts; None: some prompts are held out
-                 supervision_window: Callable | None = None,   # (item, text) -> SupervisionWindow
-                 teacher_context: Callable | None = None,      # (item, text) -> messages
+                 supervision_window: Callable | str | None = None,   # (item, text) -> SupervisionWindow
+                 teacher_context: Callable | str | None = None,      # (item, text) -> messages
                  auxiliary_models: dict | None = None):  # weak, plus, minus, reference
         self.config = config = config or DistillConfig()
+        plugins = given_plugins(supervision_window=supervision_window, teacher_context=teacher_context)
         self.arguments = {"student": student, "teacher": teacher, "prompts": prompts,
                           "eval_prompts": eval_prompts, "objective": objective,
-                          **(auxiliary_models or {})}
+                          **(auxiliary_models or {}), **plugins}
         self.accelerator = make_accelerator()
         self.device = self.accelerator.device
         self.autocast = partial(mixed_precision_context, config, self.device)
@@ -331,14 +333,14 @@ class Distiller:
         shard_models(self.models, sharded_roles, self.device, self.accelerator.num_processes)
         self.output_dir = run_folder(config, self.objective)
         self.state = TrainState(self.student.model, self.objective, config, self.device)
-        preferences = "preferences" in self.objective.requires
-        self.generator = SampleSource(self.student, self.teacher, config, preferences,
-                                      supervision_window, teacher_context)
+        sources = self.student, self.teacher, config, "preferences" in self.objective.requires
+        self.generator = SampleSource(*sources, **plugin_functions(plugins))
         self.stepper = DistillStep(self.models, self.objective, config, self.autocast)
         self.evaluator = Evaluator(self.models, self.eval_items, check or builtin_check(prompts),
                                    config, self.autocast, self.accelerator)
         self.checkpoints = Checkpoints(self.output_dir, self.student, config, self.accelerator)
-        self.log = RunReporter(self, self.output_dir, self.callbacks, self.accelerator.is_main_process)
+        is_main = self.accelerator.is_main_process
+        self.log = RunReporter(self, self.output_dir, self.callbacks, is_main)
         self.coverage, self.control = CoverageGuard(config.min_coverage), None
 
     student = property(lambda self: self.models.student)

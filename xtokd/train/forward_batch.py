@@ -241,7 +241,7 @@ def _extras(samples, models, objective, config, student_ids, teacher_ids, text_s
         extra["preferences"] = [1 - 2 * (i % 2) for i in range(len(samples))]
     return extra
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #50204e8f
+# %% ../../nbs/08_train/03_forward_batch.ipynb #9984406e
 def _note_writer(batch, objective, config, text_source):
     "Log-probs of the student that wrote: at the temperature of the loss, and of generation."
     with torch.no_grad():
@@ -274,7 +274,7 @@ def build_batch(samples: list[Sample], models: ModelSet, objective: Objective | 
     batch = PairBatch.from_tensors(
         models.pair, student_ids, teacher_ids, student_rows, teacher_side.rows, head, teacher_side.head,
         prompts=[s.item for s in samples], temperature=config.loss_temperature,
-        teacher_temperature=config.loss_temperature, **extra)
+        teacher_temperature=config.loss_temperature, granularity=config.granularity, **extra)
     _note_writer(batch, objective, config, text_source)
     if teacher_side.top_rows is not None:
         batch.teacher = teacher_side.top_rows.to(batch.student.device)

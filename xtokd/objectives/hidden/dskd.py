@@ -7,7 +7,7 @@ __all__ = ['seeded_linear_maps', 'pad_samples', 'unit_scale', 'masked_attention'
            'checked_hidden', 'is_student_text', 'cross_states', 'log_softmax_at', 'FollowTerms', 'follow_terms',
            'student_to_teacher_kl', 'DSKD']
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #59c9e21c
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #daf4f2f6
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from ...alignment.pair import Pair
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
+from ..base import Objective, Output, Preset, make_output
 from ..chunks import merge_stops, separate_stops
 from ..divergences import divergence, kl_divergence
 from ...rows.pair_batch import HiddenStates, PairBatch
@@ -247,7 +247,7 @@ def _token_losses(objective, batch, hidden, own_text):
                 s2t_kd=s2t[torch.as_tensor(sample, device=s2t.device)],
                 agreement=t2s.agrees.float(), labelled=(label >= 0).float())
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #733db676
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #90c9d43f
 class DSKD(Objective, torch.nn.Module):
     """Rows in both models' spaces through learned projectors and cross-model attention
     (arXiv 2406.17328); loss unit: token."""
@@ -262,6 +262,8 @@ class DSKD(Objective, torch.nn.Module):
                   "I3": "the bridge is learned: at equal models the projectors are not the identity",
                   "I6": "attention reads the whole answer",
                   "I8": "holds with scale='sample' only"}
+    presets = {"paper": Preset("arXiv 2406.17328; songmzhang/DSKD, commit 077337a",
+                               {"kd": .5, "ce": .5, "scale": "batch"}, "reference")}
 
     def __init__(self,
                  divergence: str = "fkl",      # "fkl", "rkl" or "jsd"
@@ -271,6 +273,7 @@ class DSKD(Objective, torch.nn.Module):
                  leak: bool = True,            # as published
                  scale: str = "sample",        # or "batch", nearly as published
                  ce: float = 0.,               # weight of the cross-entropy on gold text
+                 kd: float = 1.,               # weight of all other terms
                  seed: int = 0):               # of the projectors
         torch.nn.Module.__init__(self)
         _check_choice("divergence", divergence, ("fkl", "rkl", "jsd"))
@@ -278,7 +281,8 @@ class DSKD(Objective, torch.nn.Module):
         _check_choice("scale", scale, ("sample", "batch"))
         if not temperature > 0: raise ValueError(f"temperature must be above 0, got {temperature}")
         self.divergence_kind, self.beta, self.temperature = divergence, beta, temperature
-        self.labels, self.leak, self.scale, self.ce, self.seed = labels, leak, scale, ce, seed
+        self.labels, self.leak, self.scale, self.seed = labels, leak, scale, seed
+        self.ce, self.kd = ce, kd
         self.sizes = None      # widths (student, teacher, their embeddings), once they are known
 
     def prepare(self, pair: Pair, student: object | None = None,
@@ -315,7 +319,7 @@ class DSKD(Objective, torch.nn.Module):
         if not has_teacher.any(): return make_output(batch, zeros, zeros, reason=reason)
         parts = _token_losses(self, batch, hidden, own_text)
         gold = -self.ce * batch.student.token_logp() if self.ce else zeros
-        loss = parts["t2s_ce"] + parts["t2s_kd"] + parts["s2t_kd"] + gold
+        loss = self.kd * (parts["t2s_ce"] + parts["t2s_kd"] + parts["s2t_kd"]) + gold
         weight = torch.as_tensor(has_teacher, dtype=zeros.dtype, device=zeros.device)
         stats = {name: float(values.detach().mean()) for name, values in parts.items()}
         return make_output(batch, loss, weight, reason=reason, **stats)

@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['shared_head_ids', 'head_map', 'DSKDv2']
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #2b0ae7d2
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #bc24cbd8
 import numpy as np
 import torch
 
 from ...alignment.pair import Pair
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
-from ..chunks import merge_stops, separate_stops
+from ..base import Objective, Output, Preset, make_output
+from ..chunks import add_cross_entropy, merge_stops, separate_stops
 from ..divergences import divergence
 from .dskd import (
     checked_hidden, follow_terms, is_student_text, log_softmax_at, teacher_labels)
 from ...rows.pair_batch import PairBatch
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #4c865b22
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #9ba6cd1f
 def shared_head_ids(pair: Pair, top: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    "The first `top` ids int64 [C] of student and teacher: the stop role, then equal bytes."
+    "The first `top` pairs of ids, int64 [C] each: of stops, all with all, then of equal bytes."
     vocab = pair.overlap
     if vocab.identical: return (np.arange(len(pair.student))[:top],) * 2
-    stops = [np.array(side.stop_ids[:1], np.int64) for side in (pair.student, pair.teacher)]
-    if not all(map(len, stops)): stops = [stop[:0] for stop in stops]
+    sides = [np.array(side.stop_ids, np.int64) for side in (pair.student, pair.teacher)]
+    stops = np.repeat(sides[0], len(sides[1])), np.tile(sides[1], len(sides[0]))
     shared = vocab.shared_student_ids, vocab.shared_teacher_ids
     return tuple(np.concatenate([stop, ids])[:top] for stop, ids in zip(stops, shared))
 
@@ -73,7 +73,15 @@ def _student_to_teacher(objective, batch, row, teacher_logp):
             for x in (logits, teacher_logp)]
     return divergence(*both, objective.divergence_kind, objective.beta)
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #a632d0e4
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #aa4e6a9d
+_DSKDV2_PRESETS = {"paper": Preset(
+    "arXiv 2504.11426; songmzhang/DSKDv2, commit 5025279", {"kd": .5, "ce": .5}, "reference",
+    absent=("the published walk pairs tokens by their strings without a leading space; here the "
+            "pairs are chunks with equal bytes",
+            "its on-policy mode learns in one step from a text of the student and, by "
+            "cross-entropy, from a reference"))}
+
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #ece34f85
 class DSKDv2(Objective, torch.nn.Module):
     """Rows in both models' spaces at 1-1 chunks, through maps computed from the heads
     (arXiv 2504.11426); loss unit: token."""
@@ -85,6 +93,7 @@ class DSKDv2(Objective, torch.nn.Module):
     requires = frozenset({"student_logits", "teacher_logits", "hidden"})
     known_exceptions = {"I1": "the bridge is the identity where both heads are the same",
                   "I3": "zero where both heads are the same and read the rows from the states"}
+    presets = _DSKDV2_PRESETS
 
     def __init__(self,
                  divergence: str = "fkl",      # "fkl", "rkl" or "jsd"
@@ -92,7 +101,8 @@ class DSKDv2(Objective, torch.nn.Module):
                  temperature: float = 1.,
                  agreement: float = 1.,        # share of agreeing rows that opens all rows
                  top: int | None = None,       # use only the first shared tokens for the maps
-                 ce: float = 0.):              # weight of the cross-entropy on gold text
+                 ce: float = 0.,               # weight of the cross-entropy on gold text
+                 kd: float = 1.):              # weight of all other terms
         torch.nn.Module.__init__(self)
         if divergence not in ("fkl", "rkl", "jsd"):
             raise ValueError(f"divergence {divergence!r} is not known. Choose fkl, rkl or jsd.")
@@ -100,7 +110,7 @@ class DSKDv2(Objective, torch.nn.Module):
             raise ValueError("temperature must be above 0 and agreement a share from 0 to 1, "
                              f"got {temperature} and {agreement}")
         self.divergence_kind, self.beta, self.temperature = divergence, beta, temperature
-        self.agreement, self.top, self.ce = agreement, top, ce
+        self.agreement, self.top, self.ce, self.kd = agreement, top, ce, kd
         self.register_parameter("t2s", None)     # the projector [Dt, Ds], made from the first heads
         self.inverse = None                      # pinv(W_T W_T.T) of the teacher's head
         self.head_ids = None                     # the shared ids of both heads
@@ -129,7 +139,7 @@ class DSKDv2(Objective, torch.nn.Module):
         self.inverse = torch.linalg.pinv(_product(teacher, teacher), hermitian=True)
 
     def signal(self, batch: PairBatch) -> Output:
-        "Output with one unit for each labelled row; with `ce`, for each token."
+        "Output with one unit for each labelled row."
         is_student_text(self, batch)             # refuses `ce` on text of the student
         hidden, device, total = checked_hidden(batch), batch.student.device, len(batch.student)
         self.make_projector(batch.pair, hidden.student_head, hidden.teacher_head)
@@ -138,8 +148,7 @@ class DSKDv2(Objective, torch.nn.Module):
         labelled = (label >= 0).cpu().numpy()[chunks[:, 0]]
         student_rows, teacher_rows = chunks[labelled, 0], chunks[labelled, 2]
         row = torch.as_tensor(student_rows, device=device)
-        student_logp = batch.student.take(student_rows)
-        teacher_logp = batch.teacher.take(teacher_rows)
+        student_logp, teacher_logp = batch.student.take(student_rows), batch.teacher.take(teacher_rows)
         carried = hidden.teacher[torch.as_tensor(teacher_rows, device=device)].float() @ self.t2s
         t2s = follow_terms(student_logp, hidden.student_head, carried, label[row], self.temperature,
                            self.divergence_kind, self.beta, separate_stops(batch.pair))
@@ -147,10 +156,9 @@ class DSKDv2(Objective, torch.nn.Module):
         followed = torch.where((share > self.agreement) | t2s.agrees, t2s.divergence, 0.)
         s2t = _student_to_teacher(self, batch, row, teacher_logp)
         zeros = torch.zeros(total, device=device)
-        loss = zeros.index_copy(0, row, t2s.cross_entropy + followed + s2t)
+        loss = zeros.index_copy(0, row, self.kd * (t2s.cross_entropy + followed + s2t))
         weight = zeros.index_copy(0, row, torch.ones_like(s2t))
-        if self.ce:
-            loss, weight = loss - self.ce * batch.student.token_logp(), torch.ones_like(weight)
+        if self.ce: loss, weight = add_cross_entropy(batch, loss, weight, self.ce)
         reason = np.zeros(total, np.int16)
         reason[chunks[~labelled, 0]] = Reason.NOT_SHARED
         return make_output(batch, loss, weight, reason=reason,

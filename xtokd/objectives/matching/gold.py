@@ -6,7 +6,7 @@
 __all__ = ['MERGES', 'MASSES', 'ChunkRows', 'merge_rows', 'SideColumns', 'MatchedColumns', 'match_columns', 'with_missing_mass',
            'hybrid_parts', 'RowComparison', 'same_name_ids', 'ChunkLosses', 'merged_losses', 'GOLD']
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #19322a2b
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #21f321ad
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,8 @@ import torch
 
 from ...alignment.alignment import BatchAlignment
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
-from ..divergences import divergence
+from ..base import Objective, Output, Preset, make_output
+from ..divergences import divergence, log_mass
 from ..chunks import (
     add_cross_entropy, broadcast_to_tokens, chunk_weights, is_end_token)
 from .uld import sorted_l1_distance
@@ -55,7 +55,7 @@ def merge_rows(rows: LogitRows,
     log_factor = torch.zeros(len(base), device=rows.device).index_add(0, chunk, logp)
     return ChunkRows(base + row_offset, log_factor)
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #17d4906c
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #2f57baa8
 @dataclass
 class SideColumns:
     "How the columns of one side's rows are divided."
@@ -67,7 +67,7 @@ class SideColumns:
         "Log-probs [R, M] (M + 1 with the stops), and probabilities [R, U] of the rest."
         matched = logp.index_select(1, self.matched)
         if len(self.stops):
-            stop = logp.index_select(1, self.stops).logsumexp(1, keepdim=True)
+            stop = log_mass(logp.index_select(1, self.stops), keepdim=True)
             matched = torch.cat([matched, stop], 1)
         return matched, logp.index_select(1, self.rest).exp()
 
@@ -105,7 +105,7 @@ def match_columns(vocab: VocabOverlap,
     matched_share = (inside.sum() + len(stops[1])) / max(teacher_width, 1)
     return MatchedColumns(*sides, float(matched_share))
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #b92d8c16
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #16d5413f
 MASSES = ("missing", "renormalise")
 
 
@@ -120,7 +120,7 @@ def with_missing_mass(matched: torch.Tensor,       # log-probs [R, M] of a row
 
 def _renormalized(student, teacher):
     "Log-probs [R, M] of both sides, divided by their mass; zeros on both sides if one has none."
-    mass = [logp.logsumexp(1, keepdim=True) for logp in (student, teacher)]
+    mass = [log_mass(logp, keepdim=True) for logp in (student, teacher)]
     empty = torch.isinf(mass[0]) | torch.isinf(mass[1])
     mass = [torch.where(empty, 0., x) for x in mass]
     return [torch.where(empty, 0., logp - x) for logp, x in zip((student, teacher), mass)]
@@ -250,7 +250,7 @@ def merged_losses(batch: PairBatch,
     losses = losses + torch.where(is_finite, slope, 0.) * (student.log_factor - detached)
     return ChunkLosses(torch.where(is_finite, losses, 0.), matched, unmatched, is_finite)
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #eca4a58c
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #32626e09
 class GOLD(Objective):
     """Divergence of matched tokens and sorted L1 of the others, between merged rows of each chunk;
     loss unit: chunk (with `compat`: sequence)."""
@@ -259,6 +259,11 @@ class GOLD(Objective):
     alignment = "chunks"
     vocab_map = "shared tokens, and rank for the rest"
     divergence_label = "JSD + sorted L1"
+    presets = {
+        "paper": Preset("the blog post of October 2025, as trl 1.16 computes its hybrid loss",
+                        {"compat": True}),
+        "trl": Preset("the defaults of trl 1.16, experimental.gold: all columns by rank",
+                      {"compat": True, "hybrid": False})}
 
     def __init__(self,
                  merge: str = "observed",          # or "bayesian"
@@ -268,13 +273,13 @@ class GOLD(Objective):
                  mass: str = "missing",            # or "renormalise"
                  top_k: int | None = None,         # of the sorted part
                  ce: float = 0.,                   # weight of the cross-entropy on gold text
-                 compat: bool = False):            # trl 1.16, as it is
+                 compat: bool = False):            # rows, names, masses and means of trl 1.16
         if merge not in MERGES:
             raise ValueError(f"merge {merge!r} is not known. Choose {' or '.join(MERGES)}.")
         if mass not in MASSES:
             raise ValueError(f"mass {mass!r} is not known. Choose {' or '.join(MASSES)}.")
         if ce < 0 or ce and compat:
-            raise ValueError(f"ce={ce}: 0 or more, and 0 with compat, which is trl's default.")
+            raise ValueError(f"ce={ce}: 0 or more, and 0 with compat, as trl's weight is by default.")
         self.merge, self.ce, self.compat = merge, ce, compat
         self.comparison = RowComparison(hybrid, beta, weights, None if compat else mass, top_k)
         # trl reads the rows of `observed` one place late and clamps probabilities at 1e-8.

@@ -6,29 +6,32 @@
 __all__ = ['rank_columns', 'column_logps', 'absolute_difference', 'row_cross_entropy', 'sinkhorn_plan', 'transport_cost',
            'AnswerTerms', 'answer_terms', 'MultiLevelOT']
 
-# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #a67c4dd5
+# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #79be19dd
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
+from ..chunks import merge_stops, separate_stops
+from ..base import Objective, Output, Preset, make_output
 from .uld import PAIRINGS, row_pairs
 from ...rows.chunked_loss import rows_per_chunk, chunked_token_logp
 from ...rows.pair_batch import PairBatch
 from ...rows.dense import LogitRows
 
-# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #6b608825
+# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #63ab9a45
 def rank_columns(rows: LogitRows,
                  index: np.ndarray,     # int64 [R] flat rows of one answer
                  k: int,
+                 stop_ids: tuple = (),  # several that count as the first of them
                  ) -> torch.Tensor:
     "Ids int64 [k] of the largest probabilities summed over these rows, largest first; no gradient."
     total, step = torch.zeros(rows.width, device=rows.device), rows_per_chunk(rows)
     with torch.no_grad():
         for start in range(0, len(index), step):
-            total += rows.take(index[start:start + step]).exp().sum(0)
+            logp = merge_stops(rows.take(index[start:start + step]), stop_ids)
+            total += logp.exp().sum(0)
     return total.topk(min(k, rows.width)).indices
 
 
@@ -36,9 +39,12 @@ def column_logps(rows: LogitRows,
                  index: np.ndarray,           # int64 [R] flat rows
                  ids: torch.Tensor,           # int64 [k]
                  temperature: float = 1.,
+                 stop_ids: tuple = (),        # several that count as the first of them
                  ) -> torch.Tensor:
     "Log-probs [R, k] of some ids, of the rows at a temperature."
     logits = rows.raw(index).float() / (rows.temperature * temperature)
+    if len(stop_ids) > 1:
+        return merge_stops(logits.log_softmax(1), stop_ids).index_select(1, ids)
     return logits.index_select(1, ids) - logits.logsumexp(1, keepdim=True)
 
 # %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #1b113b6a
@@ -73,7 +79,7 @@ def transport_cost(teacher: torch.Tensor,         # [i, k]
     cost = torch.cdist(teacher[None], student[None], p=1.)[0]
     return (sinkhorn_plan(cost, regularization, steps) * cost).sum(0)
 
-# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #be39e7a8
+# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #35916dd3
 @dataclass
 class AnswerTerms:
     "The three terms at each of the R compared positions of one answer."
@@ -94,12 +100,14 @@ def answer_terms(batch: PairBatch,
     "Rank the columns of one answer and compare them; gradient to the student's logits."
     student, teacher = batch.student, batch.teacher
     k = min(k, student.width, teacher.width)
-    student_ids = rank_columns(student, student_rows, k)
-    teacher_ids = rank_columns(teacher, teacher_rows, k)
-    p = column_logps(student, student_rows, student_ids, temperature)
-    q = column_logps(teacher, teacher_rows, teacher_ids, temperature).detach()
-    warm_p = column_logps(student, student_rows, student_ids, transport_temperature)
-    warm_q = column_logps(teacher, teacher_rows, teacher_ids, transport_temperature).detach()
+    stops, teacher_stops = separate_stops(batch.pair), separate_stops(batch.pair, "teacher")
+    ids = rank_columns(student, student_rows, k, stops)
+    teacher_ids = rank_columns(teacher, teacher_rows, k, teacher_stops)
+    (p, warm_p), (q, warm_q) = (
+        [column_logps(*side, warmth, stop_ids) for warmth in (temperature, transport_temperature)]
+        for side, stop_ids in (((student, student_rows, ids), stops),
+                               ((teacher, teacher_rows, teacher_ids), teacher_stops)))
+    q, warm_q = q.detach(), warm_q.detach()
     return AnswerTerms(absolute_difference(q.exp(), p.exp()), row_cross_entropy(q.exp(), p),
                        transport_cost(warm_q.exp(), warm_p.exp(), regularization, steps))
 
@@ -122,7 +130,7 @@ def _add_gold_cross_entropy(batch, loss, weight, ce):
     scale = torch.as_tensor(weight / share, device=loss.device)
     return loss * scale - ce * chunked_token_logp(batch.student, np.arange(len(loss))), share
 
-# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #436ff839
+# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #a4239ec7
 class MultiLevelOT(Objective):
     """Columns ranked once for each answer: differences, cross-entropy and transport of positions
     (arXiv 2412.14528); loss unit: sequence."""
@@ -135,6 +143,11 @@ class MultiLevelOT(Objective):
                   "I3": "the cross-entropy of a part of a row and the moved positions do not vanish "
                         "at equal models",
                   "I6": "the ranking and the plan are of the whole answer"}
+    presets = {"paper": Preset(
+        "arXiv 2412.14528", {"ce": 1.}, "teacher",
+        absent=("the program 2018cx/Multi-Level-OT differs from its paper: it takes a softmax of "
+                "probabilities twice, exchanges the two sides of the cross-entropy, ranks a whole "
+                "batch at once and weighs the three terms by 1.5, not .15",))}
 
     def __init__(self,
                  k: int = 50,                           # columns of each side

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ScorableUnits', 'scorable_units', 'unit_scores', 'UnitColumns', 'Segments', 'released_segments', 'SimCT']
 
-# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #0bf20224
+# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #dbde05ef
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ...alignment.alignment import BatchAlignment
-from ..base import Objective, Output, make_output
+from ..base import Objective, Output, Preset, make_output
 from ..divergences import divergence
 from .strict import shared_token_logps
 from ...rows.pair_batch import PairBatch
@@ -166,7 +166,7 @@ def _segment_columns(batch, ranges):
     count = np.bincount(long, minlength=len(ranges))
     return UnitColumns(columns[0], columns[1], columns[2][:, 0].exp(), count)
 
-# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #9fb1b7a4
+# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #04d8fb21
 def _space_divergence(student, teacher, size, kind="rkl", beta=.5):
     """Divergence [R] between scores [R, C] after a softmax over the size[r] words of each row, and
     which rows [R] have a loss: two words or more, with some finite scores."""
@@ -202,6 +202,15 @@ class SimCT(Objective):
     alignment = "chunks"
     vocab_map = "shared tokens and units (mean log-prob)"
     divergence_label = "rkl, fkl, jsd"
+    presets = {
+        "paper": Preset("arXiv 2605.07711"),
+        "released": Preset(
+            "sunjie279/SimCT-, commit 4dae6fc", {"variant": "released"},
+            absent=("the program encodes the decoded answer again; here the sampled ids are kept",
+                    "it appends a stop to answers that were cut off, and a space before the "
+                    "teacher's stop")),
+        "released-later": Preset("sunjie279/SimCT-, commit cf0f33a: rows with half of the teacher's "
+                                 "mass in the space", {"variant": "released", "min_mass": .5})}
     known_exceptions = {"I3": "a geometric mean is no probability: an exact student is not at rest",
                   "I6": "a row's space holds units that the sample writes later (not with units='own')"}
 

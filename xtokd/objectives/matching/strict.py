@@ -5,27 +5,27 @@
 # %% auto #0
 __all__ = ['shared_token_logps', 'renormalize_top_k', 'Strict']
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #882d0670
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #df5cbc52
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
-from ..divergences import divergence
+from ..base import Objective, Output, Preset, make_output
+from ..divergences import divergence, log_mass
 from ..chunks import ChunkLogps, chunk_weights, broadcast_to_tokens, top_k_at_rows
 from ...rows.chunked_loss import chunked_loss
 from ...rows.pair_batch import PairBatch
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #9c1f0819
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #6e709fa0
 def _columns_with_stop(logp, ids, stop_ids):
     "Log-probs [R, C] of `ids`, and the joint log-prob of the stop ids (if any) in one more column."
     columns = logp.index_select(1, torch.as_tensor(np.array(ids, np.int64), device=logp.device))
     stop_ids = stop_ids[stop_ids < logp.shape[1]]
     if not len(stop_ids): return columns
     stops = logp.index_select(1, torch.as_tensor(np.array(stop_ids, np.int64), device=logp.device))
-    return torch.cat([columns, stops.logsumexp(1, keepdim=True)], 1)
+    return torch.cat([columns, log_mass(stops, keepdim=True)], 1)
 
 
 def shared_token_logps(batch: PairBatch,
@@ -71,7 +71,7 @@ def _student_id_or_stop(vocab, width):
         student_id[[i for i in vocab.teacher_stop_ids if i < width]] = _STOP
     return student_id
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #6318293b
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #a14190bb
 @dataclass
 class _TeacherTopK:
     "The teacher's most probable ids of R rows, as student ids."
@@ -95,9 +95,16 @@ class _TeacherTopK:
     def student_logp(self, rows, block, stop_ids):
         "Log-probs [r, k] of these ids in the student rows [r, Vs] of the slice `block`."
         logp = rows.gather(1, self.ids[block].clamp(0, rows.shape[1] - 1))
-        return torch.where(self.is_stop[block], rows[:, stop_ids].logsumexp(1, keepdim=True), logp)
+        return torch.where(self.is_stop[block], log_mass(rows[:, stop_ids], keepdim=True), logp)
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #4942fbfe
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #a4ee6a08
+_STOP_ABSENT = ("control tokens are in no shared vocabulary there; here all ways to stop are one "
+         "column that both sides have",)
+_STRICT_PRESETS = {"paper": Preset("arXiv 2610.08448, the whole shared vocabulary", absent=_STOP_ABSENT),
+           "paper-top16": Preset("arXiv 2610.08448, the student's 16 most probable shared tokens",
+                                 {"top_k": 16}, absent=_STOP_ABSENT)}
+
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #c03e26fd
 class Strict(Objective):
     "Divergence of renormalised shared rows at 1-1 chunks (arXiv 2610.08448); loss unit: token."
     summary = "1-1 chunks, shared vocabulary, renormalised"
@@ -105,6 +112,7 @@ class Strict(Objective):
     alignment = "1-1 chunks"
     vocab_map = "shared tokens"
     divergence_label = "rkl, fkl, jsd"
+    presets = _STRICT_PRESETS
 
     def __init__(self,
                  divergence: str = "rkl",      # "rkl", "fkl" or "jsd"

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PAIRINGS', 'sorted_l1_distance', 'row_pairs', 'ULD']
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #6e97566f
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #fa9595ca
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from ...alignment.alignment import BatchAlignment
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
+from ..base import Objective, Output, Preset, make_output
 from ..chunks import (
     add_cross_entropy, merge_stops, separate_stops, top_k_at_rows)
 from ...rows.chunked_loss import chunked_loss
@@ -78,7 +78,7 @@ def row_pairs(alignment: BatchAlignment,
     position = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     return tuple(np.repeat(offsets[:-1], size) + position for offsets in sides)
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #067d0086
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #99cab8ad
 class ULD(Objective):
     """L1 distance of rows sorted by probability (arXiv 2402.12030); loss unit: token, one for each
     compared row."""
@@ -88,6 +88,10 @@ class ULD(Objective):
     vocab_map = "none: rank with rank"
     divergence_label = "sorted L1"
     known_exceptions = {"I1": "ignores identity: equal tokenizers do not give an ordinary divergence"}
+    presets = {"paper": Preset(
+        "arXiv 2402.12030; Nicolas-BZRD/llm-recipes, commit ab6e798",
+        {"pairing": "index", "factor": 1.5, "ce": 1.}, "teacher",
+        absent=("several ways to stop are one event here and several ranks there",))}
 
     def __init__(self,
                  pairing: str = "chunk",        # or "index", as in the paper

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['span_means', 'Compass']
 
-# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #0b36e30f
+# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #8ece27b0
 import torch
 
-from ..base import Objective, Output
+from ..base import Objective, Output, Preset
 from ..chunks import broadcast_to_tokens, chunk_sum
 from .sampled import importance_loss, policy_output
 from ...rows.pair_batch import PairBatch
@@ -20,7 +20,7 @@ def span_means(batch: PairBatch, values: torch.Tensor, side: str = "student") ->
     chunk, k = al.student_chunk if side == "student" else al.teacher_chunk, len(al.chunks)
     return chunk_sum(values, chunk, k) / chunk_sum(torch.ones_like(values), chunk, k).clamp_min(1)
 
-# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #cc361785
+# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #768f12c9
 class Compass(Objective):
     """Teacher minus a weak model of its family, less alpha times the movement from the start (arXiv
     2609.10154); loss unit: token."""
@@ -34,6 +34,7 @@ class Compass(Objective):
         "I1": "differs from the sampled log-ratio by design",
         "I3": "zero where the weak model is the teacher and the start is the student: "
               "the student's target is not the teacher"}
+    presets = {"paper": Preset("arXiv 2609.10154")}
 
     def __init__(self, alpha: float = .5, own: str = "span", clamp: float | None = None):
         if alpha < 0:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['preference_pairs', 'span_weights', 'rewards', 'CTPD']
 
-# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #00d41180
+# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #16104ddf
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output, window_mask
+from ..base import Objective, Output, Preset, make_output, window_mask
 from ..chunks import chunk_sum, is_end_token, token_logps_merged_stops
 from ...rows.pair_batch import PairBatch
 
@@ -55,7 +55,7 @@ def rewards(weight: torch.Tensor, gap: torch.Tensor, sample: np.ndarray,
     return torch.zeros(samples, dtype=gap.dtype,
                        device=gap.device).index_add(0, where, weight * gap)
 
-# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #4980a10f
+# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #132632ac
 @dataclass
 class _Spans:
     "The chunks of a batch as CTPD sees them."
@@ -81,6 +81,7 @@ class _Spans:
             tuned = (batch.plus_logp - batch.minus_logp).detach()
             ratio = chunk_sum(tuned, al.teacher_chunk, k)
             weight = span_weights(ratio, sign, options.low, options.high, options.mu, options.k)
+        if options.decimals is not None: weight = weight.round(decimals=options.decimals)
         first = al.chunks[:, 0].astype(np.int64)
         use = window_mask(batch)[first] & (options.stop | ~is_end_token(batch)[first])
         finite = torch.isfinite(other) & ~torch.isnan(ratio) & torch.isfinite(own.detach())
@@ -90,7 +91,7 @@ class _Spans:
 
 def _mean(x: torch.Tensor) -> float: return float(x.detach().mean()) if len(x) else 0.
 
-# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #c244d5d1
+# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #b22b7517
 class CTPD(Objective):
     """DPO on span rewards, spans weighed by a pair of tuned teachers (arXiv 2601.11865); loss unit:
     pair."""
@@ -106,10 +107,15 @@ class CTPD(Objective):
         "I3": "no divergence: at teacher = student the loss is log 2 and still has a gradient",
         "I6": "both answers of a pair share one margin",
         "I8": "a pair must stay in one micro-batch"}
+    presets = {"paper": Preset(
+        "arXiv 2601.11865; dinhtruongng/CTPD-2", {"stop": False, "decimals": 2}, "reference",
+        absent=("the two tuned teachers are made by the authors with DPO (beta .3, the minus teacher "
+                "with .02, rate 1e-5, 3 epochs); a run takes them as --aux plus= and minus=",))}
 
     def __init__(self, beta: float = .1, low: float = -.5, high: float = 1.5, mu: float = 1.,
                  k: float = 1.,
-                 reference: str = "teacher", weights: str = "pair", stop: bool = True):
+                 reference: str = "teacher", weights: str = "pair", stop: bool = True,
+                 decimals: int | None = None):    # round the span weights
         if reference not in ("teacher", "student"):
             raise ValueError(f"reference {reference!r} is not known. Choose teacher (the method) "
                              "or student (as it was at the start).")
@@ -121,6 +127,7 @@ class CTPD(Objective):
                              f"low={low}, high={high}")
         self.beta, self.low, self.high, self.mu, self.k = beta, low, high, mu, k
         self.reference, self.weights, self.stop = reference, weights, stop
+        self.decimals = decimals
         requires = {"student_logits", "preferences",
                     "teacher_logits" if reference == "teacher" else "reference_logp"}
         self.requires = frozenset(requires

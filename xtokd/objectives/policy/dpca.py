@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['end_chunks', 'DPCA']
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #dfc70520
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #27626a32
 from functools import partial
 
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, window_mask
+from ..base import Objective, Output, Preset, window_mask
 from ..chunks import ChunkLogps
 from .sampled import (
     behaviour_logps, check_credit, chunk_sizes, policy_output, spread_advantage, surrogate_loss)
@@ -44,7 +44,7 @@ def end_chunks(batch: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     chunk[student_end[both]] = len(al.chunks) + np.arange(both.sum())
     return chunk, teacher_end[both]
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #01203105
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #64b3a1b6
 class DPCA(Objective):
     """Chunk log-ratios shared by the student's surprisal, clipped surrogate (arXiv 2606.09456);
     loss unit: token."""
@@ -56,6 +56,11 @@ class DPCA(Objective):
     known_exceptions = {
         "I3": "zero where `behaviour_logp` is the student's own of now (or not given): "
               "the advantage is that of the time of writing"}
+    presets = {"paper": Preset(
+        "arXiv 2606.09456; ivanniu/On-Policy-Distill, commit 927a8264, cross_distill.sh",
+        {"stop": "id", "denominator": "response"},
+        absent=("the program aligns decoded strings, character by character (granularity=char is "
+                "near to it), and writes the prompt in the teacher's markers by replacing strings",))}
 
     def __init__(self, credit: str = "semantic_prior", clamp: float | None = 10.,
                  # chunks with more tokens than this on a side have no signal

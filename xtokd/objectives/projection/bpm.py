@@ -6,7 +6,7 @@
 __all__ = ['longest_prefix_ids', 'project_rows', 'segment_sums', 'InnerProjection', 'PrefixProjection', 'prefix_projection',
            'bpm_targets', 'add_spanning_tokens', 'RowLosses', 'BPM']
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #e3e3d07d
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #2c21b1d2
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, whitespace_mask, make_output
+from ..base import Objective, Output, Preset, whitespace_mask, make_output
 from ..chunks import merge_stops, separate_stops
 from ..cover.cells import CellGraph, cell_graph
 from ..divergences import mass_divergence
@@ -166,7 +166,7 @@ def add_spanning_tokens(
     target[row, token] += mass
     coords[row, token] = True
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #b7a43554
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #41331fe1
 @dataclass
 class RowLosses:
     "Losses of some student rows."
@@ -187,6 +187,7 @@ class BPM(Objective):
     source, alignment = "arXiv 2607.22334", "every place in the teacher's text"
     vocab_map = "longest student token that is a prefix"
     divergence_label = "fkl, rkl, jsd"
+    presets = {"paper": Preset("arXiv 2607.22334", {"mask_whitespace": True})}
     rows_at_once = 512
     spanning = True     # give sampled tokens that span several teacher tokens their mass
 

@@ -212,7 +212,7 @@ class NearestToken:
         names = f"{self.source.name} -> {self.target.name}"
         return f"NearestToken({names}: {exact:,} ids exact, {waiting:,} not looked up yet)"
 
-# %% ../../../nbs/05_objectives/4_projection/06_dtw.ipynb #6f1f25a2
+# %% ../../../nbs/05_objectives/4_projection/06_dtw.ipynb #f6a32693
 class SpellingTables:
     """Distances and nearest tokens of a pair: `edits` and `edits_without_space`, edit distances
     between student and teacher tokens with and without their leading space; `to_student`,
@@ -269,12 +269,9 @@ def warp(batch: PairBatch, weights: list | None = None) -> Warping:
     student_at, teacher_at = np.flatnonzero(alignment.student_chunk >= 0), np.flatnonzero(
         alignment.teacher_chunk >= 0
     )
-    student_text = student_at[
-        np.asarray(batch.pair.student.lengths)[alignment.student_ids[student_at]] > 0
-    ]
-    teacher_text = teacher_at[
-        np.asarray(batch.pair.teacher.lengths)[alignment.teacher_ids[teacher_at]] > 0
-    ]
+    # by their place in the text: an id with bytes may be declared a stop, and then it has none
+    student_text = student_at[np.diff(alignment.student_starts)[student_at] > 0]
+    teacher_text = teacher_at[np.diff(alignment.teacher_starts)[teacher_at] > 0]
     split = lambda at, offsets: (
         np.split(at, np.searchsorted(at, offsets[1:-1])) if len(alignment) else []
     )

@@ -6,7 +6,7 @@
 __all__ = ['WordGroups', 'OpenEvents', 'ChildEventCache', 'child_event_cache', 'BatchEvents', 'batch_events', 'group_masses',
            'child_losses', 'ChildTotals', 'ESCD']
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #edf88632
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #5c490743
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from ..base import Output, window_mask
+from ..base import Output, Preset, window_mask
 from ..cover.cells import CellGraph
 from ..cover.places import TextPlaces
 from .bpm import BPM, RowLosses, segment_sums
@@ -196,13 +196,16 @@ def child_losses(
 
     return chunked_loss(batch.student, rows, loss)
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #896dbf44
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #d2bdd628
 @dataclass
 class ChildTotals:
     "Sums over the child events of some rows."
     loss: float = 0.
     mass: float = 0.           # teacher mass of all groups
     light_mass: float = 0.     # of the groups below `min_mass`
+
+
+_DENOMINATORS = ("root", "response")
 
 
 class ESCD(BPM):
@@ -217,30 +220,30 @@ class ESCD(BPM):
         "is not at rest",
         "I4": "the child weights do not add up to one",
     }
+    presets = {"paper": Preset("arXiv 2609.34738", {"spanning": False, "denominator": "response"})}
 
     def __init__(
         self, child: float = 1.0, inner: bool = False, divergence: str = "fkl", beta: float = 0.5,
-        min_mass: float = 1e-6, mask_whitespace: bool = False, preset: str | None = None
+        min_mass: float = 1e-6, mask_whitespace: bool = False, spanning: bool = True,
+        denominator: str = "root"
     ):
-        if preset not in (None, "paper"):
-            raise ValueError(f"escd: preset {preset!r} is not known. Choose paper, or None.")
-        if preset and inner:
-            raise ValueError("escd: the paper has no loss inside teacher tokens. Choose inner=False or "
-                             "preset=None.")
+        if denominator not in _DENOMINATORS:
+            raise ValueError(f"escd: denominator {denominator!r} is not known. Choose "
+                             f"{', '.join(_DENOMINATORS)}.")
         if child < 0:
             raise ValueError(f"escd: child={child} would reward what the teacher does not want. "
                              "Choose 0 (the root alone) or more.")
         super().__init__(divergence, beta, mask_whitespace)
         self.child, self.inner, self.min_mass = child, inner, min_mass
-        self.preset, self.spanning = preset, preset is None
+        self.spanning, self.denominator = spanning, denominator
         self._totals = ChildTotals()
 
     def signal(self, batch: PairBatch) -> Output:
         """Return the losses of the rows at common boundaries (with `inner`: of all rows). With
-        preset="paper" the number of units is that of all response tokens."""
+        denominator="response" the number of units is that of all response tokens."""
         self._totals = totals = ChildTotals()
         out = super().signal(batch)
-        if self.preset: out.num_units = self._num_response_tokens(batch, out)
+        if self.denominator == "response": out.num_units = self._num_response_tokens(batch, out)
         tokens = max(out.num_units, 1)
         out.stats.update(child_loss=totals.loss / tokens, child_mass=totals.mass / tokens,
                          child_mass_left_out=totals.light_mass / tokens)

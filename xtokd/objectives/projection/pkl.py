@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['bucket_loss', 'TokenScores', 'scores_from_rows', 'scores_from_cover', 'PKL']
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #e231831a
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #13bdfc6c
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
+from ..base import Objective, Output, Preset, make_output
+from ..divergences import log_mass
 from ..cover.cover import cover_targets
 from ..cover.targets import nearest_masses
 from ...rows.topk import FullRowsRequired
@@ -130,7 +131,7 @@ def scores_from_cover(
     unknown[targets.rows] = targets.unknown
     return TokenScores(ids, scores), unknown
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #72e2854b
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #331024d9
 def _given_scores(batch, sampled_only):
     "`TokenScores` that the batch holds, and the unknown share [n] of each row (zero)."
     scores = batch.scores
@@ -161,13 +162,20 @@ def _candidate_loss(batch, ids, q, form):
         event = logp.gather(1, ids[at].clamp_min(0))
         if len(stops) > 1:
             event = torch.where(
-                ids[at] == stops[0], logp[:, stops].logsumexp(1, keepdim=True), event
+                ids[at] == stops[0], log_mass(logp[:, stops], keepdim=True), event
             )
         return bucket_loss(q[at], event.masked_fill(ids[at] < 0, -torch.inf), form)
 
     return loss
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #f29eab2a
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #6854846b
+_PKL_PRESETS = {"paper": Preset(
+    "arXiv 2512.14954; truongbuu/cross-tokenizer-scoring, commit 850d661",
+    {"form": "ce", "ce": .2}, "reference",
+    absent=("the teacher's scores come from a search over bytes there; here they are computed "
+            "from cover's cells, and scores=given takes any others",))}
+
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #84a78937
 _SOURCES, _CANDIDATES, _FORMS = ("cover", "given"), ("top", "written"), ("kl", "ce")
 
 
@@ -185,6 +193,7 @@ class PKL(Objective):
     known_exceptions = {
         "I1": "a few candidates and a bucket bound the forward KL from below; top_k=None gives all of it"
     }
+    presets = _PKL_PRESETS
 
     def __init__(
         self, scores: str = "cover", candidates: str = "top", top_k: int | None = 5,

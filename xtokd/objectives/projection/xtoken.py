@@ -7,7 +7,7 @@ __all__ = ['SparseProjection', 'piece_weights', 'build_projection', 'CommonSet',
            'sorted_mass_l1', 'split_chain', 'chunk_mean_rows', 'later_logp', 'add_whole_token', 'chunk_masses',
            'XToken']
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #64dbf20e
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #2c303335
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,11 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ...alignment.pair import Pair
 from ...alignment.reasons import Reason
-from ..base import Objective, Output, make_output
+from ..base import Objective, Output, Preset, make_output
 from ..divergences import kl_divergence
 from ..chunks import (
     add_cross_entropy, broadcast_to_tokens, chunk_sum, chunk_weights)
-from .sedi import check_choice, encode_pieces
+from .reencoding import encode_pieces
+from .sedi import check_choice
 from ...rows.chunked_loss import rows_per_chunk, chunked_token_logp
 from ...rows.dense import FullRows
 from ...rows.pair_batch import PairBatch
@@ -213,7 +214,7 @@ def chunk_mean_rows(rows: torch.Tensor, chunk: np.ndarray, num_chunks: int) -> t
         / size.clamp_min(1)[:, None]
     )
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #02709a6d
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #3ca696ed
 _LOSSES, _AGGREGATES = ("auto", "p-kl", "h-kl"), ("chain", "mean", "released")
 
 
@@ -268,12 +269,9 @@ def chunk_masses(
         return torch.log_softmax(rows / temperature, -1) if temperature != 1 else rows
 
     if aggregate == "chain":
-        several, masses = (
-            torch.as_tensor(batch.alignment.kind[at] > 0, device=batch.student.device), []
-        )
-        for side, span, sums in zip(
-            (batch.student, batch.teacher), (chunks[:, :2], chunks[:, 2:]), later
-        ):
+        several = torch.as_tensor(batch.alignment.kind[at] > 0, device=batch.student.device)
+        spans, masses = (chunks[:, :2], chunks[:, 2:]), []
+        for side, span, sums in zip((batch.student, batch.teacher), spans, later):
             first = span[:, 0]
             sums = sums[torch.as_tensor(at, device=sums.device)]
             share = torch.where(several, sums.clamp_min(-60), -torch.inf).exp()
@@ -286,9 +284,8 @@ def chunk_masses(
         tokens.append(np.concatenate([np.arange(lo, hi) for lo, hi in chunks[:, j: j + 2]]))
         owner.append(np.repeat(np.arange(len(chunks)), chunks[:, j + 1] - chunks[:, j]))
     masses = []
-    for side, rows, of, logs in zip(
-        (batch.student, batch.teacher), tokens, owner, (student_logs, True)
-    ):
+    sides, in_logs = (batch.student, batch.teacher), (student_logs, True)
+    for side, rows, of, logs in zip(sides, tokens, owner, in_logs):
         if not logs: mean = chunk_mean_rows(logp(side, rows).exp(), of, len(chunks))
         else:
             mean = chunk_mean_rows(logp(side, rows).clamp_min(-1e4), of, len(chunks))
@@ -366,11 +363,19 @@ class _ChunkLoss:
         loss = loss + sorted_mass_l1(ours_rest, theirs_rest, objective.cap, objective.pad)
         return loss, lost, unknown
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #f5e86768
-_OWN_TEXT = (
-    "xtoken: ce learns the text itself, and on the student's own text that is learning its errors. "
-    "Set ce=0, or give text of a teacher or a reference."
-)
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #013eb09b
+_TOTAL = "the total sg(CE / KD) * KD + CE; the program's static weights 1 and .1 are used"
+_XTOKEN_PRESETS = {
+    "paper": Preset("arXiv 2605.21699", {"bucket": False, "learn": True, "ce": .1}, "reference",
+                    (_TOTAL, "alignment of strings by dynamic programming")),
+    "nemo": Preset("NVIDIA-NeMo/RL, commit 7ea279ab",
+                   {"aggregate": "released", "threshold": .6, "bucket": False, "pad": False, "ce": .1},
+                   "reference", (_TOTAL, "the 8,192 most probable teacher ids of a micro-batch alone",
+                                 "matching of display strings, and a weight of .2 elsewhere"))}
+
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #ad6da8e7
+_OWN_TEXT = ("xtoken: ce learns the text itself, and on the student's own text that is learning its "
+             "errors. Set ce=0, or give text of a teacher or a reference.")
 
 
 class XToken(Objective, torch.nn.Module):
@@ -378,9 +383,9 @@ class XToken(Objective, torch.nn.Module):
     summary = "sparse projection of the student's row, or a common set enlarged by it"
     source, alignment = "arXiv 2605.21699", "chunks"
     vocab_map, divergence_label = "projection matrix W", "fkl, rkl (+ sorted L1)"
-    known_exceptions = {
-        "I3": "zero only at equal tokenizers: no student row projects onto every teacher row"
-    }
+    known_exceptions = {"I3": "zero only at equal tokenizers: no student row projects onto every "
+                              "teacher row"}
+    presets = _XTOKEN_PRESETS
 
     def __init__(
         self, loss: str = "auto", aggregate: str = "chain", reverse_kl: bool = False,
@@ -392,9 +397,8 @@ class XToken(Objective, torch.nn.Module):
         self.kind = check_choice("loss", loss, _LOSSES)
         self.aggregate = check_choice("aggregate", aggregate, _AGGREGATES)
         if top < 1 or ce < 0:
-            raise ValueError(
-                f"top is {top} and ce is {ce}: give at least one piece, a weight of 0 or more"
-            )
+            raise ValueError(f"top is {top} and ce is {ce}: give at least one piece, a weight of 0 "
+                             "or more")
         self.matrix = dict(beta=beta, gamma=gamma, top=top, exact_only=exact_only)
         self.reverse, self.threshold, self.bucket = reverse_kl, threshold, bucket
         self.pad, self.cap, self.learn, self.temperature, self.ce = pad, cap, learn, temperature, ce
@@ -446,6 +450,5 @@ class XToken(Objective, torch.nn.Module):
         if self.ce: token_loss, weight = add_cross_entropy(batch, token_loss, weight, self.ce)
         reason = np.where(unusable, Reason.UNKNOWN_MASS, 0)
         unknown = broadcast_to_tokens(batch, unknown.float().clamp(0, 1))
-        return make_output(
-            batch, token_loss, weight, unit="chunk", reason=reason, unknown=unknown, **stats
-        )
+        return make_output(batch, token_loss, weight, unit="chunk", reason=reason, unknown=unknown,
+                           **stats)
