@@ -174,7 +174,8 @@ def test_learning_from_the_answer_leaves_thoughts_out(tmp_path):
 
 
 def test_an_open_thought_teaches_nothing_and_says_so(tmp_path):
-    d = distiller(tmp_path, ITEMS[1:] * 2, on_policy_fraction=0., off_policy_source="reference", loss_on="answer", chat_template_kwargs={"student": {"think_first": True}})
+    items = [{"prompt": "a number", "reference": "<think>It is"}] * 2
+    d = distiller(tmp_path, items, on_policy_fraction=0., off_policy_source="reference", loss_on="answer", chat_template_kwargs={"student": {"think_first": True}})
     d.student.vocab.hf.chat_template = d.student.vocab.hf.chat_template.replace(": ", "\n")
     with pytest.raises(RuntimeError, match="outside the supervision window"): d.fit()
 

@@ -93,17 +93,17 @@ def align_batch(student_ids: Sequence,        # B id lists or integer arrays, wi
     return _fill(BatchAlignment, s, t, pairing, student=student, teacher=teacher,
                  student_offsets=s.offsets, teacher_offsets=t.offsets)
 
-# %% ../../nbs/03_alignment/05_byte_align.ipynb #8a2ba6d1
+# %% ../../nbs/03_alignment/05_byte_align.ipynb #919cc88b
 @lru_cache(16)
 def _mark_tokens(vocab: VocabLike) -> tuple[np.ndarray, np.ndarray]:
-    """(bool[V] ids that can begin a mark, bool[V] ids that can stand inside it, behind its beginning).
+    """(bool[V] ids that can begin a mark, bool[V] ids that can stand behind its beginning).
 
     A token that holds a whole mark, or is one, is in both."""
     response = response_format(vocab)
     marks = () if response.reader.has_channels else response.reader.strings
     beginnings = tuple(mark[:n] for mark in marks for n in range(1, len(mark)))
-    insides = {mark[k:n] for mark in marks for k in range(1, len(mark)) for n in range(k + 1, len(mark) + 1)}
     ends = tuple(mark[k:] for mark in marks for k in range(1, len(mark)))
+    insides = {end[:n] for end in ends for n in range(1, len(end) + 1)}
     begins, continues = np.zeros((2, len(vocab.bytes)), bool)
     for i, piece in enumerate(vocab.bytes):
         is_whole = any(mark in piece for mark in marks)
@@ -113,7 +113,8 @@ def _mark_tokens(vocab: VocabLike) -> tuple[np.ndarray, np.ndarray]:
     return begins, continues
 
 
-def _tokens_that_begin_marks(side: FlatTokens, response: ResponseFormat, vocab: VocabLike) -> list[int]:
+def _tokens_that_begin_marks(side: FlatTokens, response: ResponseFormat,
+                             vocab: VocabLike) -> list[int]:
     "The tokens in which a mark begins, and control tokens of marks."
     begins, continues = _mark_tokens(vocab)
     place = begins[side.ids].nonzero()[0]
@@ -129,7 +130,7 @@ def _tokens_that_begin_marks(side: FlatTokens, response: ResponseFormat, vocab: 
 
 
 def _samples_to_read(side: FlatTokens, response: ResponseFormat, vocab: VocabLike) -> np.ndarray:
-    "The samples that can hold framing, int64: all where the template writes something around an answer."
+    "The samples that can hold framing, int64: all where the template has a lead or a tail."
     if response.lead or response.tail: return np.arange(len(side.stopped))
     found = _tokens_that_begin_marks(side, response, vocab)
     return np.unique(np.searchsorted(side.offsets, found, "right") - 1)
@@ -163,7 +164,8 @@ def _without_framing(s: FlatTokens, t: FlatTokens, student: VocabLike, teacher: 
             # a control token has no bytes, whatever its name
             contents[k][first:first + len(own)] = np.minimum(own, widths[:, None])
     changed = [bool((c[:, 1] - c[:, 0] < side.widths).any()) for c, side in zip(contents, sides)]
-    return tuple(side.keep_content(c) if new else side for side, c, new in zip(sides, contents, changed))
+    found = zip(sides, contents, changed)
+    return tuple(side.keep_content(content) if new else side for side, content, new in found)
 
 # %% ../../nbs/03_alignment/05_byte_align.ipynb #17c18c5d
 def _chunks_between_ends(s: FlatTokens, t: FlatTokens, char: bool) -> np.ndarray:

@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'THRESHOLDS', 'probe_texts', 'measure_texts', 'summarize_texts', 'number_splits', 'head_report', 'Finding',
            'Report', 'Threshold', 'examine', 'examine_tokenizers', 'report_text']
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #d67cb09e
+# %% ../../nbs/03_alignment/07_doctor.ipynb #26311aa7
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,6 +20,7 @@ from .alignment import KINDS
 from .byte_align import align_batch
 from .pair import Pair, read_vocab
 from ..data.chat import turn_end_id
+from ..data.conversation import compare_conversations, conversation_parts
 from ..hub import data_dir
 from ..vocab.bytevocab import ByteVocab
 from ..vocab.overlap import VocabOverlap, response_ids_beyond
@@ -111,7 +112,7 @@ def head_report(vocab: ByteVocab, model: object = None) -> dict:
     return dict(ids=len(vocab), head=head, padding=max(head - len(vocab), 0) if head else None,
                 response_ids_beyond_head=len(beyond), context=config.get("max_position_embeddings"))
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #0c4f07c5
+# %% ../../nbs/03_alignment/07_doctor.ipynb #3ca2eb20
 def _generation_prompt(vocab: ByteVocab) -> str | None:
     "What the chat template writes before a response; None without a template."
     if not getattr(vocab.hf, "chat_template", None): return None
@@ -123,16 +124,22 @@ def _generation_prompt(vocab: ByteVocab) -> str | None:
     return with_prompt[len(without):] if with_prompt.startswith(without) else with_prompt
 
 
+def _rendered_conversation(vocab: ByteVocab) -> list[dict]:
+    "The parts of one conversation in the template of one side; empty where it refuses the turns."
+    try: return [asdict(part) for part in conversation_parts(vocab)]
+    except ValueError: return []
+
+
 def _chat_report(vocab: ByteVocab) -> dict:
     "Template and stop ids of one side."
     def token(i): return vocab.tokenizer.id_to_token(int(i))
     prompt, end = _generation_prompt(vocab), turn_end_id(vocab)
-    return dict(template=prompt is not None, opening=prompt, thinks="<think" in (prompt or ""),
+    return dict(template=prompt is not None, opening=prompt, conversation=_rendered_conversation(vocab),
                 stops={int(i): token(i) for i in vocab.stop_ids}, turn_end=end,
                 turn_end_token=None if end is None else token(end),
                 turn_end_stops=end is None or end in vocab.stop_ids)
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #2c144fcf
+# %% ../../nbs/03_alignment/07_doctor.ipynb #0be3ad7f
 VERDICTS = ("fit", "fit with care", "unfit")
 
 
@@ -157,7 +164,8 @@ class Report:
     total: dict = field(default_factory=dict)        # summary of all texts
     digits: dict = field(default_factory=dict)       # how numbers are cut
     heads: dict = field(default_factory=dict)        # role -> see `head_report`
-    chat: dict = field(default_factory=dict)         # role -> template and stops
+    chat: dict = field(default_factory=dict)         # role -> template, stops, one conversation
+    differences: list[tuple] = field(default_factory=list)   # of the two renderings: (what, fix)
     findings: list[Finding] = field(default_factory=list)   # the gravest first
     verdict: str = "fit"                             # one of VERDICTS
     probed: bool = True                              # on the probe texts, not on the user's
@@ -174,7 +182,7 @@ class Report:
     def __repr__(self): return report_text(self)
     def _repr_markdown_(self): return _report_markdown(self)
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #a0ea3993
+# %% ../../nbs/03_alignment/07_doctor.ipynb #a469c693
 def _describe(vocab: ByteVocab) -> dict:
     "Facts of one side."
     return dict(name=vocab.name, kind=vocab.kind, ids=len(vocab), control=int(vocab.special.sum()),
@@ -202,6 +210,7 @@ def _measure(pair: Pair, texts: object, models: tuple | None) -> Report:
                   heads={"student": head_report(pair.student, student_model),
                          "teacher": head_report(pair.teacher, teacher_model)},
                   chat={"student": _chat_report(pair.student), "teacher": _chat_report(pair.teacher)},
+                  differences=list(compare_conversations(pair.student, pair.teacher)),
                   probed=texts is None)
 
 # %% ../../nbs/03_alignment/07_doctor.ipynb #fb1128ec
@@ -283,7 +292,7 @@ def _change_findings(report: Report) -> Iterator[Finding]:
                       "what was changed is matched where it can be and masked where not; "
                       "avoid such text in prompts with exact answers")
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #58fc95e7
+# %% ../../nbs/03_alignment/07_doctor.ipynb #cce816f7
 def _model_findings(report: Report) -> Iterator[Finding]:
     "Numbers, and heads that belong to another tokenizer."
     if report.digits["trap"]:
@@ -324,11 +333,7 @@ def _template_findings(report: Report) -> Iterator[Finding]:
         yield Finding("fit with care", f"only the {role} has a chat template",
                       "the other side gets a plain one; "
                       "check what xtokd.data.chat.render_prompt makes of your prompts")
-    if student["thinks"] != teacher["thinks"]:
-        role = "student" if student["thinks"] else "teacher"
-        yield Finding("fit with care", f"only the {role}'s generation prompt opens a thinking tag",
-                      "pass the template's switch (such as enable_thinking=False), "
-                      "so that both answer in one style")
+    for what, fix in report.differences: yield Finding("fit with care", what, fix)
 
 
 def _file_findings(report: Report) -> Iterator[Finding]:
@@ -409,7 +414,7 @@ def _table(report: Report) -> Iterator[tuple[str, ...]]:
         tokens = written(summary["teacher_tokens_per_student_token"], ".2f")
         yield name, str(summary["bytes"]), *shares, tokens, str(summary["longest_chunk"])
 
-# %% ../../nbs/03_alignment/07_doctor.ipynb #b06e1bb4
+# %% ../../nbs/03_alignment/07_doctor.ipynb #c48dafa7
 def _columns(rows: list[tuple], align: str) -> list[str]:
     "Rows as lines of columns; `align` has < or > for each column."
     widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
@@ -417,9 +422,23 @@ def _columns(rows: list[tuple], align: str) -> list[str]:
     return ["  ".join(map(format, row, forms)).rstrip() for row in rows]
 
 
+def _conversation_rows(report: Report) -> list[tuple[str, str, str]]:
+    "What each side's template writes before the parts of one conversation; [] without templates."
+    sides = [report.chat.get(role, {}) for role in ("student", "teacher")]
+    if not any(side.get("template") for side in sides) or not all(side["conversation"] for side in sides):
+        return []
+    def cell(part): return repr(part["before"]) if part["is_there"] else "(left out)"
+    both = zip(*(side["conversation"] for side in sides))
+    return [(left["name"], cell(left), cell(right)) for left, right in both]
+
+
+_CONVERSATION = "before the part of a conversation", "the student's template writes", "the teacher's"
+
+
 def report_text(report: Report) -> str:
     "The report for a terminal."
     lines = _columns([("", "student", "teacher"), *_facts(report)], "<<<")
+    if rows := _conversation_rows(report): lines += ["", *_columns([_CONVERSATION, *rows], "<<<")]
     if report.total:
         table = _columns([_COLUMNS, *_table(report)], "<" + ">" * (len(_COLUMNS) - 1))
         lines += ["", *table, _LEGEND]
@@ -438,6 +457,7 @@ def _report_markdown(report: Report) -> str:
         return "\n".join([head, "| " + " | ".join(rules) + " |", *body])
     facts = [("", "student", "teacher"), *_facts(report)]
     parts = [f"**{report.verdict}**", table(facts, ["---"] * 3)]
+    if rows := _conversation_rows(report): parts.append(table([_CONVERSATION, *rows], ["---"] * 3))
     if report.total:
         parts.append(table([_COLUMNS, *_table(report)], ["---"] + ["---:"] * (len(_COLUMNS) - 1)))
     items = [f"- **{f.severity}**: {escape(f.what)}. *{escape(f.fix)}*" for f in report.findings]

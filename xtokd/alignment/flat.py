@@ -143,7 +143,7 @@ def expand_ranges(start: np.ndarray,   # int[K]: first integer of each range
     owner = np.repeat(np.arange(len(size)), size)
     return np.arange(len(owner)) + (start - size.cumsum() + size)[owner], owner
 
-# %% ../../nbs/03_alignment/02_flat.ipynb #e2a3d9e8
+# %% ../../nbs/03_alignment/02_flat.ipynb #206ec186
 @dataclass
 class FlatTokens:
     "One side of a batch: n tokens of B samples over one text."
@@ -156,7 +156,7 @@ class FlatTokens:
     pool: BytePool
     special: np.ndarray   # bool[V]
     normalized: Callable[[str], str] | None = None    # the tokenizer's normaliser, if known
-    framing: np.ndarray | None = None    # bool[n]: tokens of which not all bytes are content; None: none
+    framing: np.ndarray | None = None    # bool[n]: tokens that are framing, in part at least
 
     @cached_property
     def raw(self) -> np.ndarray:
@@ -184,7 +184,7 @@ class FlatTokens:
         return np.repeat(np.arange(len(self.stopped)), np.diff(self.offsets))
 
     def keep_content(self, content: np.ndarray) -> "FlatTokens":
-        "The same tokens with only the bytes `content`, int64[n, 2]: half-open ranges inside each token."
+        "The same tokens with only the bytes `content`, int64[n, 2]: ranges inside each token."
         widths = content[:, 1] - content[:, 0]
         starts = np.concatenate([np.zeros(1, np.int64), widths.cumsum()])
         kept = replace(self, widths=widths, starts=starts, framing=widths < self.widths)

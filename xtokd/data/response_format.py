@@ -21,7 +21,7 @@ import numpy as np
 from .chat import chat_template_kwargs, render_prompt, turn_end_id
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 
-# %% ../../nbs/02_data/03_response_format.ipynb #1e82fb73
+# %% ../../nbs/02_data/03_response_format.ipynb #43062110
 class PartKind(StrEnum):
     "What a part of a response is."
     TEXT = "text"
@@ -33,7 +33,7 @@ class PartKind(StrEnum):
 
 @dataclass(frozen=True)
 class MarkPair:
-    "The strings that open and close one kind of part; where `closing` is empty, the part goes on to the end."
+    "The strings that open and close one kind of part; an empty `closing`: it goes on to the end."
     kind: PartKind
     opening: str
     closing: str
@@ -60,13 +60,13 @@ _CHANNEL_HEADER = (r"(?:<\|end\|>)?(?:<\|start\|>assistant[^<]*)?<\|channel\|>(?
 
 @dataclass(frozen=True)
 class Mark:
-    "A mark in spelled-out bytes: where it stands, and the kind of the part that it opens or closes."
+    "A mark in spelled-out bytes: its place, and the kind of the part that it opens or closes."
     start: int
     end: int
     kind: PartKind
     opens: bool
 
-# %% ../../nbs/02_data/03_response_format.ipynb #4e3b39c0
+# %% ../../nbs/02_data/03_response_format.ipynb #77c1500c
 def _tag_pattern(pairs):
     "A regular expression that finds the marks of `pairs`; the group names say which."
     parts = []
@@ -87,13 +87,15 @@ class MarkReader:
     @cached_property
     def pattern(self) -> re.Pattern:
         "All marks, as a regular expression over bytes."
-        return re.compile(_CHANNEL_HEADER.encode()) if self.has_channels else _tag_pattern(self.pairs)
+        if self.has_channels: return re.compile(_CHANNEL_HEADER.encode())
+        return _tag_pattern(self.pairs)
 
     @cached_property
     def strings(self) -> tuple[bytes, ...]:
         "One of these occurs in every mark."
         if self.has_channels: return (b"<|channel|>",)
-        return tuple(text.encode() for pair in self.pairs for text in (pair.opening, pair.closing) if text)
+        texts = [text for pair in self.pairs for text in (pair.opening, pair.closing)]
+        return tuple(text.encode() for text in texts if text)
 
     def all_marks(self, data: bytes) -> Iterator[Mark]:
         "Every mark that is written in `data`, also where it has no effect."
@@ -122,9 +124,10 @@ class MarkReader:
 
 
 # the marks of a text that no tokenizer has read yet, such as a reference
-TEXT_READER = MarkReader(tuple(pair for pair in MARK_PAIRS if pair.opening in ("<think>", "<tool_call>")))
+_IN_TEXT = "<think>", "<tool_call>"
+TEXT_READER = MarkReader(tuple(pair for pair in MARK_PAIRS if pair.opening in _IN_TEXT))
 
-# %% ../../nbs/02_data/03_response_format.ipynb #2b3fa9b6
+# %% ../../nbs/02_data/03_response_format.ipynb #87754a47
 @dataclass(frozen=True)
 class ResponsePart:
     "A part of a response; `closed`: the mark that ends it is there."
@@ -144,6 +147,7 @@ class ResponseFormat:
     closing: dict[PartKind, str]        # and behind it
     lead: str = ""     # between the generation prompt and an answer without a thought
     tail: str = ""     # between an answer and the stop token
+    knows_thoughts: bool = False        # its tokenizer or its template has marks for thoughts
 
     def spell(self, vocab: ByteVocab, ids: list[int]) -> list[bytes]:
         "The bytes of each id, where control tokens that are marks are spelled out."
@@ -169,11 +173,12 @@ class ResponseFormat:
     def text_marks(self) -> frozenset[MarkPair]:
         "The pairs of marks that are text on this side."
         names = {name.decode() for name in self.control.values()}
-        return frozenset(pair for pair in self.reader.pairs if not {pair.opening, pair.closing} & names)
+        pairs = self.reader.pairs
+        return frozenset(pair for pair in pairs if not {pair.opening, pair.closing} & names)
 
     def written(self, parts: list[ResponsePart], open_kind: str | None = None, stopped: bool = True,
                 kept: frozenset[PartKind] = frozenset()) -> list[tuple[bool, str]]:
-        """Strings to encode, as (is it a mark, string): the content of `parts` between this side's marks.
+        """Strings to encode, as (is it a mark, string): content of `parts` between this side's marks.
 
         `open_kind` is what this side's prompt left open; `stopped`: a stop token follows. Around
         parts of the kinds in `kept`, the framing of `parts` stays as it is."""
@@ -206,7 +211,8 @@ class ResponseFormat:
         "What is written before and behind a part of one kind that another follows."
         if kind == PartKind.TEXT: return "", ""
         closing = self.closing[kind]
-        if self.reader.has_channels and followed != PartKind.TEXT: closing = "<|end|><|start|>assistant"
+        if self.reader.has_channels and followed != PartKind.TEXT:
+            closing = "<|end|><|start|>assistant"
         return self.opening[kind], closing
 
 
@@ -220,11 +226,23 @@ def _with_lines(data, mark):
     while end < len(data) and data[end] == 10: end += 1
     return start, end
 
-# %% ../../nbs/02_data/03_response_format.ipynb #4858a851
+# %% ../../nbs/02_data/03_response_format.ipynb #94f62e74
+def _added_tokens(vocab):
+    "The texts of the added tokens of a tokenizer."
+    return {token.content for token in vocab.tokenizer.get_added_tokens_decoder().values()}
+
+
+def _knows_thoughts(vocab, reader, template):
+    "Whether the tokenizer or the template of a side has the marks of thoughts."
+    known = _added_tokens(vocab)
+    openings = [pair.opening for pair in reader.pairs if pair.kind == PartKind.THINK]
+    return reader.has_channels or any(text in known or text in template for text in openings)
+
+
 def _find_reader(vocab, template):
     """The marks of one side: those that its tokenizer or its template knows, else `<think>` and
     `<tool_call>`."""
-    known = {token.content for token in vocab.tokenizer.get_added_tokens_decoder().values()}
+    known = _added_tokens(vocab)
     if {"<|channel|>", "<|message|>"} <= known: return MarkReader((), has_channels=True)
     pairs = []
     for kind in (PartKind.THINK, PartKind.TOOL):
@@ -304,14 +322,18 @@ def _find_format(vocab, template, kwargs):
     reader = _find_reader(vocab, template)
     control = _control_marks(vocab, reader)
     opening, closing = _default_strings(reader)
-    if not template: return ResponseFormat(reader, control, opening, closing)
+    if not template:
+        knows = _knows_thoughts(vocab, reader, template)
+        return ResponseFormat(reader, control, opening, closing, knows_thoughts=knows)
     around = _around_thought(vocab, reader, control)
     if around: opening[PartKind.THINK], closing[PartKind.THINK] = around
-    return ResponseFormat(reader, control, opening, closing, *_around_answer(vocab, control))
+    lead, tail = _around_answer(vocab, control)
+    knows = bool(around) or _knows_thoughts(vocab, reader, template)
+    return ResponseFormat(reader, control, opening, closing, lead, tail, knows)
 
 
 def response_format(vocab: object) -> ResponseFormat | None:
-    "The format of a side's responses, from its tokenizer and chat template; None for no `ByteVocab`."
+    "The format of a side's responses, from tokenizer and chat template; None for no `ByteVocab`."
     if not isinstance(vocab, ByteVocab): return None
     template = str(getattr(vocab.hf, "chat_template", None) or "")
     return _find_format(vocab, template, json.dumps(chat_template_kwargs(vocab), sort_keys=True))
@@ -325,7 +347,7 @@ def open_region(vocab: ByteVocab, prompt_ids: list) -> str | None:
     if not marks or marks[-1].end < len(tail) or not marks[-1].opens: return None
     return None if marks[-1].kind == PartKind.TEXT else str(marks[-1].kind)
 
-# %% ../../nbs/02_data/03_response_format.ipynb #85ffc8c4
+# %% ../../nbs/02_data/03_response_format.ipynb #bb8846fb
 def _encode_strings(vocab, response, strings):
     """Ids of strings as `ResponseFormat.written` gives them: control tokens in marks as themselves,
     the rest as text."""
@@ -346,7 +368,7 @@ def _encode_strings(vocab, response, strings):
 def rewrite_response(source: ByteVocab, target: ByteVocab, ids: list[int], stopped: bool,
                      source_open: str | None = None, target_open: str | None = None
                      ) -> list[int] | None:
-    """Ids of a response, its stop token left out, in the target's tokens and between the target's marks.
+    """Ids of a response, its stop token left out, in the target's tokens and between its marks.
 
     `source_open` and `target_open`: what either prompt left open (`open_region`). None where the
     text needs no change."""
@@ -395,7 +417,7 @@ def render_response(tokenizer: object, text: str, stopped: bool = True) -> list[
     end = turn_end_id(vocab) if stopped else None
     return encode_response(vocab, text, stopped=stopped) + ([] if end is None else [end])
 
-# %% ../../nbs/02_data/03_response_format.ipynb #910af01f
+# %% ../../nbs/02_data/03_response_format.ipynb #decb597c
 def _mark_ranges(response, data):
     "All marks in spelled-out bytes: (start, end, is it a call that opens), with their line breaks."
     found = []
@@ -407,14 +429,16 @@ def _mark_ranges(response, data):
 
 def _cover_calls(ranges, length):
     "Ranges in which a call between marks is framing as well."
-    ends = [start for start, _, _ in ranges[1:]] + [length]
-    return [(start, following if is_call else end) for (start, end, is_call), following in zip(ranges, ends)]
+    found, following = [], [start for start, _, _ in ranges[1:]] + [length]
+    for (start, end, is_call), next_start in zip(ranges, following):
+        found.append((start, next_start if is_call else end))
+    return found
 
 
 def framing_ranges(formats: tuple[ResponseFormat, ResponseFormat], data: tuple[bytes, bytes]
                    ) -> tuple[list, list]:
-    """The bytes (start, end) of both sides that are framing: marks that the other side does not have,
-    and leads and tails. `data` are spelled-out bytes without stop tokens.
+    """The bytes (start, end) of both sides that are framing: marks that the other side does not
+    have, and leads and tails. `data` are spelled-out bytes without stop tokens.
 
     Marks that both sides write as the same text are compared like other text. Calls of tools in
     different formats are framing as a whole."""

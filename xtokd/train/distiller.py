@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainState', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #db8757d9
+# %% ../../nbs/08_train/11_distiller.ipynb #947688d3
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import gather_object
 
 from ..data.chat import chat_template_kwargs, unused_template_kwargs
+from ..data.conversation import compare_conversations
 from ..data.prompts import builtin_check
 from ..data.segments import given_plugins, plugin_functions
 from xtokd.distributed import (
@@ -179,7 +180,7 @@ class TrainingLoop:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #e3b074a2
+# %% ../../nbs/08_train/11_distiller.ipynb #a731aaf8
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -226,6 +227,8 @@ def _opening_messages(distiller: "Distiller", before: dict, now: dict) -> list[s
             messages.append(f"the chat template of the {role} ({side.vocab.name}) makes no use of "
                             f"{', '.join(unused)}: look for the name that it does use, or leave it "
                             "out of chat_template_kwargs")
+    for what, fix in compare_conversations(d.student.vocab, d.teacher.vocab):
+        messages.append(f"{what}: {fix}")
     return messages
 
 # %% ../../nbs/08_train/11_distiller.ipynb #9e670ee3
@@ -293,7 +296,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #c987fe6a
+# %% ../../nbs/08_train/11_distiller.ipynb #f9aacb1a
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -315,14 +318,14 @@ class Distiller:
                           "eval_prompts": eval_prompts, "objective": objective,
                           **(auxiliary_models or {}), **plugins}
         self.accelerator = make_accelerator()
-        self.device = self.accelerator.device
+        self.device, is_main = self.accelerator.device, self.accelerator.is_main_process
         self.autocast = partial(mixed_precision_context, config, self.device)
         sharded_roles = sharded_sides(config.fsdp, self.accelerator)
         torch.manual_seed(config.seed)  # an objective with parameters starts alike in every process
         self.objective = make_objective(objective)
         items, eval_items = split_prompts(prompts, eval_prompts, config)
         check_text_source(self.objective, config)
-        self.callbacks = run_callbacks(config, callbacks, self.accelerator.is_main_process)
+        self.callbacks = run_callbacks(config, callbacks, is_main)
         self.models = load_models(student, teacher, config, self.device, sharded_roles)
         require_full_rows(self.objective, self.teacher, self.pair)
         sides = self.models.sides()
@@ -339,7 +342,6 @@ class Distiller:
         self.evaluator = Evaluator(self.models, self.eval_items, check or builtin_check(prompts),
                                    config, self.autocast, self.accelerator)
         self.checkpoints = Checkpoints(self.output_dir, self.student, config, self.accelerator)
-        is_main = self.accelerator.is_main_process
         self.log = RunReporter(self, self.output_dir, self.callbacks, is_main)
         self.coverage, self.control = CoverageGuard(config.min_coverage), None
 
