@@ -101,7 +101,7 @@ def test_stops_and_templates():
     tok = bpe(special=("<eos>", "<end>"))
     good, bad = hf(tok, "<end>", chat_template=chat), hf(tok, "<eos>", chat_template=chat.replace("<think>", "<a>"))
     assert "'<end>', which is not among its stop ids ['<eos>']" in complaints(examine_tokenizers(good, bad))  # answers of `bad` would run on
-    assert "only the student's generation prompt opens a thinking tag" in complaints(examine_tokenizers(good, bad))
+    assert "only the student's prompt opens a thought" in complaints(examine_tokenizers(good, bad))
     assert "only the teacher has a chat template" in complaints(examine_tokenizers(SMALL, good))
     assert "the student has no stop id" in complaints(examine_tokenizers(bpe(), SMALL))
 

@@ -15,7 +15,8 @@ from xtokd.data.chat import (
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
-from xtokd.data.response_format import TEXT_READER, open_region
+from xtokd.data.marks import TEXT_READER
+from xtokd.data.response_format import open_region
 from xtokd.data.segments import REGIONS, exclude_thoughts, find_regions, region_stats, token_regions
 from xtokd.train.runlog import Run
 from xtokd.train.samples import Sample

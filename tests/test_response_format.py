@@ -8,10 +8,14 @@ from hypothesis import given, settings, strategies as st
 
 from chat_formats import FORMATS
 from xtokd.alignment.byte_align import align, align_batch
+from xtokd.alignment.doctor import examine
+from xtokd.alignment.pair import Pair
 from xtokd.alignment.reasons import Reason
 from xtokd.data.chat import render_prompt, turn_end_id, with_template_kwargs
+from xtokd.data.conversation import compare_conversations, conversation_parts
+from xtokd.data.marks import PartKind
 from xtokd.data.response_format import (
-    PartKind, content_of_tokens, encode_response, framing_ranges, open_region, render_response, response_format,
+    content_of_tokens, encode_response, framing_ranges, open_region, render_response, response_format,
 )
 from xtokd.data.segments import REGIONS, token_regions
 from xtokd.models.forward import retokenize
@@ -251,3 +255,32 @@ def test_real_tokenizers_of_npm(tmp_path):
             assert places(al, "student") == places(al, "teacher"), (one.name, other.name, text)
             chunks += len(al.chunks)
     print(f"{len(vocabs)} tokenizers, {chunks} chunks, all at their places")
+
+
+# ---- T14: what the two sides read --------------------------------------------------------------------------------------------
+def test_conversations_are_compared():
+    found = "\n".join(f"{what} -> {fix}" for what, fix in compare_conversations(side("qwen3"), side("r1")))
+    assert "only the teacher's prompt opens a thought" in found and "no switch" in found
+    found = "\n".join(what for what, _ in compare_conversations(side("harmony"), side("qwen3")))
+    assert "the thought of an earlier turn reaches one side only: the teacher's template leaves it out" in found
+    found = "\n".join(what for what, _ in compare_conversations(side("llama3"), side("harmony")))
+    assert "only the teacher has marks for thoughts" in found
+    assert not list(compare_conversations(side("llama3"), side("gemma3")))
+
+
+def test_a_switch_is_named_where_the_template_has_it():
+    "The prompt of this template opens a thought and can be told not to."
+    opens = FORMATS["qwen3"]()
+    opens.hf.chat_template = opens.hf.chat_template.replace("not enable_thinking %}<think>\n\n</think>\n\n{% endif %}", "not enable_thinking %}{% else %}<think>\n{% endif %}")
+    (what, fix), = [x for x in compare_conversations(opens, side("qwen3")) if "opens" in x[0]]
+    assert what.startswith("only the student's prompt") and "enable_thinking" in fix
+    off = with_template_kwargs(opens, {"enable_thinking": False})
+    assert not [x for x in compare_conversations(off, side("qwen3")) if "opens" in x[0]]
+
+
+def test_the_parts_are_those_of_the_template():
+    parts = {part.name: part for part in conversation_parts(side("harmony"))}
+    assert parts["answer"].before == "<|end|><|start|>assistant<|channel|>final<|message|>" and parts["end"].before == "<|return|>"
+    assert parts["thought of an earlier turn"].is_there and not {p.name: p for p in conversation_parts(side("qwen3"))}["thought of an earlier turn"].is_there
+    report = examine(Pair(side("llama3"), side("harmony")), "Hi there")
+    assert "<|start_header_id|>user<|end_header_id|>" in str(report) and "(left out)" in str(report) and report.to_dict()["chat"]
