@@ -5,6 +5,8 @@ from functools import cache
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from chat_formats import FORMATS
 from xtokd.alignment.byte_align import align, align_batch
@@ -15,7 +17,7 @@ from xtokd.data.chat import render_prompt, turn_end_id, with_template_kwargs
 from xtokd.data.conversation import compare_conversations, conversation_parts
 from xtokd.data.marks import PartKind
 from xtokd.data.response_format import (
-    content_of_tokens, encode_response, framing_ranges, open_region, render_response, response_format,
+    content_of_tokens, encode_response, framing_ranges, open_region, readable_response, render_response, response_format,
 )
 from xtokd.data.segments import REGIONS, token_regions
 from xtokd.models.forward import retokenize
@@ -284,3 +286,57 @@ def test_the_parts_are_those_of_the_template():
     assert parts["thought of an earlier turn"].is_there and not {p.name: p for p in conversation_parts(side("qwen3"))}["thought of an earlier turn"].is_there
     report = examine(Pair(side("llama3"), side("harmony")), "Hi there")
     assert "<|start_header_id|>user<|end_header_id|>" in str(report) and "(left out)" in str(report) and report.to_dict()["chat"]
+
+
+def test_a_check_reads_the_answer_and_not_the_headers():
+    vocab = side("harmony")
+    ids = [*vocab.tokenizer.encode(HARMONY, add_special_tokens=False).ids, vocab.stop_ids[0]]
+    assert readable_response(vocab, ids) == "<think>\nWe add 2 and 2.\n</think>\n\nIt is 4."
+    assert readable_response(vocab, encode_response(vocab, "It is 4.")) == "It is 4."
+    assert readable_response(side("bracket"), encode_response(side("bracket"), THOUGHT)) == "<think>\nWe add 2 and 2.\n</think>\n\nIt is 4."
+    assert readable_response(side("qwen3"), side("qwen3").encode(THOUGHT)) == THOUGHT
+
+
+# ---- smallest inputs of the review -------------------------------------------------------------------------------------------
+TEXT = ["In the year 2023 and 2024 we counted 12345 birds; analysis final assistant. It is 4. Hi there!"] * 4
+
+
+def trained(special, size):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=list(special), show_progress=False)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1])
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_the_lead_of_a_metaspace_tokenizer(scheme):
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False))
+    tokenizer.add_special_tokens([AddedToken("[/INST]", special=True)])
+    template = "{% for m in messages %}{{ m.content + '[/INST]' if m.role == 'user' else ' ' + m.content + eos_token }}{% endfor %}"
+    vocab = ByteVocab(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", chat_template=template))
+    user, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi there!"}
+    own = vocab.hf.apply_chat_template([user, answer], return_dict=False)[len(render_prompt(vocab, [user])):]
+    assert render_response(vocab, "Hi there!") == own
+
+
+def test_a_teacher_without_headers_reads_none():
+    "It was read as `analysis2+2 is 4assistantfinalIt is 4.`."
+    headers = trained(("<|start|>", "<|return|>", "<|channel|>", "<|message|>", "<|end|>"), 340)
+    student, teacher = ByteVocab(headers), ByteVocab(trained(("<s>", "</s>"), 330))
+    text = "<|channel|>analysis<|message|>2+2 is 4<|end|><|start|>assistant<|channel|>final<|message|>It is 4.<|return|>"
+    new, = retokenize(student, teacher, [headers(text, add_special_tokens=False)["input_ids"]])
+    assert teacher.decode(new[:-1]) == b"<think>\n2+2 is 4\n</think>\n\nIt is 4." and new[-1] in teacher.stop_ids
+
+
+def test_a_tokenizer_that_lacks_letters_is_compared_all_the_same():
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(["<unk>", "<end>", *" 246abeimnort"])}, [], unk_token="<unk>"))
+    tokenizer.add_special_tokens([AddedToken("<end>", special=True), AddedToken("<unk>", special=True)])
+    tokenizer.decoder = decoders.Fuse()
+    template = "{% for m in messages %}{{ m.role + ' ' + m.content }}<end>{% endfor %}{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+    small = ByteVocab(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", chat_template=template))
+    assert not [what for what, _ in compare_conversations(small, side("gemma3")) if "leaves it out" in what]
+    assert turn_end_id(small) == small.stop_ids[0]

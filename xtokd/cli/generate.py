@@ -6,7 +6,7 @@
 __all__ = ['ByteStreamer', 'terminal_safe', 'ModelAnswer', 'answer_prompt', 'is_run', 'newest_weights', 'load_answering_side',
            'compared_model', 'answer_table', 'print_answers']
 
-# %% ../../nbs/12_cli/03_generate.ipynb #8fc5827c
+# %% ../../nbs/12_cli/03_generate.ipynb #af0b9f7e
 import codecs, sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from xtokd.data.chat import (
     unused_template_kwargs,
 )
 from ..train.checkpoint import checkpoints, damage
-from ..vocab.bytevocab import ByteVocab, response_text
+from ..data.response_format import readable_response
+from ..vocab.bytevocab import ByteVocab
 from ..errors import refuse_pickles
 from ..hub import BUILTIN_PAIRS, ModelNotFound
 from ..models.sampling import generate_responses
@@ -58,7 +59,7 @@ def terminal_safe(text: str) -> str:
     "`text` with each control character, except newline and tab, replaced by U+FFFD."
     return text.translate(_CONTROL)
 
-# %% ../../nbs/12_cli/03_generate.ipynb #89e68e02
+# %% ../../nbs/12_cli/03_generate.ipynb #e9ca7add
 @dataclass
 class ModelAnswer:
     "What one model generated for a prompt."
@@ -100,7 +101,7 @@ def answer_prompt(side: Side,
     response = generate_responses(side.model, side.vocab, [ids], limit, temperature, seed=seed,
                        streamer=streamer)[0]
     stopped = bool(response) and response[-1] in side.vocab.end_ids
-    return ModelAnswer(side.name, response_text(side.vocab, response), response, stopped,
+    return ModelAnswer(side.name, readable_response(side.vocab, response), response, stopped,
                        time.perf_counter() - began)
 
 # %% ../../nbs/12_cli/03_generate.ipynb #c143a78a

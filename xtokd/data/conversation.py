@@ -15,7 +15,7 @@ from .marks import PartKind
 from .response_format import encode_response, open_region, response_format
 from ..vocab.bytevocab import ByteVocab
 
-# %% ../../nbs/02_data/09_conversation.ipynb #6ef2f3e5
+# %% ../../nbs/02_data/09_conversation.ipynb #024c8c09
 _SYSTEM, _QUESTION, _NEXT = "Be brief.", "What is 2 + 2?", "And 3 + 3?"
 _OLD_THOUGHT, _OLD_ANSWER, _THOUGHT, _ANSWER = "Two pairs.", "It is 4.", "Three pairs.", "It is 6."
 _NAMES = {_SYSTEM: "system text", _QUESTION: "question", _OLD_THOUGHT: "thought of an earlier turn",
@@ -66,6 +66,8 @@ def conversation_parts(vocab: ByteVocab) -> list[ConversationPart]:
     if end is not None: text += _spelled(vocab, [end])
     position, found = 0, []
     for words, name in _NAMES.items():
+        # as the tokenizer writes it: it may change a text, or lack letters
+        words = _spelled(vocab, vocab.encode(words))
         place = text.find(words, position)
         if place < 0:
             found.append(ConversationPart(name, words, "", False))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ResponsePart', 'ResponseFormat', 'response_format', 'open_region', 'rewrite_response', 'encode_response',
-           'render_response', 'framing_ranges', 'content_of_tokens', 'same_content']
+           'readable_response', 'render_response', 'framing_ranges', 'content_of_tokens', 'same_content']
 
-# %% ../../nbs/02_data/04_response_format.ipynb #d149594b
+# %% ../../nbs/02_data/04_response_format.ipynb #41f89a13
 import json
 import os
 import re
@@ -15,9 +15,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from .chat import chat_template_kwargs, render_prompt, turn_end_id
+from xtokd.data.chat import (
+    ANSWER_PROBES, chat_template_kwargs, first_writable, render_prompt, turn_end_id,
+)
 from .marks import CHANNEL_TOKENS, MARK_PAIRS, TEXT_READER, MarkPair, MarkReader, PartKind
-from ..vocab.bytevocab import ByteVocab, as_byte_vocab
+from ..vocab.bytevocab import ByteVocab, as_byte_vocab, response_text
 
 # %% ../../nbs/02_data/04_response_format.ipynb #366dc1a7
 @dataclass(frozen=True)
@@ -167,9 +169,9 @@ def _default_strings(reader):
         if line and pair.kind == PartKind.THINK: closing[pair.kind] += "\n\n"
     return opening, closing
 
-# %% ../../nbs/02_data/04_response_format.ipynb #ebeda6fa
+# %% ../../nbs/02_data/04_response_format.ipynb #926c5f4b
 _USER = {"role": "user", "content": "a"}
-_THOUGHT, _ANSWER = "plugh", "xyzzy"
+_THOUGHTS = "plugh", "Two pairs.", "two", "13"
 # a control token that is no mark, in a rendered conversation
 _OTHER_CONTROL = "\0"
 
@@ -184,10 +186,11 @@ def _rendered(vocab, control, messages, add_generation_prompt):
 
 def _around_answer(vocab, control):
     "(lead, tail) of an answer without a thought: the template's rendering without its prompt."
+    answer = first_writable(vocab, ANSWER_PROBES)
     prompt = _rendered(vocab, control, [_USER], True)
-    answered = _rendered(vocab, control, [_USER, {"role": "assistant", "content": _ANSWER}], False)
-    if not prompt or answered.count(_ANSWER) != 1: return "", ""
-    before, behind = answered.split(_ANSWER)
+    answered = _rendered(vocab, control, [_USER, {"role": "assistant", "content": answer}], False)
+    if not prompt or answered.count(answer) != 1: return "", ""
+    before, behind = answered.split(answer)
     lead = before[len(os.path.commonprefix([prompt, before])):].split(_OTHER_CONTROL)[-1]
     tail = behind.split(_OTHER_CONTROL)[0]
     # without a stop token behind it, what follows an answer is the beginning of the next turn
@@ -196,17 +199,18 @@ def _around_answer(vocab, control):
 
 def _around_thought(vocab, reader, control):
     "(opening, closing) of a thought in the template; None where it does not show thoughts."
-    message = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), _THOUGHT)
-    message |= {"role": "assistant", "content": _ANSWER}
+    thought, answer = first_writable(vocab, _THOUGHTS), first_writable(vocab, ANSWER_PROBES)
+    message = dict.fromkeys(("reasoning_content", "thinking", "reasoning"), thought)
+    message |= {"role": "assistant", "content": answer}
     answered = _rendered(vocab, control, [_USER, message], False)
-    if answered.count(_THOUGHT) != 1 or answered.count(_ANSWER) != 1: return None
-    before, behind = answered.split(_THOUGHT)
+    if answered.count(thought) != 1 or answered.count(answer) != 1: return None
+    before, behind = answered.split(thought)
     marks = list(reader.all_marks(before.encode()))
-    if not marks or _ANSWER not in behind: return None
+    if not marks or answer not in behind: return None
     # the beginning of a header, `<|start|>assistant`, stands in the prompt
     opened = before.encode()
     start = opened.rindex(b"<|channel|>") if reader.has_channels else marks[-1].start
-    return _text(opened[start:]), behind.split(_ANSWER)[0]
+    return _text(opened[start:]), behind.split(answer)[0]
 
 
 @lru_cache(64)
@@ -240,7 +244,7 @@ def open_region(vocab: ByteVocab, prompt_ids: list) -> str | None:
     if not marks or marks[-1].end < len(tail) or not marks[-1].opens: return None
     return None if marks[-1].kind == PartKind.TEXT else str(marks[-1].kind)
 
-# %% ../../nbs/02_data/04_response_format.ipynb #bb8846fb
+# %% ../../nbs/02_data/04_response_format.ipynb #f497b7e8
 def _encode_strings(vocab, response, strings):
     """Ids of strings as `ResponseFormat.written` gives them: control tokens in marks as themselves,
     the rest as text."""
@@ -301,6 +305,21 @@ def encode_response(vocab: ByteVocab, text: str, open_kind: str | None = None,
     parts = plain.parts(text.encode(), open_kind if begins_inside else None)
     kept = frozenset(pair.kind for pair in own.text_marks() & plain.text_marks())
     return _encode_strings(vocab, own, own.written(parts, open_kind, stopped, kept))
+
+
+def readable_response(vocab: ByteVocab, ids: list[int]) -> str:
+    """The text of response ids without a final stop id, for people and for checks of an answer.
+
+    Marks that are control tokens, and headers, become `<think>`, `</think>` and so on; what a
+    template puts around an answer is left out there."""
+    own = response_format(vocab)
+    if not own.control: return response_text(vocab, ids)
+    stopped = bool(len(ids)) and ids[-1] in vocab.stop_ids
+    body = ids[:-1] if stopped else ids
+    data = _without_ends(own, b"".join(own.spell(vocab, body)), stopped)
+    text_format = ResponseFormat(TEXT_READER, {}, *_default_strings(TEXT_READER))
+    written = text_format.written(own.parts(data), stopped=stopped)
+    return "".join(text for _, text in written)
 
 
 def render_response(tokenizer: object, text: str, stopped: bool = True) -> list[int]:

@@ -6,7 +6,7 @@
 __all__ = ['ratio_with_se', 'text_logp', 'logp_gaps', 'reverse_kl', 'checked_score', 'accuracy_metrics', 'summarize', 'evaluate',
            'Evaluator']
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #86f3fcc8
+# %% ../../nbs/08_train/05_evaluate.ipynb #c95cb678
 import math
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from ..alignment.pair import Pair
 from ..data.chat import render_prompt
-from ..data.response_format import same_content
+from ..data.response_format import readable_response, same_content
 from ..distributed import unsharded, is_sharded
 from ..errors import step_part
 from ..models.forward import response_logits, retokenize, sequence_logp
@@ -23,7 +23,7 @@ from ..models.sampling import generate_responses
 from .config import DistillConfig
 from .forward_batch import ModelSet
 from .runlog import wilson
-from ..vocab.bytevocab import ByteVocab, response_text
+from ..vocab.bytevocab import ByteVocab
 from ..models.side import ServedModel
 
 # %% ../../nbs/08_train/05_evaluate.ipynb #468cb69d
@@ -115,7 +115,7 @@ def summarize(rows: list[dict]) -> dict:
     if sampled: found["accuracy_sampled"] = sampled["accuracy"]
     return found | accuracy_metrics(column("best"))
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #ce5b1992
+# %% ../../nbs/08_train/05_evaluate.ipynb #42224499
 def evaluate(student: torch.nn.Module,
              teacher: torch.nn.Module | None,   # None: no reverse KL is computed
              pair: Pair,
@@ -134,7 +134,7 @@ def evaluate(student: torch.nn.Module,
     responses = generate_responses(student, bv, prompts[0], max_new_tokens, 1.0, batch_size, seed)
     rows = []
     for item, ids in zip(items, responses):
-        text, stopped = response_text(bv, ids), bool(ids) and ids[-1] in bv.end_ids
+        text, stopped = readable_response(bv, ids), bool(ids) and ids[-1] in bv.end_ids
         rows.append({"item": item, "text": text, "tokens": len(ids), "stopped": stopped,
                      "sampled": score(item, text), "best": None})
     if teacher is not None:
@@ -145,7 +145,7 @@ def evaluate(student: torch.nn.Module,
     greedy_prompts = [prompts[0][i] for i in scored]
     greedy = generate_responses(student, bv, greedy_prompts, max_new_tokens, 0.0, batch_size)
     for i, ids in zip(scored, greedy):
-        text = response_text(bv, ids)
+        text = readable_response(bv, ids)
         rows[i] |= {"text": text, "best": score(items[i], text)}
 
     tasks = {}
