@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SFT', 'require_equal_vocabularies', 'rows_after_equal_ids', 'with_temperature', 'GKD']
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #b6729489
+# %% ../../nbs/05_objectives/06_baselines.ipynb #78f5a8d4
 import numpy as np
 import torch
 
+from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
 from .base import Objective, Output, Preset, make_output
 from .chunks import SUPPORTS, TAILS, restrict_to, top_ids, top_k_at_rows
@@ -36,13 +37,12 @@ class SFT(Objective):
         loss = -batch.student.token_logp()
         return make_output(batch, loss, torch.ones_like(loss))
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #9d396c25
-def require_equal_vocabularies(batch: object,     # anything with a `pair`
-                               name: str, instead: str) -> None:
+# %% ../../nbs/05_objectives/06_baselines.ipynb #74016c6b
+def require_equal_vocabularies(pair: Pair, name: str, instead: str) -> None:
     """Raise ValueError where student and teacher have different vocabularies; `instead` says what
     to use."""
-    if batch.pair.overlap.identical: return
-    student, teacher = batch.pair.student, batch.pair.teacher
+    if pair.overlap.identical: return
+    student, teacher = pair.student, pair.teacher
     raise ValueError(f"{name} compares rows column by column, but {student.name} ({len(student):,} "
                      "ids) and "
                      f"{teacher.name} ({len(teacher):,} ids) are different vocabularies. {instead}")
@@ -123,7 +123,7 @@ class _RowComparison:
         student, teacher = np.sum(self.support_mass, 0) / len(self.rows)
         return {"support_mass_student": float(student), "support_mass_teacher": float(teacher)}
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #9843ace1
+# %% ../../nbs/05_objectives/06_baselines.ipynb #7289cd9b
 class GKD(Objective):
     """Generalised JSD of whole rows after equal ids (arXiv 2306.13649), for equal vocabularies;
     loss unit: token."""
@@ -162,7 +162,7 @@ class GKD(Objective):
             self.teacher_access, self.teacher_top_k = "top_k", top_k
 
     def signal(self, batch: PairBatch) -> Output:
-        require_equal_vocabularies(batch, "gkd", self.instead)
+        require_equal_vocabularies(batch.pair, "gkd", self.instead)
         student_rows, teacher_rows, reason = rows_after_equal_ids(batch)
         compare = _RowComparison(batch, teacher_rows, self)
         value = chunked_loss(batch.student, student_rows, compare)

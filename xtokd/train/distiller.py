@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainState', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #947688d3
+# %% ../../nbs/08_train/11_distiller.ipynb #2346ef58
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,7 +32,9 @@ from .config import (
     DistillConfig, changed_arguments, changed_settings, check_text_source, choose_text_source, combine_seeds,
     learning_rate_factor, prompt_indices)
 from .evaluate import Evaluator
-from .forward_batch import load_models, prepare_objective, shard_models
+from xtokd.train.forward_batch import (
+    check_vocabularies, load_models, prepare_objective, shard_models,
+)
 from .monitor import CoverageGuard
 from .runlog import (
     Control, Costs, Run, describe_run, log_file, to_json)
@@ -296,7 +298,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #f9aacb1a
+# %% ../../nbs/08_train/11_distiller.ipynb #fde76a90
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -326,6 +328,7 @@ class Distiller:
         items, eval_items = split_prompts(prompts, eval_prompts, config)
         check_text_source(self.objective, config)
         self.callbacks = run_callbacks(config, callbacks, is_main)
+        check_vocabularies(self.objective, student, teacher)
         self.models = load_models(student, teacher, config, self.device, sharded_roles)
         require_full_rows(self.objective, self.teacher, self.pair)
         sides = self.models.sides()

@@ -106,7 +106,7 @@ def whitened(advantage: torch.Tensor,    # [K]
     var, mean = torch.var_mean(advantage[counts])
     return torch.where(counts, (advantage - mean) * torch.rsqrt(var + 1e-8), advantage)
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #0ef827d6
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #2ed3decc
 class MiniLLM(Objective):
     """Reverse KL of whole texts by returns of chunk log-ratios, plus the exact reverse KL of each
     row (arXiv 2306.08543); loss unit: token."""
@@ -175,7 +175,7 @@ class MiniLLM(Objective):
         n, device = len(batch.alignment.student_ids), batch.student.device
         by_weight = not isinstance(self.single_step, str)
         if by_weight and self.single_step:
-            require_equal_vocabularies(batch, "the single step of minillm",
+            require_equal_vocabularies(batch.pair, "the single step of minillm",
                                        'Leave single_step="equal" (chunk '
                                        'log-ratios only), or choose "strict" or "cover".')
         if not self.single_step or not batch.pair.overlap.identical:
