@@ -64,5 +64,6 @@ def test_what_is_missing_is_said_before_training(tmp_path):
     with pytest.raises(ValueError, match="give --aux weak=MODEL, or auxiliary_models="): Distiller("tiny", "tiny", ITEMS, objective="compass", config=config(tmp_path / "a"))
     with pytest.raises(ValueError, match="another tokenizer"): Distiller("tiny", "tiny", ITEMS, objective="compass", config=config(tmp_path / "b"), auxiliary_models={"weak": (s.model, s.tokenizer)})
     with pytest.raises(TypeError, match="no use of it"): Distiller("tiny", "tiny", ITEMS, objective="strict", config=config(tmp_path / "c"), auxiliary_models={"weak": (t.model, t.tokenizer)})
-    d = Distiller("tiny", "tiny", [{"prompt": "one, please"}] * 4, objective="ctpd", config=config(tmp_path / "d"), auxiliary_models={"plus": (t.model, t.tokenizer), "minus": (t.model, t.tokenizer)})
-    with pytest.raises(ValueError, match="has no chosen and no rejected"): d.fit()
+    both = {"plus": (t.model, t.tokenizer), "minus": (t.model, t.tokenizer)}
+    with pytest.raises(ValueError, match="has no chosen and no rejected"):
+        Distiller("tiny", "tiny", [{"prompt": "one, please"}] * 4, objective="ctpd", config=config(tmp_path / "d"), auxiliary_models=both)
