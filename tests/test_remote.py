@@ -398,9 +398,9 @@ def test_the_timeout_of_a_run(tmp_path):
 def test_timeout_and_retries_on_the_command_line(tmp_path):
     from xtokd.cli.commands import main
     with serve() as s:
-        assert main(["distill", "--student", "tiny", "--teacher", s.url, "--teacher-tokenizer", str(resolve("tiny", "teacher")), "--teacher-timeout", "7.5", "--teacher-retries", "2", "--max-steps", "1",
+        assert main(["distill", "--student", "tiny", "--teacher", s.url, "--teacher-tokenizer", str(resolve("tiny", "teacher")), "--teacher-timeout", "90.5", "--teacher-retries", "2", "--max-steps", "1",
                      "--batch-size", "2", "--max-new-tokens", "4", "--eval-size", "0", "--objective", "sampled", "--output-dir", str(tmp_path / "run")]) == 0
     config = Run(tmp_path / "run").config
-    assert (config["teacher_timeout"], config["teacher_retries"]) == (7.5, 2)
+    assert (config["teacher_timeout"], config["teacher_retries"]) == (90.5, 2)
     for name, value in (("teacher_timeout", 0), ("teacher_retries", -1), ("teacher_retries", 1.5)):
         with pytest.raises(ValueError, match=name): DistillConfig(**{name: value})

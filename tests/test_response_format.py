@@ -17,10 +17,10 @@ from xtokd.data.chat import render_prompt, turn_end_id, with_template_kwargs
 from xtokd.data.conversation import compare_conversations, conversation_parts
 from xtokd.data.marks import PartKind
 from xtokd.data.response_format import (
-    content_of_tokens, encode_response, framing_ranges, open_region, readable_response, render_response, response_format,
+    content_of_tokens, encode_response, framing_ranges, open_region, readable_response, render_response, response_contents, response_format,
 )
 from xtokd.data.segments import REGIONS, token_regions
-from xtokd.models.forward import retokenize
+from xtokd.models.forward import response_logits, retokenize, token_logp
 from xtokd.vocab.bytevocab import ByteVocab
 
 USER = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -340,3 +340,25 @@ def test_a_tokenizer_that_lacks_letters_is_compared_all_the_same():
     small = ByteVocab(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", chat_template=template))
     assert not [what for what, _ in compare_conversations(small, side("gemma3")) if "leaves it out" in what]
     assert turn_end_id(small) == small.stop_ids[0]
+
+
+def test_the_distance_of_two_models_does_not_count_framing():
+    "Equal models under templates with and without a lead: 0 nats, and with a header that one of them would never write."
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from xtokd.train.evaluate import logp_gaps
+    student, teacher = side("llama3"), side("harmony")
+    config = LlamaConfig(vocab_size=len(teacher), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    prompts = render_prompt(student, USER), render_prompt(teacher, USER)
+    ids = student.encode("Hi there!")
+    (gap, size), = logp_gaps(model, model, Pair(student, teacher), ([prompts[0]], [prompts[1]]), [ids])
+    header, = retokenize(student, teacher, [ids])
+    logits = response_logits(model, [prompts[1]], [header])[0]
+    of_content = token_logp(logits, header, len(teacher))[-len(ids):].sum()
+    own = token_logp(response_logits(model, [prompts[0]], [ids])[0], ids, len(student)).sum()
+    assert size == len(b"Hi there!") and len(header) > len(ids) and gap == pytest.approx(float(own - of_content), abs=1e-4)
+    contents = response_contents((student, teacher), (ids, header))
+    assert contents[0].text == contents[1].text == b"Hi there!" and not contents[0].is_framing.any()
+    assert contents[1].is_framing.tolist() == [True] * (len(header) - len(ids)) + [False] * len(ids)

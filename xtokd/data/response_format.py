@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ResponsePart', 'ResponseFormat', 'response_format', 'open_region', 'rewrite_response', 'encode_response',
-           'readable_response', 'render_response', 'framing_ranges', 'content_of_tokens', 'same_content']
+           'readable_response', 'render_response', 'framing_ranges', 'content_of_tokens', 'ResponseContent',
+           'response_contents']
 
 # %% ../../nbs/02_data/04_response_format.ipynb #41f89a13
 import json
@@ -213,7 +214,7 @@ def _around_thought(vocab, reader, control):
     return _text(opened[start:]), behind.split(answer)[0]
 
 
-@lru_cache(64)
+@lru_cache(16)
 def _find_format(vocab, template, kwargs):
     "The format of one side; `template` and `kwargs` belong to the key of the cache."
     reader = _find_reader(vocab, template)
@@ -329,7 +330,7 @@ def render_response(tokenizer: object, text: str, stopped: bool = True) -> list[
     end = turn_end_id(vocab) if stopped else None
     return encode_response(vocab, text, stopped=stopped) + ([] if end is None else [end])
 
-# %% ../../nbs/02_data/04_response_format.ipynb #decb597c
+# %% ../../nbs/02_data/04_response_format.ipynb #37965ab7
 def _mark_ranges(response, data):
     "All marks in spelled-out bytes: (start, end, is it a call that opens), with their line breaks."
     found = []
@@ -391,14 +392,28 @@ def content_of_tokens(lengths: np.ndarray,            # int64[n]: spelled-out by
 
 
 
-def same_content(vocabs: tuple[ByteVocab, ByteVocab], ids: tuple[list[int], list[int]]) -> bool:
-    "Whether two responses, without their stop tokens, have the same bytes apart from framing."
-    formats = tuple(map(response_format, vocabs))
-    data = tuple(b"".join(f.spell(v, x)) for f, v, x in zip(formats, vocabs, ids))
-    if data[0] == data[1]: return True
-    content = []
-    for text, ranges in zip(data, framing_ranges(formats, data)):
+@dataclass(frozen=True)
+class ResponseContent:
+    "The content of one side's response: its bytes, and which of its tokens are framing as a whole."
+    text: bytes
+    is_framing: np.ndarray      # bool[n]
+
+
+def response_contents(vocabs: tuple[ByteVocab, ByteVocab], ids: tuple[list[int], list[int]]
+                      ) -> tuple[ResponseContent, ResponseContent]:
+    "The contents of the responses of both sides, which may end in stop tokens."
+    formats, pieces = tuple(map(response_format, vocabs)), []
+    for response, vocab, own in zip(formats, vocabs, ids):
+        pieces.append(response.spell(vocab, own))
+        # a stop has no bytes, even where its id has some
+        if len(own) and own[-1] in vocab.stop_ids: pieces[-1][-1] = b""
+    data = tuple(map(b"".join, pieces))
+    found = []
+    for own, text, ranges in zip(pieces, data, framing_ranges(formats, data)):
+        lengths = np.array([len(piece) for piece in own], np.int64)
+        first, end = content_of_tokens(lengths, ranges).reshape(-1, 2).T
         is_content = np.ones(len(text), bool)
-        for start, end in ranges: is_content[start:end] = False
-        content.append(np.frombuffer(text, np.uint8)[is_content].tobytes())
-    return content[0] == content[1]
+        for start, stop in ranges: is_content[start:stop] = False
+        content = np.frombuffer(text, np.uint8)[is_content].tobytes()
+        found.append(ResponseContent(content, (lengths > 0) & (first == end)))
+    return tuple(found)

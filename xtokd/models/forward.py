@@ -6,9 +6,10 @@
 __all__ = ['reference_logits', 'left_pad', 'last_logits', 'response_logits', 'response_states', 'check_ids', 'token_logp',
            'sequence_logp', 'closing_id', 'same_ids', 'retokenize', 'teacher_ids']
 
-# %% ../../nbs/06_models/04_forward.ipynb #0cec272f
+# %% ../../nbs/06_models/04_forward.ipynb #b172d264
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..data.response_format import open_region, rewrite_response
@@ -157,17 +158,22 @@ def token_logp(logits: torch.Tensor,      # [n, V], row r predicts token r
     index = torch.as_tensor(list(ids), dtype=torch.long, device=logits.device)
     return logp.gather(1, index[:, None])[:, 0]
 
-# %% ../../nbs/06_models/04_forward.ipynb #07cd3bcd
+# %% ../../nbs/06_models/04_forward.ipynb #d96f348f
 def sequence_logp(logits: torch.Tensor,       # [n, V], row r predicts token r
                   ids: list[int],             # n ids
                   size: int | None = None,    # ids of the tokenizer: columns beyond it are padding
-                  stop_ids: tuple[int, ...] = ()) -> torch.Tensor:
+                  stop_ids: tuple[int, ...] = (),
+                  left_out: np.ndarray | None = None    # bool[n]: tokens that do not count
+                  ) -> torch.Tensor:
     "float32 log-prob of a text; a final stop id counts as all stop ids (arXiv 2609.20511)."
     if not len(ids): return logits.new_zeros((), dtype=torch.float32)
-    if ids[-1] not in stop_ids: return token_logp(logits, ids, size).sum()
+    n = len(ids) - (ids[-1] in stop_ids)
+    logps = token_logp(logits[:n], ids[:n], size)
+    if left_out is not None: logps = logps[torch.as_tensor(~left_out[:n], device=logps.device)]
+    if n == len(ids): return logps.sum()
     logp = logits[-1, :size].float().log_softmax(-1)
     stop = logp[[i for i in stop_ids if i < len(logp)]].logsumexp(0)
-    return token_logp(logits[:-1], ids[:-1], size).sum() + stop
+    return logps.sum() + stop
 
 # %% ../../nbs/06_models/04_forward.ipynb #9f602f4a
 def closing_id(vocab: ByteVocab) -> int | None:

@@ -6,7 +6,7 @@
 __all__ = ['ratio_with_se', 'text_logp', 'logp_gaps', 'reverse_kl', 'checked_score', 'accuracy_metrics', 'summarize', 'evaluate',
            'Evaluator']
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #c95cb678
+# %% ../../nbs/08_train/05_evaluate.ipynb #145e15a8
 import math
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from ..alignment.pair import Pair
 from ..data.chat import render_prompt
-from ..data.response_format import readable_response, same_content
+from ..data.response_format import readable_response, response_contents
 from ..distributed import unsharded, is_sharded
 from ..errors import step_part
 from ..models.forward import response_logits, retokenize, sequence_logp
@@ -37,39 +37,46 @@ def ratio_with_se(totals: list[float], sizes: list[float]) -> tuple[float, float
     if len(sizes) < 2: return float(ratio), math.nan
     return float(ratio), float((totals - ratio*sizes).std() / sizes.mean() / len(sizes)**.5)
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #b0c8897d
+# %% ../../nbs/08_train/05_evaluate.ipynb #bab6b138
 @torch.no_grad()
 def text_logp(model: torch.nn.Module, bv: ByteVocab, prompts: list[list[int]], ids: list[list[int]],
-              micro_batch_size: int = 8, max_length: int | None = None) -> list[float | None]:
+              micro_batch_size: int = 8, max_length: int | None = None,
+              left_out: list | None = None    # bool[n] of each response: tokens that do not count
+              ) -> list[float | None]:
     "Log-prob in nats of each response under a model; None where it does not fit into `max_length`."
-    if isinstance(model, ServedModel): return model.response_logps(prompts, ids, max_length)
+    if isinstance(model, ServedModel): return model.response_logps(prompts, ids, max_length, left_out)
     found = []
     for i in range(0, len(ids), micro_batch_size):
         part = slice(i, i + micro_batch_size)
         logits = response_logits(model, prompts[part], ids[part], max_length=max_length)
-        for rows, response in zip(logits, ids[part]):
-            fits = len(rows) == len(response)
-            logp = float(sequence_logp(rows, response, len(bv), bv.stop_ids)) if fits else None
+        for k, (rows, response) in enumerate(zip(logits, ids[part]), i):
+            logp = None
+            if len(rows) == len(response):
+                skip = None if left_out is None else left_out[k]
+                logp = float(sequence_logp(rows, response, len(bv), bv.stop_ids, skip))
             found.append(logp)
     return found
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #6af75e04
+# %% ../../nbs/08_train/05_evaluate.ipynb #f5b5401c
 def logp_gaps(student: torch.nn.Module, teacher: torch.nn.Module, pair: Pair,
               prompts: tuple[list, list],   # the student's ids of each prompt, the teacher's ids
               responses: list[list[int]],   # the student's ids
               micro_batch_size: int = 8, max_length: int | None = None) -> list[tuple | None]:
-    "(log p_S - log p_T in nats, bytes) of each response; None where one side cannot score it."
-    limits = micro_batch_size, max_length
-    teacher_responses = retokenize(pair.student, pair.teacher, responses, prompts)
-    student_logp = text_logp(student, pair.student, prompts[0], responses, *limits)
-    teacher_logp = text_logp(teacher, pair.teacher, prompts[1], teacher_responses, *limits)
+    """(log p_S - log p_T in nats, bytes) of each response; None where one side cannot score it.
+
+    Tokens that are framing on one side only, such as the header of an answer, do not count."""
+    limits, vocabs = (micro_batch_size, max_length), (pair.student, pair.teacher)
+    teacher_responses = retokenize(*vocabs, responses, prompts)
+    both = [response_contents(vocabs, pair_of_ids) for pair_of_ids in zip(responses, teacher_responses)]
+    framing = [[content.is_framing for content in side] for side in zip(*both)] or [[], []]
+    student_logp = text_logp(student, pair.student, prompts[0], responses, *limits, framing[0])
+    teacher_logp = text_logp(teacher, pair.teacher, prompts[1], teacher_responses, *limits, framing[1])
     found = []
-    for ids, other_ids, own, other in zip(responses, teacher_responses, student_logp, teacher_logp):
-        text = pair.student.decode(ids)
+    for contents, own, other in zip(both, student_logp, teacher_logp):
         known = own is not None and other is not None and math.isfinite(own - other)
-        agrees = text == pair.teacher.decode(other_ids)
-        agrees = agrees or same_content((pair.student, pair.teacher), (ids, other_ids))
-        found.append((own - other, max(len(text), 1)) if known and agrees else None)
+        agrees = contents[0].text == contents[1].text
+        num_bytes = max(len(contents[0].text), 1)
+        found.append((own - other, num_bytes) if known and agrees else None)
     return found
 
 def reverse_kl(gaps: list[tuple | None]) -> dict:
