@@ -170,7 +170,7 @@ def _default_strings(reader):
         if line and pair.kind == PartKind.THINK: closing[pair.kind] += "\n\n"
     return opening, closing
 
-# %% ../../nbs/02_data/04_response_format.ipynb #926c5f4b
+# %% ../../nbs/02_data/04_response_format.ipynb #28ccde0f
 _USER = {"role": "user", "content": "a"}
 _THOUGHTS = "plugh", "Two pairs.", "two", "13"
 # a control token that is no mark, in a rendered conversation
