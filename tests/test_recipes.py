@@ -38,6 +38,22 @@ def test_a_recipe_is_a_run(file):
     assert head[1].startswith("# Source: ") and head[-1].startswith("# What we have run of it: ")
 
 
+@pytest.mark.parametrize("file", RECIPES, ids=NAMES)
+def test_a_recipe_names_what_its_source_does_not_give(file):
+    "The values that we chose stand in one line, by the names of the settings."
+    config, given = parts(file)
+    lines = [line for line in file.read_text().splitlines() if line.startswith("# Our choice: ")]
+    named = set(re.findall(r"\w+", re.sub(r"\(.*?\)", "", " ".join(lines)))) - {"Our", "choice"}
+    assert len(lines) <= 1 and named <= {*config, *given}
+    assert ("micro_batch_size" in config) <= ("micro_batch_size" in named)      # of memory alone: no source has it
+    left = [line for line in file.read_text().splitlines() if line.startswith("# Our defaults, ")]
+    left = set(re.findall(r"\w+_\w+", " ".join(left)))
+    assert left == {"lr_scheduler_type", "warmup_steps", "weight_decay"} - {*config}
+    follows = "max_new_tokens is what the two lengths leave." in file.read_text()
+    if follows:
+        assert config["max_new_tokens"] == config["max_length"] - config["max_prompt_length"]
+
+
 def test_every_preset_of_a_paper_has_a_recipe():
     used = {(given["objective"], given["objective_args"].get("preset")) for _, given in map(parts, RECIPES)}
     missing = {name for name, spec in OBJECTIVES.items() if spec.presets} - {name for name, preset in used if preset}

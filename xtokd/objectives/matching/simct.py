@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ScorableUnits', 'scorable_units', 'unit_scores', 'UnitColumns', 'Segments', 'released_segments', 'SimCT']
 
-# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #dbde05ef
+# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #0b013310
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ...alignment.alignment import BatchAlignment
-from ..base import Objective, Output, Preset, make_output
+from ..base import Objective, Output, Preset, make_output, window_mask
+from ..chunks import check_denominator
 from ..divergences import divergence
 from .strict import shared_token_logps
 from ...rows.pair_batch import PairBatch
@@ -166,7 +167,23 @@ def _segment_columns(batch, ranges):
     count = np.bincount(long, minlength=len(ranges))
     return UnitColumns(columns[0], columns[1], columns[2][:, 0].exp(), count)
 
-# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #04d8fb21
+# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #34ccbce4
+_PROGRAM_ABSENT = (
+    "the program encodes the decoded answer again; here the sampled ids are kept",
+    "it appends a stop to answers that were cut off, and a space before the teacher's stop",
+    "control tokens with one name on both sides are shared tokens there; here all ways to stop are "
+    "one column, and other control tokens have none")
+_SIMCT_PRESETS = {
+    "paper": Preset("arXiv 2605.07711"),
+    "released": Preset(
+        "sunjie279/SimCT-, commit 4dae6fc", {"variant": "released", "denominator": "response"},
+        absent=_PROGRAM_ABSENT),
+    "released-later": Preset(
+        "sunjie279/SimCT-, commit cf0f33a: rows with half of the teacher's mass in the space",
+        {"variant": "released", "denominator": "response", "min_mass": .5},
+        absent=_PROGRAM_ABSENT)}
+
+# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #84e7a690
 def _space_divergence(student, teacher, size, kind="rkl", beta=.5):
     """Divergence [R] between scores [R, C] after a softmax over the size[r] words of each row, and
     which rows [R] have a loss: two words or more, with some finite scores."""
@@ -202,15 +219,7 @@ class SimCT(Objective):
     alignment = "chunks"
     vocab_map = "shared tokens and units (mean log-prob)"
     divergence_label = "rkl, fkl, jsd"
-    presets = {
-        "paper": Preset("arXiv 2605.07711"),
-        "released": Preset(
-            "sunjie279/SimCT-, commit 4dae6fc", {"variant": "released"},
-            absent=("the program encodes the decoded answer again; here the sampled ids are kept",
-                    "it appends a stop to answers that were cut off, and a space before the "
-                    "teacher's stop")),
-        "released-later": Preset("sunjie279/SimCT-, commit cf0f33a: rows with half of the teacher's "
-                                 "mass in the space", {"variant": "released", "min_mass": .5})}
+    presets = _SIMCT_PRESETS
     known_exceptions = {"I3": "a geometric mean is no probability: an exact student is not at rest",
                   "I6": "a row's space holds units that the sample writes later (not with units='own')"}
 
@@ -219,12 +228,14 @@ class SimCT(Objective):
                  units: str = "sample",        # or "own": only the unit that is written there
                  divergence: str = "rkl",      # "rkl", "fkl" or "jsd"
                  beta: float = .5,             # of "jsd"
-                 min_mass: float = 0.):        # leave out rows with less teacher mass in the space
+                 min_mass: float = 0.,         # leave out rows with less teacher mass in the space
+                 denominator: str = "signal"): # rows with a loss, or all tokens: "response"
         if variant not in ("paper", "released"):
             raise ValueError(f"simct: variant {variant!r} is not known. Choose paper, released.")
         if units not in ("sample", "own"):
             raise ValueError(f"simct: units {units!r} is not known. Choose sample, own.")
-        self.variant, self.own_unit_only = variant, units == "own"
+        check_denominator(denominator)
+        self.variant, self.own_unit_only, self.denominator = variant, units == "own", denominator
         self.divergence_kind, self.beta, self.min_mass = divergence, beta, min_mass
 
     def signal(self, batch: PairBatch) -> Output:
@@ -252,4 +263,6 @@ class SimCT(Objective):
         stats = {}
         if len(ranges):
             stats = dict(units_per_row=float(np.mean(units.count)), teacher_mass=float(mass.mean()))
-        return make_output(batch, token_loss, weight, unit="chunk", **stats)
+        out = make_output(batch, token_loss, weight, unit="chunk", **stats)
+        if self.denominator == "response": out.num_units = float(window_mask(batch).sum())
+        return out

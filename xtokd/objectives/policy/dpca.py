@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['end_chunks', 'DPCA']
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #27626a32
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #ba5cf45a
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from ...alignment.reasons import Reason
 from ..base import Objective, Output, Preset, window_mask
-from ..chunks import ChunkLogps
+from ..chunks import ChunkLogps, check_denominator, check_stop
 from .sampled import (
     behaviour_logps, check_credit, chunk_sizes, policy_output, spread_advantage, surrogate_loss)
 from ...rows.pair_batch import PairBatch
@@ -44,7 +44,7 @@ def end_chunks(batch: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     chunk[student_end[both]] = len(al.chunks) + np.arange(both.sum())
     return chunk, teacher_end[both]
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #64b3a1b6
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #8c036fc3
 class DPCA(Objective):
     """Chunk log-ratios shared by the student's surprisal, clipped surrogate (arXiv 2606.09456);
     loss unit: token."""
@@ -60,7 +60,9 @@ class DPCA(Objective):
         "arXiv 2606.09456; ivanniu/On-Policy-Distill, commit 927a8264, cross_distill.sh",
         {"stop": "id", "denominator": "response"},
         absent=("the program aligns decoded strings, character by character (granularity=char is "
-                "near to it), and writes the prompt in the teacher's markers by replacing strings",))}
+                "near to it), and writes the prompt in the teacher's markers by replacing strings",
+                "a text whose end the teacher's side has lost has no gradient at all there; here "
+                "what the teacher has read has one"))}
 
     def __init__(self, credit: str = "semantic_prior", clamp: float | None = 10.,
                  # chunks with more tokens than this on a side have no signal
@@ -68,19 +70,18 @@ class DPCA(Objective):
                  low: float = .8, high: float = 1.28, dual: float = 10.,
                  stop: str = "class", denominator: str = "signal"):
         check_credit(credit)
-        choices = {"stop": ("class", "id"), "denominator": ("signal", "response")}
-        for name, value in (("stop", stop), ("denominator", denominator)):
-            if value not in choices[name]:
-                raise ValueError(f"{name} {value!r} is not known. Choose "
-                                 f"{', '.join(choices[name])}.")
+        check_stop(stop)
+        check_denominator(denominator)
         self.credit, self.clamp, self.large_chunk = credit, clamp, large_chunk
         self.low, self.high, self.dual = low, high, dual
         self.stop, self.denominator = stop, denominator
 
     def signal(self, batch: PairBatch) -> Output:
         chunk, teacher_ends = end_chunks(batch)
-        student, behaviour, teacher, totals = self._logps(batch)
-        totals = torch.cat([totals, teacher[torch.as_tensor(teacher_ends, device=teacher.device)]])
+        logps = ChunkLogps(batch, self.stop)
+        behaviour, teacher = behaviour_logps(batch, logps.student, self.stop), logps.teacher
+        at_end = teacher[torch.as_tensor(teacher_ends, device=teacher.device)]
+        totals = torch.cat([logps.teacher_sum, at_end])
         reason = np.zeros(len(chunk), int)
         if self.large_chunk:
             reason = np.where(chunk_sizes(batch, chunk) > self.large_chunk, Reason.LARGE_CHUNK, 0)
@@ -88,21 +89,9 @@ class DPCA(Objective):
                                  device=behaviour.device)
         advantage = spread_advantage(behaviour, chunk, totals, self.credit)
         loss = partial(surrogate_loss, low=self.low, high=self.high, dual=self.dual)
-        out = policy_output(batch, student, behaviour, advantage, weight, reason, self.clamp, loss)
+        out = policy_output(batch, logps.student, behaviour, advantage, weight, reason, self.clamp,
+                            loss)
         inside = float(window_mask(batch).sum())
         out.stats["silent_share"] = 1 - out.num_units / max(inside, 1)
         if self.denominator == "response": out.num_units = inside
         return out
-
-    def _logps(self, batch):
-        """Student log-probs [n], those at the time of writing [n], teacher log-probs [m] and their
-        chunk sums [K]."""
-        logps = ChunkLogps(batch)
-        if self.stop == "class":
-            behaviour = behaviour_logps(batch, logps.student)
-            return logps.student, behaviour, logps.teacher, logps.teacher_sum
-        # End tokens are the only ones whose score differs, and their chunks are added from
-        # `end_chunks`.
-        student = batch.student.token_logp()
-        behaviour = student.detach() if batch.behaviour_logp is None else batch.behaviour_logp
-        return student, behaviour, batch.teacher.token_logp().detach(), logps.teacher_sum

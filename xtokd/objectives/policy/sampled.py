@@ -79,12 +79,12 @@ def chunk_sizes(batch: PairBatch, student_chunk: np.ndarray | None = None) -> np
     sizes = np.append(np.maximum(c[:, 1] - c[:, 0], c[:, 3] - c[:, 2]), 0)
     return sizes[np.where(chunk < len(c), chunk, -1)]
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #2890a696
-def behaviour_logps(batch: PairBatch, logp: torch.Tensor) -> torch.Tensor:
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #7a1e43ff
+def behaviour_logps(batch: PairBatch, logp: torch.Tensor, stop: str = "class") -> torch.Tensor:
     """Log-probs [n] at the time of writing, without gradient; those of now, `logp` [n], where the
-    batch has none."""
+    batch has none. `stop` is that of the `ChunkLogps` which `logp` comes from."""
     if batch.behaviour_logp is None: return logp.detach()
-    if len(batch.pair.student.stop_ids) < 2: return batch.behaviour_logp
+    if stop == "id" or len(batch.pair.student.stop_ids) < 2: return batch.behaviour_logp
     with torch.no_grad(): return batch.behaviour_logp + logp - batch.student.token_logp()
 
 # %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #689fa1a4
