@@ -152,8 +152,8 @@ def test_a_full_disk_at_the_log(tmp_path, block):
     log = d.log.file
     log.file.close(); log.file = open("/dev/full", "ab")
     d.control = control = Control()
-    if block: d._run()
-    else: (t := threading.Thread(target=d._run)).start(); t.join(60)
+    if block: run_to_end(d)
+    else: (t := threading.Thread(target=run_to_end, args=(d,))).start(); t.join(60)
     assert control.done.is_set()
     with pytest.raises(OSError, match="while writing the run log .* --resume"): Run(tmp_path/"a", control).wait()
 

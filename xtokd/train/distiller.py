@@ -298,7 +298,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #fde76a90
+# %% ../../nbs/08_train/11_distiller.ipynb #0d6298bb
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -369,12 +369,11 @@ class Distiller:
             raise
         run = Run(self.output_dir, self.control)
         if block:
-            with interruptible(self.control): self._run()
+            with interruptible(self.control): run_to_end(self)
             return run.wait()
-        self.control.thread = threading.Thread(target=self._run, daemon=True)
+        self.control.thread = threading.Thread(target=run_to_end, args=(self,), daemon=True)
         self.control.thread.start()
         return run
-    def _run(self): run_to_end(self)
 
     def evaluate(self) -> dict | None:
         "Evaluate; log metrics and a few samples; returns the metrics."

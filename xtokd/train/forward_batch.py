@@ -33,7 +33,7 @@ from .config import DistillConfig
 from .samples import Sample
 from ..vocab.bytevocab import ByteVocab
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #783ec9d7
+# %% ../../nbs/08_train/03_forward_batch.ipynb #759a9b4d
 @dataclass
 class ModelSet:
     "The models of a run: student, teacher, and the auxiliary models of some objectives."
@@ -80,8 +80,8 @@ def load_models(student: str | Path | tuple | Side,     # name, folder, (model, 
     return ModelSet(student, teacher)
 
 def check_vocabularies(objective: Objective | Callable, *sources: object) -> None:
-    """Raise ValueError where an objective needs equal vocabularies and those of student and teacher,
-    given by name or folder, differ; only their tokenizers are loaded."""
+    """Raise ValueError where an objective needs equal vocabularies and those of student and
+    teacher, given by name or folder, differ; only their tokenizers are loaded."""
     if not getattr(objective, "equal_vocabularies", False): return
     if not all(isinstance(source, (str, Path)) for source in sources): return
     if any(str(source).startswith(("http://", "https://")) for source in sources): return
@@ -93,8 +93,8 @@ def prepare_objective(objective: Objective | Callable, models: ModelSet,
                       auxiliary_models: dict | None, device: torch.device) -> None:
     """Load the auxiliary models that an objective needs, by name, and prepare it for the models.
 
-    Raises ValueError for an auxiliary model that is missing and for a pair that the objective cannot
-    compare, TypeError for a model that is not used."""
+    Raises ValueError for an auxiliary model that is missing and for a pair that the objective
+    cannot compare, TypeError for a model that is not used."""
     student, teacher = models.student, models.teacher
     if getattr(objective, "equal_vocabularies", False):
         require_equal_vocabularies(models.pair, objective.name, objective.instead)
