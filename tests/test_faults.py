@@ -13,7 +13,7 @@ from faults import fault, rows
 from test_distill import ROOT, SMALL, Wrapped, distiller, same, weights
 from xtokd.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, atomic_folder
 from xtokd.cli.commands import main
-from xtokd.train.distiller import Distiller, open_run
+from xtokd.train.distiller import Distiller, open_run, run_to_end
 from xtokd.train.config import DistillConfig
 from xtokd.train.runlog import Control, Run
 from xtokd.hub import ModelNotFound

@@ -147,7 +147,7 @@ def _check_tokenizer(api: CompletionsAPI, vocab: ByteVocab):
                               f"Cure: name the tokenizer of the served model ({api.model}), "
                               "--teacher-tokenizer on the command line")
 
-# %% ../../nbs/07_serving/02_client.ipynb #91402559
+# %% ../../nbs/07_serving/02_client.ipynb #0afcd81d
 class RemoteTeacher(ServedModel):
     "A served model as a teacher: `RemoteTeacher(url, tokenizer)`, or `url#TOKENIZER` as a name."
     not_finite_hint = ("look at the engine that serves it: prefix caching and speculative decoding "
@@ -210,17 +210,14 @@ class RemoteTeacher(ServedModel):
                       "teacher_rows_not_finite": unknown, "teacher_tokens_fed": fed}
 
     def response_logps(self, prompts: Sequence[list[int]], ids: Sequence[list[int]],
-                       max_length: int | None = None,
-                       left_out: Sequence[np.ndarray] | None = None    # bool[n] of each response
-                       ) -> list[float | None]:
-        "Log-prob of each response, a final stop id counting as all; None if cut or unknown."
+                       max_length: int | None, left_out: Sequence[np.ndarray]) -> list[float | None]:
+        "Log-prob of each response without the tokens in `left_out`, bool[n]; None if cut or unknown."
         samples = [SimpleNamespace(teacher_prompt_ids=p, teacher_ids=x) for p, x in zip(prompts, ids)]
         rows, _ = self.score_samples(samples, max_length)
         logps = np.split(rows.token_logp_merged_stops().cpu().numpy(), rows.offsets[1:-1])
-        uncut = np.diff(rows.offsets) == [len(x) for x in ids]
-        if left_out is None: left_out = [np.zeros(len(x), bool) for x in ids]
         sums = [float(own[~skip[:len(own)]].sum()) for own, skip in zip(logps, left_out)]
-        return [logp if whole and math.isfinite(logp) else None for logp, whole in zip(sums, uncut)]
+        known = [len(own) == len(x) for own, x in zip(logps, ids)] & np.isfinite(sums)
+        return [logp if is_known else None for logp, is_known in zip(sums, known)]
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.,
                  seed: int | None = None) -> list[list[int]]:

@@ -6,10 +6,11 @@
 __all__ = ['ratio_with_se', 'text_logp', 'logp_gaps', 'reverse_kl', 'checked_score', 'accuracy_metrics', 'summarize', 'evaluate',
            'Evaluator']
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #145e15a8
+# %% ../../nbs/08_train/05_evaluate.ipynb #3d21d2b8
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -37,14 +38,16 @@ def ratio_with_se(totals: list[float], sizes: list[float]) -> tuple[float, float
     if len(sizes) < 2: return float(ratio), math.nan
     return float(ratio), float((totals - ratio*sizes).std() / sizes.mean() / len(sizes)**.5)
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #bab6b138
+# %% ../../nbs/08_train/05_evaluate.ipynb #86cf8470
 @torch.no_grad()
 def text_logp(model: torch.nn.Module, bv: ByteVocab, prompts: list[list[int]], ids: list[list[int]],
               micro_batch_size: int = 8, max_length: int | None = None,
               left_out: list | None = None    # bool[n] of each response: tokens that do not count
               ) -> list[float | None]:
     "Log-prob in nats of each response under a model; None where it does not fit into `max_length`."
-    if isinstance(model, ServedModel): return model.response_logps(prompts, ids, max_length, left_out)
+    if left_out is None: left_out = [np.zeros(len(response), bool) for response in ids]
+    if isinstance(model, ServedModel):
+        return model.response_logps(prompts, ids, max_length, left_out)
     found = []
     for i in range(0, len(ids), micro_batch_size):
         part = slice(i, i + micro_batch_size)
@@ -52,12 +55,11 @@ def text_logp(model: torch.nn.Module, bv: ByteVocab, prompts: list[list[int]], i
         for k, (rows, response) in enumerate(zip(logits, ids[part]), i):
             logp = None
             if len(rows) == len(response):
-                skip = None if left_out is None else left_out[k]
-                logp = float(sequence_logp(rows, response, len(bv), bv.stop_ids, skip))
+                logp = float(sequence_logp(rows, response, len(bv), bv.stop_ids, left_out[k]))
             found.append(logp)
     return found
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #f5b5401c
+# %% ../../nbs/08_train/05_evaluate.ipynb #a0549047
 def logp_gaps(student: torch.nn.Module, teacher: torch.nn.Module, pair: Pair,
               prompts: tuple[list, list],   # the student's ids of each prompt, the teacher's ids
               responses: list[list[int]],   # the student's ids
@@ -67,10 +69,12 @@ def logp_gaps(student: torch.nn.Module, teacher: torch.nn.Module, pair: Pair,
     Tokens that are framing on one side only, such as the header of an answer, do not count."""
     limits, vocabs = (micro_batch_size, max_length), (pair.student, pair.teacher)
     teacher_responses = retokenize(*vocabs, responses, prompts)
-    both = [response_contents(vocabs, pair_of_ids) for pair_of_ids in zip(responses, teacher_responses)]
+    both = [response_contents(vocabs, texts) for texts in zip(responses, teacher_responses)]
     framing = [[content.is_framing for content in side] for side in zip(*both)] or [[], []]
-    student_logp = text_logp(student, pair.student, prompts[0], responses, *limits, framing[0])
-    teacher_logp = text_logp(teacher, pair.teacher, prompts[1], teacher_responses, *limits, framing[1])
+    sides = zip((student, teacher), vocabs, prompts, (responses, teacher_responses), framing)
+    student_logp, teacher_logp = (
+        text_logp(*side, *limits, left_out) for *side, left_out in sides
+    )
     found = []
     for contents, own, other in zip(both, student_logp, teacher_logp):
         known = own is not None and other is not None and math.isfinite(own - other)
@@ -80,7 +84,7 @@ def logp_gaps(student: torch.nn.Module, teacher: torch.nn.Module, pair: Pair,
     return found
 
 def reverse_kl(gaps: list[tuple | None]) -> dict:
-    "Reverse KL per byte with its standard error, per text, and the number of texts, from `logp_gaps`."
+    "Reverse KL per byte with its standard error, per text, and the number of texts."
     known = [gap for gap in gaps if gap is not None]
     per_byte, error = ratio_with_se([gap for gap, _ in known], [size for _, size in known])
     per_text = sum(gap for gap, _ in known) / len(known) if known else math.nan
