@@ -159,7 +159,7 @@ def _mid_text_tokenizer(backend, forbidden=()):
         pre_tokenizer = dict(type="Sequence", pretokenizers=steps)
     return _tokenizer_around(backend.model, normalizer, pre_tokenizer)
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #51c70087
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #3262af2a
 @dataclass
 class TextEncoder:
     "Encodes text as the middle of a text: nothing is added, and no control token is recognised."
@@ -173,6 +173,11 @@ class TextEncoder:
         "Hash of the model with all of its merges; a fingerprint only asks some probe texts."
         return _digest(self.tokenizer.model.__getstate__())
 
+    @cached_property
+    def key(self) -> str:
+        "Hash of all that decides how text is encoded; half a second for 262,144 ids, the first time."
+        return _digest(self.tokenizer.to_str(), repr(sorted(self.remapped.items())))
+
     def drop_unencodable(self, text: str) -> str:
         "Return `text` without the characters that need a byte which no piece contains."
         if not self.unencodable or self.unencodable.isdisjoint(text.encode()): return text
@@ -180,7 +185,8 @@ class TextEncoder:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         "Return the ids of each text. Raises TypeError for a text with lone surrogates."
-        if self.unencodable: texts = [self.drop_unencodable(t) for t in texts]
+        if self.unencodable and not self.unencodable.isdisjoint("".join(texts).encode()):
+            texts = [self.drop_unencodable(t) for t in texts]
         try: encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError as e:
             message = f"{self.name}: texts must be str without lone surrogates (U+D800 to U+DFFF)"
