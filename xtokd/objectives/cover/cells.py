@@ -92,7 +92,7 @@ def components(size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #e97b43f4
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #c240e86a
 class CellGraph:
     "Which tokens of a pair meet at a common boundary, and the cells that they form."
     small = 4096       # up to this many tokens a side, rows are read by the definition
@@ -139,14 +139,27 @@ class CellGraph:
     @cached_property
     def s_space(self) -> np.ndarray:
         "bool[2, Vs]: does each student token begin, and end, with white space?"
-        data = self.s.bytes
-        return np.array([[x[:1].isspace(), x[-1:].isspace()] for x in data], bool).T
+        text, first = self.student_bytes
+        has_bytes, text = self.s.lengths > 0, np.append(text, 0)
+        ends = first + self.s.lengths - 1
+        is_space = np.array([bytes([byte]).isspace() for byte in range(256)])
+        return np.stack([is_space[text[first]], is_space[text[ends]]]) & has_bytes
 
     @cached_property
     def student_bytes(self) -> tuple[np.ndarray, np.ndarray]:
         "The bytes of all student tokens, joined, and where each begins int64[Vs]."
         first = np.cumsum(self.s.lengths, dtype=np.int64) - self.s.lengths
         return np.frombuffer(b"".join(self.s.bytes), np.uint8), first
+
+    @cached_property
+    def space_heads(self) -> dict[int, str]:
+        "White space that teacher tokens begin with, and what follows (see `white_space_moves`)."
+        return {}
+
+    @cached_property
+    def space_moves(self) -> dict[tuple[tuple[int, ...], str], bool]:
+        "The student's answers about white space, by its tokens and what follows."
+        return {}
 
     def __repr__(self):
         size = np.bincount(self.cell_s[self.cell_s >= 0], minlength=self.n)
