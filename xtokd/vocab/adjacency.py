@@ -119,9 +119,9 @@ def joined_bytes(vocab: ByteVocab) -> np.ndarray:
     joined[data[first], data[first + 1]] = True
     return joined
 
-# %% ../../nbs/01_vocab/06_adjacency.ipynb #548b531b
+# %% ../../nbs/01_vocab/06_adjacency.ipynb #e01ad1ea
 TEXT_ARRAYS = ("begins", "ends", "is_text")
-KIND_ARRAYS = ("is_asked", "leaves_alone", "stays")
+KIND_ARRAYS = ("is_asked", "leaves_alone", "stays", "is_rare")
 
 
 class BoundaryKind(IntEnum):
@@ -186,7 +186,7 @@ class Boundaries:
         clear = self.merges.derivable & self.is_text
         return clear[first] & clear[second]
 
-# %% ../../nbs/01_vocab/06_adjacency.ipynb #200e9e9f
+# %% ../../nbs/01_vocab/06_adjacency.ipynb #60f579d2
 ENOUGH = 8      # pairs that merges join from which a trial says whether they are joined
 
 
@@ -225,9 +225,9 @@ def _trial_pairs(tokens, n):
     return tuple(map(np.concatenate, zip(*pairs)))
 
 
-def try_kinds(tokens: Boundaries, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return bool[kind, kind] three times: where the tokenizer is asked; where of these only about
-    pairs that merges join; where pairs stay that merges join.
+def try_kinds(tokens: Boundaries, n: int) -> dict[str, np.ndarray]:
+    """Return bool[kind, kind] by the names in KIND_ARRAYS: is the tokenizer asked? of these, only about
+    pairs that merges join? do pairs stay that merges join? were few such pairs tried?
 
     Elsewhere bytes and merges gave the tokenizer's answers, to all pairs that were tried."""
     first, second, alone = _trial_pairs(tokens, n)
@@ -253,19 +253,20 @@ def try_kinds(tokens: Boundaries, n: int) -> tuple[np.ndarray, np.ndarray, np.nd
     agrees = count(alone & merged & truth) == 0
     stays = enough & leaves_alone & (count(merged & ~truth) == 0)
     stays[:, BoundaryKind.BLANKS] = False            # too many kinds of white space for a trial
-    is_asked = ~(uncut & (stays | agrees & enough))
-    return is_asked, leaves_alone, stays
+    is_asked = ~(uncut & (stays | agrees))
+    tables = is_asked, leaves_alone, stays, ~is_asked & ~stays & ~enough
+    return dict(zip(KIND_ARRAYS, tables))
 
-# %% ../../nbs/01_vocab/06_adjacency.ipynb #091ceb51
+# %% ../../nbs/01_vocab/06_adjacency.ipynb #07b46d5b
 class PairRules(Boundaries):
     "Which tokens a tokenizer writes side by side, where bytes and merges give its answers."
     def __init__(self, vocab: ByteVocab,
                  num_trials: int = 256,        # pairs that are tried of each kind of boundary
                  arrays: dict[str, np.ndarray] | None = None):    # `to_arrays` of earlier rules
         super().__init__(vocab, arrays)
+        tables = try_kinds(self, num_trials) if arrays is None else arrays
         # bool[first ends with, second begins with]
-        if arrays is None: self.is_asked, self.leaves_alone, self.stays = try_kinds(self, num_trials)
-        else: self.is_asked, self.leaves_alone, self.stays = (arrays[x] for x in KIND_ARRAYS)
+        self.is_asked, self.leaves_alone, self.stays, self.is_rare = (tables[x] for x in KIND_ARRAYS)
 
     @classmethod
     def of(cls, vocab: ByteVocab) -> "PairRules":
@@ -288,6 +289,7 @@ class PairRules(Boundaries):
         merged[some] = self.merges.merges_across(first[some], second[some])
         settled = ~merged & derivable & self.leaves_alone[kinds]
         is_known = np.where(is_text & self.is_asked[kinds], settled, derivable | ~joined)
+        is_known &= ~(is_text & merged & self.is_rare[kinds])
         return ~merged | self.stays[kinds] & is_text, is_known
 
 # %% ../../nbs/01_vocab/06_adjacency.ipynb #75f702df
