@@ -159,7 +159,7 @@ def _mid_text_tokenizer(backend, forbidden=()):
         pre_tokenizer = dict(type="Sequence", pretokenizers=steps)
     return _tokenizer_around(backend.model, normalizer, pre_tokenizer)
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #3262af2a
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #7173bd0f
 @dataclass
 class TextEncoder:
     "Encodes text as the middle of a text: nothing is added, and no control token is recognised."
@@ -172,11 +172,6 @@ class TextEncoder:
     def model_key(self) -> str:
         "Hash of the model with all of its merges; a fingerprint only asks some probe texts."
         return _digest(self.tokenizer.model.__getstate__())
-
-    @cached_property
-    def key(self) -> str:
-        "Hash of all that decides how text is encoded; half a second for 262,144 ids, the first time."
-        return _digest(self.tokenizer.to_str(), repr(sorted(self.remapped.items())))
 
     def drop_unencodable(self, text: str) -> str:
         "Return `text` without the characters that need a byte which no piece contains."

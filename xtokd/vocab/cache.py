@@ -35,7 +35,7 @@ def is_enabled() -> bool:
     "Is the cache on? It is not with `XTOKD_CACHE=0`."
     return os.environ.get("XTOKD_CACHE", "1") != "0"
 
-# %% ../../nbs/01_vocab/07_cache.ipynb #5252a4e9
+# %% ../../nbs/01_vocab/07_cache.ipynb #5ce23761
 def _hash(*parts):
     "Hash of several byte strings, together with their lengths."
     hasher = hashlib.blake2b(digest_size=16)
@@ -47,7 +47,11 @@ def _hash(*parts):
 
 def tokenizer_hash(vocab: ByteVocab) -> str:
     "Return a hash of all that decides how a `ByteVocab` decodes and encodes, without its stop ids."
-    return _hash(vocab.table.key.encode(), vocab.encoder.key.encode())
+    known = vars(vocab.encoder)       # kept with the encoder: half a second for 262,144 ids
+    if "text_hash" not in known:
+        remapped = repr(sorted(vocab.encoder.remapped.items()))
+        known["text_hash"] = _hash(vocab.encoder.tokenizer.to_str().encode(), remapped.encode())
+    return _hash(vocab.table.key.encode(), known["text_hash"].encode())
 
 # %% ../../nbs/01_vocab/07_cache.ipynb #25c051f7
 def _version(package):
