@@ -159,7 +159,7 @@ def _mid_text_tokenizer(backend, forbidden=()):
         pre_tokenizer = dict(type="Sequence", pretokenizers=steps)
     return _tokenizer_around(backend.model, normalizer, pre_tokenizer)
 
-# %% ../../nbs/01_vocab/02_bytevocab.ipynb #7173bd0f
+# %% ../../nbs/01_vocab/02_bytevocab.ipynb #51c70087
 @dataclass
 class TextEncoder:
     "Encodes text as the middle of a text: nothing is added, and no control token is recognised."
@@ -180,8 +180,7 @@ class TextEncoder:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         "Return the ids of each text. Raises TypeError for a text with lone surrogates."
-        if self.unencodable and not self.unencodable.isdisjoint("".join(texts).encode()):
-            texts = [self.drop_unencodable(t) for t in texts]
+        if self.unencodable: texts = [self.drop_unencodable(t) for t in texts]
         try: encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except TypeError as e:
             message = f"{self.name}: texts must be str without lone surrogates (U+D800 to U+DFFF)"
