@@ -140,6 +140,7 @@ def host(samples=32, tokens=512):
     from xtokd.objectives.cover.cells import cell_graph
     torch.set_num_threads(1)
     text, lines, clock = corpus(), [], RowWideClock()
+    with clock: torch.zeros(2) + 1         # the first use of a dispatch mode imports for a second
     for owner, name in ((hypotheses, "tokens_above"), (estimates, "tokens_above"), (SeededRows, "raw")): clock.outside(owner, name)
     for owner, name, title in ((hypotheses.TextPlaces, "__init__", "places"), (estimates, "read_teacher", "reading"), (estimates, "contradicting", "contradictions"), (estimates, "find_answers", "answers"),
                                (estimates, "longer_tokens", "longer tokens"), (estimates.RowEstimates, "targets", "named cells and targets"), (cover, "student_favourites", "favourites"), (cover, "cell_losses", "loss"),
@@ -178,9 +179,9 @@ def main():
     p.add_argument("--student", default="smollm2"); p.add_argument("--teacher", default="gemma")
     p.add_argument("--rounds", type=int, default=40); p.add_argument("--each", type=int, default=8)
     p.add_argument("--tokens", type=int, default=64); p.add_argument("--prompts", type=int, default=4); p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--host", action="store_true")
+    p.add_argument("--host", action="store_true"); p.add_argument("--samples", type=int, default=32, help="responses of 512 tokens, with --host")
     a = p.parse_args()
-    if a.host: return host()
+    if a.host: return host(a.samples)
     torch.set_num_threads(a.threads)
     student, teacher, pair = load_side(a.student, "student", "cpu"), load_side(a.teacher, "teacher", "cpu"), Pair(a.student, a.teacher)
     config, asked = DistillConfig(max_new_tokens=a.tokens, micro_batch_size=a.prompts), {"rows": None, "bpm": objective("bpm"), "cover": objective("cover")}

@@ -12,6 +12,7 @@ import xtokd.vocab.cache as stored
 from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.models.loading import load_tokenizer
 from xtokd.objectives.cover.cells import CellGraph
+from xtokd.vocab.adjacency import CanonicalPairs, PairRules
 
 TOY = {"a": np.arange(5, dtype=np.int32), "b": np.array([[True, False]])}
 equal = lambda x, y: x.keys() == y.keys() and all(x[k].dtype == y[k].dtype and np.array_equal(x[k], y[k]) for k in x)
@@ -267,3 +268,50 @@ def test_leftovers_go_after_a_day_and_other_files_stay():
         (stored.tables_dir() / name).write_text("x"); os.utime(stored.tables_dir() / name, (0, time.time() - age))
     stored.trim_cache(0)
     assert files() == ["b.part", "notes.txt"]
+
+
+# ---- neighbours of one tokenizer -------------------------------------------------------------------------------------------
+def same_rules(x, y):
+    assert equal(x.to_arrays(), y.to_arrays())
+    first, second = np.random.default_rng(0).integers(len(x.vocab), size=(2, 3000))
+    for a, b in zip(x.decide(first, second), y.decide(first, second)): assert np.array_equal(a, b)
+    clear = x.merges.derivable[first] & x.merges.derivable[second]
+    assert np.array_equal(x.merges.merges_across(first[clear], second[clear]), y.merges.merges_across(first[clear], second[clear]))
+
+
+def test_rules_of_neighbours_are_read_the_second_time_and_equal(pair, monkeypatch):
+    for vocab in pair:
+        made = CanonicalPairs(vocab).rules
+        with monkeypatch.context() as changes:
+            changes.setattr(PairRules, "_read_texts", lambda *_: pytest.fail("tried again"))
+            read = CanonicalPairs(vocab).rules
+        same_rules(made, read); same_rules(made, PairRules(vocab))
+    assert [f.split("-")[0] for f in files()] == ["neighbours"] * 2
+
+
+def test_damaged_rules_of_neighbours_are_made_again(pair):
+    made = CanonicalPairs(pair[0]).rules
+    (path,) = stored.tables_dir().iterdir(); whole = path.read_bytes()
+    for damaged in (whole[:len(whole) // 2], b"", whole[:900] + bytes([whole[900] ^ 1]) + whole[901:]):
+        path.write_bytes(damaged)
+        same_rules(made, CanonicalPairs(pair[0]).rules)
+        assert path.read_bytes() == whole
+
+
+def test_a_tokenizer_without_merges_stores_no_rules():
+    from tokenizers import models
+    vocab = ByteVocab(Tokenizer(models.Unigram([("<unk>", 0.), ("a", -1.), ("b", -2.)], unk_id=0)), stops=[0])
+    assert CanonicalPairs(vocab).rules is None and files() == []
+
+
+def test_garbage_collection_goes_on_after_a_table_is_made(pair):
+    import gc
+    seen = []
+    def make(): seen.append(gc.isenabled()); raise ValueError("no table")
+    with pytest.raises(ValueError, match="no table"): stored.stored_arrays("toy", pair, make)
+    assert seen == [False] and gc.isenabled()
+    gc.disable()
+    try:
+        with stored.collection_paused(): pass
+        assert not gc.isenabled()                   # it was off before
+    finally: gc.enable()

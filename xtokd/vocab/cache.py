@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'MAX_BYTES', 'MIN_IDS', 'tables_dir', 'is_enabled', 'tokenizer_hash', 'table_key', 'trim_cache',
-           'write_table', 'read_table', 'PairTables', 'pair_tables']
+           'write_table', 'read_table', 'collection_paused', 'stored_arrays', 'PairTables', 'pair_tables']
 
-# %% ../../nbs/01_vocab/07_cache.ipynb #3bc702b7
-import hashlib, io, json, os, tempfile, time, warnings
-from collections.abc import Callable
-from contextlib import suppress
+# %% ../../nbs/01_vocab/07_cache.ipynb #80ea8fc4
+import gc, hashlib, io, json, os, tempfile, time, warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +20,8 @@ from ..hub import cache_dir
 from .bytevocab import ByteVocab
 from .trie import ByteTrie
 
-# %% ../../nbs/01_vocab/07_cache.ipynb #a5993165
-FORMAT_VERSION = 2      # raise it whenever what is stored, or how it is computed, changes
+# %% ../../nbs/01_vocab/07_cache.ipynb #5e59c58d
+FORMAT_VERSION = 3      # raise it whenever what is stored, or how it is computed, changes
 MAX_BYTES = 512 * 2**20 # of all files together; the least recently used go first
 MIN_IDS = 1 << 15       # ids of both sides together up to which nothing is stored: it takes no time
 
@@ -35,7 +35,7 @@ def is_enabled() -> bool:
     "Is the cache on? It is not with `XTOKD_CACHE=0`."
     return os.environ.get("XTOKD_CACHE", "1") != "0"
 
-# %% ../../nbs/01_vocab/07_cache.ipynb #d302733e
+# %% ../../nbs/01_vocab/07_cache.ipynb #5ce23761
 def _hash(*parts):
     "Hash of several byte strings, together with their lengths."
     hasher = hashlib.blake2b(digest_size=16)
@@ -47,9 +47,11 @@ def _hash(*parts):
 
 def tokenizer_hash(vocab: ByteVocab) -> str:
     "Return a hash of all that decides how a `ByteVocab` decodes and encodes, without its stop ids."
-    remapped = repr(sorted(vocab.encoder.remapped.items()))
-    tokenizer = vocab.encoder.tokenizer.to_str()
-    return _hash(vocab.table.key.encode(), tokenizer.encode(), remapped.encode())
+    known = vars(vocab.encoder)       # kept with the encoder: half a second for 262,144 ids
+    if "text_hash" not in known:
+        remapped = repr(sorted(vocab.encoder.remapped.items()))
+        known["text_hash"] = _hash(vocab.encoder.tokenizer.to_str().encode(), remapped.encode())
+    return _hash(vocab.table.key.encode(), known["text_hash"].encode())
 
 # %% ../../nbs/01_vocab/07_cache.ipynb #25c051f7
 def _version(package):
@@ -124,7 +126,40 @@ def read_table(key: str) -> dict[str, np.ndarray] | None:
     with suppress(OSError): os.utime(path)        # used just now; a read-only folder keeps its times
     return arrays
 
-# %% ../../nbs/01_vocab/07_cache.ipynb #707f00ea
+# %% ../../nbs/01_vocab/07_cache.ipynb #b413eb8d
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    "Pause Python's cyclic garbage collection, unless it is off already."
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was_enabled: gc.enable()
+
+
+def _narrow(array):
+    "As int32 where it is int64 and all numbers fit."
+    if array.dtype != np.int64: return array
+    fits = not array.size or -2**31 <= array.min() and array.max() < 2**31
+    return array.astype(np.int32) if fits else array
+
+
+def _widen(array):
+    return array.astype(np.int64) if array.dtype == np.int32 else array
+
+
+def stored_arrays(kind: str, vocabs: tuple[ByteVocab, ...],
+                  make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    "Return a table of some vocabularies from disk, else from `make()`, whose result is then stored."
+    is_stored = is_enabled() and sum(map(len, vocabs)) > MIN_IDS
+    key = table_key(kind, *vocabs) if is_stored else ""
+    arrays = read_table(key) if is_stored else None
+    if arrays is not None: return {name: _widen(array) for name, array in arrays.items()}
+    with collection_paused(): arrays = make()
+    if is_stored: write_table(key, {name: _narrow(array) for name, array in arrays.items()})
+    return arrays
+
+# %% ../../nbs/01_vocab/07_cache.ipynb #2c7d87ee
 class PairTables(NamedTuple):
     "What the cells of a pair are computed from."
     student_trie: ByteTrie
@@ -153,27 +188,9 @@ class PairTables(NamedTuple):
         return cls(trie("s", student), trie("t", teacher), *own)
 
 
-def _narrow(array):
-    "As int32 where it is int64 and all numbers fit."
-    if array.dtype != np.int64: return array
-    fits = not array.size or -2**31 <= array.min() and array.max() < 2**31
-    return array.astype(np.int32) if fits else array
-
-
-def _widen(array):
-    return array.astype(np.int64) if array.dtype == np.int32 else array
-
-
 def pair_tables(student: ByteVocab, teacher: ByteVocab, make: Callable[[], tuple]) -> PairTables:
     """Return the tables of a pair from disk, else from `make()`, whose result is then stored.
 
     `make()` returns the five fields of `PairTables`."""
-    if not is_enabled() or len(student) + len(teacher) <= MIN_IDS: return PairTables(*make())
-    key = table_key("bridge", student, teacher)
-    arrays = read_table(key)
-    if arrays is not None:
-        arrays = {name: _widen(array) for name, array in arrays.items()}
-        return PairTables.from_arrays(arrays, student, teacher)
-    tables = PairTables(*make())
-    write_table(key, {name: _narrow(a) for name, a in tables.to_arrays().items()})
-    return tables
+    arrays = stored_arrays("bridge", (student, teacher), lambda: PairTables(*make()).to_arrays())
+    return PairTables.from_arrays(arrays, student, teacher)

@@ -6,17 +6,18 @@
 __all__ = ['MergeTable', 'listed_merges', 'run_bpe', 'initial_symbols', 'ProperMerges', 'proper_merges', 'pretokenize',
            'piece_size', 'pretoken_boundaries']
 
-# %% ../../nbs/01_vocab/05_merges.ipynb #ee77c6d7
+# %% ../../nbs/01_vocab/05_merges.ipynb #ddc3f1e2
 import json, re
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import add
 
 import numpy as np
 
 from .bytevocab import ByteVocab, as_byte_vocab
 from .spelling import BYTE_PIECES, UnsupportedTokenizer
 
-# %% ../../nbs/01_vocab/05_merges.ipynb #de584f73
+# %% ../../nbs/01_vocab/05_merges.ipynb #ccd39ff2
 @dataclass
 class MergeTable:
     "M merge rules by rank: ids `left` and `right`, and the id `made` of what they make."
@@ -51,10 +52,9 @@ def listed_merges(vocab: ByteVocab) -> MergeTable:
                                    "Score it by covers (Q3), which need no merges.")
     model = json.loads(vocab.tokenizer.model.__getstate__())
     pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    id_of = model["vocab"]
-    left = np.array([id_of[first] for first, _ in pairs], np.int64)
-    right = np.array([id_of[second] for _, second in pairs], np.int64)
-    made = np.array([id_of[first + second] for first, second in pairs], np.int64)
+    first, second = zip(*pairs) if pairs else ((), ())
+    pieces, id_of = (first, second, map(add, first, second)), model["vocab"].__getitem__
+    left, right, made = (np.fromiter(map(id_of, x), np.int64, len(pairs)) for x in pieces)
     return MergeTable(left, right, made, len(vocab))
 
 # %% ../../nbs/01_vocab/05_merges.ipynb #04b99e2a

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['AFTER_SPACE', 'WrittenTokens', 'probes_behind', 'written_tokens', 'components', 'CellGraph', 'cell_graph']
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #85a09b57
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #ff638112
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ...vocab.bytevocab import ByteVocab
 from ...vocab.cache import pair_tables
 from ...vocab.trie import ByteTrie
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #4ab81297
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #a42bcea4
 @dataclass
 class WrittenTokens:
     "The tokens of n byte strings, joined; those of string k are `ids[offsets[k]:offsets[k + 1]]`."
@@ -46,11 +47,11 @@ AFTER_SPACE = ("a", "1", ".", "\n")      # what may follow white space
 
 def probes_behind(vocab: ByteVocab, ids: list[int]) -> list[str]:
     "Return the probe behind each token: empty where it does not end with white space."
-    probe = {}
-    for text in AFTER_SPACE[::-1]:
-        asked = [i for i in set(ids) if i >= 0 and vocab.bytes[i][-1:].isspace()]
-        encoded = vocab.encode_batch([_text_of(vocab.bytes[i]) + text for i in asked])
-        probe |= {i: text for i, found in zip(asked, encoded) if found[:1] == [i]}
+    data = vocab.bytes
+    asked = [i for i in set(ids) if i >= 0 and data[i][-1:].isspace()]
+    tried = [(i, text) for text in AFTER_SPACE[::-1] for i in asked]
+    encoded = vocab.encode_batch([_text_of(data[i]) + text for i, text in tried])
+    probe = {i: text for (i, text), found in zip(tried, encoded) if found[:1] == [i]}
     return [probe.get(i, "") for i in ids]
 
 
@@ -67,14 +68,16 @@ def written_tokens(vocab: ByteVocab, trie: ByteTrie, strings: list[bytes],
     probes: what follows each string; tokens that reach into it are left out."""
     probes = [""] * len(strings) if probes is None else probes
     found = vocab.encode_batch([_text_of(data) + probe for data, probe in zip(strings, probes)])
-    for k, (data, probe) in enumerate(zip(strings, probes)):
-        if probe: found[k] = _inside(vocab, found[k], len(data))
-    wrong = [k for k, (ids, data, probe) in enumerate(zip(found, strings, probes))
-             if not probe and not (ids and data.startswith(vocab.bytes[ids[0]]))]
+    for k, probe in enumerate(probes):
+        if probe: found[k] = _inside(vocab, found[k], len(strings[k]))
+    data = vocab.bytes
+    wrong = [k for k, (ids, string, probe) in enumerate(zip(found, strings, probes))
+             if not probe and not (ids and string.startswith(data[ids[0]]))]
     longest = trie.longest([strings[k] for k in wrong])
     for k, token in zip(wrong, longest.tolist()): found[k] = [token] if token >= 0 else []
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in found])]).astype(np.int64)
-    return WrittenTokens(np.array([i for ids in found for i in ids], np.int64), offsets)
+    offsets = np.concatenate([[0], np.cumsum(list(map(len, found)))]).astype(np.int64)
+    ids = np.fromiter(chain.from_iterable(found), np.int64, int(offsets[-1]))
+    return WrittenTokens(ids, offsets)
 
 # %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #4f3cc0b5
 def components(size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -89,7 +92,7 @@ def components(size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #e97b43f4
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #c240e86a
 class CellGraph:
     "Which tokens of a pair meet at a common boundary, and the cells that they form."
     small = 4096       # up to this many tokens a side, rows are read by the definition
@@ -136,14 +139,27 @@ class CellGraph:
     @cached_property
     def s_space(self) -> np.ndarray:
         "bool[2, Vs]: does each student token begin, and end, with white space?"
-        data = self.s.bytes
-        return np.array([[x[:1].isspace(), x[-1:].isspace()] for x in data], bool).T
+        text, first = self.student_bytes
+        has_bytes, text = self.s.lengths > 0, np.append(text, 0)
+        ends = first + self.s.lengths - 1
+        is_space = np.array([bytes([byte]).isspace() for byte in range(256)])
+        return np.stack([is_space[text[first]], is_space[text[ends]]]) & has_bytes
 
     @cached_property
     def student_bytes(self) -> tuple[np.ndarray, np.ndarray]:
         "The bytes of all student tokens, joined, and where each begins int64[Vs]."
         first = np.cumsum(self.s.lengths, dtype=np.int64) - self.s.lengths
         return np.frombuffer(b"".join(self.s.bytes), np.uint8), first
+
+    @cached_property
+    def space_heads(self) -> dict[int, str]:
+        "White space that teacher tokens begin with, and what follows (see `white_space_moves`)."
+        return {}
+
+    @cached_property
+    def space_moves(self) -> dict[tuple[tuple[int, ...], str], bool]:
+        "The student's answers about white space, by its tokens and what follows."
+        return {}
 
     def __repr__(self):
         size = np.bincount(self.cell_s[self.cell_s >= 0], minlength=self.n)
