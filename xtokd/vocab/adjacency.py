@@ -119,16 +119,17 @@ def joined_bytes(vocab: ByteVocab) -> np.ndarray:
     joined[data[first], data[first + 1]] = True
     return joined
 
-# %% ../../nbs/01_vocab/06_adjacency.ipynb #e01ad1ea
+# %% ../../nbs/01_vocab/06_adjacency.ipynb #4a491de8
 TEXT_ARRAYS = ("begins", "ends", "is_text")
 KIND_ARRAYS = ("is_asked", "leaves_alone", "stays", "is_rare")
 
 
 class BoundaryKind(IntEnum):
     """What a token begins or ends with. LONG: it has more than this character. BLANKS: two or more
-    characters of white space. SHORT_FORM: letters at the end of a token such as 's."""
+    characters of white space. SHORT_FORM: letters at the end of a token such as 's. APOSTROPHE:
+    a token that is nothing else, which begins a short form before some letters."""
     LETTER, DIGIT, SPACE, MARK, COMBINING, NEWLINE = range(6)
-    LONG_SPACE, LONG_MARK, LONG_NEWLINE, BLANKS, SHORT_FORM = range(6, 11)
+    LONG_SPACE, LONG_MARK, LONG_NEWLINE, BLANKS, SHORT_FORM, APOSTROPHE = range(6, 12)
 
 
 LONG_KIND = {BoundaryKind.SPACE: BoundaryKind.LONG_SPACE, BoundaryKind.MARK: BoundaryKind.LONG_MARK,
@@ -149,6 +150,7 @@ def boundary_kind(text: str, at: int) -> BoundaryKind:
     "Return the kind of a token's first (at = 0) or last (at = -1) character."
     if not text: return BoundaryKind.LETTER
     kind = character_kind(text[at])
+    if at and text in ("'", "\u2019"): return BoundaryKind.APOSTROPHE
     if kind == BoundaryKind.LETTER and at and text[0] in "'\u2019": return BoundaryKind.SHORT_FORM
     if len(text) < 2 or kind not in LONG_KIND: return kind
     is_blank = text[at].isspace() and text[1 if at == 0 else -2].isspace()

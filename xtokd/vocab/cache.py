@@ -20,8 +20,8 @@ from ..hub import cache_dir
 from .bytevocab import ByteVocab
 from .trie import ByteTrie
 
-# %% ../../nbs/01_vocab/07_cache.ipynb #5e59c58d
-FORMAT_VERSION = 3      # raise it whenever what is stored, or how it is computed, changes
+# %% ../../nbs/01_vocab/07_cache.ipynb #d1bb44ef
+FORMAT_VERSION = 4      # raise it whenever what is stored, or how it is computed, changes
 MAX_BYTES = 512 * 2**20 # of all files together; the least recently used go first
 MIN_IDS = 1 << 15       # ids of both sides together up to which nothing is stored: it takes no time
 
