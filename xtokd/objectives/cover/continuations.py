@@ -45,16 +45,19 @@ def split_character(data: bytes) -> tuple[str, bytes] | None:
         whole, rest = data[:e.start], data[e.start:]
         return (whole.decode(), rest) if rest in _completions() else None
 
-# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #cf027929
+# %% ../../../nbs/05_objectives/6_cover/00_continuations.ipynb #08e6be73
 _TO_SHAPE = str.maketrans({
     **dict.fromkeys(string.ascii_lowercase, "a"), **dict.fromkeys(string.ascii_uppercase, "A"),
     **dict.fromkeys(string.digits, "1")})
+# a character that is no apostrophe and does not stand right behind one, or one further
+_NOT_IN_SHORT_FORM = re.compile(r"(?<!')(?<!'.)[^']", re.DOTALL)
 
 
 def text_shape(text: str) -> str:
     "Return a text with a, A, 1 for ASCII letters and digits, but not right behind an apostrophe."
-    parts = re.split("('..?)", text, flags=re.DOTALL)
-    return "".join(part if part[:1] == "'" else part.translate(_TO_SHAPE) for part in parts)
+    if "'" not in text: return text.translate(_TO_SHAPE)
+    # one by one: an apostrophe can stand among the two characters behind another
+    return _NOT_IN_SHORT_FORM.sub(lambda match: match[0].translate(_TO_SHAPE), text)
 
 
 class Splits:
