@@ -41,7 +41,7 @@ def _with_lines(data, mark):
     while end < len(data) and data[end] == 10: end += 1
     return start, end
 
-# %% ../../nbs/02_data/04_response_format.ipynb #4efef567
+# %% ../../nbs/02_data/04_response_format.ipynb #b2f36d1b
 @dataclass(frozen=True)
 class ResponseFormat:
     """How one side writes a response: its marks, and what its chat template puts around a text.
@@ -75,6 +75,10 @@ class ResponseFormat:
             kind, position = mark.kind if mark.opens else PartKind.TEXT, end
         found.append(ResponsePart(kind, _text(data[position:]), closed=kind == PartKind.TEXT))
         return [part for part in found if part.text or not part.closed]
+
+    def kinds_in_text_of(self, other: "ResponseFormat") -> frozenset[PartKind]:
+        "The kinds of parts whose marks both sides write, as the same text."
+        return frozenset(pair.kind for pair in self.text_marks() & other.text_marks())
 
     def text_marks(self) -> frozenset[MarkPair]:
         "The pairs of marks that are text on this side."
@@ -170,7 +174,7 @@ def _default_strings(reader):
         if line and pair.kind == PartKind.THINK: closing[pair.kind] += "\n\n"
     return opening, closing
 
-# %% ../../nbs/02_data/04_response_format.ipynb #28ccde0f
+# %% ../../nbs/02_data/04_response_format.ipynb #63bbe41d
 _USER = {"role": "user", "content": "a"}
 _THOUGHTS = "plugh", "Two pairs.", "two", "13"
 # a control token that is no mark, in a rendered conversation
@@ -220,12 +224,11 @@ def _find_format(vocab, template, kwargs):
     reader = _find_reader(vocab, template)
     control = _control_marks(vocab, reader)
     opening, closing = _default_strings(reader)
-    if not template:
-        knows = _knows_thoughts(vocab, reader, template)
-        return ResponseFormat(reader, control, opening, closing, knows_thoughts=knows)
-    around = _around_thought(vocab, reader, control)
+    around, (lead, tail) = None, ("", "")
+    if template:
+        around = _around_thought(vocab, reader, control)
+        lead, tail = _around_answer(vocab, control)
     if around: opening[PartKind.THINK], closing[PartKind.THINK] = around
-    lead, tail = _around_answer(vocab, control)
     knows = bool(around) or _knows_thoughts(vocab, reader, template)
     return ResponseFormat(reader, control, opening, closing, lead, tail, knows)
 
@@ -245,7 +248,7 @@ def open_region(vocab: ByteVocab, prompt_ids: list) -> str | None:
     if not marks or marks[-1].end < len(tail) or not marks[-1].opens: return None
     return None if marks[-1].kind == PartKind.TEXT else str(marks[-1].kind)
 
-# %% ../../nbs/02_data/04_response_format.ipynb #f497b7e8
+# %% ../../nbs/02_data/04_response_format.ipynb #85cd6477
 def _encode_strings(vocab, response, strings):
     """Ids of strings as `ResponseFormat.written` gives them: control tokens in marks as themselves,
     the rest as text."""
@@ -279,7 +282,7 @@ def rewrite_response(source: ByteVocab, target: ByteVocab, ids: list[int], stopp
     data = b"".join(own.spell(source, ids))
     if same_ends and next(own.reader.marks(data, source_open), None) is None: return None
     parts = own.parts(_without_ends(own, data, stopped), source_open)
-    kept = frozenset(pair.kind for pair in own.text_marks() & other.text_marks())
+    kept = own.kinds_in_text_of(other)
     return _encode_strings(target, other, other.written(parts, target_open, stopped, kept))
 
 
@@ -291,7 +294,7 @@ def _without_ends(response, data, stopped):
 
 
 def encode_response(vocab: ByteVocab, text: str, open_kind: str | None = None,
-                 stopped: bool = True) -> list[int]:
+                    stopped: bool = True) -> list[int]:
     """Ids of a text as one side's response, without the stop token.
 
     Thoughts and calls stand in the text between `<think>` and `</think>`, `<tool_call>` and
@@ -304,7 +307,7 @@ def encode_response(vocab: ByteVocab, text: str, open_kind: str | None = None,
     first = next(TEXT_READER.all_marks(text.encode()), None)
     begins_inside = first is not None and not first.opens and first.kind == open_kind
     parts = plain.parts(text.encode(), open_kind if begins_inside else None)
-    kept = frozenset(pair.kind for pair in own.text_marks() & plain.text_marks())
+    kept = own.kinds_in_text_of(plain)
     return _encode_strings(vocab, own, own.written(parts, open_kind, stopped, kept))
 
 

@@ -185,7 +185,7 @@ def closing_id(vocab: ByteVocab) -> int | None:
     candidates = in_template or stops
     return eos if eos in candidates else candidates[0]
 
-# %% ../../nbs/06_models/04_forward.ipynb #be32e521
+# %% ../../nbs/06_models/04_forward.ipynb #e4e733e2
 def same_ids(a: ByteVocab, b: ByteVocab) -> bool:
     "Whether two vocabularies give every id the same bytes."
     return a is b or a.bytes == b.bytes
@@ -203,11 +203,14 @@ def retokenize(source: ByteVocab,       # of the side that generated
     same_control = control_names(source) == control_names(target)
     stopped = [len(x) > 0 and x[-1] in stops for x in ids]
     bodies = [x[:-1] if stop else x for x, stop in zip(ids, stopped)]
-    if same: found = [[i for i in x if same_control or not source.special[i]] for x in bodies]
+    found = _rewritten(source, target, bodies, stopped, prompts)
+    unchanged = [i for i, new in enumerate(found) if new is None]
+    if same:
+        new = [[i for i in bodies[k] if same_control or not source.special[i]] for k in unchanged]
     else:
-        texts = [source.decode(x).decode("utf-8", errors="replace") for x in bodies]
-        found = [list(x) for x in target.encode_batch(texts)]
-    _rewrite(source, target, bodies, stopped, prompts, found)
+        texts = [source.decode(bodies[k]).decode("utf-8", errors="replace") for k in unchanged]
+        new = [list(x) for x in target.encode_batch(texts)]
+    for k, ids_there in zip(unchanged, new): found[k] = ids_there
     for new, old, stop in zip(found, ids, stopped):
         if not stop: continue
         keep = same and same_control and old[-1] in target.stop_ids
@@ -215,13 +218,14 @@ def retokenize(source: ByteVocab,       # of the side that generated
     return found
 
 
-def _rewrite(source, target, bodies, stopped, prompts, found):
-    "Replace, in `found`, the responses that the target writes between other marks."
+def _rewritten(source, target, bodies, stopped, prompts):
+    "The responses that the target writes between other marks; None for those that need no change."
+    found = []
     for i, (body, stop) in enumerate(zip(bodies, stopped)):
         opened = None, None
         if prompts: opened = tuple(open_region(v, p[i]) for v, p in zip((source, target), prompts))
-        new = rewrite_response(source, target, body, stop, *opened)
-        if new is not None: found[i] = new
+        found.append(rewrite_response(source, target, body, stop, *opened))
+    return found
 
 
 def teacher_ids(pair: Any, student_ids: list[int]) -> list[int]:
