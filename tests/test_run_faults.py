@@ -47,8 +47,8 @@ def test_csv_columns(tmp_path):
 
 @pytest.mark.parametrize("name, data, says", [
     ("p.parquet", b"PAR1", "not Parquet|pip install pyarrow"), ("p.yaml", b"- a\n", "not .yaml"), ("p.tsv", b"prompt\na\n", "not .tsv"), ("p.md", b"a\n", "not .md"),
-    ("p.yaml.gz", gzip.compress(b"- a\n"), "not .yaml"), ("p.zip", b"PK", "not .zip"), ("p.jsonl.gz", b'{"prompt": "a"}\n', "drop the .gz"),
-    ("p.txt.gz", gzip.compress(b"abcabcabc")[:-9], "compress it again"), ("p.txt", b'{"prompt": "a"}\n', "line 1: this is JSON"),
+    ("p.yaml.gz", gzip.compress(b"- a\n", mtime=0), "not .yaml"), ("p.zip", b"PK", "not .zip"), ("p.jsonl.gz", b'{"prompt": "a"}\n', "drop the .gz"),
+    ("p.txt.gz", gzip.compress(b"abcabcabc", mtime=0)[:-9], "compress it again"), ("p.txt", b'{"prompt": "a"}\n', "line 1: this is JSON"),
     ("p", b'a\n {"messages": []}\n', "line 2: this is JSON"), ("p.csv", b"question\na\n", r"p.csv, line 2: .*\['question'\]"),
     ("p.csv", b"prompt\na,b\n", "line 2: more cells"), ("p.csv", b'prompt\n"a\n', "not CSV")])
 def test_other_files_are_refused_with_a_cure(tmp_path, name, data, says):
