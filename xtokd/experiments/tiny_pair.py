@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TINY_TASKS', 'build_tokenizers', 'build_tiny_model', 'init_digit_embeddings', 'encode_prompts', 'encode_references',
            'generate_answers', 'TrainSchedule', 'TinyTask', 'train_supervised', 'train_tiny_model',
-           'train_on_teacher_text', 'train_tiny_pair', 'rebuild']
+           'train_on_teacher_text', 'save_tiny_model', 'train_tiny_pair', 'rebuild']
 
 # %% ../../nbs/11_experiments/05_tiny_pair.ipynb #eb03ccea
 import argparse
@@ -372,7 +372,7 @@ def train_on_teacher_text(task: TinyTask,
     )
 
 # %% ../../nbs/11_experiments/05_tiny_pair.ipynb #bd7e6711
-def _save_model(folder, model, tokenizer):
+def save_tiny_model(folder, model, tokenizer):
     "An ordinary transformers folder, which `AutoModelForCausalLM` and `AutoTokenizer` read."
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     special_ids = {name: getattr(tokenizer, name) for name in names}
@@ -414,7 +414,7 @@ def train_tiny_pair(task: TinyTask, out: str | Path, seed: int = 0, steps: dict 
             schedule = TrainSchedule(steps[role], schedule.every, schedule.decay, schedule.stop_at)
         tokenizer = tokenizers[role != "student"]
         made[role], curve = train_tiny_model(task, role, tokenizer, seed, schedule, report)
-        _save_model(out / role, made[role], tokenizer)
+        save_tiny_model(out / role, made[role], tokenizer)
         record[role] = {"parameters": made[role].num_parameters(), "curve": curve,
                         "heldout": task.heldout_accuracy(made[role], tokenizer)}
     if task.folder == "tiny" and {"student", "teacher"} <= made.keys():
