@@ -104,7 +104,7 @@ class Meter:
         return {**found, "kl": distance, **self._skill(model, 3_000_000 + self.seed),
                 "correct": correct.tolist(), "greedy": right}
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #5454f4f3
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #3ed8efee
 class Checkpoints(Callback):
     "Measures the student at the steps of a design and keeps its best weights."
 
@@ -138,7 +138,7 @@ def train_arm(design: Design, arm_name: str, rate: float, seed: int, steps: int 
         config = DistillConfig(**settings, eval_steps=0, eval_size=0, save_steps=0, progress=False,
                                collapse_warnings=False, min_coverage=0., output_dir=f"{folder}/run")
         objective = arm.objective, arm.options
-        distiller = Distiller(*sides, design.items(design.train_size, 0, "train"), objective, config,
+        distiller = Distiller(*sides, design.items(design.train_size, 100 + seed, "train"), objective, config,
                               design.check, callbacks=[checkpoints])
         distiller.fit()
     step, weights = checkpoints.best
