@@ -371,7 +371,7 @@ def train_on_teacher_text(task: TinyTask,
         deepcopy(student), student_tokenizer, draw, task, schedule, probe, 2e-3, report
     )
 
-# %% ../../nbs/11_experiments/05_tiny_pair.ipynb #bd7e6711
+# %% ../../nbs/11_experiments/05_tiny_pair.ipynb #9160c364
 def save_tiny_model(folder, model, tokenizer):
     "An ordinary transformers folder, which `AutoModelForCausalLM` and `AutoTokenizer` read."
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
