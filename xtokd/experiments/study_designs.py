@@ -41,7 +41,7 @@ ARMS = {
     "dpca": Arm("student", "sampled chunks", "dpca"),
 }
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #05ec39e3
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #731ce2bf
 @dataclass(frozen=True)
 class Skill:
     "Something that the student can do at the start and is not trained on."
@@ -65,6 +65,7 @@ class Design:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)   # of the sweep, before it is extended
     train_size: int = 4096
+    eval_items: Callable | None = None              # what is measured; None: `items`
     checks: dict[str, Callable] = field(default_factory=dict)
     skill: Skill | None = None
     settings: dict = field(default_factory=dict)    # of DistillConfig
@@ -83,17 +84,24 @@ def _habit_design(level, arms, question):
         skill=Skill(reversal_items, check_reversal, 14), settings=_COMMON)
 
 
-_FEW_ARMS = ("cover-rkl", "cover-rkl-teacher", "sft", "sft-greedy")
+def _few_prompts(n):
+    return Design(
+        f"{n:,} prompts and 320 steps", ("tiny", "student"), ("tiny", "teacher"), number_items, check_number,
+        16, ("cover-rkl", "cover-fkl", "sft"), steps=320, measure_at=(13, 26, 53, 106, 159, 212, 265, 320),
+        seeds=(0, 1, 2), train_size=n, settings=_COMMON)
+
+
+_LEVEL_ARMS = ("cover-rkl", "cover-rkl-teacher", "sft", "sft-greedy")
 DESIGNS = {
     "habit-1": _habit_design(1, (*EIGHT_ARMS, "sampled", "strict-rkl", "dpca"),
                              "a good student, a new habit, a teacher that is often wrong"),
-    "habit-2": _habit_design(2, _FEW_ARMS, "the same with a better teacher"),
-    "habit-3": _habit_design(3, _FEW_ARMS, "the same with a good teacher"),
-    "habit-4": _habit_design(4, _FEW_ARMS, "the same with a teacher almost as good as the student"),
+    "habit-2": _habit_design(2, _LEVEL_ARMS, "the same with a better teacher"),
+    "habit-3": _habit_design(3, _LEVEL_ARMS, "the same with a good teacher"),
+    "habit-4": _habit_design(4, _LEVEL_ARMS, "the same with a teacher almost as good as the student"),
     "tiny": Design("a weak student that can represent its teacher, short answers",
                    ("tiny", "student"), ("tiny", "teacher"), number_items, check_number, 16, EIGHT_ARMS,
                    steps=300, measure_at=(50, 100, 150, 200, 300), settings=_COMMON),
     "tiny2": Design("a weak student that can represent its teacher, long answers",
                     ("tiny2", "student"), ("tiny2", "teacher"), sum_items, check_sum, ANSWER_TOKENS,
                     EIGHT_ARMS, steps=80, measure_at=(10, 20, 40, 60, 80), settings=_COMMON),
-}
+} | {f"few-{n}": _few_prompts(n) for n in (16, 64, 256, 4096)}

@@ -53,7 +53,7 @@ def kl_from(start: torch.nn.Module, model: torch.nn.Module, vocab: ByteVocab, it
             total += float((logp.exp() * (logp - before.log_softmax(-1))).sum())
     return total / len(ids)
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #cd1b1812
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #b30292b0
 class Meter:
     "Measures a student of one design on validation problems, and once on held-out problems."
     validation_size, heldout_size, skill_size, num_samples = 200, 400, 200, 8
@@ -62,7 +62,8 @@ class Meter:
         self.design, self.seed = design, seed
         self.start = load_model(*design.student, torch.float32, "cpu")
         self.vocab = ByteVocab(load_tokenizer(*design.student))
-        self.validation = design.items(self.validation_size, 1, "validation")
+        self.items = design.eval_items or design.items
+        self.validation = self.items(self.validation_size, 1, "validation")
 
     def _means(self, items, ids, texts):
         "Mean of every check, mean length, and the share of answers that were cut off."
@@ -90,7 +91,7 @@ class Meter:
 
     def on_heldout(self, model: torch.nn.Module) -> dict:
         "Per problem: how many sampled answers are right, and whether the greedy one is; and means."
-        items = self.design.items(self.heldout_size, 10_000 + self.seed, "heldout")
+        items = self.items(self.heldout_size, 10_000 + self.seed, "heldout")
         correct, means = np.zeros(len(items), int), []
         for k in range(self.num_samples):
             seed = 2_000_000 + 10_000 * self.seed + k
@@ -104,7 +105,7 @@ class Meter:
         return {**found, "kl": distance, **self._skill(model, 3_000_000 + self.seed),
                 "correct": correct.tolist(), "greedy": right}
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #3ed8efee
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #5454f4f3
 class Checkpoints(Callback):
     "Measures the student at the steps of a design and keeps its best weights."
 
@@ -138,7 +139,7 @@ def train_arm(design: Design, arm_name: str, rate: float, seed: int, steps: int 
         config = DistillConfig(**settings, eval_steps=0, eval_size=0, save_steps=0, progress=False,
                                collapse_warnings=False, min_coverage=0., output_dir=f"{folder}/run")
         objective = arm.objective, arm.options
-        distiller = Distiller(*sides, design.items(design.train_size, 100 + seed, "train"), objective, config,
+        distiller = Distiller(*sides, design.items(design.train_size, 0, "train"), objective, config,
                               design.check, callbacks=[checkpoints])
         distiller.fit()
     step, weights = checkpoints.best
