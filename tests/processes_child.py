@@ -8,6 +8,7 @@ import torch
 from xtokd.train.callbacks import Callback
 from xtokd.train.distiller import Distiller
 from xtokd.train.config import DistillConfig
+from xtokd.data.prompts import builtin_check, load_prompts
 from xtokd.models.loading import load_model
 from xtokd.distributed import full_state_dict, local_parameter_count
 from xtokd.models.side import Side, load_side
@@ -46,9 +47,9 @@ class Some(Distiller):
 def vocabulary(role): return load_side("tiny", role).vocab
 
 
-def distiller(out, obj="strict", callbacks=(), **kw):
+def distiller(out, obj="strict", callbacks=(), prompts="tiny", **kw):
     sides = [Side(role, load_model("tiny", role), vocabulary(role)) for role in ("student", "teacher")]
-    return Some(*sides, "tiny", obj, DistillConfig(**BASE | {"output_dir": out} | kw), callbacks=callbacks)
+    return Some(*sides, prompts, obj, DistillConfig(**BASE | {"output_dir": out} | kw), callbacks=callbacks, check=builtin_check("tiny"))
 
 
 def plain(d):
@@ -63,12 +64,14 @@ def keep(d, file):
     if d.accelerator.is_main_process: torch.save(weights, file)
 
 
-CASES = {"texts": dict(max_grad_norm=.05), "silent": dict(eval_size=0), "few": dict(eval_size=0, batch_size=1), "hidden": dict(eval_size=0, max_grad_norm=.05)}
+CASES = {"texts": dict(max_grad_norm=.05), "silent": dict(eval_size=0), "few": dict(eval_size=0, batch_size=1), "hidden": dict(eval_size=0, max_grad_norm=.05),
+         "stored": dict(eval_size=0, on_policy_fraction=0, store_text=True, min_score=1), "frozen": dict(eval_size=0, on_policy_fraction=0, off_policy_source="frozen_student")}
 
 
 def steps(out, name, case, **kw):
     "Three steps of one case, with greedy texts."
-    d = plain(distiller(out/f"{name}-{case}", "dskd" if case == "hidden" else "strict", temperature=0, **CASES[case] | kw))
+    few = {"prompts": load_prompts("tiny", limit=7)} if case in ("stored", "frozen") else {}       # several epochs
+    d = plain(distiller(out/f"{name}-{case}", "dskd" if case == "hidden" else "strict", temperature=0, **few, **CASES[case] | kw))
     d.empty = case == "silent"
     d.fit()
     keep(d, out/f"{name}-{case}.pt")
@@ -104,7 +107,7 @@ def describe(d, file):
 
 def both(out):
     for how in ("no", "student", "both"):
-        for case in {"no": ("texts", "silent", "few"), "student": ("texts",), "both": CASES}[how]: steps(out, f"two-{how}", case, fsdp=how)
+        for case in {"no": ("texts", "silent", "few", "stored", "frozen"), "student": ("texts",), "both": CASES}[how]: steps(out, f"two-{how}", case, fsdp=how)
         d = distiller(out/f"two-{how}-whole", fsdp=how, **SAMPLED | ({"max_steps": 1} if how == "student" else {})); d.fit()
         keep(d, out/f"two-{how}-whole.pt"); describe(d, out/f"{how}-{d.accelerator.process_index}.json")
         if how == "student": continue

@@ -73,6 +73,19 @@ def test_a_process_with_nothing_to_learn_from(found, start, how, case):
     assert gap(weights(found, f"one-{case}"), weights(found, f"two-{how}-{case}")) < 1e-3 * gap(weights(found, f"one-{case}"), start)
 
 
+@pytest.mark.parametrize("how", ["no", "both"])
+@pytest.mark.parametrize("case", ["stored", "frozen"])
+def test_text_that_is_written_once_is_shared(found, start, how, case):
+    "Seven prompts, fifteen draws: a text that one process wrote is read by the other, and is paid once; with a filter, all processes go on until the batch is full."
+    one, two = Run(found/f"one-{case}"), Run(found/f"two-{how}-{case}")
+    assert two.finished and np.allclose(one.column("loss"), two.column("loss"), rtol=1e-4) and np.allclose(one.column("count"), two.column("count"))
+    for cost in ("student_tokens_written", "teacher_tokens_written"): assert [s["costs"][cost] for s in one.steps] == [s["costs"][cost] for s in two.steps]
+    assert [s["samples"] for s in two.steps] == [5] * 3 and sum(s["texts_written"] for s in two.steps) <= 7 and sum(s["texts_kept"] for s in two.steps) == 15
+    keys = [{key: text for line in (found/f"{name}-{case}/texts.jsonl").read_text().splitlines() for key, text in json.loads(line)["texts"].items()} for name in ("one", f"two-{how}")]
+    assert keys[0] == keys[1]
+    assert gap(weights(found, f"one-{case}"), weights(found, f"two-{how}-{case}")) < 1e-3 * gap(weights(found, f"one-{case}"), start)
+
+
 def test_an_objective_with_parameters_and_hidden_states(found, start):
     "The student's head is read outside the model's own pass, and the objective's parameters are in every process."
     one, two = Run(found/"one-hidden"), Run(found/"two-both-hidden")

@@ -52,18 +52,24 @@ def _add_adapter(model, rank: int, alpha: float, seed: int):
     if Path(base).is_dir(): base = str(Path(base).resolve())
     model.peft_config["default"].base_model_name_or_path = base or None
 
-# %% ../../nbs/06_models/03_lora.ipynb #d43501e7
+# %% ../../nbs/06_models/03_lora.ipynb #f4d795fe
 class WithoutAdapter:
-    "A LoRA model, called with its adapter off in evaluation mode; all else is the model's own."
+    """A LoRA model, called with its adapter off in evaluation mode, also to generate; all else is the
+    model's own."""
     def __init__(self, model: torch.nn.Module): self.model = model
 
     def __getattr__(self, name: str): return getattr(self.__dict__["model"], name)
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args, **kwargs): return self._without(self.model, *args, **kwargs)
+
+    def generate(self, *args, **kwargs): return self._without(self.model.generate, *args, **kwargs)
+
+    def _without(self, run, *args, **kwargs):
+        "What `run` returns while the adapter is off."
         training = self.model.training
         self.model.eval()
         self.model.disable_adapters()
-        try: return self.model(*args, **kwargs)
+        try: return run(*args, **kwargs)
         finally:
             self.model.enable_adapters()
             self.model.train(training)

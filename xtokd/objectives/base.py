@@ -6,7 +6,7 @@
 __all__ = ['REQUIREMENTS', 'TEACHER_ACCESS', 'Output', 'make_ledger', 'coverage_stats', 'window_mask', 'make_output',
            'whitespace_mask', 'rows_not_finite', 'mask_rows_not_finite', 'require_full_rows', 'Preset', 'Objective']
 
-# %% ../../nbs/05_objectives/01_base.ipynb #f613e96a
+# %% ../../nbs/05_objectives/01_base.ipynb #15c5a01a
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +16,7 @@ import torch
 from ..alignment.alignment import KINDS
 from ..alignment.pair import Pair
 from ..alignment.reasons import Reason
+from ..data.stored_texts import learns_from
 from ..rows.dense import FullRows
 from ..rows.pair_batch import PairBatch
 
@@ -220,7 +221,7 @@ def require_full_rows(objective: object,    # an `Objective`, or any callable th
                      "only sampled and top-k log-probs. Load the teacher in this process, or "
                      "choose one of xtokd.objectives.names_without_full_rows().")
 
-# %% ../../nbs/05_objectives/01_base.ipynb #ae3d25fa
+# %% ../../nbs/05_objectives/01_base.ipynb #0c748557
 @dataclass(frozen=True)
 class Preset:
     "A published setting of an objective."
@@ -274,7 +275,7 @@ class Objective:
         """Check the batch, and return `signal(batch)`; ValueError where something is missing or
         makes no sense."""
         text_source = (batch.text_source or self.text_source)
-        if text_source not in self.text_sources:
+        if not learns_from(text_source, self.text_sources):
             raise ValueError(f"objective {self.name!r} makes no sense on text of the "
                              f"{text_source}. It learns from: {', '.join(self.text_sources)}.")
         require_full_rows(self, batch.teacher, batch.pair)

@@ -92,7 +92,7 @@ def _row_width(tensors, vocab, head):
     if head is not None: return min(len(head.weight), len(vocab))
     return min([x.shape[1] for x in tensors] + [len(vocab)])
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #07adb3bb
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #ebb1aa1e
 @dataclass(repr=False)
 class PairBatch:
     """Student responses, the same bytes in teacher tokens, their alignment, and both models' rows.
@@ -105,7 +105,7 @@ class PairBatch:
     teacher: FullRows | TopKRows | None  # m rows without gradient; None where none are needed
     prompts: list | None = None  # B prompts, as they were loaded
     temperature: float = 1.0  # of the rows of both sides: what the losses compare
-    text_source: str | None = None  # "student", "teacher" or "reference" generated the text
+    text_source: str | None = None  # "student", "teacher", ... : who generated the text
     behaviour_logp: torch.Tensor | None = None  # float32[n]: the student when the text was sampled
     generation_logp: torch.Tensor | None = None  # float32[n]: of what it sampled from; None: behaviour_logp
     reference_logp: torch.Tensor | None = None  # float32[n]: the student before training

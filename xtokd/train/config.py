@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'unknown_name', 'strict_names', 'ModelSettings', 'DistillConfig', 'check_output_dir',
-           'check_config', 'learning_rate_factor', 'prompt_indices', 'combine_seeds', 'text_source_settings',
-           'choose_text_source', 'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest',
-           'changed_arguments']
+           'check_config', 'learning_rate_factor', 'prompts_from', 'prompt_indices', 'combine_seeds',
+           'text_source_settings', 'text_sources_of', 'choose_text_source', 'writer_temperature', 'check_text_source',
+           'changed_settings', 'versions', 'loggable_arguments', 'digest', 'changed_arguments']
 
-# %% ../../nbs/08_train/01_config.ipynb #d26abd5d
+# %% ../../nbs/08_train/01_config.ipynb #b1401609
 import difflib, hashlib, json, math, re, sys
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.chat import parse_template_kwargs
+from ..data.stored_texts import learns_from
 
 # %% ../../nbs/08_train/01_config.ipynb #96720092
 OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and what to know about it
@@ -95,7 +96,7 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #3a7961dd
+# %% ../../nbs/08_train/01_config.ipynb #5331616c
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -110,10 +111,14 @@ class DistillConfig(ModelSettings):
     lr_scheduler_type: str = "constant" # then: "constant", "cosine" or "linear" (both to zero)
     max_grad_norm: float = 1.0    # the gradient is clipped to this norm
     temperature: float = 1.0      # of generation; 0: the most likely token
+    teacher_temperature: float | None = None # of text of the teacher; None: temperature
     loss_temperature: float = 1.0 # of both sides' rows in the loss
     granularity: str = "byte"     # of the alignment; "char": no boundary inside a character
     on_policy_fraction: float | None = None # of steps on text of the student; None: the objective's
-    off_policy_source: str | None = None # of the others: "teacher", "reference"; None: its own
+    off_policy_source: str | None = None # of the others: "teacher", "reference", "frozen_student"
+    store_text: bool = False      # write off-policy text once a prompt, and use it in every epoch
+    min_score: float | None = None # train on texts with check(item, text) of at least this only
+    num_candidates: int = 1       # with min_score: at most so many texts a prompt, until one has it
     max_new_tokens: int = 64      # of a response
     prompt_column: str | None = None # of files and data sets; None: "prompt" or "messages"
     max_prompt_length: int | None = None # longer prompts are left out; None: those without room
@@ -139,16 +144,17 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #37476810
+# %% ../../nbs/08_train/01_config.ipynb #66c26e0a
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
-    on_policy_fraction=0, max_new_tokens=1, max_prompt_length=1, max_length=2, min_coverage=0,
+    teacher_temperature=0, min_score=0, num_candidates=1, on_policy_fraction=0, max_new_tokens=1,
+    max_prompt_length=1, max_length=2, min_coverage=0,
     eval_steps=0, eval_size=0, eval_log_samples=0, save_steps=0, save_total_limit=1,
     seed=0, lora_r=1, teacher_retries=0)
 _POSITIVE = ("learning_rate", "max_grad_norm", "loss_temperature", "teacher_timeout")
-_FRACTIONS = ("on_policy_fraction", "min_coverage")
+_FRACTIONS = ("on_policy_fraction", "min_coverage", "min_score")
 _CHOICES = dict(
-    off_policy_source=("teacher", "reference"),
+    off_policy_source=("teacher", "reference", "frozen_student"),
     lr_scheduler_type=("constant", "cosine", "linear"),
     mixed_precision=("auto", "no", "bf16"),
     logits=("auto", "keep", "recompute"),
@@ -198,6 +204,10 @@ def check_config(config: DistillConfig) -> None:
         raise ValueError("student_dtype is 'bfloat16' without lora_r: small updates of whole "
                          "weights are lost in it. Give lora_r=16, or leave student_dtype at "
                          "float32 (mixed_precision='bf16' computes in bfloat16 all the same)")
+    if config.num_candidates > 1 and config.min_score is None:
+        raise ValueError(f"num_candidates is {config.num_candidates} without min_score: every text "
+                         "is trained on, so there is nothing to choose. Give min_score too (1: texts "
+                         "that the check calls right), or leave num_candidates at 1")
     if config.generation_url and config.lora_r:
         raise ValueError("generation_url and lora_r together: a server that generates needs whole "
                          "weights. Leave one of them out")
@@ -215,19 +225,24 @@ def learning_rate_factor(config: DistillConfig, step: int) -> float:
     if config.lr_scheduler_type == "cosine": return .5 * (1 + math.cos(math.pi * done))
     return 1.
 
-# %% ../../nbs/08_train/01_config.ipynb #c04a91fe
-def prompt_indices(num_prompts: int, step: int, batch_size: int, seed: int = 0) -> list[int]:
-    "Indices of the prompts of step 1, 2, ...: each prompt once an epoch, in a new order."
-    places = np.arange((step - 1) * batch_size, step * batch_size)
+# %% ../../nbs/08_train/01_config.ipynb #d516cb46
+def prompts_from(num_prompts: int, first: int, count: int, seed: int = 0) -> list[int]:
+    """Indices of `count` prompts from place `first` (0, 1, ...) of the endless order of prompts:
+    each prompt once an epoch, in a new order."""
+    places = np.arange(first, first + count)
     epochs = np.unique(places // num_prompts)
     order = {int(e): np.random.default_rng([seed, int(e)]).permutation(num_prompts) for e in epochs}
     return [int(order[i // num_prompts][i % num_prompts]) for i in places.tolist()]
+
+def prompt_indices(num_prompts: int, step: int, batch_size: int, seed: int = 0) -> list[int]:
+    "Indices of the prompts of step 1, 2, ...: `batch_size` prompts each, step behind step."
+    return prompts_from(num_prompts, (step - 1) * batch_size, batch_size, seed)
 
 def combine_seeds(*numbers: int) -> int:
     "One seed from several numbers, such as the run's seed, the step and the process."
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
-# %% ../../nbs/08_train/01_config.ipynb #2a2f2bd4
+# %% ../../nbs/08_train/01_config.ipynb #87b35e99
 def text_source_settings(config: DistillConfig, default: str = "student") -> tuple[float, str]:
     """The fraction of steps on text of the student, and the source of the others, for an objective
     whose own source is `default`."""
@@ -236,8 +251,14 @@ def text_source_settings(config: DistillConfig, default: str = "student") -> tup
     if source is None: source = "teacher" if default == "student" else default
     return fraction, source
 
+def text_sources_of(config: DistillConfig, objective: object) -> list[str]:
+    "The sources of text that the steps of a run have."
+    fraction, source = text_source_settings(config, getattr(objective, "text_source", "student"))
+    if fraction == 1: return ["student"]
+    return ["student", source] if fraction else [source]
+
 def choose_text_source(config: DistillConfig, step: int, default: str = "student") -> str:
-    """The source of the text of one step: "student", "teacher" or "reference".
+    """The source of the text of one step: "student", "teacher", "reference", "frozen_student".
 
     `default` is the objective's own source, where the settings do not say another. A fraction
     `config.on_policy_fraction` of the steps is on text of the student, the others on text of
@@ -246,11 +267,39 @@ def choose_text_source(config: DistillConfig, step: int, default: str = "student
     draw = np.random.default_rng([config.seed, 7, step]).random()
     return "student" if draw < fraction else source
 
+def writer_temperature(config: DistillConfig, text_source: str) -> float:
+    "The temperature at which text of a source is generated."
+    if text_source == "teacher" and config.teacher_temperature is not None:
+        return config.teacher_temperature
+    return config.temperature
+
+def _check_stored_text(objective, config, fraction, source):
+    "Raise ValueError where there is no text to store or to choose from."
+    if "preferences" in getattr(objective, "requires", ()):
+        name = "store_text" if config.store_text else "min_score"
+        if source == "frozen_student": name = "off_policy_source='frozen_student'"
+        raise ValueError(f"objective {objective.name!r} compares answers that come with the prompts, "
+                         f"so {name} has nothing to work on: leave it out")
+    if config.store_text and (fraction == 1 or source == "reference"):
+        why = ("every step is on fresh text of the student" if fraction == 1 else
+               "references are not generated")
+        raise ValueError(f"store_text has nothing to store: {why}. Give on_policy_fraction=0 with "
+                         "off_policy_source='teacher' or 'frozen_student', or leave store_text out")
+    if config.num_candidates == 1: return
+    same = [s for s in text_sources_of(config, objective)
+            if s == "reference" or writer_temperature(config, s) == 0]
+    if same:
+        raise ValueError(f"num_candidates is {config.num_candidates}, and text of the {same[0]} is "
+                         "the same each time (a reference, or temperature 0): leave num_candidates at "
+                         "1, or raise the temperature of the writer")
+
 def check_text_source(objective: object, config: DistillConfig) -> None:
     "Raise ValueError where an objective cannot be trained on the text that the settings ask for."
     fraction, source = text_source_settings(config, getattr(objective, "text_source", "student"))
+    if config.store_text or config.min_score is not None or source == "frozen_student":
+        _check_stored_text(objective, config, fraction, source)
     allowed = getattr(objective, "text_sources", ("student", source))
-    if fraction < 1 and source not in allowed:
+    if fraction < 1 and not learns_from(source, allowed):
         raise ValueError(f"objective {objective.name!r} makes no sense on text of the {source}: "
                          f"on_policy_fraction must be 1 (it is {fraction}), or "
                          f"off_policy_source another of {', '.join(allowed)}")

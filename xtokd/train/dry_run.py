@@ -47,7 +47,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #910e442c
+# %% ../../nbs/08_train/12_dry_run.ipynb #61c4cfcb
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -83,6 +83,10 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
     began = time.perf_counter()
     items, seed = [d.items[i] for i in indices], combine_seeds(config.seed, 1, 0)
     with d.autocast(): samples = d.generator.samples(items, text_source, seed)
+    if not samples:
+        raise ValueError(f"none of the {len(items)} prompts of the dry run has a text of the {text_source} "
+                         f"whose score is at least min_score={config.min_score:g}: lower it, or raise "
+                         f"num_candidates (it is {config.num_candidates})")
     generation_seconds = time.perf_counter() - began
     d.student.model.train()
     size = config.micro_batch_size
@@ -93,7 +97,8 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
     d.state.optimizer.zero_grad()
     began = time.perf_counter()
     totals = d.stepper.forward_backward(samples, text_source)
-    totals.counts.update(generation_counts(samples, d.pair, text_source))
+    writing = d.generator.take_counts()
+    totals.counts.update(generation_counts(samples, d.pair, text_source, writing))
     if totals.num_units > 0:
         reduce_gradients(d.state.parameters, totals.num_units, d.accelerator)
         d.state.optimizer.step()
@@ -113,7 +118,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
         at_limit=sum(cut) / len(samples),
         peak_gib=peak_memory(d.device))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #8da8d90c
+# %% ../../nbs/08_train/12_dry_run.ipynb #3b12cdf0
 GIB = 2 ** 30
 
 def weight_bytes(parameters: Iterator | list) -> int:
@@ -139,7 +144,8 @@ def planned_memory(distiller: Distiller, result: DryRunResult) -> dict:
     "GiB of a process by what holds them, and the most that are held at once."
     d, config = distiller, distiller.config
     tokens, trained = result.tokens["student"], weight_bytes(d.state.parameters)
-    sides = (d.student, d.teacher, *d.models.auxiliary.values())
+    frozen = [d.models.frozen] if d.models.frozen else []
+    sides = (d.student, d.teacher, *d.models.auxiliary.values(), *frozen)
     at_once = min(config.micro_batch_size, config.batch_size)
     length = planned_length(result, config, "student")
     scale = length / max(tokens["prompt"] + tokens["response"], 1) * at_once / result.micro_batch
@@ -185,7 +191,7 @@ def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     longest_run = config.max_steps * most + evaluations * one * 1.5
     return {"step": [least, most], "run": [shortest_run, longest_run]}
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #127a1376
+# %% ../../nbs/08_train/12_dry_run.ipynb #ec8d6777
 def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]:
     "Yield a message for prompts left out, responses cut, contexts too short, and masked tokens."
     d, config, metrics = distiller, distiller.config, result.metrics
@@ -209,6 +215,10 @@ def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]
             yield (f"the {role} has room for {limit} tokens and would need up to {needed:.1f} "
                    f"(prompt {prompt}, {ratio:.2f} teacher tokens for one of the student): what is "
                    "beyond is masked; shorten prompts, or lower max_new_tokens")
+    if left_out := metrics.get("prompts_left_out"):
+        yield (f"{left_out} of {left_out + result.samples} prompts have no text whose score is at least "
+               f"min_score={config.min_score:g}, of up to {config.num_candidates}: a step draws others "
+               "in their place, which takes longer")
     masked = metrics["student_tokens_masked"], metrics["teacher_tokens_masked"]
     if any(masked):
         yield f"{masked[0]} student and {masked[1]} teacher tokens did not fit and were masked"

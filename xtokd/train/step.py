@@ -6,7 +6,7 @@
 __all__ = ['EMPTY_SAMPLE', 'StepTotals', 'sums_by_kind', 'entropy_sum', 'make_objective', 'split_micro_batches', 'DistillStep',
            'mixed_precision_context', 'generation_counts', 'step_metrics', 'check_signal', 'add_costs', 'sample_record']
 
-# %% ../../nbs/08_train/04_step.ipynb #e70fd019
+# %% ../../nbs/08_train/04_step.ipynb #ee102d98
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -29,7 +29,7 @@ from .config import DistillConfig
 from .forward_batch import ModelSet, build_batch
 from .monitor import text_stats, text_sums
 from .runlog import Costs
-from .samples import Sample
+from .samples import TEXT_COUNTS, Sample, writing_counts
 from ..vocab.bytevocab import response_text
 
 # %% ../../nbs/08_train/04_step.ipynb #22a52eda
@@ -202,21 +202,21 @@ def mixed_precision_context(config: DistillConfig, device: torch.device) -> torc
     bf16 = config.mixed_precision == "bf16" or on_gpu
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
-# %% ../../nbs/08_train/04_step.ipynb #19afff78
-def generation_counts(samples: list[Sample], pair: Pair, text_source: str) -> dict:
-    "Counts over the responses of a step: tokens of both sides, stops, canonical tokenizations."
+# %% ../../nbs/08_train/04_step.ipynb #6bc9f9a3
+def generation_counts(samples: list[Sample], pair: Pair, text_source: str,
+                      writing: dict | None = None) -> dict:
+    """Counts over the responses of a step: tokens of both sides, stops, canonical tokenizations.
+
+    `writing` (`SampleSource.take_counts`) takes the place of what the samples themselves say of their
+    writing: rejected texts were written too, stored ones were not."""
     vocab = pair.student
     ids = [s.student_ids for s in samples]
     student_tokens, teacher_tokens = sum(map(len, ids)), sum(len(s.teacher_ids) for s in samples)
     stopped = [bool(x) and x[-1] in vocab.end_ids for x in ids]
     without_stop = [x[:-1] if end else x for x, end in zip(ids, stopped)]
-    prompts = samples if text_source != "reference" else []
     counts = {
         "generated_student": student_tokens,
         "generated_teacher": teacher_tokens,
-        "generated_by_student": student_tokens if text_source == "student" else 0,
-        "generated_by_teacher": teacher_tokens if text_source == "teacher" else 0,
-        "prompt_tokens": sum(len(s.prompt_ids(text_source)) for s in prompts),
         "windows": sum(s.window is not None for s in samples),
         "windows_found": sum(s.window is not None and s.window_found for s in samples),
         "stopped": sum(stopped),
@@ -226,7 +226,9 @@ def generation_counts(samples: list[Sample], pair: Pair, text_source: str) -> di
     if text_source == "student":
         texts = [vocab.decode(x).decode("utf-8", "replace") for x in ids]
         counts |= text_sums(texts, ids, [s.item.get("answer") for s in samples])
-    return counts
+    cost = Counter()
+    for sample in samples: cost.update(writing_counts(sample, text_source))
+    return counts | cost | (writing or {})
 
 def step_metrics(totals: StepTotals, seconds: float) -> dict:
     "What the log says of a step, from its totals over all processes."
@@ -248,11 +250,12 @@ def step_metrics(totals: StepTotals, seconds: float) -> dict:
     }
     if counts["cut"]: metrics["responses_cut"] = int(counts["cut"])
     if counts["windows"]: metrics["window_found"] = counts["windows_found"] / counts["windows"]
+    metrics |= {name: int(counts[name]) for name in TEXT_COUNTS if name in counts}
     for name in ("teacher_tokens_masked", "student_tokens_masked", "teacher_rows_not_finite"):
         metrics[name] = int(counts[name])
     return metrics
 
-# %% ../../nbs/08_train/04_step.ipynb #dccbd584
+# %% ../../nbs/08_train/04_step.ipynb #343faecb
 def check_signal(totals: StepTotals, teacher: Side) -> None:
     """Raise where a step cannot be trained on.
 
@@ -276,8 +279,8 @@ def add_costs(costs: Costs, totals: StepTotals, student_parameters: int, teacher
     by_teacher = int(counts["generated_by_teacher"])
     costs.add(student_tokens_written=by_student, teacher_tokens_written=by_teacher,
               teacher_tokens_scored=int(counts["teacher_tokens_scored"]), seconds=seconds)
-    generator = teacher_parameters if by_teacher > 0 else student_parameters
-    costs.forward(generator, int(counts["prompt_tokens"] + by_student + by_teacher))
+    costs.forward(student_parameters, int(counts["read_by_student"]) + by_student)
+    costs.forward(teacher_parameters, int(counts["read_by_teacher"]) + by_teacher)
     costs.forward(teacher_parameters, int(counts["teacher_tokens_fed"]))
     costs.train(student_parameters, int(counts["student_tokens_fed"]))
 
