@@ -16,7 +16,7 @@ from ..data.tasks.number_words import check_number, number_items
 from ..data.tasks.running_sums import ANSWER_TOKENS, check_sum, sum_items
 from .habit_models import habit_folder
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #69095ae7
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #fb7e789b
 @dataclass(frozen=True)
 class Arm:
     "One way of training."
@@ -34,14 +34,18 @@ ARMS = {
     "cover-jsd": Arm("student", "cells, Jensen-Shannon", "cover", dict(divergence="jsd")),
     "cover-fkl": Arm("student", "cells, forward KL", "cover", dict(divergence="fkl")),
     "cover-rkl-teacher": Arm("teacher", "cells, reverse KL", "cover", dict(divergence="rkl"), _TEACHER_TEXT),
+    "cover-rkl-frozen": Arm("student at the start", "cells, reverse KL", "cover", dict(divergence="rkl"),
+                            dict(on_policy_fraction=0., off_policy_source="frozen_student")),
     "sft": Arm("teacher, sampled", "text", "sft"),
-    "sft-greedy": Arm("teacher, greedy", "text", "sft", settings=dict(temperature=0.)),
+    "sft-greedy": Arm("teacher, greedy", "text", "sft", settings=dict(teacher_temperature=0.)),
+    "sft-right": Arm("teacher, sampled, filtered with the check", "text", "sft",
+                     settings=dict(min_score=1., num_candidates=8)),
     "sampled": Arm("student", "sampled tokens, credit full", "sampled", dict(credit="full")),
     "strict-rkl": Arm("student", "one-to-one chunks, reverse KL", "strict", dict(divergence="rkl")),
     "dpca": Arm("student", "sampled chunks", "dpca"),
 }
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #731ce2bf
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #87a1067c
 @dataclass(frozen=True)
 class Skill:
     "Something that the student can do at the start and is not trained on."
@@ -71,7 +75,8 @@ class Design:
     settings: dict = field(default_factory=dict)    # of DistillConfig
 
 
-EIGHT_ARMS = ("cover-rkl", "cover-jsd", "cover-fkl", "cover-rkl-teacher", "sft", "sft-greedy")
+EIGHT_ARMS = ("cover-rkl", "cover-jsd", "cover-fkl", "cover-rkl-teacher", "cover-rkl-frozen", "sft",
+              "sft-greedy")
 _COMMON = dict(batch_size=16, micro_batch_size=16, warmup_steps=5, max_grad_norm=.3)
 
 
@@ -91,9 +96,9 @@ def _few_prompts(n):
         seeds=(0, 1, 2), train_size=n, settings=_COMMON)
 
 
-_LEVEL_ARMS = ("cover-rkl", "cover-rkl-teacher", "sft", "sft-greedy")
+_LEVEL_ARMS = ("cover-rkl", "cover-rkl-teacher", "sft", "sft-greedy", "sft-right")
 DESIGNS = {
-    "habit-1": _habit_design(1, (*EIGHT_ARMS, "sampled", "strict-rkl", "dpca"),
+    "habit-1": _habit_design(1, (*EIGHT_ARMS, "sft-right", "sampled", "strict-rkl", "dpca"),
                              "a good student, a new habit, a teacher that is often wrong"),
     "habit-2": _habit_design(2, _LEVEL_ARMS, "the same with a better teacher"),
     "habit-3": _habit_design(3, _LEVEL_ARMS, "the same with a good teacher"),
