@@ -44,7 +44,8 @@ METHODS = { # name: objective, knobs, settings beside the common ones
     "sft": ("sft",),
 }
 WEAK = {"compass"}                                                                                       # methods that get the pair's weak model
-LEFT_OUT = {"gkd": "compares rows of equal vocabularies only", "ctpd": "needs preference pairs and teachers tuned on them; these tasks have neither"}
+LEFT_OUT = {"gkd": "compares rows of equal vocabularies only", "ctpd": "needs preference pairs and teachers tuned on them; these tasks have neither",
+            "sharpen": "a control that asks no teacher; it stands in the study of when on-policy training wins"}
 
 
 def settings(task, name, seed, lr=None, sweep=False):

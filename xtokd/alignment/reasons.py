@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Reason']
 
-# %% ../../nbs/03_alignment/01_reasons.ipynb #5eddd948
+# %% ../../nbs/03_alignment/01_reasons.ipynb #213d0827
 from enum import IntEnum
 
 class Reason(IntEnum):
@@ -30,6 +30,7 @@ class Reason(IntEnum):
     LARGE_CHUNK = 108
     NOT_FINITE = 109
     INSIDE_CHUNK = 110
+    NOT_CHOSEN = 111
 
     @property
     def text(self) -> str:
@@ -57,4 +58,5 @@ _TEXTS = {
     Reason.LARGE_CHUNK: "its chunk is too large (left out on request)",
     Reason.NOT_FINITE: "a number that its loss needs is not finite (NaN or infinity)",
     Reason.INSIDE_CHUNK: "inside a chunk, of which the first row is compared",
+    Reason.NOT_CHOSEN: "not among the tokens that this objective chooses from the answer",
 }

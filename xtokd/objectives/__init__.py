@@ -14,7 +14,7 @@ from inspect import signature
 
 from .base import TEACHER_ACCESS, Objective, Preset
 
-# %% ../../nbs/05_objectives/07_registry.ipynb #f2751f7d
+# %% ../../nbs/05_objectives/07_registry.ipynb #8880e932
 @dataclass(frozen=True)
 class ObjectiveSpec:
     """An entry of the registry: a class of objectives, or the place from which it is imported when
@@ -100,6 +100,7 @@ OBJECTIVES = {name: ObjectiveSpec(where) for name, where in {
     "xtoken": "projection.xtoken:XToken",
     "pkl": "projection.pkl:PKL",
     "dskdv2": "hidden.dskdv2:DSKDv2",
+    "sharpen": "policy.sharpen:Sharpen",
 }.items()}
 
 # %% ../../nbs/05_objectives/07_registry.ipynb #97dac907
