@@ -16,7 +16,7 @@ from ..data.tasks.number_words import check_number, number_items
 from ..data.tasks.running_sums import ANSWER_TOKENS, check_sum, sum_items
 from .habit_models import habit_folder
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #fb7e789b
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #6aba4d3b
 @dataclass(frozen=True)
 class Arm:
     "One way of training."
@@ -41,11 +41,12 @@ ARMS = {
     "sft-right": Arm("teacher, sampled, filtered with the check", "text", "sft",
                      settings=dict(min_score=1., num_candidates=8)),
     "sampled": Arm("student", "sampled tokens, credit full", "sampled", dict(credit="full")),
+    "sharpen": Arm("student", "none: its own unlikely tokens are pushed down", "sharpen"),
     "strict-rkl": Arm("student", "one-to-one chunks, reverse KL", "strict", dict(divergence="rkl")),
     "dpca": Arm("student", "sampled chunks", "dpca"),
 }
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #87a1067c
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #79d593d1
 @dataclass(frozen=True)
 class Skill:
     "Something that the student can do at the start and is not trained on."
@@ -76,7 +77,7 @@ class Design:
 
 
 EIGHT_ARMS = ("cover-rkl", "cover-jsd", "cover-fkl", "cover-rkl-teacher", "cover-rkl-frozen", "sft",
-              "sft-greedy")
+              "sft-greedy", "sharpen")
 _COMMON = dict(batch_size=16, micro_batch_size=16, warmup_steps=5, max_grad_norm=.3)
 
 
@@ -92,7 +93,7 @@ def _habit_design(level, arms, question):
 def _few_prompts(n):
     return Design(
         f"{n:,} prompts and 320 steps", ("tiny", "student"), ("tiny", "teacher"), number_items, check_number,
-        16, ("cover-rkl", "cover-fkl", "sft"), steps=320, measure_at=(13, 26, 53, 106, 159, 212, 265, 320),
+        16, ("cover-rkl", "cover-fkl", "sft", "sharpen"), steps=320, measure_at=(13, 26, 53, 106, 159, 212, 265, 320),
         seeds=(0, 1, 2), train_size=n, settings=_COMMON)
 
 
