@@ -45,6 +45,7 @@ METHODS = { # name: objective, knobs, settings beside the common ones
 }
 WEAK = {"compass"}                                                                                       # methods that get the pair's weak model
 LEFT_OUT = {"gkd": "compares rows of equal vocabularies only", "ctpd": "needs preference pairs and teachers tuned on them; these tasks have neither",
+            "olive": "newer than these runs; it stands in the study of when on-policy training wins",
             "sharpen": "a control that asks no teacher; it stands in the study of when on-policy training wins"}
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Reason']
 
-# %% ../../nbs/03_alignment/01_reasons.ipynb #213d0827
+# %% ../../nbs/03_alignment/01_reasons.ipynb #53d068e4
 from enum import IntEnum
 
 class Reason(IntEnum):
@@ -31,6 +31,7 @@ class Reason(IntEnum):
     NOT_FINITE = 109
     INSIDE_CHUNK = 110
     NOT_CHOSEN = 111
+    STUDENT_PREFIX = 112
 
     @property
     def text(self) -> str:
@@ -59,4 +60,5 @@ _TEXTS = {
     Reason.NOT_FINITE: "a number that its loss needs is not finite (NaN or infinity)",
     Reason.INSIDE_CHUNK: "inside a chunk, of which the first row is compared",
     Reason.NOT_CHOSEN: "not among the tokens that this objective chooses from the answer",
+    Reason.STUDENT_PREFIX: "the student's own prefix, which the teacher continued",
 }

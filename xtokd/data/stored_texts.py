@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-# %% ../../nbs/02_data/10_stored_texts.ipynb #d5c01b46
+# %% ../../nbs/02_data/10_stored_texts.ipynb #f98c5c29
 # a source of text -> the source that an objective takes it for
-TAKEN_FOR = {"frozen_student": "reference"}
+TAKEN_FOR = {"frozen_student": "reference", "continuation": "teacher"}
 
 def learns_from(text_source: str, text_sources: tuple | list) -> bool:
     "Whether text of a source is among those that an objective learns from, or is taken for one."

@@ -14,7 +14,7 @@ from inspect import signature
 
 from .base import TEACHER_ACCESS, Objective, Preset
 
-# %% ../../nbs/05_objectives/07_registry.ipynb #8880e932
+# %% ../../nbs/05_objectives/07_registry.ipynb #04ff2f06
 @dataclass(frozen=True)
 class ObjectiveSpec:
     """An entry of the registry: a class of objectives, or the place from which it is imported when
@@ -101,6 +101,7 @@ OBJECTIVES = {name: ObjectiveSpec(where) for name, where in {
     "pkl": "projection.pkl:PKL",
     "dskdv2": "hidden.dskdv2:DSKDv2",
     "sharpen": "policy.sharpen:Sharpen",
+    "olive": "baselines:Olive",
 }.items()}
 
 # %% ../../nbs/05_objectives/07_registry.ipynb #97dac907

@@ -77,18 +77,19 @@ def coverage_stats(batch: PairBatch, ledger: dict) -> dict:
     stats["unknown_mass"] = float(ledger["unknown"].mean()) if len(ledger["unknown"]) else 0.0
     return stats
 
-# %% ../../nbs/05_objectives/01_base.ipynb #d01af7c3
+# %% ../../nbs/05_objectives/01_base.ipynb #f56e8229
 def window_mask(batch: PairBatch) -> np.ndarray:
-    """Whether each student token is inside `batch.window`; bool[n], all True where there
-    is no window. A chunk that reaches over the window's edge is outside (arXiv 2605.28014)."""
+    """Whether each student token is inside `batch.window` and behind `batch.prefix`; bool[n], all
+    True where there is neither. A chunk that reaches over an edge is outside (arXiv 2605.28014)."""
     window, chunk = batch.window, batch.alignment.student_chunk
-    if window is None: return np.ones(len(chunk), bool)
-    inside = np.array(window, bool)
+    if window is None and batch.prefix is None: return np.ones(len(chunk), bool)
+    inside = np.ones(len(chunk), bool) if window is None else np.array(window, bool)
+    if batch.prefix is not None: inside &= ~batch.prefix
     broken = np.zeros(len(batch.alignment.chunks) + 1, bool)
     broken[chunk[~inside & (chunk >= 0)]] = True
     return inside & ~(broken[chunk] & (chunk >= 0))
 
-# %% ../../nbs/05_objectives/01_base.ipynb #8da6e1ca
+# %% ../../nbs/05_objectives/01_base.ipynb #037aa302
 def make_output(batch: PairBatch,
                 token_loss: torch.Tensor,          # [n] student tokens, with gradient
                 weight: torch.Tensor,              # [n] detached; its sum is the number of units
@@ -103,8 +104,9 @@ def make_output(batch: PairBatch,
     those that a row that is not finite touches, and those whose loss is not finite get weight 0."""
     not_finite = (~token_loss.detach().isfinite() & (weight > 0)).cpu().numpy()
     if batch.not_finite is not None: not_finite |= batch.not_finite
+    prefix = np.zeros(len(not_finite), bool) if batch.prefix is None else batch.prefix
     for left_out, why in ((~window_mask(batch), Reason.OUTSIDE_WINDOW),
-                          (not_finite, Reason.NOT_FINITE)):
+                          (prefix, Reason.STUDENT_PREFIX), (not_finite, Reason.NOT_FINITE)):
         if not left_out.any(): continue
         reason = np.where(left_out, why, 0 if reason is None else reason)
         weight = weight * torch.as_tensor(~left_out, device=weight.device)

@@ -50,7 +50,7 @@ class HiddenStates:
         student, teacher = tuple(self.student.shape), tuple(self.teacher.shape)
         return f"HiddenStates(student {student}, teacher {teacher})"
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #21da97cd
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #4185c00a
 def _check_row_counts(tensors, ids, side):
     "ValueError where the number of rows of a sample is not its number of ids."
     if len(tensors) != len(ids):
@@ -77,6 +77,13 @@ def _flat_values(values, n, name, device, side="student"):
     return flat.detach()
 
 
+def _prefix_mask(ids, prefix_tokens):
+    "Whether each token, bool[n], is among the first `prefix_tokens` of its sample; None without."
+    if prefix_tokens is None: return None
+    masks = [np.arange(len(own)) < k for own, k in zip(ids, prefix_tokens, strict=True)]
+    return np.concatenate([np.zeros(0, bool), *masks])
+
+
 def _cut_to_rows(rows, values):
     "Per-sample ids or log-probabilities, each cut to the rows of its sample; None stays None."
     if values is None: return None
@@ -92,7 +99,7 @@ def _row_width(tensors, vocab, head):
     if head is not None: return min(len(head.weight), len(vocab))
     return min([x.shape[1] for x in tensors] + [len(vocab)])
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #ebb1aa1e
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #c505025c
 @dataclass(repr=False)
 class PairBatch:
     """Student responses, the same bytes in teacher tokens, their alignment, and both models' rows.
@@ -113,6 +120,7 @@ class PairBatch:
     plus_logp: torch.Tensor | None = None  # float32[m]: a teacher tuned on preferences
     minus_logp: torch.Tensor | None = None  # float32[m]: a teacher tuned on reversed preferences
     window: np.ndarray | None = None  # bool[n]: student tokens to train on; None: all
+    prefix: np.ndarray | None = None  # bool[n]: the student's beginning of a continued text
     not_finite: np.ndarray | None = None  # bool[n]: tokens that a row that is not finite touches
     preferences: list | None = None  # B signs: +1 the chosen answer, -1 the rejected one
     hidden: HiddenStates | None = None
@@ -139,14 +147,16 @@ class PairBatch:
                      teacher: list | None = None, student_head: OutputHead | None = None,
                      teacher_head: OutputHead | None = None, *, granularity: str = "byte",
                      temperature: float = 1.0, teacher_temperature: float = 1.0,
-                     window: list | None = None, **fields) -> "PairBatch":
+                     window: list | None = None, prefix_tokens: list | None = None,
+                     **fields) -> "PairBatch":
         """A batch from lists over samples: ids, and hidden states with a head, or logits without
         one.
 
         `student` is [n_i, D] or [n_i, Vs], `teacher` is [m_i, D] or [m_i, Vt]. A teacher with
         fewer rows than ids saw only the beginning of a text: its ids are cut to its rows.
-        `window` and the `*_logp` fields are lists over samples, one value per token; `fields` are
-        fields of the batch."""
+        `window` and the `*_logp` fields are lists over samples, one value per token;
+        `prefix_tokens` are the student's tokens before a continuation; `fields` are fields of the
+        batch."""
         _check_row_counts(student, student_ids, "student")
         max_width = _row_width(student, pair.student, student_head)
         if teacher is not None:
@@ -173,6 +183,6 @@ class PairBatch:
             fields[name] = _flat_values(fields[name], m, name, device, "teacher")
         window = _flat_values(window, n, "window", device)
         if window is not None: window = window.bool().cpu().numpy()
-        return cls(
-            pair, alignment, student, teacher, temperature=temperature, window=window, **fields
-        )
+        fields["prefix"] = _prefix_mask(student_ids, prefix_tokens)
+        return cls(pair, alignment, student, teacher, temperature=temperature, window=window,
+                   **fields)

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'unknown_name', 'strict_names', 'ModelSettings', 'DistillConfig', 'check_output_dir',
            'check_config', 'learning_rate_factor', 'prompts_from', 'prompt_indices', 'combine_seeds',
-           'text_source_settings', 'text_sources_of', 'choose_text_source', 'writer_temperature', 'check_text_source',
-           'changed_settings', 'versions', 'loggable_arguments', 'digest', 'changed_arguments']
+           'draw_good_samples', 'text_source_settings', 'text_sources_of', 'choose_text_source', 'writer_temperature',
+           'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest', 'changed_arguments',
+           'text_key']
 
-# %% ../../nbs/08_train/01_config.ipynb #b1401609
+# %% ../../nbs/08_train/01_config.ipynb #088d4376
 import difflib, hashlib, json, math, re, sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -96,7 +98,7 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #5331616c
+# %% ../../nbs/08_train/01_config.ipynb #547c577f
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -115,10 +117,12 @@ class DistillConfig(ModelSettings):
     loss_temperature: float = 1.0 # of both sides' rows in the loss
     granularity: str = "byte"     # of the alignment; "char": no boundary inside a character
     on_policy_fraction: float | None = None # of steps on text of the student; None: the objective's
-    off_policy_source: str | None = None # of the others: "teacher", "reference", "frozen_student"
+    off_policy_source: str | None = None # of the others: teacher, reference, frozen_student, ...
     store_text: bool = False      # write off-policy text once a prompt, and use it in every epoch
     min_score: float | None = None # train on texts with check(item, text) of at least this only
     num_candidates: int = 1       # with min_score: at most so many texts a prompt, until one has it
+    max_prefix_tokens: int | None = None # of the student, before a continuation; None: no limit
+    max_continuation_tokens: int | None = None # of the teacher; None: what max_new_tokens leaves
     max_new_tokens: int = 64      # of a response
     prompt_column: str | None = None # of files and data sets; None: "prompt" or "messages"
     max_prompt_length: int | None = None # longer prompts are left out; None: those without room
@@ -144,17 +148,18 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #66c26e0a
+# %% ../../nbs/08_train/01_config.ipynb #3444b268
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
-    teacher_temperature=0, min_score=0, num_candidates=1, on_policy_fraction=0, max_new_tokens=1,
-    max_prompt_length=1, max_length=2, min_coverage=0,
+    max_prefix_tokens=1, max_continuation_tokens=1, teacher_temperature=0, min_score=0,
+    num_candidates=1, on_policy_fraction=0, max_new_tokens=1, max_prompt_length=1, max_length=2,
+    min_coverage=0,
     eval_steps=0, eval_size=0, eval_log_samples=0, save_steps=0, save_total_limit=1,
     seed=0, lora_r=1, teacher_retries=0)
 _POSITIVE = ("learning_rate", "max_grad_norm", "loss_temperature", "teacher_timeout")
 _FRACTIONS = ("on_policy_fraction", "min_coverage", "min_score")
 _CHOICES = dict(
-    off_policy_source=("teacher", "reference", "frozen_student"),
+    off_policy_source=("teacher", "reference", "frozen_student", "continuation"),
     lr_scheduler_type=("constant", "cosine", "linear"),
     mixed_precision=("auto", "no", "bf16"),
     logits=("auto", "keep", "recompute"),
@@ -242,7 +247,31 @@ def combine_seeds(*numbers: int) -> int:
     "One seed from several numbers, such as the run's seed, the step and the process."
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
-# %% ../../nbs/08_train/01_config.ipynb #87b35e99
+# %% ../../nbs/08_train/01_config.ipynb #7ec3ff13
+def draw_good_samples(write: Callable,         # (indices, *seeds) -> samples, kept by all processes
+                      num_prompts: int,
+                      place: int,              # in the endless order of prompts (`prompts_from`)
+                      config: DistillConfig,
+                      text_source: str) -> tuple[list, int]:
+    """Samples of `batch_size` prompts that have a text with `min_score`, and the place behind them.
+
+    Prompts without one are left out. ValueError where many in a row have none."""
+    samples, missing, in_vain, seeds = [], config.batch_size, 0, ()
+    limit = min(num_prompts, max(64, 4 * config.batch_size))
+    while missing:
+        found, kept = write(prompts_from(num_prompts, place, missing, config.seed), *seeds)
+        samples, place = samples + found, place + missing
+        seeds = (place,)
+        in_vain, missing = 0 if kept else in_vain + missing, missing - kept
+        if in_vain >= limit:
+            raise ValueError(f"none of the last {in_vain} prompts has a text of the {text_source} "
+                             f"whose score is at least min_score={config.min_score:g} (up to "
+                             f"{config.num_candidates} texts each), so there is nothing to train "
+                             "on: lower min_score, raise num_candidates, or look at what is "
+                             "written with xtokd generate")
+    return samples, place
+
+# %% ../../nbs/08_train/01_config.ipynb #cae60dc5
 def text_source_settings(config: DistillConfig, default: str = "student") -> tuple[float, str]:
     """The fraction of steps on text of the student, and the source of the others, for an objective
     whose own source is `default`."""
@@ -280,9 +309,10 @@ def _check_stored_text(objective, config, fraction, source):
         if source == "frozen_student": name = "off_policy_source='frozen_student'"
         raise ValueError(f"objective {objective.name!r} compares answers that come with the prompts, "
                          f"so {name} has nothing to work on: leave it out")
-    if config.store_text and (fraction == 1 or source == "reference"):
+    if config.store_text and (fraction == 1 or source in ("reference", "continuation")):
         why = ("every step is on fresh text of the student" if fraction == 1 else
-               "references are not generated")
+               "references are not generated" if source == "reference" else
+               "the student begins each text anew")
         raise ValueError(f"store_text has nothing to store: {why}. Give on_policy_fraction=0 with "
                          "off_policy_source='teacher' or 'frozen_student', or leave store_text out")
     if config.num_candidates == 1: return
@@ -365,3 +395,14 @@ def changed_arguments(before: dict, now: dict) -> list[str]:
         if same: continue
         changed.append(f"{name} {old!r} -> {new!r}" if old != new else f"{name} {old!r} with other content")
     return changed
+
+# %% ../../nbs/08_train/01_config.ipynb #b9a5b687
+_TEXT_SETTINGS = ("max_new_tokens", "max_length", "min_score", "num_candidates", "seed",
+                  "chat_template_kwargs")
+
+def text_key(item: dict, text_source: str, writer: str,   # the name of the model
+             config: DistillConfig) -> str:
+    "The key of a prompt's stored text: settings that change the text give another key."
+    settings = {name: getattr(config, name) for name in _TEXT_SETTINGS}
+    temperature = writer_temperature(config, text_source)
+    return digest([dict(item), text_source, writer, temperature, settings])

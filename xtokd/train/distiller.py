@@ -6,7 +6,7 @@
 __all__ = ['TrainState', 'sample_source', 'StepWriter', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'save_after_error',
            'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #687ce93a
+# %% ../../nbs/08_train/11_distiller.ipynb #a8227d04
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,7 +31,7 @@ from .callbacks import RunReporter, interruptible, run_callbacks
 from .checkpoint import Checkpoints, rng_state, set_rng_state
 from .config import (
     DistillConfig, changed_arguments, changed_settings, check_text_source, choose_text_source, combine_seeds,
-    learning_rate_factor, prompt_indices, text_sources_of)
+    draw_good_samples, learning_rate_factor, prompt_indices, text_sources_of)
 from .evaluate import Evaluator, checked_score
 from xtokd.train.forward_batch import (
     ModelSet, check_vocabularies, keep_start, load_models, prepare_objective, shard_models,
@@ -41,8 +41,7 @@ from .runlog import (
     Control, Costs, Run, describe_run, log_file, to_json)
 from ..models.loading import peak_memory, reset_peak_memory
 from .samples import (
-    SampleSource, draw_good_samples, fitting_prompts, left_out_text, needed_texts,
-    prompts_that_fit, split_prompts)
+    SampleSource, fitting_prompts, left_out_text, needed_texts, prompts_that_fit, split_prompts)
 from .step import (
     DistillStep, add_costs, check_signal, generation_counts, make_objective,
     mixed_precision_context, sample_record, step_metrics)
@@ -102,7 +101,7 @@ class TrainState:
         drawn_plainly = self.step * self.config.batch_size
         self.prompts_drawn = state.get("prompts_drawn", drawn_plainly)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #bccb45b7
+# %% ../../nbs/08_train/11_distiller.ipynb #d7f6250d
 def sample_source(models: ModelSet, objective: Objective | Callable, config: DistillConfig,
                   plugins: dict, check: Callable | None) -> SampleSource:
     "What makes the samples of a run; `check` scores texts where a filter asks for it."
@@ -120,10 +119,10 @@ class StepWriter:
         the place in the order of prompts after this step."""
         d, config = self.distiller, self.distiller.config
         text_source = choose_text_source(config, step, d.objective.text_source)
-        served = text_source == "student" and d.student.engine
+        writers = d.generator.writers(text_source)
+        served = any(side is d.student for side in writers) and d.student.engine
         extra = {"engine_gap": self.sync_generation_server()} if served else {}
-        writers = [side.model for side in d.generator.writers(text_source)]
-        with d.autocast(), unsharded(*writers):
+        with d.autocast(), unsharded(*(side.model for side in writers)):
             if config.min_score is None:
                 drawn = step * config.batch_size
                 indices = prompt_indices(len(d.items), step, config.batch_size, config.seed)

@@ -207,7 +207,7 @@ def hidden_states(student: Side, teacher: Side, student_states: list,
     embeddings = [side.model.get_input_embeddings().weight for side in (student, teacher)]
     return HiddenStates(student_states, teacher_states, *heads, *embeddings)
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #1852cf45
+# %% ../../nbs/08_train/03_forward_batch.ipynb #7b2a7aff
 @dataclass
 class TeacherSide:
     "The teacher's part of a batch: full rows or top-k rows, as far as the objective reads them."
@@ -254,6 +254,8 @@ def _extras(samples, models, objective, config, student_ids, teacher_ids, text_s
         extra["window"] = [
             np.ones(len(ids), bool) if s.window is None else s.window[:len(ids)]
             for s, ids in zip(samples, student_ids)]
+    if text_source == "continuation":
+        extra["prefix_tokens"] = [min(s.prefix, len(ids)) for s, ids in zip(samples, student_ids)]
     if "preferences" in objective.requires:     # chosen, rejected, chosen, ...
         extra["preferences"] = [1 - 2 * (i % 2) for i in range(len(samples))]
     return extra

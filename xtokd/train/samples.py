@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['WRITING_COUNTS', 'TEXT_COUNTS', 'Sample', 'needed_texts', 'require_references', 'generate_samples',
-           'samples_without_text', 'set_responses', 'reference_samples', 'writing_counts', 'LeftOut', 'left_out_text',
-           'prompts_that_fit', 'fitting_prompts', 'split_prompts', 'apply_windows', 'text_key', 'CandidateWriter',
-           'TextSource', 'draw_good_samples', 'SampleSource']
+           'samples_without_text', 'set_responses', 'reference_samples', 'writing_counts', 'continued_samples',
+           'LeftOut', 'left_out_text', 'prompts_that_fit', 'fitting_prompts', 'split_prompts', 'apply_windows',
+           'CandidateWriter', 'TextSource', 'SampleSource']
 
-# %% ../../nbs/08_train/02_samples.ipynb #9885bcaf
+# %% ../../nbs/08_train/02_samples.ipynb #2f7892e2
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,15 +21,17 @@ from ..data.response_format import encode_response, open_region, readable_respon
 from ..data.segments import exclude_thoughts
 from ..data.stored_texts import StoredText, StoredTexts
 from ..errors import step_part
+from ..models.continuation import (
+    beginning, continuation_ids, whole_characters)
 from ..models.forward import closing_id, retokenize
 from ..models.loading import context_length, min_set
 from ..models.sampling import generate_responses
 from ..models.side import Side, ServedModel
 from .config import (
-    DistillConfig, combine_seeds, digest, prompts_from, text_source_settings, writer_temperature)
+    DistillConfig, combine_seeds, text_key, text_source_settings, writer_temperature)
 from ..vocab.bytevocab import ByteVocab, response_text
 
-# %% ../../nbs/08_train/02_samples.ipynb #3c5ee1f7
+# %% ../../nbs/08_train/02_samples.ipynb #a54961f3
 @dataclass
 class Sample:
     "One prompt and one response, in the ids of both sides."
@@ -41,6 +43,9 @@ class Sample:
     window: np.ndarray | None = None    # bool[n]: which student tokens have a loss; None: all
     window_found: bool = True           # False where a quoted passage is not in the response
     cut: bool = False                   # the engine went on with an id that is no token
+    prefix: int = 0                     # student tokens before a continuation of the teacher
+    teacher_prefix: int = 0             # the same in teacher tokens
+    rollout: int = 0                    # student tokens from which the prefix was taken
 
     def __len__(self): return len(self.student_prompt_ids) + len(self.student_ids)
 
@@ -65,18 +70,23 @@ def require_references(items: list[dict], keys: tuple[str, ...]) -> None:
     if len(lacking) == 1: raise ValueError(f"{lacking[0]}: add it to the prompts{instead}")
     raise error_list(lacking, what)
 
-# %% ../../nbs/08_train/02_samples.ipynb #7de3c289
+# %% ../../nbs/08_train/02_samples.ipynb #53398362
 def generate_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                      text_source: str = "student", seed: int | None = None) -> list[Sample]:
-    """Sample one response to each prompt from the source: "student", "teacher" or "reference".
+    """Sample one response to each prompt from the source: "student", "teacher", "reference" or
+    "continuation".
 
     `config` gives max_new_tokens, max_length and temperatures; a reference is taken as it is.
     Raises ValueError where a prompt leaves no room."""
     if text_source == "reference": return reference_samples(items, student, teacher)
+    if text_source == "continuation":
+        return continued_samples(items, student, teacher, config, seed)
     samples = samples_without_text(items, student, teacher)
     writer = student if text_source == "student" else teacher
     prompts = [s.prompt_ids(text_source) for s in samples]
     responses, cut = _generate(writer, prompts, config, text_source, seed)
+    if text_source == "teacher":    # a part of a character has no text in the student's tokens
+        responses = [whole_characters(teacher.vocab, ids) for ids in responses]
     set_responses(samples, responses, student, teacher, text_source)
     for i in cut: samples[i].cut = True
     return samples
@@ -142,7 +152,7 @@ def _closed(vocab, text, prompt):
     ids = encode_response(vocab, text, open_region(vocab, prompt))
     return ids + ([] if end is None else [end])
 
-# %% ../../nbs/08_train/02_samples.ipynb #9ac54f88
+# %% ../../nbs/08_train/02_samples.ipynb #76bc7a41
 WRITING_COUNTS = ("generated_by_student", "generated_by_teacher",
                   "read_by_student", "read_by_teacher")
 TEXT_COUNTS = ("texts_written", "texts_kept", "texts_read_again", "prompts_left_out")
@@ -153,12 +163,51 @@ def _role(text_source):
 
 def writing_counts(sample: Sample, text_source: str) -> dict:
     "What writing a sample's text cost: tokens generated, and prompt tokens read, by each side."
+    if text_source == "continuation":
+        return {"generated_by_student": sample.rollout,
+                "read_by_student": len(sample.student_prompt_ids),
+                "generated_by_teacher": len(sample.teacher_ids) - sample.teacher_prefix,
+                "read_by_teacher": len(sample.teacher_prompt_ids) + sample.teacher_prefix}
     role, counts = _role(text_source), {}
     for side in ("student", "teacher"):
         wrote = side == role
         counts[f"generated_by_{side}"] = len(sample.response_ids(side)) if wrote else 0
         counts[f"read_by_{side}"] = len(sample.prompt_ids(side)) if wrote else 0
     return counts
+
+# %% ../../nbs/08_train/02_samples.ipynb #36f124ca
+def continued_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
+                      seed: int | None = None) -> list[Sample]:
+    """Samples whose response the student begins and the teacher continues, `prefix` tokens of the
+    student long before that."""
+    longest = min_set(config.max_prefix_tokens, config.max_new_tokens)
+    short = replace(config, max_new_tokens=longest)
+    samples = generate_samples(items, student, teacher, short, "student", seed)
+    context = min_set(config.max_length, context_length(teacher.model), 1 << 40)
+    random = np.random.default_rng(seed)
+    for sample in samples:
+        room = min(context - len(sample.teacher_prompt_ids), config.max_new_tokens) - 1
+        sample.rollout, sample.cut = len(sample.student_ids), False
+        ids = sample.student_ids, sample.teacher_ids
+        begun = beginning(*ids, student.vocab, teacher.vocab, random, longest, room)
+        sample.student_ids, sample.teacher_ids = begun
+        sample.prefix, sample.teacher_prefix = map(len, begun)
+    _continue(samples, student, teacher, config, None if seed is None else combine_seeds(seed, 1))
+    return samples
+
+def _continue(samples, student, teacher, config, seed):
+    "Let the teacher go on with each response, up to its own limit."
+    begun = [[list(s.prompt_ids(side)) + list(s.response_ids(side)) for s in samples]
+             for side in ("teacher", "student")]
+    limits = [min_set(config.max_continuation_tokens, config.max_new_tokens - s.teacher_prefix)
+              for s in samples]
+    longest = replace(config, max_new_tokens=max(limits, default=1))
+    found, cut = _generate(teacher, begun[0], longest, "teacher", seed)
+    both = continuation_ids(found, limits, begun, teacher.vocab, student.vocab)
+    for sample, written, own in zip(samples, *both):
+        sample.teacher_ids += written
+        sample.student_ids += own
+    for i in cut: samples[i].cut = True
 
 # %% ../../nbs/08_train/02_samples.ipynb #620613d0
 @dataclass
@@ -247,16 +296,6 @@ def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab
             sample.window = window.mask(student_vocab, sample.student_ids)
             sample.window_found = window.found
     return samples
-
-# %% ../../nbs/08_train/02_samples.ipynb #3c1cde86
-_TEXT_SETTINGS = ("max_new_tokens", "max_length", "min_score", "num_candidates", "seed",
-                  "chat_template_kwargs")
-
-def text_key(item: dict, text_source: str, writer: str, config: DistillConfig) -> str:
-    "The key of a prompt's stored text: settings that change the text give another key."
-    settings = {name: getattr(config, name) for name in _TEXT_SETTINGS}
-    temperature = writer_temperature(config, text_source)
-    return digest([dict(item), text_source, writer, temperature, settings])
 
 # %% ../../nbs/08_train/02_samples.ipynb #7eb1d048
 class CandidateWriter:
@@ -372,31 +411,7 @@ class TextSource:
         set_responses(there, responses, self.student, self.teacher, role)
         return self._count_kept([*there, *[None] * (len(items) - len(there))])
 
-# %% ../../nbs/08_train/02_samples.ipynb #e934b45a
-def draw_good_samples(write: Callable,         # (indices, *seeds) -> samples, kept in all processes
-                      num_prompts: int,
-                      place: int,              # in the endless order of prompts (`prompts_from`)
-                      config: DistillConfig,
-                      text_source: str) -> tuple[list[Sample], int]:
-    """Samples of `batch_size` prompts that have a text with `min_score`, and the place behind them.
-
-    Prompts without one are left out. ValueError where many in a row have none."""
-    samples, missing, in_vain, seeds = [], config.batch_size, 0, ()
-    limit = min(num_prompts, max(64, 4 * config.batch_size))
-    while missing:
-        found, kept = write(prompts_from(num_prompts, place, missing, config.seed), *seeds)
-        samples, place = samples + found, place + missing
-        seeds = (place,)
-        in_vain, missing = 0 if kept else in_vain + missing, missing - kept
-        if in_vain >= limit:
-            raise ValueError(f"none of the last {in_vain} prompts has a text of the {text_source} "
-                             f"whose score is at least min_score={config.min_score:g} (up to "
-                             f"{config.num_candidates} texts each), so there is nothing to train "
-                             "on: lower min_score, raise num_candidates, or look at what is "
-                             "written with xtokd generate")
-    return samples, place
-
-# %% ../../nbs/08_train/02_samples.ipynb #0414c42b
+# %% ../../nbs/08_train/02_samples.ipynb #166c5f26
 class SampleSource:
     "Samples for one step: generation, stored and filtered text, preference pairs, windows."
 
@@ -431,4 +446,4 @@ class SampleSource:
     def writers(self, text_source: str) -> list[Side]:
         "The sides of the run that generate text of a source."
         return [side for role, side in (("student", self.student), ("teacher", self.teacher))
-                if role == text_source]
+                if role == text_source or text_source == "continuation"]
