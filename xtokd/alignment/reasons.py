@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Reason']
 
-# %% ../../nbs/03_alignment/01_reasons.ipynb #5eddd948
+# %% ../../nbs/03_alignment/01_reasons.ipynb #89c94122
 from enum import IntEnum
 
 class Reason(IntEnum):
@@ -30,6 +30,7 @@ class Reason(IntEnum):
     LARGE_CHUNK = 108
     NOT_FINITE = 109
     INSIDE_CHUNK = 110
+    UNLIKELY_PREFIX = 111
 
     @property
     def text(self) -> str:
@@ -57,4 +58,6 @@ _TEXTS = {
     Reason.LARGE_CHUNK: "its chunk is too large (left out on request)",
     Reason.NOT_FINITE: "a number that its loss needs is not finite (NaN or infinity)",
     Reason.INSIDE_CHUNK: "inside a chunk, of which the first row is compared",
+    Reason.UNLIKELY_PREFIX: "the teacher finds the tokens since the last shared boundary too improbable "
+                            "(left out on request)",
 }

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['window_rows', 'row_estimates', 'window_targets', 'sample_pieces', 'student_favourites', 'cover_targets', 'Cover']
 
-# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #1e2d286d
+# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #b7c0ee6f
 from dataclasses import replace
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ from .cells import CellGraph, cell_graph
 from .estimates import RowEstimates
 from .hypotheses import read_rows
 from .places import row_pieces
-from .targets import CellTargets, cell_losses
+from .targets import CellTargets, cell_losses, prefix_masses
 from .windows import WindowRows
 from ..divergences import divergence
 from ...rows.chunked_loss import chunked_loss, rows_per_chunk
@@ -28,7 +28,7 @@ from ...rows.pair_batch import PairBatch
 from ...rows.topk import FullRowsRequired, to_top_k
 from ...vocab.bytevocab import ByteVocab
 
-# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #8bde1a68
+# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #f8e18a0c
 @lru_cache(maxsize=4)
 def window_rows(student: ByteVocab, teacher: ByteVocab, min_mass: float,
                 doubt: float) -> WindowRows:
@@ -50,17 +50,20 @@ def window_targets(batch: PairBatch, samples: range, min_mass: float, doubt: flo
     found = window_rows(student, batch.pair.teacher, min_mass, doubt).of(
         alignment, read_rows(batch.teacher, teacher_rows), samples)
     rows = first + np.flatnonzero(alignment.student_chunk[first:end] >= 0)
+    log_mass = np.full(len(rows), -np.inf)
     found = [found[i - first] for i in rows.tolist()]
     masses = np.zeros((len(rows), max((len(row.cells) for row in found if row), default=0)))
     unknown, other_stops, entries = np.ones(len(rows)), list(student.stop_ids[1:]), []
     for k, row in enumerate(found):
         if row is None: continue
-        unknown[k], masses[k, :len(row.masses)] = row.unknown, row.masses
+        unknown[k], log_mass[k] = row.unknown, row.log_mass
+        masses[k, :len(row.masses)] = row.masses
         for column, tokens in enumerate(row.cells):
             members = [*tokens, *(other_stops if student.stop_ids[0] in tokens else ())]
             entries += [(k, column, token) for token in members]
     entries = np.array(entries, np.int64).reshape(-1, 3).T
-    return CellTargets(rows, masses, np.zeros(len(rows)), unknown, *entries)
+    prefix_mass = prefix_masses(log_mass, alignment.student_chunk[rows])
+    return CellTargets(rows, masses, np.zeros(len(rows)), unknown, *entries, None, prefix_mass)
 
 
 def sample_pieces(alignment: BatchAlignment, at_once: int) -> list[range]:
@@ -98,14 +101,16 @@ def cover_targets(batch: PairBatch, min_mass: float = 1e-6, doubt: float = 1e-3,
         pieces = row_pieces(batch.alignment, at_once or 256)
         return CellTargets.join([estimates.targets(batch, *x, favourites) for x in pieces])
 
-# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #565a4876
+# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #bacb852c
 class Cover(Objective):
-    """Divergence between teacher and student masses of cells, at every student token with a place in
-    the teacher's text; loss unit: token.
+    """Divergence between teacher and student masses of cells, at every student token with a place
+    in the teacher's text; loss unit: token.
 
     divergence: fkl, rkl or jsd. num_cells: cells named in a row of a large vocabulary, half by the
     teacher's mass, half by the student's. max_unknown: share of a row from which it has no signal.
-    teacher_top_k: read this many tokens of each teacher row, as a served teacher gives them."""
+    teacher_top_k: read this many tokens of each teacher row, as a served teacher gives them.
+    min_prefix_mass: rows with less prefix mass (see `prefix_masses`) have no signal.
+    prefix_power: the weight of a row is this power of its prefix mass."""
     summary = "masses of cells of the student vocabulary, from one teacher forward"
     source = "this package"
     alignment = "every place in the teacher's text"
@@ -115,13 +120,18 @@ class Cover(Objective):
 
     def __init__(self, divergence: str = "fkl", beta: float = .5, min_mass: float = 1e-6,
                  doubt: float = 1e-3, max_unknown: float = .5, num_cells: int = 64,
-                 mask_whitespace: bool = False, teacher_top_k: int | None = None):
+                 mask_whitespace: bool = False, teacher_top_k: int | None = None,
+                 min_prefix_mass: float = 0., prefix_power: float = 0.):
         if divergence not in ("fkl", "rkl", "jsd"):
             raise ValueError(f"cover: divergence {divergence!r} is not known. Choose fkl, rkl, jsd.")
         if num_cells < 2:
             raise ValueError(f"cover: num_cells={num_cells} names no cell by each side. Give 2 or "
                              "more; 64 is the default.")
+        if not 0 <= min_prefix_mass <= 1 or not prefix_power >= 0:
+            raise ValueError(f"cover: min_prefix_mass={min_prefix_mass} is no probability, or "
+                             f"prefix_power={prefix_power} is below 0.")
         self.kind, self.beta, self.max_unknown = divergence, beta, max_unknown
+        self.min_prefix_mass, self.prefix_power = min_prefix_mass, prefix_power
         self.min_mass, self.doubt, self.num_cells = min_mass, doubt, num_cells
         self.mask_whitespace = mask_whitespace
         if teacher_top_k is None: return
@@ -142,17 +152,28 @@ class Cover(Objective):
         same = same and batch.pair.overlap.identical and not batch.teacher.is_top_k
         count = len(alignment.student_ids)
         unknown, reason = np.zeros(count, np.float32), np.zeros(count, np.int16)
+        prefix_mass = (alignment.student_chunk >= 0).astype(np.float32)
         if same: rows, losses = self._same_tokenizer(batch)
-        else: rows, losses = self._from_cells(batch, unknown, reason)
+        else:
+            targets = cover_targets(
+                batch, self.min_mass, self.doubt, self.num_cells, self.rows_at_once)
+            unknown[targets.rows], prefix_mass[targets.rows] = targets.unknown, targets.prefix_mass
+            is_known = targets.unknown <= self.max_unknown
+            reason[targets.rows[~is_known]] = Reason.NOT_CANONICAL
+            rows, losses = self._from_cells(batch, targets.select(is_known))
         weight = np.zeros(count, np.float32)
-        weight[rows] = 1
+        weight[rows] = prefix_mass[rows] ** self.prefix_power
+        unlikely = rows[(prefix_mass[rows] < self.min_prefix_mass) | (weight[rows] == 0)]
+        reason[unlikely], weight[unlikely] = Reason.UNLIKELY_PREFIX, 0
         if self.mask_whitespace:
             blank = whitespace_mask(batch) & (weight > 0)
             reason[blank], weight[blank] = Reason.WHITESPACE, 0
         at = torch.as_tensor(rows, device=device)
         loss = torch.zeros(count, device=device).index_add(0, at, losses)
-        return make_output(batch, loss, torch.as_tensor(weight, device=device), reason=reason,
-                           unknown=unknown)
+        out = make_output(batch, loss, torch.as_tensor(weight, device=device), reason=reason,
+                          unknown=unknown)
+        out.ledger["prefix_mass"] = prefix_mass
+        return out
 
     def _same_tokenizer(self, batch):
         "Rows [R] and losses [R] against the teacher's own rows."
@@ -163,14 +184,8 @@ class Cover(Objective):
 
         return rows, chunked_loss(batch.student, rows, loss)
 
-    def _from_cells(self, batch, unknown, reason):
-        "Rows [R] and losses [R]; writes unknown shares, and why a row has no signal."
-        targets = cover_targets(batch, self.min_mass, self.doubt, self.num_cells, self.rows_at_once)
-        unknown[targets.rows] = targets.unknown
-        is_known = targets.unknown <= self.max_unknown
-        reason[targets.rows[~is_known]] = Reason.NOT_CANONICAL
-        targets = targets.select(is_known)
-
+    def _from_cells(self, batch, targets):
+        "Rows [R] and losses [R] against the masses of cells."
         def loss(logp, at): return cell_losses(logp, targets, at, self.kind, self.beta)
 
         return targets.rows, chunked_loss(batch.student, targets.rows, loss)

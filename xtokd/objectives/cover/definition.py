@@ -45,13 +45,14 @@ def teacher_hypotheses(teacher: Continuations, teacher_ids: list[int],
         written.append(token)
     return [*found, Hypothesis(path, (*written,), text[:start])]
 
-# %% ../../../nbs/05_objectives/6_cover/01_definition.ipynb #a900d55d
+# %% ../../../nbs/05_objectives/6_cover/01_definition.ipynb #e3d01222
 @dataclass
 class CoverRow:
     "What is known of one student token."
     cells: list[set]       # student ids whose joint mass is known
     masses: list[float]    # of the cells
     unknown: float         # mass that may lie anywhere
+    log_mass: float = -np.inf    # of all that agrees with the tokens before; cells are shares of it
 
 
 def _after_token(student, teacher, before, data, ids):
@@ -112,4 +113,4 @@ def naive_cover(student: Continuations, teacher: Continuations,
     total = unknown + sum(mass for _, mass in cells)
     if not total: return CoverRow([], [], 1.0)
     masses = [mass / total for _, mass in cells]
-    return CoverRow([tokens for tokens, _ in cells], masses, unknown / total)
+    return CoverRow([tokens for tokens, _ in cells], masses, unknown / total, float(np.log(total)))

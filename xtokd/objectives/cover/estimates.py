@@ -7,7 +7,7 @@ __all__ = ['UNKNOWN', 'CONTRADICTED', 'MOST_MOVES', 'next_after', 'rows_at', 'ne
            'contradicts_last', 'contradicting', 'Answers', 'find_answers', 'has_token_below', 'longer_tokens',
            'NamedCells', 'RowEstimates']
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #6357a4f4
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #910ded3f
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from .hypotheses import (
     HEAVY, Hypotheses, TeacherPass, earlier_hypotheses, ending_here, later_hypotheses, read_teacher,
     sums_by, text_hypotheses, tokens_above)
 from .places import TextPlaces
-from .targets import CellTargets
+from .targets import CellTargets, prefix_masses
 from ...rows.pair_batch import PairBatch
 from ...vocab.adjacency import CanonicalPairs
 from ...vocab.trie import ByteTrie
@@ -306,7 +306,7 @@ class NamedCells:
         first = np.searchsorted(row, np.arange(len(self.places.rows)))
         return (np.arange(len(cells)) - first[row])[place]
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #1843f12a
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #cf37cc8c
 class RowEstimates:
     "Cells and masses of student rows, one answer for each hypothesis; for vocabularies of any size."
     def __init__(self, graph: CellGraph,
@@ -338,10 +338,10 @@ class RowEstimates:
         unknown += sums_by(places.i, missing[places.j] * read.scale(places.i, places.j), count)
         little = places.common & (contradicted > .5 * read.total[places.last])
         unknown, rest = unknown + np.where(little, rest, 0.), np.where(little, 0., rest)
-        targets = self._targets(cells, masses, named, rest, unknown)
+        targets = self._targets(cells, masses, named, rest, unknown, read.path[places.last])
         return targets.select(targets.rows >= lo)
 
-    def _targets(self, cells, masses, named, rest, unknown):
+    def _targets(self, cells, masses, named, rest, unknown, log_scale):
         "The `CellTargets` of the cells `named` bool[N], as shares of their rows."
         row, cell, column = cells.row[named], cells.cell[named], cells.columns()[named]
         table = np.zeros((len(rest), int(column.max(initial=-1)) + 1))
@@ -349,10 +349,14 @@ class RowEstimates:
         total = table.sum(1) + rest + unknown
         share = 1 / np.maximum(total, 1e-300)
         unknown = np.where(total > 0, unknown * share, 1.)
+        with np.errstate(divide="ignore"): log_mass = np.log(total) + log_scale
+        prefix_mass = prefix_masses(log_mass, cells.places.chunk)
         rows = cells.places.s_lo + cells.places.rows
         table, rest = table * share[:, None], rest * share
         if len(self.graph.s) > len(self.graph.t):       # cells of many tokens: added up by cell
-            return CellTargets(rows, table, rest, unknown, row, column, cell, self.graph.cell_s)
+            group = self.graph.cell_s
+            return CellTargets(rows, table, rest, unknown, row, column, cell, group, prefix_mass)
         place, which = expand_ranges(self._member_start[cell], self._member_start[cell + 1])
         row, column = row[which], column[which]
-        return CellTargets(rows, table, rest, unknown, row, column, self._members[place])
+        token = self._members[place]
+        return CellTargets(rows, table, rest, unknown, row, column, token, None, prefix_mass)

@@ -73,7 +73,7 @@ def teacher_range(alignment: BatchAlignment, trie: ByteTrie, lo: int, hi: int,
     if back is not None: return max(sample_start, begins - back), end
     return first_reaching(alignment, trie, sample_start, begins), end
 
-# %% ../../../nbs/05_objectives/6_cover/03_places.ipynb #7735d8c6
+# %% ../../../nbs/05_objectives/6_cover/03_places.ipynb #9e339d60
 class TextPlaces:
     """Places of the student rows lo..hi of a batch in the teacher's text (see `row_pieces`).
 
@@ -101,7 +101,8 @@ class TextPlaces:
         self.rows = np.flatnonzero(alignment.student_chunk[self.s_lo:self.s_hi] >= 0)
         flat = self.s_lo + self.rows
         first = [self.s_lo, self.s_lo, self.t_lo, self.t_lo]
-        chunk = alignment.chunks[alignment.student_chunk[flat]].astype(np.int64) - first
+        self.chunk = alignment.student_chunk[flat]                # int[R]
+        chunk = alignment.chunks[self.chunk].astype(np.int64) - first
         size = alignment.student.lengths[self.s_ids].astype(np.int64)
         begin = np.cumsum(size) - size
         inside = begin[self.rows] - begin[chunk[:, 0]] if len(flat) else flat

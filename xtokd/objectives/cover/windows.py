@@ -19,7 +19,7 @@ from ...vocab.merges import pretoken_boundaries
 from ...vocab.spelling import starts_character
 from ...vocab.trie import ByteTrie
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #73c28c26
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #8b3666bf
 def characters_back(data: bytes, at: int, count: int) -> int:
     "Return the byte at which the `count`-th character before byte `at` begins; at least 0."
     for _ in range(count):
@@ -57,13 +57,14 @@ class SettledBoundaries:
             known = np.frombuffer(data[:at], np.uint8)
             apart = ~self._joined[known[:-1], known[1:]] & (known[1:] & 0xC0 != 0x80)
             found = {0, *(np.flatnonzero(apart) + 1).tolist()}
-            if at and starts_character(data, at) and not self._joined[known[-1]].any(): found.add(at)
+            ends_alone = at and not self._joined[known[-1]].any()
+            if ends_alone and starts_character(data, at): found.add(at)
             return found
         sure = boundaries[:np.searchsorted(boundaries, characters_back(data, at, 2), side="right")]
         start = int(sure[-1])
         return {*sure.tolist(), *(start + end for end in self._common(data[start:at]))}
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #252f649e
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #a33ecfdd
 @dataclass
 class Window:
     "A part of a response around one student token, from a boundary that both tokenizers share."
@@ -76,6 +77,12 @@ class Window:
     rows: np.ndarray         # float64 [m, Vt]: their rows
     left: np.ndarray         # float64 [m]: probability of each row that is not in it (top-k rows)
     path: np.ndarray         # float64 [m + 1]: log-probability of the teacher's tokens before each
+
+    @property
+    def scale(self) -> float:
+        "The log-probability of the teacher's tokens before the last that begins at `at_byte` or before."
+        last = int(np.searchsorted(self.starts, self.at_byte, side="right")) - 1
+        return self.path[min(last, len(self.path) - 1)]
 
 
 class HypothesisTable:
@@ -105,9 +112,7 @@ class HypothesisTable:
         Hypotheses are groups (teacher position j, ids, masses); the id -1 is the path itself (see
         `hypothesis`). Masses are relative to the path to the token; those below `min_mass` of all are
         left out."""
-        stops, found, ended, light = self.vocab.stop_ids, [], False, 0.0
-        last = int(np.searchsorted(window.starts, window.at_byte, side="right")) - 1
-        scale = window.path[min(last, len(window.path) - 1)]
+        stops, found, ended, light, scale = self.vocab.stop_ids, [], False, 0.0, window.scale
         for j, token in enumerate(window.teacher_ids):
             start = int(window.starts[j])
             if start > window.at_byte and start >= window.until: break
@@ -136,7 +141,7 @@ class HypothesisTable:
         if token in self.vocab.stop_ids: return Hypothesis(0., ids, text, True)
         return Hypothesis(0., (*ids, token), text + self.vocab.bytes[token])
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #0172a9be
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #a276bc52
 class Cells:
     "Disjoint cells that grow as hypotheses are added."
 
@@ -156,12 +161,13 @@ class Cells:
         self._cells[name] = joined, mass
         for i in joined: self._cell_of[i] = name
 
-    def row(self, unknown: float) -> CoverRow | None:
-        "Return the cells with their shares of all mass, `unknown` included; None: no mass."
+    def row(self, unknown: float, log_scale: float = 0.) -> CoverRow | None:
+        "Return the cells with their shares of all mass, times exp(log_scale); None: no mass."
         total = unknown + sum(mass for _, mass in self._cells.values())
         if total <= 0: return None
         cells = [tokens for tokens, _ in self._cells.values()]
-        return CoverRow(cells, [mass / total for _, mass in self._cells.values()], unknown / total)
+        masses = [mass / total for _, mass in self._cells.values()]
+        return CoverRow(cells, masses, unknown / total, float(np.log(total)) + log_scale)
 
 
 class AnswerMasses:
@@ -182,14 +188,14 @@ class AnswerMasses:
         "All mass that agrees with the response, or may."
         return self.unknown + sum(self.single.values()) + sum(mass for mass, _ in self.several)
 
-    def row(self, heavy: float) -> CoverRow | None:
+    def row(self, heavy: float, log_scale: float) -> CoverRow | None:
         "Return the cells; what has at most the mass `heavy` and would join cells is unknown."
         cells, unknown = Cells(), self.unknown
         for token, mass in self.single.items(): cells.add({token}, mass)
         for mass, tokens in sorted(self.several, key=lambda found: -found[0]):
             if mass <= heavy and len(cells.touched(tokens)) > 1: unknown += mass
             else: cells.add(tokens, mass)
-        return cells.row(unknown)
+        return cells.row(unknown, log_scale)
 
 # %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #d2eaf78a
 class _Sample:
@@ -227,7 +233,7 @@ class _Sample:
             place = self.places[k]
             yield int(place), self.student_ids[k]
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #9ccb5d95
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #72fcdbe1
 class WindowRows:
     """The cells and masses of student tokens, from the teacher's rows along the same text.
 
@@ -287,7 +293,7 @@ class WindowRows:
         for mass, j, token, answers in late:
             if mass <= heavy: found.unknown += mass
             else: found.add(mass, answers.get(token) or self._ask(window, j, token, answers))
-        return found.row(heavy)
+        return found.row(heavy, window.scale)
 
     def of(self, alignment: BatchAlignment,
            rows: np.ndarray,                # float64 [m, Vt]; what is missing of 1 is unknown
