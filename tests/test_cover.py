@@ -525,3 +525,16 @@ def test_prefix_masses_of_equal_tokenizers_are_1():
     assert (out.ledger["prefix_mass"] == 1).all() and (out.ledger["weight"] == 1).all()
     for options in ({"min_prefix_mass": 1.5}, {"prefix_power": -1.}):
         with pytest.raises(ValueError, match="prefix"): objective("cover", **options)
+
+
+def test_a_sample_that_begins_with_white_space_is_read_alone(either):
+    "White space before a row was looked for in the sample before it, whose stop then contradicted every next space."
+    from test_cover_definition import learnt_bpe
+    vocab, other = (learnt_bpe(np.random.default_rng(k), "a1' s", 4, r"\s+(?!\S)|\s+| ?[a-z]+|1|'") for k in (0, 1))
+    texts = random_texts(np.random.default_rng(0), list("a1 "), 3)
+    S, T = TorchToyModel(texts, vocab), TorchToyModel(texts, other)
+    some = [x for x in texts if x.startswith(" ")][:6]
+    noise = lambda c: torch.softmax(torch.randn(len(c), len(vocab), generator=torch.Generator().manual_seed(len(c))), -1).double()
+    together = objective("cover")(batch_of(make_pair(vocab, other), S, T, some, noise))
+    alone = [objective("cover")(batch_of(make_pair(vocab, other), S, T, [x], noise)) for x in some]
+    assert torch.allclose(together.token_loss, torch.cat([x.token_loss for x in alone]), atol=1e-5)

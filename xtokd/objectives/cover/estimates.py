@@ -83,14 +83,14 @@ def next_tokens(read: TeacherPass, found: Hypotheses, worth_asking: np.ndarray) 
         token[ask] = next_after(places, written, string, found.row[ask], first[ask])
     return token
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #d074502c
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #ef30a2cb
 MOST_MOVES = 100_000      # answers about white space that are remembered
 
 
 def _white_space_before(places, graph, row):
     "The student's last tokens before a row, back to one that is not all white space."
     first = places.rows[row]
-    while first > 0 and places.rows[row] - first < 8:
+    while first > max(places.first[row], places.rows[row] - 8):
         first -= 1
         data = graph.s.bytes[places.s_ids[first]]
         if not data.isspace(): break
