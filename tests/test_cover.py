@@ -453,7 +453,7 @@ def test_the_prefix_mass_is_a_product_of_row_probabilities(groups, either):
     S, T = (TorchToyModel(texts, digit_groups(k)) for k in groups)
     some, inside = ["9632", "963", "96", "9", "1234", "07"], 0
     batch = batch_of(make_pair(S.vocab, T.vocab), S, T, some)
-    out = objective("cover", doubt=0., max_unknown=1.)(batch)
+    out = objective("cover", max_unknown=1.)(batch)
     for text, lo, hi in zip(some, batch.alignment.student_offsets, batch.alignment.student_offsets[1:]):
         naive = naive_prefix_mass(S, S.codes[text], batch.alignment.student_chunk[lo:hi])
         known = out.ledger["unknown"][lo:hi] < 1e-6
