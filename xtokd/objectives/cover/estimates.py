@@ -83,7 +83,7 @@ def next_tokens(read: TeacherPass, found: Hypotheses, worth_asking: np.ndarray) 
         token[ask] = next_after(places, written, string, found.row[ask], first[ask])
     return token
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #28e8817b
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #8d44ac9b
 def _white_space_before(places, graph, row):
     "The student's last tokens before a row, back to one that is not all white space."
     first = places.rows[row]
@@ -135,7 +135,7 @@ def white_space_moves(read: TeacherPass, found: Hypotheses) -> np.ndarray:
         known[pair] = written.ids[a:b][:size].tolist() != [*pair[0]]
     return np.array([known[pair] for pair in pairs], bool)[which]
 
-
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #272336b6
 def between_spaces(graph: CellGraph, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     "Return where [k] first[n] ends with white space and second[n] begins with it, or is a stop."
     begins = graph.s_space[0][second] | np.isin(second, graph.s.stop_ids)
