@@ -538,3 +538,14 @@ def test_a_sample_that_begins_with_white_space_is_read_alone(either):
     together = objective("cover")(batch_of(make_pair(vocab, other), S, T, some, noise))
     alone = [objective("cover")(batch_of(make_pair(vocab, other), S, T, [x], noise)) for x in some]
     assert torch.allclose(together.token_loss, torch.cat([x.token_loss for x in alone]), atol=1e-5)
+
+
+def test_the_mass_on_text_that_the_teachers_tokenizer_would_not_write(either):
+    "A teacher of two-digit tokens that knows nothing writes a second digit behind a lone one; one that is a world never does."
+    texts = digit_world(1, 3)
+    S, T = TorchToyModel(texts, digit_groups(1)), TorchToyModel(texts, digit_groups(2))
+    for teacher, least, most in ((T.rows(T.codes["963"]).log().float(), 0., 1e-6), (torch.zeros(3, len(T.vocab)), .9, 1.)):
+        b = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["963"]], [T.codes["963"]], [torch.zeros(4, len(S.vocab))], [teacher])
+        column = objective("cover", non_canonical=True)(b).ledger["non_canonical"]
+        assert (column[:3] < 1e-6).all() and least <= column[3] <= most
+        assert "non_canonical" not in objective("cover")(b).ledger
