@@ -434,3 +434,118 @@ def test_cells_named_by_the_student_are_what_the_reverse_kl_asks_about():
     with treated(True):
         pooled, named, whole = (objective("cover", divergence="rkl", num_cells=k)(b).token_loss[0].item() for k in (2, 4, 400))
     assert pooled < .1 * whole and abs(named - whole) < .02 * whole and whole > .3 * np.log(.2 / 2e-6)
+
+
+# ---- how probable the tokens before a row are -------------------------------------------------------------------------------
+def naive_prefix_mass(world, ids, chunk):
+    "Of each token: the product of the exact student's probabilities of the tokens of its chunk before it."
+    found = []
+    for k in range(len(ids)):
+        first = chunk.tolist().index(chunk[k])
+        rows = (world.row(ids[:i])[ids[i]] for i in range(first, k))
+        found.append(float(np.prod([*rows])) if chunk[k] >= 0 else 0.)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("groups", [(1, 2), (1, 3), (2, 3), (3, 2)])
+def test_the_prefix_mass_is_a_product_of_row_probabilities(groups, either):
+    texts = digit_world(1, 4)
+    S, T = (TorchToyModel(texts, digit_groups(k)) for k in groups)
+    some, inside = ["9632", "963", "96", "9", "1234", "07"], 0
+    batch = batch_of(make_pair(S.vocab, T.vocab), S, T, some)
+    out = objective("cover", max_unknown=1.)(batch)
+    for text, lo, hi in zip(some, batch.alignment.student_offsets, batch.alignment.student_offsets[1:]):
+        naive = naive_prefix_mass(S, S.codes[text], batch.alignment.student_chunk[lo:hi])
+        known = out.ledger["unknown"][lo:hi] < 1e-6
+        assert np.allclose(out.ledger["prefix_mass"][lo:hi][known], naive[known], atol=1e-5), text
+        inside += int((naive[known] < 1).sum())
+    assert inside >= 1 and out.token_loss.abs().max() < 1e-5
+
+
+def test_the_prefix_mass_by_the_definition_is_a_product_of_row_probabilities():
+    "Random worlds under split rules: where nothing before a row is unknown, the product of the truth; else never below it."
+    from test_cover_definition import random_world
+    exact, inside = 0, 0
+    for seed in range(60):
+        S, T, some = random_world(seed)
+        batch = batch_of(make_pair(S.vocab, T.vocab), S, T, some)
+        out = objective("cover", min_mass=0., doubt=0., max_unknown=1.)(batch)
+        for text, lo, hi in zip(some, batch.alignment.student_offsets, batch.alignment.student_offsets[1:]):
+            chunk, unknown = batch.alignment.student_chunk[lo:hi], out.ledger["unknown"][lo:hi]
+            naive, found = naive_prefix_mass(S, S.codes[text], chunk), out.ledger["prefix_mass"][lo:hi]
+            first = np.searchsorted(chunk, chunk)
+            is_exact = (unknown < 1e-9) & (unknown[first] < 1e-9)
+            assert np.allclose(found[is_exact], naive[is_exact], atol=1e-5), (seed, text)
+            at_least = unknown[first] < 1e-9
+            assert (found[at_least] > naive[at_least] - 1e-5).all(), (seed, text)
+            exact, inside = exact + int(is_exact.sum()), inside + int((is_exact & (naive < 1)).sum())
+    assert exact > 300 and inside > 30
+
+
+def slip(**options):
+    "The student writes `9` `6`, which is one token of a teacher that hardly ever begins with 9: output, logits, how probable the 9 is."
+    texts = digit_world(1, 3)
+    S, T = TorchToyModel(texts, digit_groups(1)), TorchToyModel(texts, digit_groups(2))
+    student = [torch.randn(3, len(S.vocab), generator=torch.Generator().manual_seed(0)).requires_grad_()]
+    rows = T.rows(T.codes["96"]).float().clone()
+    nines = torch.tensor([x.startswith(b"9") for x in T.vocab.bytes])
+    rows[0, nines] *= 1e-3
+    b = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["96"]], [T.codes["96"]], student, [(rows / rows.sum(1, keepdim=True)).log()])
+    return objective("cover", **options)(b), student[0], float(rows[0, nines].sum() / rows[0].sum())
+
+
+def test_rows_behind_an_improbable_prefix_can_be_masked_or_weighed(either):
+    from xtokd.alignment.reasons import Reason
+    (plain, _, slipped) = slip()
+    mass = plain.ledger["prefix_mass"]
+    assert mass[0] == mass[2] == 1 and np.isclose(mass[1], slipped, rtol=1e-3) and slipped < .001 and plain.ledger["weight"].tolist() == [1, 1, 1]
+    masked, logits, _ = slip(min_prefix_mass=.01)
+    assert masked.ledger["weight"].tolist() == [1, 0, 1] and masked.ledger["reason"].tolist() == [0, Reason.UNLIKELY_PREFIX, 0]
+    masked.loss_sum.backward()
+    assert (logits.grad[1] == 0).all() and (logits.grad[0] != 0).any()
+    weighed, _, _ = slip(prefix_power=.5)
+    assert np.allclose(weighed.ledger["weight"], mass ** .5) and np.isclose(weighed.num_units, (mass ** .5).sum(), atol=1e-3)
+    assert np.isclose(weighed.loss_sum.item(), (plain.token_loss.numpy() * mass ** .5).sum(), rtol=1e-5)
+
+
+def test_the_exact_student_stays_where_rows_are_weighed(either):
+    texts = digit_world(1, 3)
+    S, T = TorchToyModel(texts, digit_groups(1)), TorchToyModel(texts, digit_groups(3))
+    for options in ({"prefix_power": 1.}, {"min_prefix_mass": .05}):
+        logits = S.rows(S.codes["963"]).log().float().clamp_min(-30).requires_grad_()
+        b = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["963"]], [T.codes["963"]], [logits], [T.rows(T.codes["963"]).log().float()])
+        objective("cover", **options)(b).loss_sum.backward()
+        assert logits.grad.abs().max() < 1e-5
+
+
+def test_prefix_masses_of_equal_tokenizers_are_1():
+    t = toy_bpe("ab", [("a", "b")])
+    T = TorchToyModel(W1, t)
+    out = objective("cover", min_prefix_mass=.5)(batch_of(make_pair(t, t), T, T, ["abab", "ba"]))
+    assert (out.ledger["prefix_mass"] == 1).all() and (out.ledger["weight"] == 1).all()
+    for options in ({"min_prefix_mass": 1.5}, {"prefix_power": -1.}):
+        with pytest.raises(ValueError, match="prefix"): objective("cover", **options)
+
+
+def test_a_sample_that_begins_with_white_space_is_read_alone(either):
+    "White space before a row was looked for in the sample before it, whose stop then contradicted every next space."
+    from test_cover_definition import learnt_bpe
+    vocab, other = (learnt_bpe(np.random.default_rng(k), "a1' s", 4, r"\s+(?!\S)|\s+| ?[a-z]+|1|'") for k in (0, 1))
+    texts = random_texts(np.random.default_rng(0), list("a1 "), 3)
+    S, T = TorchToyModel(texts, vocab), TorchToyModel(texts, other)
+    some = [x for x in texts if x.startswith(" ")][:6]
+    noise = lambda c: torch.softmax(torch.randn(len(c), len(vocab), generator=torch.Generator().manual_seed(len(c))), -1).double()
+    together = objective("cover")(batch_of(make_pair(vocab, other), S, T, some, noise))
+    alone = [objective("cover")(batch_of(make_pair(vocab, other), S, T, [x], noise)) for x in some]
+    assert torch.allclose(together.token_loss, torch.cat([x.token_loss for x in alone]), atol=1e-5)
+
+
+def test_the_mass_on_text_that_the_teachers_tokenizer_would_not_write(either):
+    "A teacher of two-digit tokens that knows nothing writes a second digit behind a lone one; one that is a world never does."
+    texts = digit_world(1, 3)
+    S, T = TorchToyModel(texts, digit_groups(1)), TorchToyModel(texts, digit_groups(2))
+    for teacher, least, most in ((T.rows(T.codes["963"]).log().float(), 0., 1e-6), (torch.zeros(3, len(T.vocab)), .9, 1.)):
+        b = PairBatch.from_logits(make_pair(S.vocab, T.vocab), [S.codes["963"]], [T.codes["963"]], [torch.zeros(4, len(S.vocab))], [teacher])
+        column = objective("cover", non_canonical=True)(b).ledger["non_canonical"]
+        assert (column[:3] < 1e-6).all() and least <= column[3] <= most
+        assert "non_canonical" not in objective("cover")(b).ledger

@@ -6,10 +6,12 @@ import pytest
 
 from xtokd.alignment.byte_align import align_batch
 from xtokd.exact.toy_models import TorchToyModel, all_tokenizations_world, apply_merge, digit_groups, random_texts, toy_bpe
-from xtokd.objectives.cover.continuations import Continuations, text_shape
+from xtokd.objectives.cover.definition import Continuations, text_shape
 from xtokd.objectives.cover.definition import CoverRow, naive_cover, teacher_hypotheses
+from xtokd.objectives.cover.places import TextPlaces
 from xtokd.objectives.cover.windows import WindowRows
 from xtokd.vocab.merges import pretoken_boundaries
+from xtokd.vocab.trie import ByteTrie
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -161,7 +163,7 @@ def window_rows_of(engine, student, teacher, text):
     "(row on windows, truth) at every position of the student's text."
     batch = align_batch([student.codes[text]], [teacher.codes[text]], student.vocab, teacher.vocab)
     rows = np.asarray(teacher.rows(teacher.codes[text]), float)
-    for position, row in enumerate(engine.of(batch, rows)):
+    for position, row in enumerate(engine.of(TextPlaces(batch, ByteTrie(teacher.vocab.bytes)), rows)):
         truth = np.asarray(student.row(student.codes[text][:position]), float)
         yield row or CoverRow([], [], 1.0), truth
 
@@ -192,8 +194,9 @@ def test_rows_of_the_most_likely_tokens_only_are_within_their_bound():
             rows = np.asarray(teacher.rows(teacher.codes[text]), float)
             top = np.where(rows >= np.sort(rows, 1)[:, [-2]], rows, 0.)
             top[np.arange(len(rows)), teacher.codes[text]] = rows[np.arange(len(rows)), teacher.codes[text]]
+            places = TextPlaces(batch, ByteTrie(teacher.vocab.bytes))
             for k, known in enumerate((rows, top)):
-                for position, row in enumerate(WindowRows(student.vocab, teacher.vocab, 0., 0.).of(batch, known)):
+                for position, row in enumerate(WindowRows(student.vocab, teacher.vocab, 0., 0.).of(places, known)):
                     truth = np.asarray(student.row(student.codes[text][:position]), float)
                     assert bound_error(row or CoverRow([], [], 1.0), truth) < 1e-6
                     unknown[k] += row.unknown if row else 1.

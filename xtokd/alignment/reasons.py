@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Reason']
 
-# %% ../../nbs/03_alignment/01_reasons.ipynb #53d068e4
+# %% ../../nbs/03_alignment/01_reasons.ipynb #f99d0254
 from enum import IntEnum
 
 class Reason(IntEnum):
@@ -32,6 +32,7 @@ class Reason(IntEnum):
     INSIDE_CHUNK = 110
     NOT_CHOSEN = 111
     STUDENT_PREFIX = 112
+    UNLIKELY_PREFIX = 113
 
     @property
     def text(self) -> str:
@@ -61,4 +62,6 @@ _TEXTS = {
     Reason.INSIDE_CHUNK: "inside a chunk, of which the first row is compared",
     Reason.NOT_CHOSEN: "not among the tokens that this objective chooses from the answer",
     Reason.STUDENT_PREFIX: "the student's own prefix, which the teacher continued",
+    Reason.UNLIKELY_PREFIX: "the teacher finds the tokens since the last shared boundary too improbable "
+                            "(left out on request)",
 }

@@ -92,7 +92,7 @@ def components(size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #c240e86a
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #13afb9b3
 class CellGraph:
     "Which tokens of a pair meet at a common boundary, and the cells that they form."
     small = 4096       # up to this many tokens a side, rows are read by the definition
@@ -137,6 +137,16 @@ class CellGraph:
         return max(len(self.s), len(self.t)) <= self.small
 
     @cached_property
+    def begin_s(self) -> np.ndarray:
+        """int64[Vt]: what the student begins each teacher token with; -1: nothing.
+
+        Its first token; where that reaches beyond, the longest that fits; for a stop its stop."""
+        begin, beyond = self.first_s.copy(), np.flatnonzero((self.first_s < 0) & (self.t.lengths > 0))
+        begin[beyond] = self.s_trie.longest([self.t.bytes[i] for i in beyond])
+        if len(self.s.stop_ids): begin[list(self.t.stop_ids)] = self.s.stop_ids[0]
+        return begin
+
+    @cached_property
     def s_space(self) -> np.ndarray:
         "bool[2, Vs]: does each student token begin, and end, with white space?"
         text, first = self.student_bytes
@@ -150,16 +160,6 @@ class CellGraph:
         "The bytes of all student tokens, joined, and where each begins int64[Vs]."
         first = np.cumsum(self.s.lengths, dtype=np.int64) - self.s.lengths
         return np.frombuffer(b"".join(self.s.bytes), np.uint8), first
-
-    @cached_property
-    def space_heads(self) -> dict[int, str]:
-        "White space that teacher tokens begin with, and what follows (see `white_space_moves`)."
-        return {}
-
-    @cached_property
-    def space_moves(self) -> dict[tuple[tuple[int, ...], str], bool]:
-        "The student's answers about white space, by its tokens and what follows."
-        return {}
 
     def __repr__(self):
         size = np.bincount(self.cell_s[self.cell_s >= 0], minlength=self.n)

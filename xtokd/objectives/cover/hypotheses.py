@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['HEAVY', 'MANY', 'LIKELY', 'tokens_above', 'partial_rows', 'read_rows', 'TeacherPass', 'sums_by', 'Hypotheses',
-           'earlier_hypotheses', 'ending_here', 'later_hypotheses', 'text_hypotheses', 'read_teacher']
+           'earlier_hypotheses', 'ending_here', 'later_hypotheses', 'text_hypotheses', 'read_teacher',
+           'canonical_pairs', 'non_canonical_mass']
 
-# %% ../../../nbs/05_objectives/6_cover/05_hypotheses.ipynb #2bce49e0
+# %% ../../../nbs/05_objectives/6_cover/05_hypotheses.ipynb #e68c17df
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from ...rows.chunked_loss import rows_per_chunk
 from ...rows.dense import FullRows
 from ...rows.pair_batch import PairBatch
 from ...rows.topk import TopKRows
+from ...vocab.adjacency import CanonicalPairs
+from ...vocab.bytevocab import ByteVocab
 
 # %% ../../../nbs/05_objectives/6_cover/05_hypotheses.ipynb #93eb86b3
 HEAVY = 1e-4      # probability from which a teacher token is a hypothesis of its own
@@ -218,3 +222,26 @@ def read_teacher(batch: PairBatch, graph: CellGraph, lo: int, hi: int) -> Teache
     chunk = int(np.searchsorted(alignment.chunks[:, 3], first, side="right"))
     if chunk < len(alignment.chunks): lo = min(lo, int(alignment.chunks[chunk, 0]))
     return TeacherPass(batch.teacher, TextPlaces(alignment, graph.t_trie, lo, hi, back=0), graph)
+
+# %% ../../../nbs/05_objectives/6_cover/05_hypotheses.ipynb #01c9db05
+@lru_cache(maxsize=4)
+def canonical_pairs(vocab: ByteVocab) -> CanonicalPairs:
+    "Return the `CanonicalPairs` of a vocabulary, made once, with all answers that it has been given."
+    return CanonicalPairs(vocab)
+
+
+def non_canonical_mass(batch: PairBatch) -> np.ndarray:
+    """Return the mass float64[m] of each teacher row on tokens that the teacher's tokenizer does not
+    write behind the token before; tokens below `HEAVY` are left out."""
+    vocab, ids, offsets = batch.pair.teacher, batch.teacher.ids, batch.alignment.teacher_offsets
+    before = np.r_[-1, ids[:-1]][:len(ids)]
+    before[offsets[:-1][offsets[:-1] < len(ids)]] = -1
+    begins, ends = np.array([(x[:1].isspace(), x[-1:].isspace()) for x in vocab.bytes]).T
+    step, mass = rows_per_chunk(batch.teacher), np.zeros(len(ids))
+    for a in range(0, len(ids), step):
+        q = read_rows(batch.teacher, np.arange(a, min(a + step, len(ids))))
+        row, token = np.nonzero(q > HEAVY)
+        first = before[a + row]
+        bad = ~canonical_pairs(vocab).allowed(first, token) & ~(ends[first] & begins[token])
+        mass[a:a + len(q)] = sums_by(row, q[row, token] * bad, len(q))
+    return mass

@@ -73,7 +73,7 @@ def teacher_range(alignment: BatchAlignment, trie: ByteTrie, lo: int, hi: int,
     if back is not None: return max(sample_start, begins - back), end
     return first_reaching(alignment, trie, sample_start, begins), end
 
-# %% ../../../nbs/05_objectives/6_cover/03_places.ipynb #7735d8c6
+# %% ../../../nbs/05_objectives/6_cover/03_places.ipynb #65b37063
 class TextPlaces:
     """Places of the student rows lo..hi of a batch in the teacher's text (see `row_pieces`).
 
@@ -101,7 +101,8 @@ class TextPlaces:
         self.rows = np.flatnonzero(alignment.student_chunk[self.s_lo:self.s_hi] >= 0)
         flat = self.s_lo + self.rows
         first = [self.s_lo, self.s_lo, self.t_lo, self.t_lo]
-        chunk = alignment.chunks[alignment.student_chunk[flat]].astype(np.int64) - first
+        self.chunk = alignment.student_chunk[flat]                # int[R]
+        chunk = alignment.chunks[self.chunk].astype(np.int64) - first
         size = alignment.student.lengths[self.s_ids].astype(np.int64)
         begin = np.cumsum(size) - size
         inside = begin[self.rows] - begin[chunk[:, 0]] if len(flat) else flat
@@ -109,7 +110,10 @@ class TextPlaces:
         last = np.searchsorted(self.start, self.byte, side="right") - 1
         self.last = np.clip(last, chunk[:, 2], chunk[:, 3] - 1)                   # int64[R]
         self.common = self.start[self.last] == self.byte      # bool[R]: both sides begin a token
-        begins = np.isin(flat, alignment.student_offsets[:-1])
+        offsets = alignment.student_offsets
+        first = offsets[np.searchsorted(offsets, flat, side="right") - 1] - self.s_lo
+        self.first = np.maximum(first, 0)         # int64[R]: the first token of each row's sample
+        begins = np.isin(flat, offsets[:-1])
         self.prev = np.where(begins, -1, alignment.student_ids[np.maximum(flat - 1, 0)])
 
     def _find_reaching(self, trie):

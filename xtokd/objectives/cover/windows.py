@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['characters_back', 'SettledBoundaries', 'Window', 'HypothesisTable', 'Cells', 'AnswerMasses', 'WindowRows']
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #47d84493
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #5317f055
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...alignment.alignment import BatchAlignment
-from .continuations import Continuations, NextTokens, split_character
-from .definition import CoverRow, Hypothesis, ask_student
+from .places import TextPlaces
+from .definition import (
+    Continuations, CoverRow, Hypothesis, NextTokens, ask_student, split_character)
 from ...vocab.adjacency import joined_bytes
 from ...vocab.bytevocab import ByteVocab
 from ...vocab.merges import pretoken_boundaries
 from ...vocab.spelling import starts_character
 from ...vocab.trie import ByteTrie
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #73c28c26
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #af1faf23
 def characters_back(data: bytes, at: int, count: int) -> int:
     "Return the byte at which the `count`-th character before byte `at` begins; at least 0."
     for _ in range(count):
@@ -31,7 +31,7 @@ def characters_back(data: bytes, at: int, count: int) -> int:
 class SettledBoundaries:
     """Boundaries that no later text can move, and no token crosses.
 
-    Those of pre-tokens; where the tokenizer makes none, those between characters that no token joins."""
+    Those of pre-tokens; where there are none, those between characters that no token joins."""
 
     def __init__(self, continuations: Continuations):
         self.vocab, self.splits, self._memo = continuations.vocab, continuations.splits, {}
@@ -57,13 +57,14 @@ class SettledBoundaries:
             known = np.frombuffer(data[:at], np.uint8)
             apart = ~self._joined[known[:-1], known[1:]] & (known[1:] & 0xC0 != 0x80)
             found = {0, *(np.flatnonzero(apart) + 1).tolist()}
-            if at and starts_character(data, at) and not self._joined[known[-1]].any(): found.add(at)
+            ends_alone = at and not self._joined[known[-1]].any()
+            if ends_alone and starts_character(data, at): found.add(at)
             return found
         sure = boundaries[:np.searchsorted(boundaries, characters_back(data, at, 2), side="right")]
         start = int(sure[-1])
         return {*sure.tolist(), *(start + end for end in self._common(data[start:at]))}
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #252f649e
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #9a31ec2a
 @dataclass
 class Window:
     "A part of a response around one student token, from a boundary that both tokenizers share."
@@ -76,6 +77,12 @@ class Window:
     rows: np.ndarray         # float64 [m, Vt]: their rows
     left: np.ndarray         # float64 [m]: probability of each row that is not in it (top-k rows)
     path: np.ndarray         # float64 [m + 1]: log-probability of the teacher's tokens before each
+
+    @property
+    def scale(self) -> float:
+        "Log-probability of the teacher's tokens before the last that begins by `at_byte`."
+        last = int(np.searchsorted(self.starts, self.at_byte, side="right")) - 1
+        return self.path[min(last, len(self.path) - 1)]
 
 
 class HypothesisTable:
@@ -105,9 +112,7 @@ class HypothesisTable:
         Hypotheses are groups (teacher position j, ids, masses); the id -1 is the path itself (see
         `hypothesis`). Masses are relative to the path to the token; those below `min_mass` of all are
         left out."""
-        stops, found, ended, light = self.vocab.stop_ids, [], False, 0.0
-        last = int(np.searchsorted(window.starts, window.at_byte, side="right")) - 1
-        scale = window.path[min(last, len(window.path) - 1)]
+        stops, found, ended, light, scale = self.vocab.stop_ids, [], False, 0.0, window.scale
         for j, token in enumerate(window.teacher_ids):
             start = int(window.starts[j])
             if start > window.at_byte and start >= window.until: break
@@ -130,13 +135,13 @@ class HypothesisTable:
         return heavy, light
 
     def hypothesis(self, window: Window, j: int, token: int) -> Hypothesis:
-        "Return one hypothesis without its mass: a token at teacher position j, or the path up to there (-1)."
+        "Return a hypothesis without its mass: a token at teacher position j; -1: the path up to j."
         ids, text = tuple(window.teacher_ids[:j]), window.text[:window.starts[j]]
         if token < 0: return Hypothesis(0., ids, text)
         if token in self.vocab.stop_ids: return Hypothesis(0., ids, text, True)
         return Hypothesis(0., (*ids, token), text + self.vocab.bytes[token])
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #0172a9be
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #a276bc52
 class Cells:
     "Disjoint cells that grow as hypotheses are added."
 
@@ -156,12 +161,13 @@ class Cells:
         self._cells[name] = joined, mass
         for i in joined: self._cell_of[i] = name
 
-    def row(self, unknown: float) -> CoverRow | None:
-        "Return the cells with their shares of all mass, `unknown` included; None: no mass."
+    def row(self, unknown: float, log_scale: float = 0.) -> CoverRow | None:
+        "Return the cells with their shares of all mass, times exp(log_scale); None: no mass."
         total = unknown + sum(mass for _, mass in self._cells.values())
         if total <= 0: return None
         cells = [tokens for tokens, _ in self._cells.values()]
-        return CoverRow(cells, [mass / total for _, mass in self._cells.values()], unknown / total)
+        masses = [mass / total for _, mass in self._cells.values()]
+        return CoverRow(cells, masses, unknown / total, float(np.log(total)) + log_scale)
 
 
 class AnswerMasses:
@@ -182,52 +188,41 @@ class AnswerMasses:
         "All mass that agrees with the response, or may."
         return self.unknown + sum(self.single.values()) + sum(mass for mass, _ in self.several)
 
-    def row(self, heavy: float) -> CoverRow | None:
+    def row(self, heavy: float, log_scale: float) -> CoverRow | None:
         "Return the cells; what has at most the mass `heavy` and would join cells is unknown."
         cells, unknown = Cells(), self.unknown
         for token, mass in self.single.items(): cells.add({token}, mass)
         for mass, tokens in sorted(self.several, key=lambda found: -found[0]):
             if mass <= heavy and len(cells.touched(tokens)) > 1: unknown += mass
             else: cells.add(tokens, mass)
-        return cells.row(unknown)
+        return cells.row(unknown, log_scale)
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #d2eaf78a
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #954fe6aa
 class _Sample:
-    "One response: the student's tokens by their place in the teacher's text, and the teacher's."
+    "One response: where the student's tokens are in the teacher's text, and the teacher's rows."
 
-    def __init__(self, alignment, k, settled, rows):
-        "rows: those of the sample's teacher tokens, float64 [m, Vt]."
-        a = alignment
-        (self.first, end), (t_lo, t_hi) = a.student_offsets[k:k + 2], a.teacher_offsets[k:k + 2]
-        self.teacher_ids, self.rows = a.teacher_ids[t_lo:t_hi].tolist(), rows
-        self.starts = np.cumsum([0, *a.teacher.lengths[self.teacher_ids]]).astype(np.int64)
-        self.text = b"".join(a.teacher.bytes[i] for i in self.teacher_ids)
-        self.student_ids = a.student_ids[self.first:end].tolist()
-        chunk = a.student_chunk[self.first:end]
-        size = a.student.lengths[self.student_ids].astype(np.int64)
-        own_start = np.cumsum(size) - size
-        chunks = np.concatenate([a.chunks.astype(np.int64), [[self.first, 0, t_lo, 0]]])
-        s_first, t_first = chunks[chunk][:, [0, 2]].T             # the chunk -1 is the added row
-        places = self.starts[t_first - t_lo] + own_start - own_start[s_first - self.first]
-        self.places = np.where(chunk >= 0, places, -1)
-        self.ends = np.where(chunk >= 0, places + size, -1)
-        self.boundaries = [side.of_text(self.text) for side in settled]
+    def __init__(self, places, settled, rows):
+        "places: those of the response; rows: those of its teacher tokens, float64 [m, Vt]."
+        self.places, self.rows, self.teacher_ids = places, rows, places.t_ids.tolist()
+        self.starts = np.append(places.start, len(places.text))
         self.all_starts = set(self.starts.tolist())
+        self.ends = places.byte + settled[0].vocab.lengths[places.s_ids[places.rows]]
+        self.boundaries = [side.of_text(places.text) for side in settled]
         with np.errstate(divide="ignore"):
             logp = np.log(rows[np.arange(len(rows)), self.teacher_ids])
         self.path = np.cumsum([0., *np.maximum(logp, -1e3)])
         left = 1 - rows.sum(1)
         self.left = np.where(left > 1e-6, left, 0.)            # beyond the error of float32
 
-    def before(self, i):
-        "(place, id) of the student's tokens before token i, the nearest first, without a gap."
-        place = self.places[i]
-        for k in range(i - 1, -1, -1):
-            if self.places[k] < 0 or self.ends[k] != place: return
-            place = self.places[k]
-            yield int(place), self.student_ids[k]
+    def before(self, row):
+        "(place, id) of the student's tokens before a row, the nearest first, without a gap."
+        places = self.places
+        for k in range(row - 1, -1, -1):
+            is_next = places.rows[k] == places.rows[k + 1] - 1
+            if not is_next or self.ends[k] != places.byte[k + 1]: return
+            yield int(places.byte[k]), int(places.s_ids[places.rows[k]])
 
-# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #9ccb5d95
+# %% ../../../nbs/05_objectives/6_cover/04_windows.ipynb #a7df528f
 class WindowRows:
     """The cells and masses of student tokens, from the teacher's rows along the same text.
 
@@ -258,19 +253,18 @@ class WindowRows:
         answers[token] = ask_student(self.student, self.teacher, window.before, text, hypothesis)
         return answers[token]
 
-    def _window(self, sample, i):
-        "The `Window` of student token i; None where both sides begin no token together."
-        place = int(sample.places[i])
-        before = list(sample.before(i))
+    def _window(self, sample, row):
+        "The `Window` of a student row; None where both sides begin no token together."
+        place, before = int(sample.places.byte[row]), list(sample.before(row))
         own = [place, *(at for at, _ in before)]
         shared = sample.all_starts.intersection(own)
         for settled, boundaries in zip(self._settled, sample.boundaries):
-            shared &= settled.before(sample.text, boundaries, place) | {own[-1]}
+            shared &= settled.before(sample.places.text, boundaries, place) | {own[-1]}
         if not shared: return None
         start = max(shared)
         j = int(np.searchsorted(sample.starts, start))
         ids = tuple(token for at, token in before[::-1] if at >= start)
-        return Window(sample.text[start:], place - start, int(sample.ends[i]) - start, ids,
+        return Window(sample.places.text[start:], place - start, int(sample.ends[row]) - start, ids,
                       sample.teacher_ids[j:], sample.starts[j:] - start, sample.rows[j:],
                       sample.left[j:], sample.path[j:])
 
@@ -287,18 +281,12 @@ class WindowRows:
         for mass, j, token, answers in late:
             if mass <= heavy: found.unknown += mass
             else: found.add(mass, answers.get(token) or self._ask(window, j, token, answers))
-        return found.row(heavy)
+        return found.row(heavy, window.scale)
 
-    def of(self, alignment: BatchAlignment,
+    def of(self, places: TextPlaces,
            rows: np.ndarray,                # float64 [m, Vt]; what is missing of 1 is unknown
-           samples: range | None = None,    # which samples; None: all
            ) -> list[CoverRow | None]:
-        "Return the row of each student token of some samples; None for tokens without one."
-        found, samples = [], range(len(alignment)) if samples is None else samples
-        offsets = np.asarray(alignment.teacher_offsets) - alignment.teacher_offsets[samples.start]
-        for k in samples:
-            sample = _Sample(alignment, k, self._settled, rows[offsets[k]:offsets[k + 1]])
-            for i, place in enumerate(sample.places.tolist()):
-                window = self._window(sample, i) if place >= 0 else None
-                found.append(None if window is None else self.row(window))
-        return found
+        "Return the row of each student token of one response that has a place; None: nothing agrees."
+        sample = _Sample(places, self._settled, rows)
+        windows = (self._window(sample, row) for row in range(len(places.rows)))
+        return [None if window is None else self.row(window) for window in windows]
