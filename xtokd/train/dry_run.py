@@ -168,7 +168,7 @@ def device_memory(device: torch.device) -> float | None:
     try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (AttributeError, ValueError, OSError): return None
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #55c8e708
+# %% ../../nbs/08_train/12_dry_run.ipynb #bc3c88e1
 def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     "Least and most seconds of a step and of the whole run, evaluations included."
     config = distiller.config
@@ -180,7 +180,8 @@ def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     if distiller.eval_items:
         between = (config.max_steps - 1) // config.eval_steps if config.eval_steps else 0
         evaluations = 1 + int(config.eval_on_start) + between
-    one = len(distiller.eval_items) / result.samples * (2 * generation + .5 * training)
+    texts = config.eval_num_generations * (1 + len(config.eval_temperatures or ())) + 1   # and greedy
+    one = len(distiller.eval_items) / result.samples * (texts * generation + .5 * training)
     shortest_run = config.max_steps * least + evaluations * one * .2
     longest_run = config.max_steps * most + evaluations * one * 1.5
     return {"step": [least, most], "run": [shortest_run, longest_run]}

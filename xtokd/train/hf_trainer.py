@@ -50,7 +50,7 @@ def fitting_rows(dataset: object, sides: dict[str, Side], config: DistillConfig)
     rows = [i for i, item in enumerate(items) if id(item) in kept_ids]
     return dataset.select(rows) if hasattr(dataset, "select") else [dataset[i] for i in rows]
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #881a71c5
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #3261c5e7
 class DistillingLogs:
     "What a trainer logs, evaluates and saves; a mixin between `Distilling` and the trainer."
 
@@ -85,7 +85,9 @@ class DistillingLogs:
         with self.compute_loss_context_manager():
             found, _ = evaluate(self.student.model, self.teacher.model, self.pair, items,
                                 self.check, config.max_new_tokens, micro_batch_size=config.micro_batch_size,
-                                max_length=config.max_length, seed=config.seed)
+                                max_length=config.max_length, seed=config.seed,
+                                num_generations=config.eval_num_generations,
+                                temperatures=config.eval_temperatures or ())
         numbers = {name: x for name, x in found.items() if isinstance(x, (int, float))}
         metrics = {f"{metric_key_prefix}_{name}": x for name, x in numbers.items()}
         self.log(metrics)

@@ -70,7 +70,7 @@ function chart(panel, last) {
   }
   svg.append(draw("text", { class: "xd-tick", x: LEFT, y: HIGH - 3 }, "0"), draw("text", { class: "xd-tick xd-end", x: WIDE - 8, y: HIGH - 3 }, String(last)));
   for (const c of panel.curves) {
-    c.low.forEach((low, i) => svg.append(draw("path", { class: "xd-bound", d: `M${at.x(c.x[i])} ${at.y(low)}V${at.y(c.high[i])}` })));
+    c.low.forEach((low, i) => svg.append(draw("path", { class: `xd-bound xd-${c.look}`, d: `M${at.x(c.x[i])} ${at.y(low)}V${at.y(c.high[i])}` })));
     const points = c.x.map((s, i) => `${at.x(s).toFixed(1)},${at.y(c.y[i]).toFixed(1)}`).join(" ");
     svg.append(draw("polyline", { class: `xd-line xd-${c.look}`, points }));
     if (c.look === "n-m") svg.append(draw("polyline", { class: "xd-line xd-inner", points }));

@@ -20,9 +20,9 @@ from ..train.runlog import Run, sparkline
 from .alignment_svg import KIND_COLOURS
 from .run_state import RunState, dashboard_data
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #33dc2ab9
-_DASH = {"1-n": "7 3", "n-1": "2 2.5", "limit": "3 4"}
-_COLOUR = {"all": "#1b1b1b", "limit": "#777", **KIND_COLOURS}
+# %% ../../nbs/10_viz/07_dashboard.ipynb #3cf3b6f8
+_DASH = {"1-n": "7 3", "n-1": "2 2.5", "limit": "3 4", "sampled": "6 3", "best": "1.5 2.5"}
+_COLOUR = {"all": "#1b1b1b", "limit": "#777", "sampled": "#0072b2", "best": "#d55e00", **KIND_COLOURS}
 _LEFT, _TOP, _FOOT = 52, 40, 18     # pixels of a chart left of its lines, above and below them
 
 
@@ -37,7 +37,7 @@ def _stroke(points: str, look: str) -> str:
     if look == "n-m": return _polyline(points, _COLOUR[look], 3.6) + _polyline(points, "#fff", 1.4)
     return _polyline(points, _COLOUR[look], 1.6, _DASH.get(look, ""))
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #4840a52d
+# %% ../../nbs/10_viz/07_dashboard.ipynb #f68babee
 def _legend(curves: list[dict], x: float, y: float) -> str:
     "Return samples of the lines, with their names and last values."
     parts = []
@@ -68,8 +68,8 @@ def _panel_svg(panel: dict, last: int, x: float, y: float, width: float, height:
                      f'y="{y + height - 4}">{step}</text>')
     for curve in panel["curves"]:
         for step, bottom, upper in zip(curve["x"], curve["low"], curve["high"]):
-            parts.append(f'<path class="w" d="M{at_x(step):.1f} '
-                         f'{at_y(bottom):.1f}V{at_y(upper):.1f}"/>')
+            parts.append(f'<path class="w" style="stroke:{_COLOUR[curve["look"]]}" '
+                         f'd="M{at_x(step):.1f} {at_y(bottom):.1f}V{at_y(upper):.1f}"/>')
         points = " ".join(f"{at_x(step):.1f},{at_y(value):.1f}"
                           for step, value in zip(curve["x"], curve["y"]))
         parts.append(_stroke(points, curve["look"]))

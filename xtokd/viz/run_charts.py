@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'PLOTLY_TEMPLATE', 'rgba', 'add_note', 'group_runs', 'run_curve', 'seed_curves', 'moving_average',
-           'curves_chart', 'accuracy_chart', 'loss_chart', 'distance_chart', 'signal_chart', 'run_chart']
+           'curves_chart', 'accuracy_chart', 'pass_at_k_chart', 'loss_chart', 'distance_chart', 'signal_chart',
+           'run_chart']
 
-# %% ../../nbs/10_viz/05_run_charts.ipynb #e116048d
+# %% ../../nbs/10_viz/05_run_charts.ipynb #929a6510
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from html import escape
@@ -18,7 +19,7 @@ import plotly.io as pio
 from plotly.subplots import make_subplots
 
 from ..alignment.alignment import KINDS
-from ..train.runlog import Run
+from ..train.runlog import Run, pass_names, to_float
 from .alignment_svg import KIND_COLOURS
 
 # %% ../../nbs/10_viz/05_run_charts.ipynb #58eba393
@@ -94,7 +95,15 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     start = np.maximum(end - window, 0)
     return (total[end] - total[start]) / (end - start)
 
-# %% ../../nbs/10_viz/05_run_charts.ipynb #6f58e1d2
+# %% ../../nbs/10_viz/05_run_charts.ipynb #d65261e0
+def _interval_band(run: Run, name: str, steps: np.ndarray) -> list[list[float]]:
+    "Return lower and upper bounds that the log has of an evaluated column; [] where one is missing."
+    ends = [dict(zip(*(column.tolist() for column in run_curve(run, f"{name}_{end}"))))
+            for end in ("low", "high")]
+    known = all(step in end for step in steps.tolist() for end in ends)
+    return [[end[step] for step in steps.tolist()] for end in ends] if known else []
+
+
 def _draw_group(fig: go.Figure, label: str, runs: list[Run], name: str, event: str, k: int,
                 window: int = 1,
                 where: dict | None = None) -> None:
@@ -110,9 +119,12 @@ def _draw_group(fig: go.Figure, label: str, runs: list[Run], name: str, event: s
         fig.add_trace(go.Scatter(x=steps, y=y, mode="lines", legendgroup=label, **style), **where)
 
     quiet, name_shown = dict(hoverinfo="skip", showlegend=False), label
+    if len(runs) > 1: band = [values.min(0), values.max(0)]
+    else: band = _interval_band(runs[0], name, steps) if event == "eval" else []
+    if len(band):
+        add(band[1], line_width=0, **quiet)
+        add(band[0], line_width=0, fill="tonexty", fillcolor=rgba(colour, .15), **quiet)
     if len(runs) > 1:
-        add(values.max(0), line_width=0, **quiet)
-        add(values.min(0), line_width=0, fill="tonexty", fillcolor=rgba(colour, .15), **quiet)
         for row in values: add(row, line=dict(color=rgba(colour, .5), width=1), **quiet)
         name_shown += f" ({len(runs)} seeds)"
     add(values.mean(0), name=name_shown, line=dict(color=colour, width=2.5, dash=dash))
@@ -128,13 +140,43 @@ def curves_chart(runs: _Runs, name: str, title: str, axis: str = "", event: str 
     return fig
 
 
+_ACCURACIES = {"accuracy": "Held-out accuracy", "accuracy_sampled": "Held-out accuracy of sampled text",
+               "truncated_greedy": "Held-out greedy texts cut at max_new_tokens",
+               "truncated_sampled": "Held-out sampled texts cut at max_new_tokens"}
+
+
 def accuracy_chart(runs: _Runs, by: str | Callable = "objective",
-                   teacher: float | None = None) -> go.Figure:
+                   teacher: float | None = None,
+                   measure: str = "accuracy"     # or "accuracy_sampled", "pass@8", "truncated_sampled"
+                   ) -> go.Figure:
     "Draw the accuracy on held-out prompts over steps; `teacher` draws the teacher's as a line."
-    fig = curves_chart(runs, "accuracy", "Held-out accuracy", "share right", by=by)
+    title = _ACCURACIES.get(measure, f"Held-out {measure}")
+    fig = curves_chart(runs, measure, title, "share cut" if "truncated" in measure else "share right", by=by)
     if teacher is not None:
         fig.add_hline(teacher, line=dict(color="#555", width=1, dash="dash"),
                       annotation_text=f"teacher {teacher:.3f}", annotation_position="bottom left")
+    return fig.update_yaxes(range=[0, 1.02])
+
+# %% ../../nbs/10_viz/05_run_charts.ipynb #a321dcd1
+def pass_at_k_chart(run: Run | str | Path) -> go.Figure:
+    """Draw pass@k over k at the first and the last evaluation of a run, each with its interval.
+
+    pass@1 is the accuracy of sampled text. Empty where a log has no pass@k."""
+    run = _as_run(run)
+    fig = go.Figure(layout=dict(template="xtokd", title=f"{run.name}: pass@k",
+                                xaxis=dict(title="k, texts a prompt", type="log", dtick="D2"),
+                                yaxis_title="share of prompts with a right text"))
+    known = [event for event in run.evals if pass_names(event)]
+    for k, event in enumerate(known[:1] + known[1:][-1:]):
+        names = ["accuracy_sampled", *pass_names(event)]
+        sizes = [1, *(int(name.partition("@")[2]) for name in names[1:])]
+        values, low, high = ([to_float(event.get(f"{name}{end}")) for name in names]
+                             for end in ("", "_low", "_high"))
+        error = dict(type="data", symmetric=False, array=np.subtract(high, values),
+                     arrayminus=np.subtract(values, low))
+        fig.add_trace(go.Scatter(x=sizes, y=values, error_y=error, mode="lines+markers",
+                                 name=f"step {event['step']}",
+                                 line=dict(color=COLOURS[k], dash=DASHES[k])))
     return fig.update_yaxes(range=[0, 1.02])
 
 # %% ../../nbs/10_viz/05_run_charts.ipynb #43aa9489
