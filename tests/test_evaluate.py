@@ -15,11 +15,12 @@ from xtokd.data.tasks.number_words import check_number
 from xtokd.experiments.comparison import by_method, protocol, terminal_table
 from xtokd.hub import data_dir
 from xtokd.models.loading import load_model
+from xtokd.models.start_weights import StartWeights, kl_from_start
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.train.evaluate import evaluate, mean_over_problems, pass_at_k, pass_sizes
 from xtokd.train.runlog import Run, RunLog, interval_of, pass_names, truncated_shares, wilson
-from xtokd.viz.run_charts import accuracy_chart, pass_at_k_chart
+from xtokd.viz.run_charts import accuracy_chart, accuracy_over_distance_chart, pass_at_k_chart, start_distance
 from xtokd.viz.run_state import RunState, run_panels
 
 SMALL = dict(max_steps=1, batch_size=2, micro_batch_size=2, max_new_tokens=12, eval_size=6, save_steps=0, warmup_steps=0, progress=False)
@@ -193,3 +194,115 @@ def test_a_log_of_before_still_reads():
 def test_shares_cut_of_a_log(tmp_path):
     assert truncated_shares({"accuracy": .5, "truncated_greedy": .1, "accuracy_sampled": .4, "truncated_sampled": .2, "stop_share": .7}) == {"accuracy": .1, "accuracy_sampled": .2}
     assert truncated_shares({"stop_share": .5}) == {} and interval_of({"accuracy": .5, "n": 10}, "accuracy") == wilson(.5, 10)
+
+
+# ---- KL from the start ------------------------------------------------------------------------------------------------------
+def tiny_llama(vocabulary, seed):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, initializer_range=1., **sizes)).eval()
+
+
+def test_the_sum_over_rows_is_the_divergence_of_whole_texts():
+    "Against enumeration of all 27 texts of a model with three tokens: sum of p(y) log p(y)/q(y)."
+    from itertools import product
+    from xtokd.models.forward import response_logits, token_logp
+    model = tiny_llama(3, 0)
+    start = StartWeights(model)
+    with torch.no_grad():
+        for p in model.parameters(): p += .3 * torch.randn_like(p)
+    texts = [list(ids) for ids in product(range(3), repeat=3)]
+    def logps():
+        with torch.no_grad(): rows = response_logits(model, [[1]] * 27, texts)
+        return torch.stack([token_logp(r, ids).sum() for r, ids in zip(rows, texts)]).double()
+    now = logps()
+    with start.loaded(): then = logps()
+    true = float((now.exp() * (now - then)).sum())
+    rows = kl_from_start(model, start, [0, 1, 2], [[1]] * 27, texts, micro_batch_size=5)     # anything with a length of 3
+    assert true > .01 and float(now.exp().sum()) == pytest.approx(1, abs=1e-5)
+    assert sum(float(p) * kl for p, (kl, _) in zip(now.exp(), rows)) == pytest.approx(true, rel=1e-4)
+    assert all(kl >= 0 and n == 3 for kl, n in rows)
+
+
+def test_one_process_one_copy_and_the_optimizer_is_left_alone():
+    model = tiny_llama(5, 1)
+    optimizer, start = torch.optim.AdamW(model.parameters(), lr=.1), StartWeights(model)
+    model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    optimizer.step()
+    now = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match="stop"):
+        with start.loaded():
+            assert all(torch.equal(p, v) for p, v in zip(model.parameters(), start.values)) and not torch.equal(next(model.parameters()), now[0])
+            raise RuntimeError("stop")
+    assert all(torch.equal(p, v) for p, v in zip(model.parameters(), now))
+    optimizer.step()
+    assert not torch.equal(next(model.parameters()), now[0])
+    assert start.num_bytes == 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_a_response_without_room_and_an_empty_one():
+    model = tiny_llama(4, 2)
+    start = StartWeights(model)
+    assert kl_from_start(model, start, range(4), [[1], [1, 2, 3], [1]], [[2, 3], [1, 2], []], max_length=4) == [(0., 2), None, None]
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_a_run_logs_how_far_it_has_moved(tmp_path, lora):
+    "Zero before the first step; the start is that of the run after a resume too; training is as without it."
+    plan = SMALL | dict(max_steps=4, eval_steps=2, learning_rate=3e-3, lora_r=lora, save_steps=2)
+    def run(name, **more): return Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(**plan | more, output_dir=tmp_path / name))
+    told = run("with", eval_kl_from_start=True)
+    assert told.evaluator.start.num_bytes == 4 * sum(p.numel() for p in told.state.parameters)
+    whole = told.fit()
+    kl = whole.column("kl_from_start", "eval")
+    assert kl[0] == 0 and 0 < kl[1] < kl[2] and whole.evals[-1]["kl_from_start_error"] > 0
+    assert whole.evals[-1]["kl_from_start_per_token"] == pytest.approx(kl[-1] / whole.evals[-1]["response_tokens"])
+    assert np.array_equal(run("without").fit().column("loss"), whole.column("loss"))
+    run("parts", eval_kl_from_start=True, max_steps=2).fit()
+    again = Distiller.from_run(tmp_path / "parts", config=DistillConfig(**plan, eval_kl_from_start=True, output_dir=tmp_path / "parts")).fit(resume=True)
+    assert again.evals[-1]["kl_from_start"] == pytest.approx(kl[-1], rel=1e-3)
+    fig = accuracy_over_distance_chart(whole, measure="rkl_per_byte")
+    assert fig.data[0].x == pytest.approx(np.sqrt(kl)) and list(fig.data[0].text) == ["0", "2", "4"]
+    panels = {p.key: p for p in run_panels(RunState(whole.events))}
+    assert panels["moved"].curves[0].y[0] == 0 and whole.compare()[0]["KL from start"] == kl[-1]
+
+
+def test_the_path_of_a_run_as_a_panel():
+    from xtokd.viz.dashboard import snapshot_svg, snapshot_text
+    from xtokd.viz.run_state import dashboard_data
+    record = lambda step, kl, y: {"event": "eval", "step": step, "time": 0., "kl_from_start": kl, "accuracy": y, "accuracy_low": y - .1, "accuracy_high": y + .1}
+    state = RunState([record(0, 0., .3), record(5, 4., .5), {"event": "eval", "step": 7, "time": 0., "accuracy": .6}, record(10, 9., .7)])
+    path = next(p for p in run_panels(state) if p.key == "path")
+    assert path.curves[0].x == [0., 2., 3.] and path.curves[0].steps == [0, 5, 10] and path.curves[0].y == [.3, .5, .7] and path.x_end == 3
+    data = dashboard_data(state)
+    assert "√(KL from the start)" in snapshot_svg(data) and "path greedy" in snapshot_text(data)
+    assert not [p for p in run_panels(RunState([record(0, "NaN", .3)])) if p.key == "path"]
+
+
+def test_settings_that_do_not_go_with_it(monkeypatch):
+    import xtokd.models.start_weights as module
+    with pytest.raises(ValueError, match="eval_kl_from_start is 'yes': it is True or False"): DistillConfig(eval_kl_from_start="yes")
+    monkeypatch.setattr(module, "is_sharded", lambda model: True)
+    with pytest.raises(ValueError, match="eval_kl_from_start with a sharded student"): StartWeights(tiny_llama(3, 0))
+    with pytest.raises(ValueError, match="per is 'byte': it is one of response, token"): start_distance(Run(data_dir() / "runs/tiny-cover-0.jsonl"), "byte")
+
+
+def test_the_plan_counts_the_copy(tmp_path):
+    from xtokd.train.dry_run import forecast
+    def memory(**more): return forecast(Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(**SMALL | more, output_dir=tmp_path / "never"))).memory
+    assert memory(eval_kl_from_start=True)["weights at the start"] == memory()["gradients"] and not memory()["weights at the start"]
+
+
+def test_a_trainer_logs_it(tmp_path):
+    from transformers import TrainingArguments
+    from xtokd.models.loading import load_tokenizer
+    from xtokd.train.hf_trainer import DistillTrainer
+    arguments = TrainingArguments(tmp_path, per_device_train_batch_size=2, max_steps=2, learning_rate=3e-3, report_to="none", disable_tqdm=True, save_strategy="no", use_cpu=True)
+    trainer = DistillTrainer(load_model("tiny", "student", device="cpu"), arguments, train_dataset=load_prompts("tiny", limit=8), eval_dataset=load_prompts("tiny:heldout", 4),
+                             processing_class=load_tokenizer("tiny", "student"), teacher="tiny", objective="strict", check=check_number,
+                             distill=DistillConfig(max_new_tokens=8, eval_kl_from_start=True, eval_num_generations=2))
+    assert trainer.evaluate()["eval_kl_from_start"] == 0
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_kl_from_start"] > 0 and "eval_pass@2" in after

@@ -9,11 +9,12 @@ __all__ = ['before_after', 'column_groups', 'print_table', 'print_runs', 'print_
 import os, shutil, sys
 from rich.cells import cell_len
 
-# %% ../../nbs/12_cli/01_tables.ipynb #6e74401d
+# %% ../../nbs/12_cli/01_tables.ipynb #f9de7d25
 _MEASURES = dict(accuracy="accuracy", truncated_greedy="  of these texts cut at max_new_tokens",
                  accuracy_sampled="accuracy of sampled text",
                  truncated_sampled="  of these texts cut at max_new_tokens ",
                  rkl_per_byte="reverse KL to the teacher, nats per byte",
+                 kl_from_start="KL from the start, nats per response",
                  stop_share="responses that end by themselves",
                  response_tokens="tokens per response")
 
@@ -102,11 +103,12 @@ def print_table(rows: list[dict], title: str = "") -> None:
         for cells in zip(*(columns[name] for name in group)): table.add_row(*cells)
         console.print(table)
 
-# %% ../../nbs/12_cli/01_tables.ipynb #b8b10eaf
+# %% ../../nbs/12_cli/01_tables.ipynb #3b8c659f
 _COLUMNS = {"run": "run", "objective": "objective", "steps": "steps", "accuracy before": "before",
             "accuracy after": "after", "interval": "95 %", "truncated": "cut",
             "sampled after": "sampled", "sampled interval": "95 % ", "sampled truncated": "cut ",
-            "pass@k": "pass@k", "rKL/byte after": "rKL/byte", "signal": "signal",
+            "pass@k": "pass@k", "rKL/byte after": "rKL/byte", "KL from start": "KL from start",
+            "signal": "signal",
             "student_tokens_written": "tokens",
             "seconds": "seconds", "status": "status"}
 

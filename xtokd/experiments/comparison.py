@@ -58,12 +58,13 @@ def group_by(runs: Iterable[Run], key: Callable[[Run], str] = method_of) -> dict
     for run in runs: found[key(run)].append(run)
     return dict(found)
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #54286b9e
+# %% ../../nbs/11_experiments/01_comparison.ipynb #dd8dafab
 NOT_IN_PROTOCOL = {"learning_rate", "objective_learning_rate", "on_policy_fraction",
                  "off_policy_source", "output_dir",
                  "seed", "micro_batch_size", "progress", "save_steps", "save_total_limit",
                  "eval_on_start",
                  "eval_log_samples", "eval_num_generations", "eval_temperatures",
+                 "eval_kl_from_start",
                  "collapse_warnings", "min_coverage", "fsdp", "logits",
                  "report_to"}
 
@@ -161,7 +162,7 @@ def method_verdict(runs: list[Run], signs: Limits = Limits()) -> str:
     found = collapse_reasons(runs, signs)
     return f"collapsed: {'; '.join(found)}" if found else "lost"
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #415024c0
+# %% ../../nbs/11_experiments/01_comparison.ipynb #5ef161d7
 def method_row(method: str, runs: list[Run]) -> dict:
     "One row of the table: means of a method over its runs."
     accuracy = first_and_last(runs, accuracy_key(runs[0]))
@@ -181,7 +182,8 @@ def method_row(method: str, runs: list[Run]) -> dict:
             "start": start.mean(), "end": end.mean(), "95 %": f"{low:.3f}-{high:.3f}",
             "worst-best seed": f"{end.min():.3f}-{end.max():.3f}", "greedy": last("accuracy"),
             **{name: last(name) for name in pass_k}, "truncated": float(np.mean(cut)),
-            "rKL/byte": last("rkl_per_byte"), "digits": last("number_length"),
+            "rKL/byte": last("rkl_per_byte"), "KL from start": last("kl_from_start"),
+            "digits": last("number_length"),
             "tokens": last("response_tokens"),
             "student wrote": cost("student_tokens_written"),
             "teacher scored": cost("teacher_tokens_scored"),
@@ -197,7 +199,7 @@ def by_method(runs: list[Run], force: bool = False) -> Table:
     rows.sort(key=lambda row: -(row["end"] if np.isfinite(row["end"]) else -1))
     return Table(rows, f"{task_of(runs[0])}: {len(runs)} runs")
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #23a2ff59
+# %% ../../nbs/11_experiments/01_comparison.ipynb #9916cf6c
 def _short_number(value):
     "A number with few digits; text and integers as they are."
     if isinstance(value, (str, int)): return value
@@ -208,9 +210,11 @@ def _short_number(value):
 
 def terminal_table(rows: list[dict]) -> Table:
     "The rows of `by_method` for a terminal: few columns, short numbers, the verdict in one word."
+    measured = any(np.isfinite(row.get("KL from start", np.nan)) for row in rows)
+    moved = {"KL from start": "KL from start"} if measured else {}
     names = {"seeds": "seeds", "rate": "rate", "95 %": "95 %",
              **{name: name for row in rows for name in pass_names(row)},
-             "truncated": "cut", "rKL/byte": "rKL/byte", "digits": "digits",
+             "truncated": "cut", "rKL/byte": "rKL/byte", **moved, "digits": "digits",
              "TFLOP": "TFLOP", "seconds": "s"}
     found = []
     for row in rows:

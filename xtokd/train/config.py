@@ -98,7 +98,7 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #6fb44018
+# %% ../../nbs/08_train/01_config.ipynb #5b22bb84
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -129,6 +129,7 @@ class DistillConfig(ModelSettings):
     eval_log_samples: int = 3     # texts that an evaluation logs
     eval_num_generations: int = 1 # sampled texts a prompt and temperature; from 2 on: pass@k
     eval_temperatures: list | None = None # of sampled texts besides 1, such as "0.6,1.2"
+    eval_kl_from_start: bool = False # log how far the student has moved; keeps its first weights
     save_steps: int = 50          # save a checkpoint every so many steps; 0: only at the end
     save_total_limit: int = 2     # checkpoints that are kept
     min_coverage: float = 0.01    # the run ends where less of the tokens have a signal; 0: never
@@ -144,7 +145,7 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #1c87e3bb
+# %% ../../nbs/08_train/01_config.ipynb #77a25a0b
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     on_policy_fraction=0, max_new_tokens=1, max_prompt_length=1, max_length=2, min_coverage=0,
@@ -169,6 +170,7 @@ def _value_problem(name: str, value, kind: str) -> str | None:
     "What is wrong with the value of one setting whose annotation is `kind`; None where nothing is."
     is_number = not isinstance(value, bool) and isinstance(value, (int, float))
     if (name in _AT_LEAST or name in _POSITIVE) and not is_number: return "it must be a number"
+    if "bool" in kind and not isinstance(value, bool): return "it is True or False"
     if "int" in kind and not isinstance(value, int): return "it must be a whole number"
     least, choices = _AT_LEAST.get(name, -math.inf), _CHOICES.get(name, ())
     if name in _AT_LEAST and not value >= least: return f"it must be at least {least}"
@@ -278,12 +280,12 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 0 (it is {fraction}). It learns from text of "
                          f"{' or '.join(allowed)}; choose one as off_policy_source")
 
-# %% ../../nbs/08_train/01_config.ipynb #abe35843
+# %% ../../nbs/08_train/01_config.ipynb #e071a27b
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map",
     "teacher_offload_dir", "fsdp", "progress", "report_to", "collapse_warnings", "eval_steps",
-    "eval_num_generations", "eval_temperatures",
+    "eval_num_generations", "eval_temperatures", "eval_kl_from_start",
     "save_steps", "save_total_limit", "logits", "teacher_timeout", "teacher_retries"}
 
 _OLD_DEFAULTS = {"on_policy_fraction": 1.0, "off_policy_source": "teacher"}

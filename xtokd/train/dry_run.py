@@ -113,7 +113,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
         at_limit=sum(cut) / len(samples),
         peak_gib=peak_memory(d.device))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #8da8d90c
+# %% ../../nbs/08_train/12_dry_run.ipynb #f8092925
 GIB = 2 ** 30
 
 def weight_bytes(parameters: Iterator | list) -> int:
@@ -149,13 +149,15 @@ def planned_memory(distiller: Distiller, result: DryRunResult) -> dict:
     parts = {
         "weights": sum(weight_bytes(side.model.parameters()) for side in sides),
         "optimizer": 2 * trained,
+        "weights at the start": trained if config.eval_kl_from_start and d.eval_items else 0,
         "gradients": trained,
         "activations": 1.5 * result.activation_bytes * max(scale, 1),
         "rows": 4 * at_once * row_numbers,
         "cache of generation": cache_bytes(d.student.model, min(config.batch_size, 64) * length),
     }
     training = parts["gradients"] + parts["activations"] + parts["rows"]
-    most = parts["weights"] + parts["optimizer"] + max(training, parts["cache of generation"])
+    held = parts["weights"] + parts["optimizer"] + parts["weights at the start"]
+    most = held + max(training, parts["cache of generation"])
     measured = (result.peak_gib or 0) * GIB
     if d.device.type == "cuda": most = max(most, measured)
     else: most += max(measured - parts["weights"], 0)     # of the process: libraries, code, data
@@ -235,7 +237,7 @@ def find_problems(distiller: Distiller, result: DryRunResult, memory: dict,
                f"lower micro_batch_size (it is {config.micro_batch_size}), max_new_tokens (it is "
                f"{config.max_new_tokens}) or batch_size, or take a teacher in fewer bits")
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #798b3860
+# %% ../../nbs/08_train/12_dry_run.ipynb #fee97758
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take."
@@ -261,7 +263,7 @@ class Forecast:
             "student tokens in all": f"{self.tokens['student in all']:,.0f}",
             "time a step": seconds("step"),
             "time in all": seconds("run"),
-            **{f"memory: {name}": f"{value:,.3f} GiB" for name, value in self.memory.items()},
+            **{f"memory: {name}": f"{value:,.3f} GiB" for name, value in self.memory.items() if value},
             "memory there": f"{self.available:,.1f} GiB" if self.available else "unknown",
         }
         rows = [{"": name, "forecast": value} for name, value in rows.items()]

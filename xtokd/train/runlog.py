@@ -381,7 +381,7 @@ class RunReader:
         "float64 array of one field over the events of one kind; NaN where a record lacks it."
         return np.array([to_float(e.get(name)) for e in self.of(event)], dtype=np.float64)
 
-# %% ../../nbs/08_train/07_runlog.ipynb #f01c4a99
+# %% ../../nbs/08_train/07_runlog.ipynb #065aa79c
 def evaluation_columns(evals: list[dict]) -> dict:
     "Columns of a table: accuracies, pass@k and reverse KL before and after, intervals, shares cut."
     if not evals: return {}
@@ -398,6 +398,7 @@ def evaluation_columns(evals: list[dict]) -> dict:
         row["interval" if key == "accuracy" else f"{short} interval"] = interval
         cut = truncated_shares(known[-1]).get(key)
         if cut is not None: row["truncated" if key == "accuracy" else f"{short} truncated"] = cut
+    if "kl_from_start" in evals[-1]: row["KL from start"] = to_float(evals[-1]["kl_from_start"])
     return row
 
 def run_summary(run: RunReader) -> dict:

@@ -37,7 +37,7 @@ def _stroke(points: str, look: str) -> str:
     if look == "n-m": return _polyline(points, _COLOUR[look], 3.6) + _polyline(points, "#fff", 1.4)
     return _polyline(points, _COLOUR[look], 1.6, _DASH.get(look, ""))
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #f68babee
+# %% ../../nbs/10_viz/07_dashboard.ipynb #8c0a5be7
 def _legend(curves: list[dict], x: float, y: float) -> str:
     "Return samples of the lines, with their names and last values."
     parts = []
@@ -51,6 +51,7 @@ def _legend(curves: list[dict], x: float, y: float) -> str:
 
 def _panel_svg(panel: dict, last: int, x: float, y: float, width: float, height: float) -> str:
     "Return one panel, its upper left corner at x, y; the step axis ends at `last`."
+    last = panel.get("x_end") or last
     left, top, wide, high = x + _LEFT, y + _TOP, width - _LEFT - 8, height - _TOP - _FOOT
     low, span = panel["low"], panel["high"] - panel["low"]
 
@@ -65,7 +66,7 @@ def _panel_svg(panel: dict, last: int, x: float, y: float, width: float, height:
                      f'<text class="s e" x="{left - 6}" y="{at_y(value) + 3.5:.1f}">{text}</text>')
     for step, anchor in ((0, ""), (last, " e")):
         parts.append(f'<text class="s{anchor}" x="{at_x(step):.0f}" '
-                     f'y="{y + height - 4}">{step}</text>')
+                     f'y="{y + height - 4}">{step:g}</text>')
     for curve in panel["curves"]:
         for step, bottom, upper in zip(curve["x"], curve["low"], curve["high"]):
             parts.append(f'<path class="w" style="stroke:{_COLOUR[curve["look"]]}" '

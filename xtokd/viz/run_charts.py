@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'PLOTLY_TEMPLATE', 'rgba', 'add_note', 'group_runs', 'run_curve', 'seed_curves', 'moving_average',
-           'curves_chart', 'accuracy_chart', 'pass_at_k_chart', 'loss_chart', 'distance_chart', 'signal_chart',
-           'run_chart']
+           'curves_chart', 'accuracy_chart', 'pass_at_k_chart', 'start_distance', 'accuracy_over_distance_chart',
+           'loss_chart', 'distance_chart', 'signal_chart', 'run_chart']
 
 # %% ../../nbs/10_viz/05_run_charts.ipynb #929a6510
 from collections import defaultdict
@@ -95,7 +95,7 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     start = np.maximum(end - window, 0)
     return (total[end] - total[start]) / (end - start)
 
-# %% ../../nbs/10_viz/05_run_charts.ipynb #d65261e0
+# %% ../../nbs/10_viz/05_run_charts.ipynb #b5961141
 def _interval_band(run: Run, name: str, steps: np.ndarray) -> list[list[float]]:
     "Return lower and upper bounds that the log has of an evaluated column; [] where one is missing."
     ends = [dict(zip(*(column.tolist() for column in run_curve(run, f"{name}_{end}"))))
@@ -140,18 +140,20 @@ def curves_chart(runs: _Runs, name: str, title: str, axis: str = "", event: str 
     return fig
 
 
-_ACCURACIES = {"accuracy": "Held-out accuracy", "accuracy_sampled": "Held-out accuracy of sampled text",
+_ACCURACIES = {"accuracy": "Held-out accuracy",
+               "accuracy_sampled": "Held-out accuracy of sampled text",
                "truncated_greedy": "Held-out greedy texts cut at max_new_tokens",
                "truncated_sampled": "Held-out sampled texts cut at max_new_tokens"}
 
 
 def accuracy_chart(runs: _Runs, by: str | Callable = "objective",
                    teacher: float | None = None,
-                   measure: str = "accuracy"     # or "accuracy_sampled", "pass@8", "truncated_sampled"
+                   measure: str = "accuracy"     # or "accuracy_sampled", "pass@8", ...
                    ) -> go.Figure:
     "Draw the accuracy on held-out prompts over steps; `teacher` draws the teacher's as a line."
     title = _ACCURACIES.get(measure, f"Held-out {measure}")
-    fig = curves_chart(runs, measure, title, "share cut" if "truncated" in measure else "share right", by=by)
+    axis = "share cut" if "truncated" in measure else "share right"
+    fig = curves_chart(runs, measure, title, axis, by=by)
     if teacher is not None:
         fig.add_hline(teacher, line=dict(color="#555", width=1, dash="dash"),
                       annotation_text=f"teacher {teacher:.3f}", annotation_position="bottom left")
@@ -178,6 +180,48 @@ def pass_at_k_chart(run: Run | str | Path) -> go.Figure:
                                  name=f"step {event['step']}",
                                  line=dict(color=COLOURS[k], dash=DASHES[k])))
     return fig.update_yaxes(range=[0, 1.02])
+
+# %% ../../nbs/10_viz/05_run_charts.ipynb #d8d7da22
+def start_distance(run: Run, per: str = "response") -> tuple[np.ndarray, np.ndarray]:
+    """Return steps int64[k] and the square root of the KL from the start, float64[k], of a run.
+
+    `per` is "response" or "token"; ValueError for another word."""
+    columns = {"response": "kl_from_start", "token": "kl_from_start_per_token"}
+    if per not in columns: raise ValueError(f"per is {per!r}: it is one of {', '.join(columns)}")
+    steps, kl = run_curve(run, columns[per])
+    return steps, np.sqrt(np.maximum(kl, 0))
+
+
+def accuracy_over_distance_chart(runs: _Runs, by: str | Callable = "objective",
+                                 measure: str = "accuracy_sampled",   # a column of evaluations
+                                 per: str = "response") -> go.Figure:
+    """Draw an accuracy over the square root of the KL from the start: one path a run, thin, and the
+    mean of a group's seeds at equal steps, thick. Runs without `kl_from_start` are left out."""
+    title = f"{_ACCURACIES.get(measure, f'Held-out {measure}')} over the distance from the start"
+    fig = go.Figure(layout=dict(template="xtokd", title=title, yaxis_title="share right",
+                                xaxis_title=f"√(KL from the start), nats per {per}"))
+    for k, (label, group) in enumerate(group_runs(runs, by).items()):
+        colour, dash = COLOURS[k % len(COLOURS)], DASHES[k % len(DASHES)]
+        paths = []
+        for run in group:
+            distance = dict(zip(*(column.tolist() for column in start_distance(run, per))))
+            value = dict(zip(*(column.tolist() for column in run_curve(run, measure))))
+            steps = sorted(distance.keys() & value)
+            paths.append({step: (distance[step], value[step]) for step in steps})
+        paths = [path for path in paths if path]
+        if not paths: continue
+        shared = sorted(set.intersection(*(set(path) for path in paths)))
+        mean = np.array([[path[step] for step in shared] for path in paths]).mean(0).reshape(-1, 2)
+        line = dict(color=rgba(colour, .5), width=1)
+        for path in paths if len(paths) > 1 else []:
+            x, y = zip(*path.values())
+            fig.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, legendgroup=label,
+                                     hoverinfo="skip", showlegend=False))
+        name = f"{label} ({len(paths)} seeds)" if len(paths) > 1 else label
+        fig.add_trace(go.Scatter(x=mean[:, 0], y=mean[:, 1], mode="lines+markers", name=name,
+                                 legendgroup=label, line=dict(color=colour, width=2.5, dash=dash),
+                                 text=shared, hovertemplate="step %{text}: %{y:.3f} at %{x:.3f}"))
+    return fig.update_layout(hovermode="closest")
 
 # %% ../../nbs/10_viz/05_run_charts.ipynb #43aa9489
 def loss_chart(runs: _Runs, by: str | Callable = "objective", window: int = 10) -> go.Figure:

@@ -104,16 +104,17 @@ def decimate(x: np.ndarray, y: np.ndarray, max_points: int = 500) -> tuple[np.nd
     places = np.array(sorted(keep))
     return x[places], y[places]
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #b74e387d
+# %% ../../nbs/10_viz/06_run_state.ipynb #9cc0cf3a
 @dataclass
 class Curve:
     "One line of a panel."
     name: str
     look: str                     # "all", a kind of chunk, "sampled", "best" or "limit"
-    x: list                                      # steps
+    x: list                                      # steps, or numbers that belong to `steps`
     y: list
     low: list = field(default_factory=list)      # of an evaluation, the bounds of its interval
     high: list = field(default_factory=list)
+    steps: list = field(default_factory=list)    # of the points, where x are other numbers
 
 
 @dataclass
@@ -126,6 +127,7 @@ class Panel:
     low: float = 0.
     high: float = 1.
     ticks: list = field(default_factory=list)    # [value, text]
+    x_end: float = 0.                            # end of the horizontal axis; 0: the run's last step
 
 
 def axis_ticks(low: float, high: float, max_ticks: int = 4) -> list[list]:
@@ -152,7 +154,7 @@ def _significant(values: Sequence, digits: int = 4) -> list:
     "Return floats of `digits` significant digits, as a list."
     return [float(f"{v:.{digits}g}") for v in values]
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #f0fc5744
+# %% ../../nbs/10_viz/06_run_state.ipynb #7f4fba2b
 @dataclass(frozen=True)
 class _PanelSpec:
     "Where a panel takes its curves from."
@@ -172,6 +174,8 @@ _SPECS = (
                {"rkl_per_byte": "all"}, 0.),
     _PanelSpec("accuracy", "Held-out accuracy", "share right", "evals",
                {"accuracy": "all", "accuracy_sampled": "sampled"}, 0., 1.),
+    _PanelSpec("moved", "KL from the start, on its own text", "nats per response", "evals",
+               {"kl_from_start": "all"}, 0.),
     _PanelSpec("signal", "Student tokens by kind; with a signal", "share", "steps",
                {"coverage": "all", **{f"share_{kind}": kind for kind in KINDS}}, 0., 1.),
     _PanelSpec("length", "Response length", "tokens", "steps", {"response_tokens": "all"}, 0.),
@@ -181,17 +185,21 @@ _SPECS = (
                {"tokens_per_second": "all"}, 0.),
     _PanelSpec("memory", "Peak memory", "GiB", "steps", {"peak_memory_gib": "all"}, 0.))
 
-_CURVE_NAMES = {"rkl_per_byte": "reverse KL", "coverage": "with a signal",
+_CURVE_NAMES = {"rkl_per_byte": "reverse KL", "kl_from_start": "KL",
+                "coverage": "with a signal",
                 "accuracy": "greedy", "accuracy_sampled": "sampled",
                 "response_tokens": "mean",
                 "tokens_per_second": "tokens/s", "peak_memory_gib": "GiB"}
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #862fee27
+# %% ../../nbs/10_viz/06_run_state.ipynb #b0b193df
+_ERRORS = {"rkl_per_byte": "rkl_error", "kl_from_start": "kl_from_start_error"}
+
+
 def _interval(state: RunState, spec: _PanelSpec, name: str, values: np.ndarray) -> tuple:
     "Return the bounds of an evaluated column, where the log has them."
     if spec.events != "evals": return (), ()
-    if name == "rkl_per_byte":
-        error = 1.96 * state.column("rkl_error", "evals")[1]
+    if name in _ERRORS:
+        error = 1.96 * state.column(_ERRORS[name], "evals")[1]
         return values - error, values + error
     return tuple(state.column(f"{name}_{end}", "evals")[1] for end in ("low", "high"))
 
@@ -233,7 +241,27 @@ def run_panels(state: RunState, max_points: int = 500) -> list[Panel]:
         ticks = axis_ticks(low, high)
         panels.append(Panel(spec.key, spec.title, spec.unit, curves,
                             *_significant((low, high)), ticks))
+        if spec.key == "accuracy" and (path := _path_panel(state, panels[-1])): panels.append(path)
     return panels
+
+
+def _path_panel(state: RunState, accuracy: Panel) -> Panel | None:
+    "Return the panel of accuracy with the root of the KL from the start as its horizontal axis."
+    steps, kl = state.column("kl_from_start", "evals")
+    root = {int(step): math.sqrt(max(value, 0.)) for step, value in zip(steps, kl) if np.isfinite(value)}
+    curves = []
+    for curve in accuracy.curves:
+        known = [k for k, step in enumerate(curve.x) if step in root]
+        if not known: continue
+        y, low, high = ([values[k] for k in known] if values else []
+                        for values in (curve.y, curve.low, curve.high))
+        at = [curve.x[k] for k in known]
+        x = _significant([root[step] for step in at])
+        curves.append(Curve(curve.name, curve.look, x, y, low, high, at))
+    if not curves: return None
+    end = max(max(curve.x) for curve in curves) or 1.
+    return Panel("path", "Held-out accuracy over √(KL from the start)", "share right", curves,
+                 accuracy.low, accuracy.high, accuracy.ticks, end)
 
 # %% ../../nbs/10_viz/06_run_state.ipynb #9028eda8
 def _clock(seconds: float) -> str:
