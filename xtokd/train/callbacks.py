@@ -80,7 +80,7 @@ class RunReporter:
         finally:
             if self.lock is not None: self.lock.close()
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #05aa714e
+# %% ../../nbs/08_train/08_callbacks.ipynb #2582c99f
 def describe_run(distiller: "Distiller") -> dict:
     "The fields of a start or resume event."
     d = distiller
@@ -88,6 +88,7 @@ def describe_run(distiller: "Distiller") -> dict:
         "config": asdict(d.config) | {"output_dir": str(d.output_dir)},
         "args": loggable_arguments(d.arguments),
         "objective": getattr(d.objective, "name", repr(d.objective)),
+        "loss": getattr(d.objective, "loss_description", "unit and sign not declared"),
         "requires": sorted(d.objective.requires),
         "student": repr(d.student),
         "teacher": repr(d.teacher),
@@ -105,7 +106,7 @@ def describe_run(distiller: "Distiller") -> dict:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #01c98d4f
+# %% ../../nbs/08_train/08_callbacks.ipynb #9ab74a10
 class ProgressBar(Callback):
     "A bar with loss, fraction of tokens with a signal, tokens per second and the time left."
     bar = None
@@ -113,6 +114,7 @@ class ProgressBar(Callback):
     def on_start(self, distiller: "Distiller", record: dict) -> None:
         from tqdm.auto import tqdm
         seconds = .2 if sys.stderr.isatty() else 5
+        if text := record.get("loss"): print(f"loss: {text}", file=sys.stderr)
         self.bar = tqdm(total=distiller.config.max_steps, initial=distiller.state.step,
                         desc=distiller.objective.name, unit="step", mininterval=seconds)
 

@@ -223,11 +223,14 @@ def accuracy_over_distance_chart(runs: _Runs, by: str | Callable = "objective",
                                  text=shared, hovertemplate="step %{text}: %{y:.3f} at %{x:.3f}"))
     return fig.update_layout(hovermode="closest")
 
-# %% ../../nbs/10_viz/05_run_charts.ipynb #43aa9489
+# %% ../../nbs/10_viz/05_run_charts.ipynb #c63e4c6d
 def loss_chart(runs: _Runs, by: str | Callable = "objective", window: int = 10) -> go.Figure:
     "Draw the training loss over steps, as the mean of the last `window`."
     title = f"Loss, mean of {window} steps (units differ between objectives)"
-    return curves_chart(runs, "loss", title, "loss", "step", by, window)
+    groups = group_runs(runs, by).values()
+    units = {str(run.start.get("loss") or "").partition(",")[0] for group in groups for run in group}
+    axis = units.pop() if len(units) == 1 else ""
+    return curves_chart(runs, "loss", title, axis or "loss", "step", by, window)
 
 
 def distance_chart(runs: _Runs, by: str | Callable = "objective") -> go.Figure:

@@ -191,7 +191,7 @@ _CURVE_NAMES = {"rkl_per_byte": "reverse KL", "kl_from_start": "KL",
                 "response_tokens": "mean",
                 "tokens_per_second": "tokens/s", "peak_memory_gib": "GiB"}
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #b0b193df
+# %% ../../nbs/10_viz/06_run_state.ipynb #dbb8b7dc
 _ERRORS = {"rkl_per_byte": "rkl_error", "kl_from_start": "kl_from_start_error"}
 
 
@@ -239,10 +239,17 @@ def run_panels(state: RunState, max_points: int = 500) -> list[Panel]:
             curves.append(Curve("limit", "limit", ends, [limit, limit]))
         low, high = axis_range(curves, spec.floor, spec.top)
         ticks = axis_ticks(low, high)
-        panels.append(Panel(spec.key, spec.title, spec.unit, curves,
+        unit = _loss_unit(state) if spec.key == "loss" else spec.unit
+        panels.append(Panel(spec.key, spec.title, unit, curves,
                             *_significant((low, high)), ticks))
         if spec.key == "accuracy" and (path := _path_panel(state, panels[-1])): panels.append(path)
     return panels
+
+
+def _loss_unit(state: RunState) -> str:
+    "Return the unit of the loss that the log's first event names."
+    said = str(state.start.get("loss") or "").partition(",")[0]
+    return printable(said, 60) if " per " in said else "per unit of the objective"
 
 
 def _path_panel(state: RunState, accuracy: Panel) -> Panel | None:

@@ -98,7 +98,7 @@ def cover_targets(batch: PairBatch, min_mass: float = 1e-6, doubt: float = 1e-3,
         pieces = row_pieces(batch.alignment, at_once or 256)
         return CellTargets.join([estimates.targets(batch, *x, favourites) for x in pieces])
 
-# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #565a4876
+# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #2837bc3c
 class Cover(Objective):
     """Divergence between teacher and student masses of cells, at every student token with a place in
     the teacher's text; loss unit: token.
@@ -111,6 +111,7 @@ class Cover(Objective):
     alignment = "every place in the teacher's text"
     vocab_map = "cells of tokens with a known joint mass"
     divergence_label = "fkl, rkl, jsd"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", False, Objective.DIVERGENCE_SIGN
     rows_at_once = None        # student tokens whose teacher rows are held together
 
     def __init__(self, divergence: str = "fkl", beta: float = .5, min_mass: float = 1e-6,
