@@ -9,20 +9,48 @@ __all__ = ['before_after', 'column_groups', 'print_table', 'print_runs', 'print_
 import os, shutil, sys
 from rich.cells import cell_len
 
-# %% ../../nbs/12_cli/01_tables.ipynb #27de6a9a
-_MEASURES = dict(accuracy="accuracy", rkl_per_byte="reverse KL to the teacher, nats per byte",
+# %% ../../nbs/12_cli/01_tables.ipynb #f9de7d25
+_MEASURES = dict(accuracy="accuracy", truncated_greedy="  of these texts cut at max_new_tokens",
+                 accuracy_sampled="accuracy of sampled text",
+                 truncated_sampled="  of these texts cut at max_new_tokens ",
+                 rkl_per_byte="reverse KL to the teacher, nats per byte",
+                 kl_from_start="KL from the start, nats per response",
                  stop_share="responses that end by themselves",
                  response_tokens="tokens per response")
 
 
+def _measures(evaluation: dict) -> dict[str, tuple[str, str | None]]:
+    "{row of a table: (field, temperature or None)} of all that an evaluation measured."
+    from xtokd.train.runlog import pass_names
+    found = {}
+    for key, name in _MEASURES.items():
+        if key == "rkl_per_byte": found |= {name: (name, None) for name in pass_names(evaluation)}
+        found[name] = (key, None)
+    for temperature, metrics in (evaluation.get("temperatures") or {}).items():
+        for key in ("accuracy_sampled", "truncated_sampled", *pass_names(metrics)):
+            label = {"accuracy_sampled": "accuracy", "truncated_sampled": "  cut at max_new_tokens"}
+            found[f"{label.get(key, key)} at temperature {temperature}"] = (key, temperature)
+    return found
+
+
 def before_after(run: object) -> list[dict]:
-    "The first and the last evaluation of a run: one row per measure; [] where there is none."
+    """The first and the last evaluation of a run: one row per measure, with its 95 % interval where
+    the log has it; [] where there is no evaluation."""
     evals = run.evals
     if not evals: return []
     first, last = evals[0], evals[-1]
-    return [{"measure": name, "before": _number_text(first.get(key)),
-             "after": _number_text(last.get(key))}
-            for key, name in _MEASURES.items() if first.get(key) is not None]
+
+    def shown(evaluation, key, temperature):
+        if temperature is not None:
+            evaluation = (evaluation.get("temperatures") or {}).get(temperature, {})
+        text = _number_text(evaluation.get(key))
+        if f"{key}_low" not in evaluation: return text
+        return text + " [{}, {}]".format(*(_number_text(evaluation[f"{key}_{end}"])
+                                           for end in ("low", "high")))
+
+    rows = [{"measure": name, "before": shown(first, *place), "after": shown(last, *place)}
+            for name, place in _measures(last).items()]
+    return [row for row in rows if row["before"] or row["after"]]
 
 
 def _number_text(value: object) -> str:
@@ -75,18 +103,30 @@ def print_table(rows: list[dict], title: str = "") -> None:
         for cells in zip(*(columns[name] for name in group)): table.add_row(*cells)
         console.print(table)
 
-# %% ../../nbs/12_cli/01_tables.ipynb #3acd2726
+# %% ../../nbs/12_cli/01_tables.ipynb #3b8c659f
 _COLUMNS = {"run": "run", "objective": "objective", "steps": "steps", "accuracy before": "before",
-            "accuracy after": "after",
-            "interval": "95 %", "rKL/byte after": "rKL/byte", "signal": "signal",
+            "accuracy after": "after", "interval": "95 %", "truncated": "cut",
+            "sampled after": "sampled", "sampled interval": "95 % ", "sampled truncated": "cut ",
+            "pass@k": "pass@k", "rKL/byte after": "rKL/byte", "KL from start": "KL from start",
+            "signal": "signal",
             "student_tokens_written": "tokens",
             "seconds": "seconds", "status": "status"}
 
 
 def print_runs(rows: list[dict]) -> None:
     "Print the rows of `Run.compare` with the columns that fit a terminal."
-    found = [{name: row[key] for key, name in _COLUMNS.items() if key in row} for row in rows]
+    found = [{name: row[key] for key, name in _COLUMNS.items() if key in row}
+             for row in map(_with_pass_at_k, rows)]
     print_table(found, "accuracy before and after, and cost")
+
+
+def _with_pass_at_k(row: dict) -> dict:
+    "A row with the text `0.812 of 8` under pass@k, where a pass@8 was measured."
+    for name in row:
+        if name.startswith("pass@") and name.endswith(" after"):
+            k = name.removeprefix("pass@").removesuffix(" after")
+            return row | {"pass@k": f"{_number_text(row[name])} of {k}"}
+    return row
 
 
 def print_methods(table: list[dict]) -> None:

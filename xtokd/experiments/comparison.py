@@ -7,7 +7,7 @@ __all__ = ['NOT_IN_PROTOCOL', 'find_runs', 'method_of', 'task_of', 'group_by', '
            'protocol_differences', 'require_same_protocol', 'accuracy_key', 'first_and_last', 'collapse_reasons',
            'method_verdict', 'method_row', 'by_method', 'terminal_table']
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #a352829f
+# %% ../../nbs/11_experiments/01_comparison.ipynb #2eaddb8a
 import json
 from collections import defaultdict
 from dataclasses import fields
@@ -18,7 +18,8 @@ import numpy as np
 
 from ..train.config import DistillConfig
 from ..train.monitor import Limits
-from ..train.runlog import Run, Table, log_file, to_float, wilson
+from ..train.runlog import (
+    Run, Table, log_file, pass_names, to_float, truncated_shares, wilson)
 
 # %% ../../nbs/11_experiments/01_comparison.ipynb #654dfcd6
 def find_runs(words: list) -> list[Run]:
@@ -57,12 +58,14 @@ def group_by(runs: Iterable[Run], key: Callable[[Run], str] = method_of) -> dict
     for run in runs: found[key(run)].append(run)
     return dict(found)
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #69cb736d
+# %% ../../nbs/11_experiments/01_comparison.ipynb #dd8dafab
 NOT_IN_PROTOCOL = {"learning_rate", "objective_learning_rate", "on_policy_fraction",
                  "off_policy_source", "output_dir",
                  "seed", "micro_batch_size", "progress", "save_steps", "save_total_limit",
                  "eval_on_start",
-                 "eval_log_samples", "collapse_warnings", "min_coverage", "fsdp", "logits",
+                 "eval_log_samples", "eval_num_generations", "eval_temperatures",
+                 "eval_kl_from_start",
+                 "collapse_warnings", "min_coverage", "fsdp", "logits",
                  "report_to"}
 
 
@@ -159,7 +162,7 @@ def method_verdict(runs: list[Run], signs: Limits = Limits()) -> str:
     found = collapse_reasons(runs, signs)
     return f"collapsed: {'; '.join(found)}" if found else "lost"
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #3e17aa25
+# %% ../../nbs/11_experiments/01_comparison.ipynb #5ef161d7
 def method_row(method: str, runs: list[Run]) -> dict:
     "One row of the table: means of a method over its runs."
     accuracy = first_and_last(runs, accuracy_key(runs[0]))
@@ -172,10 +175,15 @@ def method_row(method: str, runs: list[Run]) -> dict:
     def cost(name): return float(np.mean([to_float(found.get(name)) for found in costs]))
 
     rates = sorted({run.config.get("learning_rate", np.nan) for run in runs})
+    ends = [run.evals[-1] for run in runs if run.evals]
+    pass_k = [name for name in pass_names(ends[0] if ends else {}) if all(name in e for e in ends)][-1:]
+    cut = [truncated_shares(event).get(accuracy_key(runs[0]), np.nan) for event in ends] or [np.nan]
     return {"method": method, "seeds": len(runs), "rate": "/".join(f"{rate:g}" for rate in rates),
             "start": start.mean(), "end": end.mean(), "95 %": f"{low:.3f}-{high:.3f}",
             "worst-best seed": f"{end.min():.3f}-{end.max():.3f}", "greedy": last("accuracy"),
-            "rKL/byte": last("rkl_per_byte"), "digits": last("number_length"),
+            **{name: last(name) for name in pass_k}, "truncated": float(np.mean(cut)),
+            "rKL/byte": last("rkl_per_byte"), "KL from start": last("kl_from_start"),
+            "digits": last("number_length"),
             "tokens": last("response_tokens"),
             "student wrote": cost("student_tokens_written"),
             "teacher scored": cost("teacher_tokens_scored"),
@@ -191,7 +199,7 @@ def by_method(runs: list[Run], force: bool = False) -> Table:
     rows.sort(key=lambda row: -(row["end"] if np.isfinite(row["end"]) else -1))
     return Table(rows, f"{task_of(runs[0])}: {len(runs)} runs")
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #a34ec673
+# %% ../../nbs/11_experiments/01_comparison.ipynb #9916cf6c
 def _short_number(value):
     "A number with few digits; text and integers as they are."
     if isinstance(value, (str, int)): return value
@@ -202,14 +210,17 @@ def _short_number(value):
 
 def terminal_table(rows: list[dict]) -> Table:
     "The rows of `by_method` for a terminal: few columns, short numbers, the verdict in one word."
-    names = {"seeds": "seeds", "rate": "rate", "95 %": "95 %", "rKL/byte": "rKL/byte",
-             "digits": "digits",
+    measured = any(np.isfinite(row.get("KL from start", np.nan)) for row in rows)
+    moved = {"KL from start": "KL from start"} if measured else {}
+    names = {"seeds": "seeds", "rate": "rate", "95 %": "95 %",
+             **{name: name for row in rows for name in pass_names(row)},
+             "truncated": "cut", "rKL/byte": "rKL/byte", **moved, "digits": "digits",
              "TFLOP": "TFLOP", "seconds": "s"}
     found = []
     for row in rows:
         tokens = [_short_number(row[key] / 1000) for key in ("student wrote", "teacher scored",
                 "teacher wrote")]
-        short = {name: _short_number(row[key]) for key, name in names.items()}
+        short = {name: _short_number(row.get(key, np.nan)) for key, name in names.items()}
         found.append({"method": row["method"], "start, end": f"{row['start']:.3f} "
                       f"{row['end']:.3f}", **short,
                       "1000 tokens: S/T read/T wrote": "/".join(tokens),

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'Size', 'Data', 'lesson_data', 'tiny_data', 'accuracy_of', '
            'weight_hashes', 'equal_steps', 'train_arm', 'load_sides', 'start_record', 'experiment', 'train_both_arms',
            'no_headroom_message', 'Lesson', 'record']
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #c9e48dd1
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #7508efe5
 import copy, hashlib, sys, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Callable
 
 import torch
 
-from ..train.config import DistillConfig
-from ..train.runlog import device_name, versions, Run, RunLog, Table, write_compact
+from ..train.config import DistillConfig, versions
+from ..train.runlog import device_name, Run, RunLog, Table, write_compact
 from ..train.distiller import Distiller
 from ..train.step import make_objective
 from ..train.evaluate import evaluate

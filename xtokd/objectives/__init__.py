@@ -14,7 +14,7 @@ from inspect import signature
 
 from .base import TEACHER_ACCESS, Objective, Preset
 
-# %% ../../nbs/05_objectives/07_registry.ipynb #04ff2f06
+# %% ../../nbs/05_objectives/07_registry.ipynb #30e2b9ef
 @dataclass(frozen=True)
 class ObjectiveSpec:
     """An entry of the registry: a class of objectives, or the place from which it is imported when
@@ -50,6 +50,11 @@ class ObjectiveSpec:
 
     @property
     def divergence_label(self) -> str: return self.cls.divergence_label
+
+    @property
+    def loss_description(self) -> str:
+        "Unit and sign of the loss with the default options, in words."
+        return self.cls(**self.defaults).loss_description
 
     @property
     def requires(self) -> frozenset: return self.cls.requires
@@ -160,10 +165,10 @@ def preset_table(name: str) -> list:
     sources = {key: preset.text_source or spec.text_source for key, preset in spec.presets.items()}
     return [*rows, {"option": "text of", "default": spec.text_source, **sources}]
 
-# %% ../../nbs/05_objectives/07_registry.ipynb #6b924bf6
+# %% ../../nbs/05_objectives/07_registry.ipynb #1d653765
 def methods() -> list:
-    """One dict for each registered method: method, summary, alignment, vocabulary map, divergence,
-    requires, teacher access, text sources, source."""
+    """One dict for each registered method: method, summary, alignment, vocabulary map, divergence, unit
+    and sign of the loss, requires, teacher access, text sources, source."""
     return [_describe(name, spec) for name, spec in OBJECTIVES.items()]
 
 
@@ -171,7 +176,7 @@ def _describe(name: str, spec: ObjectiveSpec) -> dict:
     restriction = ", equal vocabularies only" if spec.equal_vocabularies else ""
     return {"method": name, "summary": spec.summary, "alignment": spec.alignment,
             "vocabulary map": spec.vocab_map,
-            "divergence": spec.divergence_label,
+            "divergence": spec.divergence_label, "loss": spec.loss_description,
             "requires": ", ".join(sorted(spec.requires
                                          - {"student_logits"})) or "only the student's rows",
             "teacher access": TEACHER_ACCESS[spec.teacher_access],

@@ -330,7 +330,7 @@ def _balanced(objective, batch, factors):
     at = objective.last_layer or batch.student.grad_leaves()
     return factors | dict(zip(names, gradmag(losses, at)[1]))
 
-# %% ../../nbs/05_objectives/05_alm.ipynb #00c6b5d8
+# %% ../../nbs/05_objectives/05_alm.ipynb #b491e578
 class ALM(Objective, torch.nn.Module):
     """Binary divergence of a chunk's probability on both sides (arXiv 2503.20083); loss unit:
     chunk, merged ones count once."""
@@ -338,6 +338,8 @@ class ALM(Objective, torch.nn.Module):
     source = "arXiv 2503.20083"
     alignment, vocab_map = "chunks, merged up to a boundary", "sampled text"
     divergence_label = "binary kl, rkl, tvd, at temperature tau or in the limit"
+    loss_unit, loss_can_be_negative = "chunk", False
+    loss_sign_reason = "a divergence, a cross-entropy or a square, of a chunk's probability on both sides"
     text_source = "teacher"     # on the student's own text it does harm, see the notebook
     presets = _ALM_PRESETS
     known_exceptions = {
@@ -362,6 +364,7 @@ class ALM(Objective, torch.nn.Module):
                              "nothing")
         self.form, self.tau, self.debias, self.gamma = form, tau, debias, gamma
         self.boundary, self.eps = boundary, eps
+        if form == "tvd": self.loss_quantity = "differences of probability"
         self.ce, self.hidden, self.hidden_norm, self.project = ce, hidden, hidden_norm, None
         self.balance, self.last_layer = balance, None
         extra = {name for name, wanted in (("gold", ce), ("hidden", hidden)) if wanted}

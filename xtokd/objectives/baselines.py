@@ -21,7 +21,7 @@ from ..rows.dense import LogitRows
 # %% ../../nbs/05_objectives/06_baselines.ipynb #e9a50407
 _SFT_PRESETS = {"paper": Preset("arXiv 1606.07947")}
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #cebff658
+# %% ../../nbs/05_objectives/06_baselines.ipynb #104063e3
 class SFT(Objective):
     """Cross-entropy of the student on text that it did not write (arXiv 1606.07947); loss unit:
     token."""
@@ -29,6 +29,8 @@ class SFT(Objective):
     source = "sequence-level distillation, arXiv 1606.07947"
     alignment, vocab_map = "none", "none"
     divergence_label = "cross-entropy"
+    loss_unit, loss_can_be_negative = "token", False
+    loss_sign_reason = "minus the log-probability of a token, which is at most 1"
     requires = frozenset({"student_logits", "gold"})
     text_source, text_sources = "teacher", ("teacher", "reference")
     presets = _SFT_PRESETS
@@ -137,13 +139,14 @@ class _RowComparison:
         student, teacher = np.sum(self.support_mass, 0) / len(self.rows)
         return {"support_mass_student": float(student), "support_mass_teacher": float(teacher)}
 
-# %% ../../nbs/05_objectives/06_baselines.ipynb #7289cd9b
+# %% ../../nbs/05_objectives/06_baselines.ipynb #92f5294e
 class GKD(Objective):
     """Generalised JSD of whole rows after equal ids (arXiv 2306.13649), for equal vocabularies;
     loss unit: token."""
     summary, source = "generalised JSD of whole rows, one tokenizer", "arXiv 2306.13649"
     alignment, vocab_map = "equal ids", "none: equal vocabularies"
     divergence_label = "jsd, fkl, rkl"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", False, Objective.DIVERGENCE_SIGN
     equal_vocabularies = True
     instead = 'Choose "strict" (shared tokens) or "cover" (any pair).'
     known_exceptions = {"I2": "refuses a teacher with other ids, even if its tokens are the same"}
@@ -172,6 +175,10 @@ class GKD(Objective):
                              "as they are.")
         self.beta = beta if orientation == "teacher" else 1 - beta
         self.temperature, self.top_k, self.support, self.tail = temperature, top_k, support, tail
+        if top_k and tail == "drop":
+            self.loss_can_be_negative = True
+            self.loss_sign_reason = ("the kept columns do not sum to one, so that the sum is no divergence "
+                                     "and falls where the student takes mass out of them")
         if top_k and support == "teacher" and temperature is None:
             self.teacher_access, self.teacher_top_k = "top_k", top_k
 

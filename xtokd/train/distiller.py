@@ -6,7 +6,7 @@
 __all__ = ['TrainState', 'sample_source', 'StepWriter', 'is_due', 'TrainingLoop', 'run_folder', 'open_run', 'save_after_error',
            'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #a8227d04
+# %% ../../nbs/08_train/11_distiller.ipynb #0976bccf
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,7 +27,7 @@ from xtokd.distributed import (
 from ..errors import step_part
 from ..objectives.base import Objective, require_full_rows
 from ..serving.client import probe_logps
-from .callbacks import RunReporter, interruptible, run_callbacks
+from .callbacks import RunReporter, describe_run, interruptible, run_callbacks
 from .checkpoint import Checkpoints, rng_state, set_rng_state
 from .config import (
     DistillConfig, changed_arguments, changed_settings, check_text_source, choose_text_source, combine_seeds,
@@ -38,7 +38,7 @@ from xtokd.train.forward_batch import (
 )
 from .monitor import CoverageGuard
 from .runlog import (
-    Control, Costs, Run, describe_run, log_file, to_json)
+    Control, Costs, Run, log_file, to_json)
 from ..models.loading import peak_memory, reset_peak_memory
 from .samples import (
     SampleSource, fitting_prompts, left_out_text, needed_texts, prompts_that_fit, split_prompts)

@@ -118,7 +118,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
         at_limit=sum(cut) / len(samples),
         peak_gib=peak_memory(d.device))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #3b12cdf0
+# %% ../../nbs/08_train/12_dry_run.ipynb #e041a67d
 GIB = 2 ** 30
 
 def weight_bytes(parameters: Iterator | list) -> int:
@@ -155,13 +155,15 @@ def planned_memory(distiller: Distiller, result: DryRunResult) -> dict:
     parts = {
         "weights": sum(weight_bytes(side.model.parameters()) for side in sides),
         "optimizer": 2 * trained,
+        "weights at the start": trained if config.eval_kl_from_start and d.eval_items else 0,
         "gradients": trained,
         "activations": 1.5 * result.activation_bytes * max(scale, 1),
         "rows": 4 * at_once * row_numbers,
         "cache of generation": cache_bytes(d.student.model, min(config.batch_size, 64) * length),
     }
     training = parts["gradients"] + parts["activations"] + parts["rows"]
-    most = parts["weights"] + parts["optimizer"] + max(training, parts["cache of generation"])
+    held = parts["weights"] + parts["optimizer"] + parts["weights at the start"]
+    most = held + max(training, parts["cache of generation"])
     measured = (result.peak_gib or 0) * GIB
     if d.device.type == "cuda": most = max(most, measured)
     else: most += max(measured - parts["weights"], 0)     # of the process: libraries, code, data
@@ -174,7 +176,7 @@ def device_memory(device: torch.device) -> float | None:
     try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (AttributeError, ValueError, OSError): return None
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #55c8e708
+# %% ../../nbs/08_train/12_dry_run.ipynb #bc3c88e1
 def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     "Least and most seconds of a step and of the whole run, evaluations included."
     config = distiller.config
@@ -186,7 +188,8 @@ def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     if distiller.eval_items:
         between = (config.max_steps - 1) // config.eval_steps if config.eval_steps else 0
         evaluations = 1 + int(config.eval_on_start) + between
-    one = len(distiller.eval_items) / result.samples * (2 * generation + .5 * training)
+    texts = config.eval_num_generations * (1 + len(config.eval_temperatures or ())) + 1   # and greedy
+    one = len(distiller.eval_items) / result.samples * (texts * generation + .5 * training)
     shortest_run = config.max_steps * least + evaluations * one * .2
     longest_run = config.max_steps * most + evaluations * one * 1.5
     return {"step": [least, most], "run": [shortest_run, longest_run]}
@@ -244,7 +247,7 @@ def find_problems(distiller: Distiller, result: DryRunResult, memory: dict,
                f"lower micro_batch_size (it is {config.micro_batch_size}), max_new_tokens (it is "
                f"{config.max_new_tokens}) or batch_size, or take a teacher in fewer bits")
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #798b3860
+# %% ../../nbs/08_train/12_dry_run.ipynb #fee97758
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take."
@@ -270,7 +273,7 @@ class Forecast:
             "student tokens in all": f"{self.tokens['student in all']:,.0f}",
             "time a step": seconds("step"),
             "time in all": seconds("run"),
-            **{f"memory: {name}": f"{value:,.3f} GiB" for name, value in self.memory.items()},
+            **{f"memory: {name}": f"{value:,.3f} GiB" for name, value in self.memory.items() if value},
             "memory there": f"{self.available:,.1f} GiB" if self.available else "unknown",
         }
         rows = [{"": name, "forecast": value} for name, value in rows.items()]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['collate_prompts', 'fitting_rows', 'text_settings_of_distiller', 'DistillingLogs', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #90493145
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #7323a86b
 import time, warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from ..distributed import reduce_gradients
 from ..models.side import Side, check_fit
+from ..models.start_weights import StartWeights
 from ..objectives.base import require_full_rows
 from ..serving.client import open_side
 from .config import (
@@ -50,7 +51,7 @@ def fitting_rows(dataset: object, sides: dict[str, Side], config: DistillConfig)
     rows = [i for i, item in enumerate(items) if id(item) in kept_ids]
     return dataset.select(rows) if hasattr(dataset, "select") else [dataset[i] for i in rows]
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #8cbdd24c
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #1987ed1a
 def text_settings_of_distiller(config: DistillConfig) -> list[str]:
     "The settings of the text that only xtokd's own Distiller can follow, as far as they are used."
     used = {"store_text": config.store_text, "min_score": config.min_score is not None,
@@ -94,7 +95,9 @@ class DistillingLogs:
         with self.compute_loss_context_manager():
             found, _ = evaluate(self.student.model, self.teacher.model, self.pair, items,
                                 self.check, config.max_new_tokens, micro_batch_size=config.micro_batch_size,
-                                max_length=config.max_length, seed=config.seed)
+                                max_length=config.max_length, seed=config.seed,
+                                num_generations=config.eval_num_generations,
+                                temperatures=config.eval_temperatures or (), start=self.start)
         numbers = {name: x for name, x in found.items() if isinstance(x, (int, float))}
         metrics = {f"{metric_key_prefix}_{name}": x for name, x in numbers.items()}
         self.log(metrics)
@@ -123,7 +126,7 @@ class DistillingLogs:
         file = Path(resume_from_checkpoint)/"objective.safetensors"
         self.objective.load_state_dict(load_file(file))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #0b8ccf80
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #123e0eb2
 class Distilling(DistillingLogs):
     """Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`.
 
@@ -146,9 +149,8 @@ class Distilling(DistillingLogs):
         self.args.remove_unused_columns = False
         self.check_settings()
         self._load_sides(teacher, auxiliary_models or {})
-        preferences = "preferences" in self.objective.requires
-        self.generator = SampleSource(self.student, self.teacher, self.distill, preferences,
-                                      supervision_window, teacher_context)
+        sources = self.student, self.teacher, self.distill, "preferences" in self.objective.requires
+        self.generator = SampleSource(*sources, supervision_window, teacher_context)
         self.stepper = DistillStep(self.models, self.objective, self.distill,
                                    self.compute_loss_context_manager)
         sides = self.models.sides()
@@ -165,10 +167,11 @@ class Distilling(DistillingLogs):
         self.teacher.model.eval().requires_grad_(False)
         self.models = ModelSet(self.student, self.teacher)
         self.pair = self.models.pair
+        self.start = StartWeights(model) if self.distill.eval_kl_from_start else None
         require_full_rows(self.objective, self.teacher, self.pair)
         prepare_objective(self.objective, self.models, auxiliary, device)
-        has_parameters = isinstance(self.objective, torch.nn.Module)
-        self.extra = list(self.objective.to(device).parameters()) if has_parameters else []
+        learns = isinstance(self.objective, torch.nn.Module)
+        self.extra = list(self.objective.to(device).parameters()) if learns else []
 
     def get_batch_samples(self, epoch_iterator: object, num_batches: int,
                           device: torch.device) -> tuple:

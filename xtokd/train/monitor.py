@@ -6,7 +6,7 @@
 __all__ = ['count_repeated', 'number_digits', 'text_sums', 'text_stats', 'Limits', 'TrainingWarning', 'WindowMeans',
            'window_means', 'is_on_policy', 'find_warnings', 'first_warnings', 'CollapseMonitor', 'CoverageGuard']
 
-# %% ../../nbs/08_train/09_monitor.ipynb #da06b173
+# %% ../../nbs/08_train/09_monitor.ipynb #eb350836
 import math, re
 from collections import deque
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .runlog import Run, RunReader, to_float, wilson
+from .runlog import Run, RunReader, interval_of, to_float
 
 # %% ../../nbs/08_train/09_monitor.ipynb #14baef34
 def count_repeated(ids: list[int], n: int = 4) -> tuple[int, int]:
@@ -172,15 +172,14 @@ def _learning_warnings(steps, limits) -> Iterator[TrainingWarning]:
                               f"the loss grew from {loss.first:.3g} to {loss.last:.3g}",
                               "lower learning_rate, or raise warmup_steps")
 
-# %% ../../nbs/08_train/09_monitor.ipynb #791791ab
+# %% ../../nbs/08_train/09_monitor.ipynb #87421cda
 def _accuracy_warnings(evals) -> Iterator[TrainingWarning]:
     "The warning about accuracy on the evaluation prompts."
     name = "accuracy_sampled" if any("accuracy_sampled" in e for e in evals) else "accuracy"
     known = []
     for event in evals:
         value = to_float(event.get(name))
-        n = event.get("accuracy_n", event.get("n", 0))
-        if math.isfinite(value): known.append((value, *wilson(min(max(value, 0), 1), n)))
+        if math.isfinite(value): known.append((value, *interval_of(event, name)))
     if len(known) < 3: return
     first, first_low, _ = known[0]
     if all(high < first_low for _, _, high in known[-2:]):

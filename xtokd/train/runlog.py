@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['EVENTS', 'FIELDS_0_1', 'CONFIG_0_1', 'VALUES_0_1', 'to_json', 'to_line', 'log_file', 'RunLog', 'rounded',
            'write_compact', 'Costs', 'Table', 'config_of_today', 'renamed', 'read_lines', 'effective_events', 'wilson',
-           'to_float', 'sparkline', 'Control', 'RunReader', 'run_summary', 'Run', 'device_name', 'describe_run']
+           'pass_names', 'interval_of', 'truncated_shares', 'to_float', 'sparkline', 'Control', 'RunReader',
+           'evaluation_columns', 'run_summary', 'Run', 'device_name']
 
-# %% ../../nbs/08_train/07_runlog.ipynb #76c413c1
-import json, math, os, sys, threading, time, warnings
-from dataclasses import asdict
+# %% ../../nbs/08_train/07_runlog.ipynb #5577cd41
+import json, math, os, re, sys, threading, time, warnings
 from html import escape
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from .config import digest, loggable_arguments, versions
 
 EVENTS = ("start", "step", "eval", "sample", "warn", "resume", "end")
 
@@ -266,7 +265,7 @@ def effective_events(events: list[dict]) -> list[dict]:
     def counts(i, e): return e["event"] not in ("step", "eval") or last[e["event"], e["step"]] == i
     return [e for i, e in enumerate(kept) if counts(i, e)]
 
-# %% ../../nbs/08_train/07_runlog.ipynb #9fc7b6ed
+# %% ../../nbs/08_train/07_runlog.ipynb #4eb0dcde
 def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     "Wilson interval (95 % for z = 1.96) of a fraction `p` that was observed in `n` trials."
     if not n: return 0., 1.
@@ -274,6 +273,28 @@ def wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
     middle = (p + z*z/(2*n)) / scale
     half_width = z * math.sqrt(max(p*(1 - p), 0)/n + z*z/(4*n*n)) / scale
     return max(0., middle - half_width), min(1., middle + half_width)
+
+def pass_names(evaluation: dict) -> list[str]:
+    "The fields pass@2, pass@4, ... of an evaluation, by k."
+    names = [name for name in evaluation if re.fullmatch(r"pass@[0-9]+", name)]
+    return sorted(names, key=lambda name: int(name.partition("@")[2]))
+
+def interval_of(evaluation: dict, name: str) -> tuple[float, float]:
+    "The 95 % interval of a logged share: as logged, else Wilson's for the number of prompts."
+    n = evaluation.get("accuracy_n", evaluation.get("n")) or 0
+    low, high = wilson(min(max(to_float(evaluation.get(name)), 0), 1), n)
+    return to_float(evaluation.get(f"{name}_low", low)), to_float(evaluation.get(f"{name}_high", high))
+
+def truncated_shares(evaluation: dict) -> dict[str, float]:
+    """Share of texts cut at `max_new_tokens` beside each accuracy of an evaluation, by its name.
+
+    Of sampled texts in older logs: those that did not stop."""
+    found = {}
+    for accuracy, cut in (("accuracy", "truncated_greedy"), ("accuracy_sampled", "truncated_sampled")):
+        if accuracy in evaluation and cut in evaluation: found[accuracy] = to_float(evaluation[cut])
+    if "accuracy_sampled" in evaluation and "stop_share" in evaluation:
+        found.setdefault("accuracy_sampled", 1 - to_float(evaluation["stop_share"]))
+    return found
 
 def to_float(x: object) -> float:
     "A logged value as a float; NaN where it is missing or no number."
@@ -360,20 +381,32 @@ class RunReader:
         "float64 array of one field over the events of one kind; NaN where a record lacks it."
         return np.array([to_float(e.get(name)) for e in self.of(event)], dtype=np.float64)
 
-# %% ../../nbs/08_train/07_runlog.ipynb #f4fa64b2
+# %% ../../nbs/08_train/07_runlog.ipynb #065aa79c
+def evaluation_columns(evals: list[dict]) -> dict:
+    "Columns of a table: accuracies, pass@k and reverse KL before and after, intervals, shares cut."
+    if not evals: return {}
+    names = {"accuracy": "accuracy", "accuracy_sampled": "sampled"}
+    names |= {name: name for name in pass_names(evals[-1])[-1:]} | {"rkl_per_byte": "rKL/byte"}
+    row = {}
+    for key, short in names.items():
+        known = [e for e in evals if e.get(key) is not None]
+        if not known: continue
+        row[f"{short} before"], row[f"{short} after"] = (to_float(known[k][key]) for k in (0, -1))
+        if key == "rkl_per_byte": continue
+        if key == "accuracy": row["n"] = known[-1].get("accuracy_n", known[-1].get("n")) or 0
+        interval = "{:.3f}-{:.3f}".format(*interval_of(known[-1], key))
+        row["interval" if key == "accuracy" else f"{short} interval"] = interval
+        cut = truncated_shares(known[-1]).get(key)
+        if cut is not None: row["truncated" if key == "accuracy" else f"{short} truncated"] = cut
+    if "kl_from_start" in evals[-1]: row["KL from start"] = to_float(evals[-1]["kl_from_start"])
+    return row
+
 def run_summary(run: RunReader) -> dict:
     "One row of a table: what the run was, accuracy and reverse KL before and after, and its costs."
     steps, end = run.steps, run.of("end")
     row = {"run": run.name, "objective": run.objective,
            "steps": steps[-1]["step"] if steps else 0, "status": "finished" if end else "open"}
-    for key, short in (("accuracy", "accuracy"), ("rkl_per_byte", "rKL/byte")):
-        known = [e for e in run.evals if e.get(key) is not None]
-        if not known: continue
-        row[f"{short} before"], row[f"{short} after"] = (to_float(known[k][key]) for k in (0, -1))
-        if key == "accuracy":
-            n = known[-1].get("accuracy_n", known[-1].get("n")) or 0
-            low, high = wilson(to_float(known[-1][key]), n)
-            row |= {"n": n, "interval": f"{low:.3f}-{high:.3f}"}
+    row |= evaluation_columns(run.evals)
     if steps:
         row["signal"] = to_float(steps[-1].get("coverage"))
         row |= {name: to_float(value) for name, value in Costs(steps[-1].get("costs")).items()}
@@ -424,33 +457,9 @@ class Run(RunReader):
     def __repr__(self): return repr(self._table())
     def _repr_html_(self): return self._table()._repr_html_()
 
-# %% ../../nbs/08_train/07_runlog.ipynb #d1b17cb9
+# %% ../../nbs/08_train/07_runlog.ipynb #bdd67874
 def device_name(device: "torch.device") -> str:
     "The name of the GPU, or the number of CPU threads."
     import torch
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
-
-def describe_run(distiller: "Distiller") -> dict:
-    "The fields of a start or resume event."
-    d = distiller
-    return {
-        "config": asdict(d.config) | {"output_dir": str(d.output_dir)},
-        "args": loggable_arguments(d.arguments),
-        "objective": getattr(d.objective, "name", repr(d.objective)),
-        "requires": sorted(d.objective.requires),
-        "student": repr(d.student),
-        "teacher": repr(d.teacher),
-        "fingerprints": {"student": d.student.vocab.fingerprint, "teacher": d.teacher.vocab.fingerprint},
-        "digests": {"prompts": digest(d.items), "eval_prompts": digest(d.eval_items)},
-        "prompts": len(d.items),
-        "prompts_left_out": len(d.left_out),
-        "eval_prompts": len(d.eval_items),
-        "seed": d.config.seed,
-        "versions": versions(),
-        "device": str(d.device),
-        "machine": device_name(d.device),
-        "processes": d.accelerator.num_processes,
-        "sharded": d.models.sharded_roles(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }

@@ -58,7 +58,11 @@ const near = (xs, step) => {                              // index of the last v
 };
 const shown = v => v === undefined ? "–" : Math.abs(v) >= 1000 ? Math.round(v).toLocaleString("en") : String(Number(v.toPrecision(3)));
 
+const ids = c => c.steps.length ? c.steps : c.x;          // the steps of a curve's points
+const endOf = (panel, last) => panel.x_end || last;       // of the horizontal axis: most panels have steps there
+
 function scale(panel, last) {
+  last = endOf(panel, last);
   const w = WIDE - LEFT - 8, h = HIGH - TOP - FOOT;
   return { x: s => LEFT + w * s / last, y: v => TOP + h * (1 - (v - panel.low) / (panel.high - panel.low)), w, h };
 }
@@ -68,9 +72,9 @@ function chart(panel, last) {
   for (const [v, text] of panel.ticks) {
     svg.append(draw("path", { class: "xd-grid", d: `M${LEFT} ${at.y(v)}h${at.w}` }), draw("text", { class: "xd-tick xd-end", x: LEFT - 6, y: at.y(v) + 3.5 }, text));
   }
-  svg.append(draw("text", { class: "xd-tick", x: LEFT, y: HIGH - 3 }, "0"), draw("text", { class: "xd-tick xd-end", x: WIDE - 8, y: HIGH - 3 }, String(last)));
+  svg.append(draw("text", { class: "xd-tick", x: LEFT, y: HIGH - 3 }, "0"), draw("text", { class: "xd-tick xd-end", x: WIDE - 8, y: HIGH - 3 }, String(Number(endOf(panel, last).toPrecision(6)))));
   for (const c of panel.curves) {
-    c.low.forEach((low, i) => svg.append(draw("path", { class: "xd-bound", d: `M${at.x(c.x[i])} ${at.y(low)}V${at.y(c.high[i])}` })));
+    c.low.forEach((low, i) => svg.append(draw("path", { class: `xd-bound xd-${c.look}`, d: `M${at.x(c.x[i])} ${at.y(low)}V${at.y(c.high[i])}` })));
     const points = c.x.map((s, i) => `${at.x(s).toFixed(1)},${at.y(c.y[i]).toFixed(1)}`).join(" ");
     svg.append(draw("polyline", { class: `xd-line xd-${c.look}`, points }));
     if (c.look === "n-m") svg.append(draw("polyline", { class: "xd-line xd-inner", points }));
@@ -156,7 +160,8 @@ function render({ model, el }) {
 
   function point(e, p) {
     const box = p.plot.firstElementChild.getBoundingClientRect(), x = (e.clientX - box.left) * WIDE / box.width;
-    hover = Math.max(0, Math.min(data().last, Math.round((x - LEFT) / (WIDE - LEFT - 8) * data().last)));
+    const end = endOf(p.panel, data().last), value = Math.max(0, Math.min(end, (x - LEFT) / (WIDE - LEFT - 8) * end)), c = p.panel.curves[0];
+    hover = c.steps.length ? c.steps[c.x.reduce((best, v, i) => Math.abs(v - value) < Math.abs(c.x[best] - value) ? i : best, 0)] : Math.round(value);
     read();
   }
 
@@ -165,9 +170,10 @@ function render({ model, el }) {
     for (const p of panels.values()) {
       const line = p.plot.querySelector(".xd-cursor"), says = [];
       line.setAttribute("visibility", step === null ? "hidden" : "visible");
-      if (step !== null) line.setAttribute("transform", `translate(${scale(p.panel, d.last).x(step)},0)`);
+      const first = p.panel.curves[0], here = first.steps.length && step !== null ? first.x[near(first.steps, step)] : step;
+      if (step !== null) line.setAttribute("transform", `translate(${scale(p.panel, d.last).x(here)},0)`);
       p.panel.curves.forEach((c, i) => {
-        const k = step === null ? c.x.length - 1 : near(c.x, step), v = c.x[k] <= (step ?? Infinity) ? c.y[k] : undefined;
+        const k = step === null ? c.x.length - 1 : near(ids(c), step), v = ids(c)[k] <= (step ?? Infinity) ? c.y[k] : undefined;
         p.values[i].textContent = shown(v);
         says.push(`${c.name} ${shown(v)}`);
       });

@@ -20,9 +20,9 @@ from ..train.runlog import Run, sparkline
 from .alignment_svg import KIND_COLOURS
 from .run_state import RunState, dashboard_data
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #33dc2ab9
-_DASH = {"1-n": "7 3", "n-1": "2 2.5", "limit": "3 4"}
-_COLOUR = {"all": "#1b1b1b", "limit": "#777", **KIND_COLOURS}
+# %% ../../nbs/10_viz/07_dashboard.ipynb #3cf3b6f8
+_DASH = {"1-n": "7 3", "n-1": "2 2.5", "limit": "3 4", "sampled": "6 3", "best": "1.5 2.5"}
+_COLOUR = {"all": "#1b1b1b", "limit": "#777", "sampled": "#0072b2", "best": "#d55e00", **KIND_COLOURS}
 _LEFT, _TOP, _FOOT = 52, 40, 18     # pixels of a chart left of its lines, above and below them
 
 
@@ -37,7 +37,7 @@ def _stroke(points: str, look: str) -> str:
     if look == "n-m": return _polyline(points, _COLOUR[look], 3.6) + _polyline(points, "#fff", 1.4)
     return _polyline(points, _COLOUR[look], 1.6, _DASH.get(look, ""))
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #4840a52d
+# %% ../../nbs/10_viz/07_dashboard.ipynb #8c0a5be7
 def _legend(curves: list[dict], x: float, y: float) -> str:
     "Return samples of the lines, with their names and last values."
     parts = []
@@ -51,6 +51,7 @@ def _legend(curves: list[dict], x: float, y: float) -> str:
 
 def _panel_svg(panel: dict, last: int, x: float, y: float, width: float, height: float) -> str:
     "Return one panel, its upper left corner at x, y; the step axis ends at `last`."
+    last = panel.get("x_end") or last
     left, top, wide, high = x + _LEFT, y + _TOP, width - _LEFT - 8, height - _TOP - _FOOT
     low, span = panel["low"], panel["high"] - panel["low"]
 
@@ -65,11 +66,11 @@ def _panel_svg(panel: dict, last: int, x: float, y: float, width: float, height:
                      f'<text class="s e" x="{left - 6}" y="{at_y(value) + 3.5:.1f}">{text}</text>')
     for step, anchor in ((0, ""), (last, " e")):
         parts.append(f'<text class="s{anchor}" x="{at_x(step):.0f}" '
-                     f'y="{y + height - 4}">{step}</text>')
+                     f'y="{y + height - 4}">{step:g}</text>')
     for curve in panel["curves"]:
         for step, bottom, upper in zip(curve["x"], curve["low"], curve["high"]):
-            parts.append(f'<path class="w" d="M{at_x(step):.1f} '
-                         f'{at_y(bottom):.1f}V{at_y(upper):.1f}"/>')
+            parts.append(f'<path class="w" style="stroke:{_COLOUR[curve["look"]]}" '
+                         f'd="M{at_x(step):.1f} {at_y(bottom):.1f}V{at_y(upper):.1f}"/>')
         points = " ".join(f"{at_x(step):.1f},{at_y(value):.1f}"
                           for step, value in zip(curve["x"], curve["y"]))
         parts.append(_stroke(points, curve["look"]))

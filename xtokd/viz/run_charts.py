@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'DASHES', 'PLOTLY_TEMPLATE', 'rgba', 'add_note', 'group_runs', 'run_curve', 'seed_curves', 'moving_average',
-           'curves_chart', 'accuracy_chart', 'loss_chart', 'distance_chart', 'signal_chart', 'run_chart']
+           'curves_chart', 'accuracy_chart', 'pass_at_k_chart', 'start_distance', 'accuracy_over_distance_chart',
+           'loss_chart', 'distance_chart', 'signal_chart', 'run_chart']
 
-# %% ../../nbs/10_viz/05_run_charts.ipynb #e116048d
+# %% ../../nbs/10_viz/05_run_charts.ipynb #929a6510
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from html import escape
@@ -18,7 +19,7 @@ import plotly.io as pio
 from plotly.subplots import make_subplots
 
 from ..alignment.alignment import KINDS
-from ..train.runlog import Run
+from ..train.runlog import Run, pass_names, to_float
 from .alignment_svg import KIND_COLOURS
 
 # %% ../../nbs/10_viz/05_run_charts.ipynb #58eba393
@@ -94,7 +95,15 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     start = np.maximum(end - window, 0)
     return (total[end] - total[start]) / (end - start)
 
-# %% ../../nbs/10_viz/05_run_charts.ipynb #6f58e1d2
+# %% ../../nbs/10_viz/05_run_charts.ipynb #b5961141
+def _interval_band(run: Run, name: str, steps: np.ndarray) -> list[list[float]]:
+    "Return lower and upper bounds that the log has of an evaluated column; [] where one is missing."
+    ends = [dict(zip(*(column.tolist() for column in run_curve(run, f"{name}_{end}"))))
+            for end in ("low", "high")]
+    known = all(step in end for step in steps.tolist() for end in ends)
+    return [[end[step] for step in steps.tolist()] for end in ends] if known else []
+
+
 def _draw_group(fig: go.Figure, label: str, runs: list[Run], name: str, event: str, k: int,
                 window: int = 1,
                 where: dict | None = None) -> None:
@@ -110,9 +119,12 @@ def _draw_group(fig: go.Figure, label: str, runs: list[Run], name: str, event: s
         fig.add_trace(go.Scatter(x=steps, y=y, mode="lines", legendgroup=label, **style), **where)
 
     quiet, name_shown = dict(hoverinfo="skip", showlegend=False), label
+    if len(runs) > 1: band = [values.min(0), values.max(0)]
+    else: band = _interval_band(runs[0], name, steps) if event == "eval" else []
+    if len(band):
+        add(band[1], line_width=0, **quiet)
+        add(band[0], line_width=0, fill="tonexty", fillcolor=rgba(colour, .15), **quiet)
     if len(runs) > 1:
-        add(values.max(0), line_width=0, **quiet)
-        add(values.min(0), line_width=0, fill="tonexty", fillcolor=rgba(colour, .15), **quiet)
         for row in values: add(row, line=dict(color=rgba(colour, .5), width=1), **quiet)
         name_shown += f" ({len(runs)} seeds)"
     add(values.mean(0), name=name_shown, line=dict(color=colour, width=2.5, dash=dash))
@@ -128,20 +140,97 @@ def curves_chart(runs: _Runs, name: str, title: str, axis: str = "", event: str 
     return fig
 
 
+_ACCURACIES = {"accuracy": "Held-out accuracy",
+               "accuracy_sampled": "Held-out accuracy of sampled text",
+               "truncated_greedy": "Held-out greedy texts cut at max_new_tokens",
+               "truncated_sampled": "Held-out sampled texts cut at max_new_tokens"}
+
+
 def accuracy_chart(runs: _Runs, by: str | Callable = "objective",
-                   teacher: float | None = None) -> go.Figure:
+                   teacher: float | None = None,
+                   measure: str = "accuracy"     # or "accuracy_sampled", "pass@8", ...
+                   ) -> go.Figure:
     "Draw the accuracy on held-out prompts over steps; `teacher` draws the teacher's as a line."
-    fig = curves_chart(runs, "accuracy", "Held-out accuracy", "share right", by=by)
+    title = _ACCURACIES.get(measure, f"Held-out {measure}")
+    axis = "share cut" if "truncated" in measure else "share right"
+    fig = curves_chart(runs, measure, title, axis, by=by)
     if teacher is not None:
         fig.add_hline(teacher, line=dict(color="#555", width=1, dash="dash"),
                       annotation_text=f"teacher {teacher:.3f}", annotation_position="bottom left")
     return fig.update_yaxes(range=[0, 1.02])
 
-# %% ../../nbs/10_viz/05_run_charts.ipynb #43aa9489
+# %% ../../nbs/10_viz/05_run_charts.ipynb #a321dcd1
+def pass_at_k_chart(run: Run | str | Path) -> go.Figure:
+    """Draw pass@k over k at the first and the last evaluation of a run, each with its interval.
+
+    pass@1 is the accuracy of sampled text. Empty where a log has no pass@k."""
+    run = _as_run(run)
+    fig = go.Figure(layout=dict(template="xtokd", title=f"{run.name}: pass@k",
+                                xaxis=dict(title="k, texts a prompt", type="log", dtick="D2"),
+                                yaxis_title="share of prompts with a right text"))
+    known = [event for event in run.evals if pass_names(event)]
+    for k, event in enumerate(known[:1] + known[1:][-1:]):
+        names = ["accuracy_sampled", *pass_names(event)]
+        sizes = [1, *(int(name.partition("@")[2]) for name in names[1:])]
+        values, low, high = ([to_float(event.get(f"{name}{end}")) for name in names]
+                             for end in ("", "_low", "_high"))
+        error = dict(type="data", symmetric=False, array=np.subtract(high, values),
+                     arrayminus=np.subtract(values, low))
+        fig.add_trace(go.Scatter(x=sizes, y=values, error_y=error, mode="lines+markers",
+                                 name=f"step {event['step']}",
+                                 line=dict(color=COLOURS[k], dash=DASHES[k])))
+    return fig.update_yaxes(range=[0, 1.02])
+
+# %% ../../nbs/10_viz/05_run_charts.ipynb #d8d7da22
+def start_distance(run: Run, per: str = "response") -> tuple[np.ndarray, np.ndarray]:
+    """Return steps int64[k] and the square root of the KL from the start, float64[k], of a run.
+
+    `per` is "response" or "token"; ValueError for another word."""
+    columns = {"response": "kl_from_start", "token": "kl_from_start_per_token"}
+    if per not in columns: raise ValueError(f"per is {per!r}: it is one of {', '.join(columns)}")
+    steps, kl = run_curve(run, columns[per])
+    return steps, np.sqrt(np.maximum(kl, 0))
+
+
+def accuracy_over_distance_chart(runs: _Runs, by: str | Callable = "objective",
+                                 measure: str = "accuracy_sampled",   # a column of evaluations
+                                 per: str = "response") -> go.Figure:
+    """Draw an accuracy over the square root of the KL from the start: one path a run, thin, and the
+    mean of a group's seeds at equal steps, thick. Runs without `kl_from_start` are left out."""
+    title = f"{_ACCURACIES.get(measure, f'Held-out {measure}')} over the distance from the start"
+    fig = go.Figure(layout=dict(template="xtokd", title=title, yaxis_title="share right",
+                                xaxis_title=f"√(KL from the start), nats per {per}"))
+    for k, (label, group) in enumerate(group_runs(runs, by).items()):
+        colour, dash = COLOURS[k % len(COLOURS)], DASHES[k % len(DASHES)]
+        paths = []
+        for run in group:
+            distance = dict(zip(*(column.tolist() for column in start_distance(run, per))))
+            value = dict(zip(*(column.tolist() for column in run_curve(run, measure))))
+            steps = sorted(distance.keys() & value)
+            paths.append({step: (distance[step], value[step]) for step in steps})
+        paths = [path for path in paths if path]
+        if not paths: continue
+        shared = sorted(set.intersection(*(set(path) for path in paths)))
+        mean = np.array([[path[step] for step in shared] for path in paths]).mean(0).reshape(-1, 2)
+        line = dict(color=rgba(colour, .5), width=1)
+        for path in paths if len(paths) > 1 else []:
+            x, y = zip(*path.values())
+            fig.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, legendgroup=label,
+                                     hoverinfo="skip", showlegend=False))
+        name = f"{label} ({len(paths)} seeds)" if len(paths) > 1 else label
+        fig.add_trace(go.Scatter(x=mean[:, 0], y=mean[:, 1], mode="lines+markers", name=name,
+                                 legendgroup=label, line=dict(color=colour, width=2.5, dash=dash),
+                                 text=shared, hovertemplate="step %{text}: %{y:.3f} at %{x:.3f}"))
+    return fig.update_layout(hovermode="closest")
+
+# %% ../../nbs/10_viz/05_run_charts.ipynb #c63e4c6d
 def loss_chart(runs: _Runs, by: str | Callable = "objective", window: int = 10) -> go.Figure:
     "Draw the training loss over steps, as the mean of the last `window`."
     title = f"Loss, mean of {window} steps (units differ between objectives)"
-    return curves_chart(runs, "loss", title, "loss", "step", by, window)
+    groups = group_runs(runs, by).values()
+    units = {str(run.start.get("loss") or "").partition(",")[0] for group in groups for run in group}
+    axis = units.pop() if len(units) == 1 else ""
+    return curves_chart(runs, "loss", title, axis or "loss", "step", by, window)
 
 
 def distance_chart(runs: _Runs, by: str | Callable = "objective") -> go.Figure:

@@ -7,7 +7,7 @@ __all__ = ['RunState', 'printable', 'RunWarning', 'run_warnings', 'decimate', 'C
            'run_panels', 'seconds_left', 'headline_numbers', 'logged_alignment', 'prompt_text', 'sample_view',
            'dashboard_data']
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #488b6adc
+# %% ../../nbs/10_viz/06_run_state.ipynb #0232a37e
 import math, unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ import numpy as np
 from ..alignment.alignment import KINDS, Alignment, alignment_from_record
 from ..alignment.pair import Pair
 from ..train.monitor import Limits, find_warnings
-from ..train.runlog import effective_events, to_float
+from ..train.runlog import effective_events, pass_names, to_float
 from .alignment_svg import alignment_svg, alignment_text
 
 # %% ../../nbs/10_viz/06_run_state.ipynb #051ffcd6
@@ -104,16 +104,17 @@ def decimate(x: np.ndarray, y: np.ndarray, max_points: int = 500) -> tuple[np.nd
     places = np.array(sorted(keep))
     return x[places], y[places]
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #b09de5bb
+# %% ../../nbs/10_viz/06_run_state.ipynb #9cc0cf3a
 @dataclass
 class Curve:
     "One line of a panel."
     name: str
-    look: str                                    # "all", a kind of chunk, or "limit"
-    x: list                                      # steps
+    look: str                     # "all", a kind of chunk, "sampled", "best" or "limit"
+    x: list                                      # steps, or numbers that belong to `steps`
     y: list
     low: list = field(default_factory=list)      # of an evaluation, the bounds of its interval
     high: list = field(default_factory=list)
+    steps: list = field(default_factory=list)    # of the points, where x are other numbers
 
 
 @dataclass
@@ -126,6 +127,7 @@ class Panel:
     low: float = 0.
     high: float = 1.
     ticks: list = field(default_factory=list)    # [value, text]
+    x_end: float = 0.                            # end of the horizontal axis; 0: the run's last step
 
 
 def axis_ticks(low: float, high: float, max_ticks: int = 4) -> list[list]:
@@ -152,7 +154,7 @@ def _significant(values: Sequence, digits: int = 4) -> list:
     "Return floats of `digits` significant digits, as a list."
     return [float(f"{v:.{digits}g}") for v in values]
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #219d5be4
+# %% ../../nbs/10_viz/06_run_state.ipynb #7f4fba2b
 @dataclass(frozen=True)
 class _PanelSpec:
     "Where a panel takes its curves from."
@@ -171,7 +173,9 @@ _SPECS = (
     _PanelSpec("kl", "Reverse KL to the teacher, held out", "nats per byte", "evals",
                {"rkl_per_byte": "all"}, 0.),
     _PanelSpec("accuracy", "Held-out accuracy", "share right", "evals",
-               {"accuracy": "all"}, 0., 1.),
+               {"accuracy": "all", "accuracy_sampled": "sampled"}, 0., 1.),
+    _PanelSpec("moved", "KL from the start, on its own text", "nats per response", "evals",
+               {"kl_from_start": "all"}, 0.),
     _PanelSpec("signal", "Student tokens by kind; with a signal", "share", "steps",
                {"coverage": "all", **{f"share_{kind}": kind for kind in KINDS}}, 0., 1.),
     _PanelSpec("length", "Response length", "tokens", "steps", {"response_tokens": "all"}, 0.),
@@ -181,30 +185,41 @@ _SPECS = (
                {"tokens_per_second": "all"}, 0.),
     _PanelSpec("memory", "Peak memory", "GiB", "steps", {"peak_memory_gib": "all"}, 0.))
 
-_CURVE_NAMES = {"rkl_per_byte": "reverse KL", "coverage": "with a signal",
+_CURVE_NAMES = {"rkl_per_byte": "reverse KL", "kl_from_start": "KL",
+                "coverage": "with a signal",
+                "accuracy": "greedy", "accuracy_sampled": "sampled",
                 "response_tokens": "mean",
                 "tokens_per_second": "tokens/s", "peak_memory_gib": "GiB"}
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #43a54c13
-def _interval(state: RunState, key: str, values: np.ndarray) -> tuple:
+# %% ../../nbs/10_viz/06_run_state.ipynb #dbb8b7dc
+_ERRORS = {"rkl_per_byte": "rkl_error", "kl_from_start": "kl_from_start_error"}
+
+
+def _interval(state: RunState, spec: _PanelSpec, name: str, values: np.ndarray) -> tuple:
     "Return the bounds of an evaluated column, where the log has them."
-    if key == "accuracy":
-        return state.column("accuracy_low", "evals")[1], state.column("accuracy_high", "evals")[1]
-    if key != "kl": return (), ()
-    error = 1.96 * state.column("rkl_error", "evals")[1]
-    return values - error, values + error
+    if spec.events != "evals": return (), ()
+    if name in _ERRORS:
+        error = 1.96 * state.column(_ERRORS[name], "evals")[1]
+        return values - error, values + error
+    return tuple(state.column(f"{name}_{end}", "evals")[1] for end in ("low", "high"))
+
+
+def _columns(state: RunState, spec: _PanelSpec) -> dict:
+    "Return {column: look} of a panel; accuracy has the largest pass@k of the log too."
+    if spec.key != "accuracy" or not state.evals: return spec.columns
+    return spec.columns | {name: "best" for name in pass_names(state.evals[-1])[-1:]}
 
 
 def _panel_curves(state: RunState, spec: _PanelSpec, max_points: int) -> list[Curve]:
     "Return the curves of one panel that have a value."
     curves = []
-    for name, look_of_line in spec.columns.items():
+    for name, look_of_line in _columns(state, spec).items():
         steps, values = state.column(name, spec.events)
         good = np.isfinite(values)
         if not good.any() or (name.startswith("share_") and not np.nansum(values)): continue
         x, y = decimate(steps, values, max_points)
         bounds = []
-        for bound in _interval(state, spec.key, values):
+        for bound in _interval(state, spec, name, values):
             known = len(bound) and np.isfinite(bound[good]).all() and len(x) == good.sum()
             bounds.append(_significant(bound[good]) if known else [])
         label = _CURVE_NAMES.get(name, name.split("_")[-1])
@@ -224,9 +239,36 @@ def run_panels(state: RunState, max_points: int = 500) -> list[Panel]:
             curves.append(Curve("limit", "limit", ends, [limit, limit]))
         low, high = axis_range(curves, spec.floor, spec.top)
         ticks = axis_ticks(low, high)
-        panels.append(Panel(spec.key, spec.title, spec.unit, curves,
+        unit = _loss_unit(state) if spec.key == "loss" else spec.unit
+        panels.append(Panel(spec.key, spec.title, unit, curves,
                             *_significant((low, high)), ticks))
+        if spec.key == "accuracy" and (path := _path_panel(state, panels[-1])): panels.append(path)
     return panels
+
+
+def _loss_unit(state: RunState) -> str:
+    "Return the unit of the loss that the log's first event names."
+    said = str(state.start.get("loss") or "").partition(",")[0]
+    return printable(said, 60) if " per " in said else "per unit of the objective"
+
+
+def _path_panel(state: RunState, accuracy: Panel) -> Panel | None:
+    "Return the panel of accuracy with the root of the KL from the start as its horizontal axis."
+    steps, kl = state.column("kl_from_start", "evals")
+    root = {int(step): math.sqrt(max(value, 0.)) for step, value in zip(steps, kl) if np.isfinite(value)}
+    curves = []
+    for curve in accuracy.curves:
+        known = [k for k, step in enumerate(curve.x) if step in root]
+        if not known: continue
+        y, low, high = ([values[k] for k in known] if values else []
+                        for values in (curve.y, curve.low, curve.high))
+        at = [curve.x[k] for k in known]
+        x = _significant([root[step] for step in at])
+        curves.append(Curve(curve.name, curve.look, x, y, low, high, at))
+    if not curves: return None
+    end = max(max(curve.x) for curve in curves) or 1.
+    return Panel("path", "Held-out accuracy over √(KL from the start)", "share right", curves,
+                 accuracy.low, accuracy.high, accuracy.ticks, end)
 
 # %% ../../nbs/10_viz/06_run_state.ipynb #9028eda8
 def _clock(seconds: float) -> str:

@@ -113,7 +113,7 @@ def _check_options(divergence, num_cells, teacher_top_k, min_prefix_mass, prefix
         raise ValueError(f"cover: min_prefix_mass={min_prefix_mass} is no probability, or "
                          f"prefix_power={prefix_power} is below 0.")
 
-# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #82fc3b50
+# %% ../../../nbs/05_objectives/6_cover/08_cover.ipynb #d908f8dc
 class Cover(Objective):
     """Divergence between teacher and student masses of cells, at every student token with a place
     in the teacher's text; loss unit: token.
@@ -129,6 +129,7 @@ class Cover(Objective):
     alignment = "every place in the teacher's text"
     vocab_map = "cells of tokens with a known joint mass"
     divergence_label = "fkl, rkl, jsd"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", False, Objective.DIVERGENCE_SIGN
     rows_at_once = None        # student tokens whose teacher rows are held together
 
     def __init__(self, divergence: str = "fkl", beta: float = .5, min_mass: float = 1e-6,

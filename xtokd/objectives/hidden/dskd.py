@@ -247,7 +247,7 @@ def _token_losses(objective, batch, hidden, own_text):
                 s2t_kd=s2t[torch.as_tensor(sample, device=s2t.device)],
                 agreement=t2s.agrees.float(), labelled=(label >= 0).float())
 
-# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #90c9d43f
+# %% ../../../nbs/05_objectives/5_hidden/01_dskd.ipynb #78781dbe
 class DSKD(Objective, torch.nn.Module):
     """Rows in both models' spaces through learned projectors and cross-model attention
     (arXiv 2406.17328); loss unit: token."""
@@ -256,6 +256,8 @@ class DSKD(Objective, torch.nn.Module):
     alignment = "learned attention"
     vocab_map = "hidden states through the other head"
     divergence_label = "fkl, rkl, jsd + cross-entropy"
+    loss_unit, loss_can_be_negative = "token", False
+    loss_sign_reason = "cross-entropies and divergences"
     requires = frozenset({"student_logits", "teacher_logits", "hidden"})
     text_source = "teacher"
     known_exceptions = {"I1": "the bridge is learned",

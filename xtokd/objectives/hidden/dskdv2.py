@@ -81,15 +81,15 @@ _DSKDV2_PRESETS = {"paper": Preset(
             "its on-policy mode learns in one step from a text of the student and, by "
             "cross-entropy, from a reference"))}
 
-# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #ece34f85
+# %% ../../../nbs/05_objectives/5_hidden/02_dskdv2.ipynb #23ade674
 class DSKDv2(Objective, torch.nn.Module):
     """Rows in both models' spaces at 1-1 chunks, through maps computed from the heads
     (arXiv 2504.11426); loss unit: token."""
     summary = "hidden states cross over by maps between the heads"
-    source = "arXiv 2504.11426"
-    alignment = "1-1 chunks"
-    vocab_map = "hidden states through the other head"
-    divergence_label = "fkl, rkl, jsd + cross-entropy"
+    source, alignment = "arXiv 2504.11426", "1-1 chunks"
+    vocab_map, divergence_label = "hidden states through the other head", "fkl, rkl, jsd + cross-entropy"
+    loss_unit, loss_can_be_negative = "token", False
+    loss_sign_reason = "cross-entropies and divergences"
     requires = frozenset({"student_logits", "teacher_logits", "hidden"})
     known_exceptions = {"I1": "the bridge is the identity where both heads are the same",
                   "I3": "zero where both heads are the same and read the rows from the states"}

@@ -250,15 +250,16 @@ def merged_losses(batch: PairBatch,
     losses = losses + torch.where(is_finite, slope, 0.) * (student.log_factor - detached)
     return ChunkLosses(torch.where(is_finite, losses, 0.), matched, unmatched, is_finite)
 
-# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #32626e09
+# %% ../../../nbs/05_objectives/3_matching/03_gold.ipynb #c19769c0
 class GOLD(Objective):
     """Divergence of matched tokens and sorted L1 of the others, between merged rows of each chunk;
     loss unit: chunk (with `compat`: sequence)."""
     summary = "merged rows of each chunk: matched tokens by name, the others by rank"
-    source = "trl 1.16, experimental.gold"
-    alignment = "chunks"
+    source, loss_unit, loss_can_be_negative = "trl 1.16, experimental.gold", "chunk", False
+    alignment, divergence_label = "chunks", "JSD + sorted L1"
     vocab_map = "shared tokens, and rank for the rest"
-    divergence_label = "JSD + sorted L1"
+    loss_quantity = "nats (and differences of probability)"
+    loss_sign_reason = "a divergence, and a sum of absolute differences"
     presets = {
         "paper": Preset("the blog post of October 2025, as trl 1.16 computes its hybrid loss",
                         {"compat": True}),
@@ -281,6 +282,7 @@ class GOLD(Objective):
         if ce < 0 or ce and compat:
             raise ValueError(f"ce={ce}: 0 or more, and 0 with compat, as trl's weight is by default.")
         self.merge, self.ce, self.compat = merge, ce, compat
+        if compat: self.loss_unit = "sequence"
         self.comparison = RowComparison(hybrid, beta, weights, None if compat else mass, top_k)
         # trl reads the rows of `observed` one place late and clamps probabilities at 1e-8.
         self.row_offset = int(compat and merge == "observed")

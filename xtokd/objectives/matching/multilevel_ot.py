@@ -130,7 +130,7 @@ def _add_gold_cross_entropy(batch, loss, weight, ce):
     scale = torch.as_tensor(weight / share, device=loss.device)
     return loss * scale - ce * chunked_token_logp(batch.student, np.arange(len(loss))), share
 
-# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #a4239ec7
+# %% ../../../nbs/05_objectives/3_matching/05_multilevel_ot.ipynb #532e4a3e
 class MultiLevelOT(Objective):
     """Columns ranked once for each answer: differences, cross-entropy and transport of positions
     (arXiv 2412.14528); loss unit: sequence."""
@@ -139,6 +139,9 @@ class MultiLevelOT(Objective):
     alignment = "the t-th row with the t-th, or chunk starts; positions may move"
     vocab_map = "none: rank with rank"
     divergence_label = "L1 + cross-entropy + optimal transport"
+    loss_quantity = "differences of probability and nats, weighted"
+    loss_unit, loss_can_be_negative = "sequence", False
+    loss_sign_reason = "absolute differences, a cross-entropy and a transport cost"
     known_exceptions = {"I1": "ignores identity: equal tokenizers do not give an ordinary divergence",
                   "I3": "the cross-entropy of a part of a row and the moved positions do not vanish "
                         "at equal models",

@@ -183,7 +183,7 @@ _SIMCT_PRESETS = {
         {"variant": "released", "denominator": "response", "min_mass": .5},
         absent=_PROGRAM_ABSENT)}
 
-# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #84e7a690
+# %% ../../../nbs/05_objectives/3_matching/02_simct.ipynb #81bfcbe9
 def _space_divergence(student, teacher, size, kind="rkl", beta=.5):
     """Divergence [R] between scores [R, C] after a softmax over the size[r] words of each row, and
     which rows [R] have a loss: two words or more, with some finite scores."""
@@ -219,6 +219,7 @@ class SimCT(Objective):
     alignment = "chunks"
     vocab_map = "shared tokens and units (mean log-prob)"
     divergence_label = "rkl, fkl, jsd"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "chunk", False, Objective.DIVERGENCE_SIGN
     presets = _SIMCT_PRESETS
     known_exceptions = {"I3": "a geometric mean is no probability: an exact student is not at rest",
                   "I6": "a row's space holds units that the sample writes later (not with units='own')"}

@@ -104,7 +104,7 @@ _STRICT_PRESETS = {"paper": Preset("arXiv 2610.08448, the whole shared vocabular
            "paper-top16": Preset("arXiv 2610.08448, the student's 16 most probable shared tokens",
                                  {"top_k": 16}, absent=_STOP_ABSENT)}
 
-# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #c03e26fd
+# %% ../../../nbs/05_objectives/3_matching/01_strict.ipynb #784fa97c
 class Strict(Objective):
     "Divergence of renormalised shared rows at 1-1 chunks (arXiv 2610.08448); loss unit: token."
     summary = "1-1 chunks, shared vocabulary, renormalised"
@@ -112,6 +112,7 @@ class Strict(Objective):
     alignment = "1-1 chunks"
     vocab_map = "shared tokens"
     divergence_label = "rkl, fkl, jsd"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", False, Objective.DIVERGENCE_SIGN
     presets = _STRICT_PRESETS
 
     def __init__(self,

@@ -78,7 +78,7 @@ def row_pairs(alignment: BatchAlignment,
     position = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     return tuple(np.repeat(offsets[:-1], size) + position for offsets in sides)
 
-# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #99cab8ad
+# %% ../../../nbs/05_objectives/3_matching/04_uld.ipynb #a771de86
 class ULD(Objective):
     """L1 distance of rows sorted by probability (arXiv 2402.12030); loss unit: token, one for each
     compared row."""
@@ -87,6 +87,9 @@ class ULD(Objective):
     alignment = "chunk starts, or the t-th row with the t-th"
     vocab_map = "none: rank with rank"
     divergence_label = "sorted L1"
+    loss_quantity = "differences of probability"
+    loss_unit, loss_can_be_negative = "token", False
+    loss_sign_reason = "a sum of absolute differences"
     known_exceptions = {"I1": "ignores identity: equal tokenizers do not give an ordinary divergence"}
     presets = {"paper": Preset(
         "arXiv 2402.12030; Nicolas-BZRD/llm-recipes, commit ab6e798",

@@ -20,13 +20,16 @@ def span_means(batch: PairBatch, values: torch.Tensor, side: str = "student") ->
     chunk, k = al.student_chunk if side == "student" else al.teacher_chunk, len(al.chunks)
     return chunk_sum(values, chunk, k) / chunk_sum(torch.ones_like(values), chunk, k).clamp_min(1)
 
-# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #768f12c9
+# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #cd8f6c5f
 class Compass(Objective):
     """Teacher minus a weak model of its family, less alpha times the movement from the start (arXiv
     2609.10154); loss unit: token."""
     summary, source = "teacher minus weak sibling, with a pull to the start", "arXiv 2609.10154"
     alignment, vocab_map = "chunks", "sampled text"
     divergence_label = "policy gradient; fixed point start * exp(difference / alpha)"
+    loss_unit, loss_can_be_negative = "token", True
+    loss_sign_reason = ("minus the advantage of each sampled token, which is above 0 where the teacher's "
+                        "lead over the weak model is larger than the pull to the start")
     requires = frozenset({"student_logits", "teacher_logits", "weak_logp", "reference_logp"})
     teacher_access = "sampled"
     text_sources = ("student",)

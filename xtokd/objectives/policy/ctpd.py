@@ -91,13 +91,15 @@ class _Spans:
 
 def _mean(x: torch.Tensor) -> float: return float(x.detach().mean()) if len(x) else 0.
 
-# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #b22b7517
+# %% ../../../nbs/05_objectives/2_policy/05_ctpd.ipynb #8ecb1a3c
 class CTPD(Objective):
     """DPO on span rewards, spans weighed by a pair of tuned teachers (arXiv 2601.11865); loss unit:
     pair."""
     summary, source = "preference pairs; spans weighed by two tuned teachers", "arXiv 2601.11865"
     alignment, vocab_map = "chunks", "sampled text"
     divergence_label = "DPO"
+    loss_unit, loss_can_be_negative = "pair", False
+    loss_sign_reason = "minus the log-probability of the preference; log 2 where there is no preference"
     requires = frozenset({"student_logits", "teacher_logits", "plus_logp", "minus_logp",
                           "preferences"})
     teacher_access = "sampled"

@@ -44,13 +44,14 @@ def end_chunks(batch: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     chunk[student_end[both]] = len(al.chunks) + np.arange(both.sum())
     return chunk, teacher_end[both]
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #8c036fc3
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #e5281fb6
 class DPCA(Objective):
     """Chunk log-ratios shared by the student's surprisal, clipped surrogate (arXiv 2606.09456);
     loss unit: token."""
     summary, source = "chunk log-ratios shared by surprisal, released rules", "arXiv 2606.09456"
     alignment, vocab_map = "chunks", "sampled text"
     divergence_label = "policy gradient of the reverse KL"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
     text_sources = ("student",)
     known_exceptions = {

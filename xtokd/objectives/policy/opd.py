@@ -41,13 +41,14 @@ _OPD_PRESETS = {"paper": Preset("Thinking Machines, October 2025; tinker-cookboo
                                 {"stop": "id"},
                                 absent=("the sum over the tokens; here their mean", _ONE_TOKENIZER))}
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #7d8ed3b1
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #5615f141
 class OPD(Objective):
     """Log-ratio of each sampled 1-1 token as its advantage (Thinking Machines, 2025); loss unit:
     token."""
     summary, source = "sampled log-ratio per token, 1-1 chunks", "Thinking Machines 2025"
     alignment, vocab_map = "1-1 chunks", "sampled text"
     divergence_label = "policy gradient of the reverse KL"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
     text_sources = ("student",)
     known_exceptions = {
@@ -112,21 +113,21 @@ def whitened(advantage: torch.Tensor,    # [K]
     var, mean = torch.var_mean(advantage[counts])
     return torch.where(counts, (advantage - mean) * torch.rsqrt(var + 1e-8), advantage)
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #0ee7dec3
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #c2d74af3
 class MiniLLM(Objective):
     """Reverse KL of whole texts by returns of chunk log-ratios, plus the exact reverse KL of each
     row (arXiv 2306.08543); loss unit: token."""
     summary, source = "length-normalised returns, and the exact single step", "arXiv 2306.08543"
     alignment, vocab_map = "chunks", "sampled text; equal vocabularies for the exact step"
     divergence_label = "policy gradient of the reverse KL, rkl"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
     text_sources = ("student",)
     presets = _MINILLM_PRESETS
 
     def __init__(self, gamma: float = 0., normalise: bool | str = True, own_step: bool = True,
                  sampled: float = 1.,
-                 # a weight, or "equal": 1 where the vocabularies are equal
-                 single_step: float | str = "equal",
+                 single_step: float | str = "equal",    # a weight; 1 where the vocabularies are equal
                  clip: float | None = .2, clamp: float | None = None,
                  whiten: bool = False,      # advantages of a micro-batch: mean 0, variance 1
                  stop: str = "class"):      # a sampled stop has the mass of all stops; "id": its own

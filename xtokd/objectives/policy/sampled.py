@@ -128,13 +128,14 @@ def policy_output(batch: PairBatch,
              "non_finite": float((~finite).sum()), **stats}
     return make_output(batch, value, weight, signal=clamped, reason=reason, **stats)
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #c55f529c
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #d1703b7e
 class Sampled(Objective):
     "Log-ratios of chunks of the sampled text as advantages; loss unit: token with a signal."
     summary = "log-ratio of sampled chunks as a policy gradient"
     source = "arXiv 2606.09456, Thinking Machines 2025"
     alignment, vocab_map = "chunks", "sampled text"
     divergence_label = "policy gradient of the reverse KL"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
     text_sources = ("student",)
     known_exceptions = {

@@ -166,7 +166,7 @@ def add_spanning_tokens(
     target[row, token] += mass
     coords[row, token] = True
 
-# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #41331fe1
+# %% ../../../nbs/05_objectives/4_projection/01_bpm.ipynb #b939b5d1
 @dataclass
 class RowLosses:
     "Losses of some student rows."
@@ -187,6 +187,7 @@ class BPM(Objective):
     source, alignment = "arXiv 2607.22334", "every place in the teacher's text"
     vocab_map = "longest student token that is a prefix"
     divergence_label = "fkl, rkl, jsd"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", False, Objective.DIVERGENCE_SIGN
     presets = {"paper": Preset("arXiv 2607.22334", {"mask_whitespace": True})}
     rows_at_once = 512
     spanning = True     # give sampled tokens that span several teacher tokens their mass

@@ -222,13 +222,14 @@ class _GroupLosses:
     unknown: torch.Tensor        # [G]: the teacher's mass without a partner
     coordinates: torch.Tensor    # [G]: their number
 
-# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #3b60ee06
+# %% ../../../nbs/05_objectives/4_projection/08_cdm.ipynb #28d8e687
 class CDM(Objective):
     """Divergence between the teacher's and the student's group rows on coordinates that each row
     chooses, from both directions' maps; loss unit: token."""
     summary = "weighted warping, a map of the top 100 ids for every row"
     source, alignment = "CDM (ContexualDynamicMapping)", "warping weighted by entropy"
     vocab_map, divergence_label = "top ids of each row by spelling, both ways", "fkl, rkl, jsd"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", False, Objective.DIVERGENCE_SIGN
     rows_choose_pairs = True             # by their entropies
     known_exceptions = {
         "I1": "only the top ids of each row are compared",

@@ -196,7 +196,7 @@ def child_losses(
 
     return chunked_loss(batch.student, rows, loss)
 
-# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #d2bdd628
+# %% ../../../nbs/05_objectives/4_projection/02_escd.ipynb #c9b9dee5
 @dataclass
 class ChildTotals:
     "Sums over the child events of some rows."
@@ -215,6 +215,8 @@ class ESCD(BPM):
     source, alignment = "arXiv 2609.34738", "common boundaries"
     vocab_map = "longest student prefix; sets of tokens that complete a word"
     divergence_label = "fkl (root) + cross-entropy (child)"
+    loss_unit, loss_can_be_negative = "token", False
+    loss_sign_reason = "a divergence, and a negative log-probability for each child event"
     known_exceptions = {
         "I3": "the child weights are masses of words, not the next row's distribution: an exact student "
         "is not at rest",

@@ -89,7 +89,7 @@ def stops_last(pair: Pair, *rows: torch.Tensor) -> tuple:
         for x in rows
     )
 
-# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #3cf40c61
+# %% ../../../nbs/05_objectives/4_projection/07_mined.ipynb #1c381ce4
 class MinED(Objective):
     """Divergence from the teacher's row carried over by spelling; the sampled token where that
     fails and the text is gold; loss unit: token."""
@@ -100,6 +100,7 @@ class MinED(Objective):
     alignment, vocab_map, divergence_label = (
         "warping by edit distance", "same bytes, else fewest edits", "fkl, rkl, jsd"
     )
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", False, Objective.DIVERGENCE_SIGN
     known_exceptions = {"I6": "the path through a text depends on all of it"}
     presets = {"paper": Preset(
         "FuseLLM (fanqiwan/FuseAI, commit 7d9a307), with one teacher",

@@ -175,7 +175,7 @@ _PKL_PRESETS = {"paper": Preset(
     absent=("the teacher's scores come from a search over bytes there; here they are computed "
             "from cover's cells, and scores=given takes any others",))}
 
-# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #84a78937
+# %% ../../../nbs/05_objectives/4_projection/05_pkl.ipynb #0c7fbde3
 _SOURCES, _CANDIDATES, _FORMS = ("cover", "given"), ("top", "written"), ("kl", "ce")
 
 
@@ -190,6 +190,7 @@ class PKL(Objective):
         "scores of student tokens (exact, pruned or from cover)"
     )
     divergence_label = "kl or cross-entropy with a rest bucket"
+    loss_unit, loss_can_be_negative, loss_sign_reason = "token", False, Objective.DIVERGENCE_SIGN
     known_exceptions = {
         "I1": "a few candidates and a bucket bound the forward KL from below; top_k=None gives all of it"
     }

@@ -340,13 +340,16 @@ def _sedi_output(objective, batch, found, rows, terms):
         batch, on_tokens(loss), on_tokens(torch.ones_like(per_row)), unknown=unknown, **stats
     )
 
-# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #41093a8d
+# %% ../../../nbs/05_objectives/4_projection/04_sedi.ipynb #ecf7c91a
 class SeDi(Objective, torch.nn.Module):
     """Forward KL from the teacher's re-encoded candidates, plus a learnt adapter and the squared
     gap of entropies; loss unit: token."""
     summary = "top candidates encoded again by the student, entropy alignment, adapter"
     source, alignment = "SeDi, AAAI-26 p. 33494", "chunks"
     vocab_map, divergence_label = "top-k re-encoding", "forward KL + entropy gap"
+    loss_quantity = "nats (and nats squared)"
+    loss_unit, loss_can_be_negative = "token", False
+    loss_sign_reason = "a divergence, and the square of a gap of entropies"
     known_exceptions = {
         "I6": "a target reads the teacher's row at the chunk's end: it depends on its chunk's text",
         "I1": "equal only with k=None: the top k leave out the tail of a row",

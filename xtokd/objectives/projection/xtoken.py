@@ -373,7 +373,7 @@ _XTOKEN_PRESETS = {
                    "reference", (_TOTAL, "the 8,192 most probable teacher ids of a micro-batch alone",
                                  "matching of display strings, and a weight of .2 elsewhere"))}
 
-# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #ad6da8e7
+# %% ../../../nbs/05_objectives/4_projection/03_xtoken.ipynb #f41defc5
 _OWN_TEXT = ("xtoken: ce learns the text itself, and on the student's own text that is learning its "
              "errors. Set ce=0, or give text of a teacher or a reference.")
 
@@ -383,8 +383,8 @@ class XToken(Objective, torch.nn.Module):
     summary = "sparse projection of the student's row, or a common set enlarged by it"
     source, alignment = "arXiv 2605.21699", "chunks"
     vocab_map, divergence_label = "projection matrix W", "fkl, rkl (+ sorted L1)"
-    known_exceptions = {"I3": "zero only at equal tokenizers: no student row projects onto every "
-                              "teacher row"}
+    loss_unit, loss_can_be_negative, loss_sign_reason = "chunk", False, Objective.DIVERGENCE_SIGN
+    known_exceptions = {"I3": "zero only at equal tokenizers: no row projects onto every teacher row"}
     presets = _XTOKEN_PRESETS
 
     def __init__(
