@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Iterable
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #5cfb2a65
+# %% ../../nbs/12_cli/02_arguments.ipynb #9d5d5549
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -71,7 +71,8 @@ teacher, tokens, seconds.
 
   xtokd compare runs/cover-1 runs/strict-1
   xtokd compare runs/
-  xtokd compare --by-method runs/     one row per method; refuses runs of different protocols""",
+  xtokd compare --by-method runs/     one row per method; refuses runs of different protocols
+  xtokd compare --rates runs/         which learning rates were tried, and what came of them""",
     methods="""Every objective: what it aligns, how it maps one vocabulary to the other, what it
 compares and requires.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pair_names', 'load_pair', 'diagnose', 'require_fit_pair', 'make_distiller', 'make_parser', 'main']
 
-# %% ../../nbs/12_cli/04_commands.ipynb #7a28163c
+# %% ../../nbs/12_cli/04_commands.ipynb #6bcefd52
 import argparse, json, os, shlex, sys
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from .arguments import (
     HELP, RUN_DEFAULTS, CommandParser, add_config_flags, read_settings, read_text)
-from .tables import (
-    before_after, print_methods, print_models, print_objectives, print_runs, print_table)
+from xtokd.cli.tables import (
+    before_after, print_methods, print_models, print_objectives, print_rates, print_runs,
+    print_table)
 
 # %% ../../nbs/12_cli/04_commands.ipynb #08f6a1a9
 def pair_names(words: list[str]) -> tuple[str, str]:
@@ -104,10 +105,10 @@ def _silence_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-# %% ../../nbs/12_cli/04_commands.ipynb #5de9cb7b
+# %% ../../nbs/12_cli/04_commands.ipynb #e666a299
 def _run_doctor(args) -> int:
-    """Print the report of a pair, with `--dry-run` a forecast and a recommendation; 1 where the pair
-    is unfit."""
+    """Print the report of a pair, with `--dry-run` a forecast and a recommendation; 1 where the
+    pair is unfit."""
     report = diagnose(args.pair, {file: read_text(file) for file in args.text} if args.text
                       else None)
     forecast_found, recommendation = None, None
@@ -117,9 +118,9 @@ def _run_doctor(args) -> int:
         forecast_found, recommendation = recommend_for(make_distiller(args)[0])
     if args.html:
         from xtokd.viz.doctor_page import doctor_page
-        planned = {"The planned run": forecast_found, "Is it worth it?": recommendation}
         page = doctor_page(report)
-        page.sections = {title: part for title, part in planned.items() if part is not None}
+        if args.dry_run:
+            page.sections = {"The planned run": forecast_found, "Is it worth it?": recommendation}
         page.save(args.html)
     if args.json:
         found = report.to_dict()
@@ -170,9 +171,12 @@ def _run_generate(args) -> int:
                   max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #9d984753
+# %% ../../nbs/12_cli/04_commands.ipynb #a67b9fd6
 def _run_compare(args) -> int:
-    "Print runs side by side, or one row per method."
+    "Print runs side by side, one row per method, or the learning rates tried."
+    if args.rates:
+        print_rates(args.runs, args.json)
+        return 0
     from xtokd.experiments.comparison import (
         by_method, find_runs, group_by, protocol_differences, task_of)
     runs = find_runs(args.runs)
@@ -246,7 +250,7 @@ def _convert_model(args) -> int:
     print(f"{convert_gguf(file, folder, args.stop or ())} is an ordinary transformers folder now")
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #64a03558
+# %% ../../nbs/12_cli/04_commands.ipynb #fa1a644a
 def _add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
     """Add one subcommand with its help text, --debug and --trust-remote-code; `run(args)` returns its exit
     code."""
@@ -291,6 +295,9 @@ def _add_inspection_commands(commands, with_config: bool) -> None:
                    help="one row per method, the mean of its seeds, with a verdict (default "
                         "for the runs "
                         "of a study)")
+    p.add_argument("--rates", action="store_true",
+                   help="the learning rates tried for each model and method, and what came of "
+                        "them; reads the rates-*.json of a sweep too")
     p.add_argument("--force", action="store_true", help="also where the runs are of "
                                                         "different protocols")
 
