@@ -122,3 +122,29 @@ def test_opened_without_running_the_picture_is_there(lab):
     page.wait_for_selector(".jp-RenderedSVG img, .jp-RenderedSVG svg", state="attached")
     assert page.locator(".jp-RenderedSVG img, .jp-RenderedSVG svg").count() >= 3 and page.locator(".xd").count() == 0
     assert lab.external(page) == []
+
+
+def test_a_panel_over_another_axis_than_steps(lab, tmp_path):
+    "Accuracy over the root of the KL from the start: its points are read by the step that they belong to."
+    log = tmp_path / "path.jsonl"
+    events = [{"event": "start", "step": 0, "time": 0.0, "config": {"max_steps": 10}}]
+    events += [{"event": "step", "step": k, "time": float(k), "loss": 1.0} for k in range(1, 11)]
+    events += [{"event": "eval", "step": k, "time": float(k), "kl_from_start": kl, "accuracy": y, "accuracy_sampled": y - .1, "pass@4": y + .2}
+               for k, kl, y in ((0, 0.0, .3), (5, 4.0, .5), (10, 9.0, .7))]
+    log.write_text("".join(json.dumps(event) + "\n" for event in events))
+    page = lab.notebook([f"from xtokd.viz.dashboard import Dashboard\ndash = Dashboard.replay({str(log)!r}, speed=None)\ndash"])
+    page.wait_for_selector(".xd .xd-panel[data-key=path]")
+    assert page.locator(".xd .xd-panel[data-key=path] .xd-tick").all_text_contents()[-1] == "3"
+    assert page.locator(".xd .xd-panel[data-key=accuracy] .xd-tick").all_text_contents()[-1] == "10"
+    assert page.locator(".xd .xd-panel[data-key=path] polyline").count() == 3
+    page.locator(".xd .xd-range").focus()
+    page.keyboard.press("Home")
+    for _ in range(5): page.keyboard.press("ArrowRight")
+    assert "greedy 0.5" in page.locator(".xd .xd-panel[data-key=path] .xd-plot svg").get_attribute("aria-label")
+    page.keyboard.press("Escape")
+    plot = page.locator(".xd .xd-panel[data-key=path] .xd-plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    plot.hover(position={"x": box["width"] * .7, "y": box["height"] / 2})        # near the root 2, of step 5
+    assert page.locator(".xd .xd-where").inner_text() == "step 5"
+    assert not lab.axe(page, ".xd") and lab.external(page) == []

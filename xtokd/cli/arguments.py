@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Iterable
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #24d413e0
+# %% ../../nbs/12_cli/02_arguments.ipynb #9d5d5549
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -33,7 +33,10 @@ problems. Exit code 0: fit, or fit with care; 1: unfit.
   xtokd doctor gemma smollm2 --dry-run --prompts prompts.jsonl --batch-size 16
 
 --dry-run takes ten responses and one step, predicts coverage, memory and time of the planned
-run, writes nothing, and accepts every flag of xtokd distill.""",
+run, writes nothing, and accepts every flag of xtokd distill. It lets both sides answer the
+evaluation prompts (eval_size, eval_num_generations) and ends with a recommendation: on-policy,
+the teacher's text, or neither.
+--html FILE writes the report as a page that needs no network.""",
     serve="""Serve a model's log-probs over HTTP, for a student that is trained on another machine.
 
   xtokd serve smollm2 --port 8000
@@ -68,7 +71,8 @@ teacher, tokens, seconds.
 
   xtokd compare runs/cover-1 runs/strict-1
   xtokd compare runs/
-  xtokd compare --by-method runs/     one row per method; refuses runs of different protocols""",
+  xtokd compare --by-method runs/     one row per method; refuses runs of different protocols
+  xtokd compare --rates runs/         which learning rates were tried, and what came of them""",
     methods="""Every objective: what it aligns, how it maps one vocabulary to the other, what it
 compares and requires.
 
@@ -269,12 +273,12 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, dest=f"config_{field.name}", default=None, help=help, **options)
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #78ada6e6
+# %% ../../nbs/12_cli/02_arguments.ipynb #274b90d9
 _AUXILIARY = ("weak", "plus", "minus")    # auxiliary models that an objective can require
 RUN_DEFAULTS = dict(student="tiny", teacher="tiny", prompts="tiny", eval_prompts=None,
                  objective="cover",
                  objective_args={},
-                 aux={}, teacher_tokenizer=None, supervision_window=None, teacher_context=None)
+                 check=None, aux={}, teacher_tokenizer=None, supervision_window=None, teacher_context=None)
 
 
 def read_run_settings(folder: str) -> dict:

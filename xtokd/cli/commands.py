@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pair_names', 'load_pair', 'diagnose', 'require_fit_pair', 'make_distiller', 'make_parser', 'main']
 
-# %% ../../nbs/12_cli/04_commands.ipynb #7a28163c
+# %% ../../nbs/12_cli/04_commands.ipynb #6bcefd52
 import argparse, json, os, shlex, sys
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from .arguments import (
     HELP, RUN_DEFAULTS, CommandParser, add_config_flags, read_settings, read_text)
-from .tables import (
-    before_after, print_methods, print_models, print_objectives, print_runs, print_table)
+from xtokd.cli.tables import (
+    before_after, print_methods, print_models, print_objectives, print_rates, print_runs,
+    print_table)
 
 # %% ../../nbs/12_cli/04_commands.ipynb #08f6a1a9
 def pair_names(words: list[str]) -> tuple[str, str]:
@@ -56,7 +57,7 @@ def _explain_names(words: list[str]):
         if type(e) is not Exception: raise
         raise ValueError(f"no tokenizer could be read from {' and '.join(words)}: {e}") from e
 
-# %% ../../nbs/12_cli/04_commands.ipynb #69c4e9b9
+# %% ../../nbs/12_cli/04_commands.ipynb #c80f2bdf
 def require_fit_pair(student: str, teacher: str, force: bool) -> None:
     """ValueError for a pair that the doctor calls unfit, unless `force`; a served teacher is
     URL#TOKENIZER."""
@@ -92,6 +93,7 @@ def make_distiller(args: argparse.Namespace) -> tuple:
     distiller = Distiller(s["student"], s["teacher"], s["prompts"], objective=objective,
                           config=config,
                           eval_prompts=s["eval_prompts"], auxiliary_models=s["aux"],
+                          check=s["check"],
                           supervision_window=s["supervision_window"],
                           teacher_context=s["teacher_context"])
     return distiller, s
@@ -103,24 +105,33 @@ def _silence_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-# %% ../../nbs/12_cli/04_commands.ipynb #8407b26e
+# %% ../../nbs/12_cli/04_commands.ipynb #e666a299
 def _run_doctor(args) -> int:
-    """Print the report of a pair, and with `--dry-run` the forecast of a run; 1 where the pair is
-    unfit."""
+    """Print the report of a pair, with `--dry-run` a forecast and a recommendation; 1 where the
+    pair is unfit."""
     report = diagnose(args.pair, {file: read_text(file) for file in args.text} if args.text
                       else None)
-    forecast_found = None
+    forecast_found, recommendation = None, None
     if args.dry_run:
-        from xtokd.train.dry_run import forecast
+        from xtokd.experiments.recommendation import recommend_for
         args.student, args.teacher = pair_names(args.pair)
-        forecast_found = forecast(make_distiller(args)[0])
+        forecast_found, recommendation = recommend_for(make_distiller(args)[0])
+    if args.html:
+        from xtokd.viz.doctor_page import doctor_page
+        page = doctor_page(report)
+        if args.dry_run:
+            page.sections = {"The planned run": forecast_found, "Is it worth it?": recommendation}
+        page.save(args.html)
     if args.json:
         found = report.to_dict()
-        if forecast_found: found["forecast"] = forecast_found.to_dict()
+        if args.dry_run:
+            found["forecast"] = forecast_found.to_dict()
+            found["recommendation"] = recommendation.to_dict()
         print(json.dumps(found, ensure_ascii=False, indent=1, default=str))
     else:
         print(report)
-        if forecast_found: print("", forecast_found, sep="\n")
+        if args.dry_run: print("", forecast_found, "", recommendation, sep="\n")
+        if args.html: print(f"\nwritten to {args.html}")
     return int(report.verdict == "unfit")
 
 
@@ -160,10 +171,14 @@ def _run_generate(args) -> int:
                   max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed)
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #cbc17fc5
+# %% ../../nbs/12_cli/04_commands.ipynb #a67b9fd6
 def _run_compare(args) -> int:
-    "Print runs side by side, or one row per method."
-    from xtokd.experiments.comparison import by_method, find_runs, group_by, protocol_differences, task_of
+    "Print runs side by side, one row per method, or the learning rates tried."
+    if args.rates:
+        print_rates(args.runs, args.json)
+        return 0
+    from xtokd.experiments.comparison import (
+        by_method, find_runs, group_by, protocol_differences, task_of)
     runs = find_runs(args.runs)
     tables = []
     if args.by_method or all("method" in run.start for run in runs):
@@ -235,7 +250,7 @@ def _convert_model(args) -> int:
     print(f"{convert_gguf(file, folder, args.stop or ())} is an ordinary transformers folder now")
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #e62e3d10
+# %% ../../nbs/12_cli/04_commands.ipynb #fa1a644a
 def _add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
     """Add one subcommand with its help text, --debug and --trust-remote-code; `run(args)` returns its exit
     code."""
@@ -257,9 +272,10 @@ def _add_inspection_commands(commands, with_config: bool) -> None:
                    help="check this text instead of the probe texts; may be repeated, - is "
                         "standard input")
     p.add_argument("--json", action="store_true", help="the report as JSON")
+    p.add_argument("--html", metavar="FILE", help="the report as a page that needs no network")
     p.add_argument("--dry-run", action="store_true",
-                   help="take ten responses and a step, and predict a run with these flags of "
-                        "xtokd distill")
+                   help="take ten responses and a step, predict a run with these flags of "
+                        "xtokd distill, and recommend what to do with this teacher")
     if with_config: _add_run_flags(p, with_config)
 
     p = _add_command(commands, "align", _run_align, "one alignment, in the terminal or "
@@ -279,6 +295,9 @@ def _add_inspection_commands(commands, with_config: bool) -> None:
                    help="one row per method, the mean of its seeds, with a verdict (default "
                         "for the runs "
                         "of a study)")
+    p.add_argument("--rates", action="store_true",
+                   help="the learning rates tried for each model and method, and what came of "
+                        "them; reads the rates-*.json of a sweep too")
     p.add_argument("--force", action="store_true", help="also where the runs are of "
                                                         "different protocols")
 
@@ -329,7 +348,7 @@ def _add_model_commands(commands) -> None:
     p.add_argument("--seed", type=int, default=0, metavar="INT",
                    help="seed of the sampling (default: 0)")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #8a9782eb
+# %% ../../nbs/12_cli/04_commands.ipynb #857be539
 def _add_training_command(commands, with_config: bool) -> None:
     "distill."
     p = _add_command(commands, "distill", _run_distill, "train the student")
@@ -350,6 +369,8 @@ def _add_run_flags(p: argparse.ArgumentParser, with_config: bool) -> None:
                                                         "(default: tiny)")
     p.add_argument("--eval-prompts", metavar="PROMPTS",
                    help="prompts to evaluate on; the last prompts where none are given")
+    p.add_argument("--check", metavar="MODULE:FUNCTION",
+                   help="(item, text) -> score from 0 to 1 of an answer, None: nothing to judge")
     p.add_argument("--objective", metavar="OBJECTIVE", help="xtokd methods lists them "
                    "(default: cover)")
     p.add_argument("--objective-arg", dest="objective_args", nargs="+", action="extend",

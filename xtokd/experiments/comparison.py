@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['NOT_IN_PROTOCOL', 'find_runs', 'method_of', 'task_of', 'group_by', 'protocol', 'differing_fields',
            'protocol_differences', 'require_same_protocol', 'accuracy_key', 'first_and_last', 'collapse_reasons',
-           'method_verdict', 'method_row', 'by_method', 'terminal_table']
+           'method_verdict', 'method_row', 'by_method', 'terminal_table', 'RateOutcome', 'evaluation_score',
+           'sweep_outcomes', 'run_outcomes', 'find_outcomes', 'rate_table']
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #2eaddb8a
+# %% ../../nbs/11_experiments/01_comparison.ipynb #62319bde
 import json
 from collections import defaultdict
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -162,7 +163,7 @@ def method_verdict(runs: list[Run], signs: Limits = Limits()) -> str:
     found = collapse_reasons(runs, signs)
     return f"collapsed: {'; '.join(found)}" if found else "lost"
 
-# %% ../../nbs/11_experiments/01_comparison.ipynb #5ef161d7
+# %% ../../nbs/11_experiments/01_comparison.ipynb #87aede4b
 def method_row(method: str, runs: list[Run]) -> dict:
     "One row of the table: means of a method over its runs."
     accuracy = first_and_last(runs, accuracy_key(runs[0]))
@@ -176,7 +177,8 @@ def method_row(method: str, runs: list[Run]) -> dict:
 
     rates = sorted({run.config.get("learning_rate", np.nan) for run in runs})
     ends = [run.evals[-1] for run in runs if run.evals]
-    pass_k = [name for name in pass_names(ends[0] if ends else {}) if all(name in e for e in ends)][-1:]
+    names = pass_names(ends[0]) if ends else []
+    pass_k = [name for name in names if all(name in event for event in ends)][-1:]
     cut = [truncated_shares(event).get(accuracy_key(runs[0]), np.nan) for event in ends] or [np.nan]
     return {"method": method, "seeds": len(runs), "rate": "/".join(f"{rate:g}" for rate in rates),
             "start": start.mean(), "end": end.mean(), "95 %": f"{low:.3f}-{high:.3f}",
@@ -226,3 +228,93 @@ def terminal_table(rows: list[dict]) -> Table:
                       "1000 tokens: S/T read/T wrote": "/".join(tokens),
                       "verdict": row["verdict"].partition(":")[0]})
     return Table(found, getattr(rows, "caption", ""))
+
+# %% ../../nbs/11_experiments/01_comparison.ipynb #176b87b4
+@dataclass(frozen=True)
+class RateOutcome:
+    "What came of one learning rate."
+    model: str            # the task or pair that the student belongs to
+    method: str
+    rate: float
+    start: float          # score before training
+    end: float            # after; NaN where every run failed
+    runs: int = 1
+    failure: str = ""     # why the runs failed
+
+
+def evaluation_score(evaluation: dict) -> float:
+    "Mean of the accuracies of greedy and of sampled text, of those that there are; NaN for none."
+    found = [to_float(evaluation.get(name)) for name in ("accuracy", "accuracy_sampled")]
+    known = [value for value in found if np.isfinite(value)]
+    return float(np.mean(known)) if known else np.nan
+
+
+def sweep_outcomes(file: str | Path) -> list[RateOutcome]:
+    """Outcomes in a file `rates-TASK.json`: {"METHOD RATE": {"start": ..., "end": ...}}.
+
+    ValueError where it is no such file."""
+    file, found = Path(file), []
+    try:
+        kept = json.loads(file.read_text(encoding="utf8"))
+        for key, outcome in kept.items():
+            method, rate = key.rsplit(" ", 1)
+            scores = (to_float(outcome.get(name)) for name in ("start", "end"))
+            model, failure = file.stem.removeprefix("rates-"), str(outcome.get("failed", ""))
+            found.append(RateOutcome(model, method, float(rate), *scores, 1, failure))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is no file of rates ({error}): it holds "
+                         '{"METHOD RATE": {"start": 0.3, "end": 0.6}}') from None
+    return found
+
+
+def run_outcomes(runs: Iterable[Run]) -> list[RateOutcome]:
+    "Outcomes of run logs: one for each task, method and learning rate, the mean of its runs."
+    groups = defaultdict(list)
+    for run in runs:
+        rate = to_float(run.config.get("learning_rate"))
+        if run.evals: groups[task_of(run), method_of(run), rate].append(run)
+    found = []
+    for key, some in groups.items():
+        scores = [np.mean([evaluation_score(run.evals[k]) for run in some]) for k in (0, -1)]
+        reasons = [str(event.get("reason")) for run in some for event in run.of("end")]
+        failure = next((reason for reason in reasons if reason != "finished"), "")
+        found.append(RateOutcome(*key, *map(float, scores), len(some), failure))
+    return found
+
+
+def find_outcomes(words: list) -> list[RateOutcome]:
+    """Outcomes in files of rates, run logs, and folders of both; those of a sweep first.
+
+    FileNotFoundError where there is neither."""
+    found, runs = [], []
+    for word in map(Path, words):
+        files = sorted(word.glob("rates-*.json")) if word.is_dir() else []
+        if word.suffix == ".json": files = [word]
+        for file in files: found += sweep_outcomes(file)
+        if word.suffix == ".json": continue
+        try: runs += find_runs([word])
+        except FileNotFoundError:
+            if not files: raise
+    return found + run_outcomes(runs)
+
+
+def rate_table(outcomes: list[RateOutcome]) -> Table:
+    "One row for each model and method: the best rate, is it at the edge, and all that was tried."
+    groups = defaultdict(list)
+    for outcome in outcomes: groups[outcome.model, outcome.method].append(outcome)
+    rows = []
+    for (model, method), tried in groups.items():
+        tried.sort(key=lambda outcome: outcome.rate)
+        known = [outcome for outcome in tried if np.isfinite(outcome.end)]
+        best = max(known, key=lambda outcome: outcome.end, default=None)
+        rates = [outcome.rate for outcome in tried]
+        edge = "" if best is None or best.rate not in (rates[0], rates[-1]) else "yes"
+        ends = [f"{one.end:.3f}" if np.isfinite(one.end) else "failed" for one in tried]
+        lost = best is not None and best.end < best.start
+        rows.append({
+            "model": model, "method": method, "best rate": "" if best is None else f"{best.rate:g}",
+            "start": tried[0].start, "end": np.nan if best is None else best.end,
+            "lost": "yes" if lost else "", "at the edge": edge,
+            "runs": sum(one.runs for one in tried),
+            "all rates": ", ".join(f"{rate:g}: {end}" for rate, end in zip(rates, ends))})
+    return Table(rows, "learning rates tried, and the score at the end")

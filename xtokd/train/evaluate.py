@@ -221,7 +221,7 @@ def summarize(prompts: list[EvaluatedPrompt]) -> dict:
             for temperature in others}
     return found
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #5c35e61d
+# %% ../../nbs/08_train/05_evaluate.ipynb #ad28b0f4
 @dataclass
 class TextGenerator:
     "Generates texts of one model on evaluation prompts, and scores them."
@@ -238,6 +238,8 @@ class TextGenerator:
                  temperature: float, seed: int | None = None) -> list[list[int]]:
         "Ids of one text for each of these prompts."
         prompts = [self.prompts[i] for i in which]
+        if isinstance(self.model, ServedModel):
+            return self.model.generate(prompts, self.max_new_tokens, temperature, seed)
         limits = self.max_new_tokens, temperature, self.batch_size, seed
         return generate_responses(self.model, self.vocab, prompts, *limits)
 
@@ -258,14 +260,15 @@ class TextGenerator:
         texts = self.scored(which, self.generate(which, temperature, seed))
         return [texts[i * number:(i + 1) * number] for i in range(len(self.items))]
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #fa4c9e56
+# %% ../../nbs/08_train/05_evaluate.ipynb #cc9a0fe0
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     "Context: the model without dropout; its mode is as before afterwards."
-    training = model.training
+    training = getattr(model, "training", False)     # a served model has no mode
     model.eval()
     try: yield
-    finally: model.train(training)
+    finally:
+        if not isinstance(model, ServedModel): model.train(training)
 
 def evaluate(student: torch.nn.Module,
              teacher: torch.nn.Module | None,   # None: no reverse KL is computed

@@ -20,13 +20,14 @@ from .alignment_svg import KIND_COLOURS
 from .svg_charts import bars_svg, heat_svg, stacked_svg, svg_caption, svg_frame, svg_text
 from .vocab_map import vocab_overlap
 
-# %% ../../nbs/10_viz/12_doctor_page.ipynb #f884fcae
+# %% ../../nbs/10_viz/12_doctor_page.ipynb #2a2b0a2f
 @dataclass(repr=False)
 class DoctorPage:
     "A verdict, its reasons and pictures; draws itself, and saves itself as one HTML file."
     title: str
     report: Report
     pictures: list[str] = field(default_factory=list)     # SVG texts
+    sections: dict = field(default_factory=dict)    # title -> object that shows itself as HTML
 
     def svg(self) -> str:
         return stacked_svg([verdict_svg(self.report), *self.pictures], self.title, repr(self), 24)
@@ -46,7 +47,7 @@ class DoctorPage:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"text/html": self.html(), "image/svg+xml": self.svg(), "text/plain": repr(self)}
 
-# %% ../../nbs/10_viz/12_doctor_page.ipynb #a2d7d13f
+# %% ../../nbs/10_viz/12_doctor_page.ipynb #aaeb87e3
 _LEVELS = {"fit": ("#009E73", "✓"), "fit with care": ("#B97F00", "!"),
            "unfit": ("#C00000", "✗")}      # colour, glyph
 
@@ -74,12 +75,14 @@ def page_html(page: DoctorPage) -> str:
         reasons += f"<li>{_LEVELS[reason.severity][1]} {what}</li>"
     figures = "".join(f'<figure style="margin:16px 0;overflow-x:auto">{picture}</figure>'
                       for picture in page.pictures)
+    more = "".join(f"<h3>{escape(heading)}</h3>{part._repr_html_()}"
+                   for heading, part in page.sections.items())
     style = "color:#222;background:#fff;overflow-x:auto"
     numbers = f'<pre style="{style}">{escape(report_text(page.report))}</pre>'
     return (f'<section aria-label="{title}" style="background:#fff;color:#222;padding:8px">'
             f'<h2 style="color:#222">{title}</h2>'
             f'<p style="font-size:20px;color:{colour}"><strong>{glyph} {verdict}</strong></p>'
-            f"<ul>{reasons}</ul>{figures}"
+            f"<ul>{reasons}</ul>{more}{figures}"
             f"<details><summary>All numbers</summary>{numbers}</details></section>")
 
 # %% ../../nbs/10_viz/12_doctor_page.ipynb #33112b54

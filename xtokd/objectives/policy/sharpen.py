@@ -33,7 +33,7 @@ def least_likely(logp: torch.Tensor,     # [n] log-probs of the sampled tokens
     chosen = torch.arange(len(logp), device=logp.device) - first < count
     return torch.zeros_like(chosen).index_copy(0, order, chosen)
 
-# %% ../../../nbs/05_objectives/2_policy/06_sharpen.ipynb #6bdafb17
+# %% ../../../nbs/05_objectives/2_policy/06_sharpen.ipynb #4e52682a
 _ENTROPY = ("its main form ranks the chosen tokens by entropy, with advantages from -.5 to -1; "
             "a fixed -.5 is one of its ablations",)
 _PACKED = ("the share is taken of the batch of a process there, here of each answer",)
@@ -48,6 +48,8 @@ class Sharpen(Objective):
     source = "OPSA, arXiv 2608.31046"
     alignment, vocab_map = "none", "none"
     divergence_label = "fixed advantage"
+    loss_unit, loss_can_be_negative = "token", False
+    loss_sign_reason = "minus the fixed advantage, which is below 0; with one above 0 it is negative"
     requires = frozenset({"student_logits"})
     text_sources = ("student",)
     rows_choose_pairs = True
@@ -66,6 +68,7 @@ class Sharpen(Objective):
             raise ValueError(f"sharpen: advantage {advantage} moves nothing, or everything. Choose "
                              "a finite number: below 0 pushes the chosen tokens down.")
         self.share, self.advantage = share, advantage
+        self.loss_can_be_negative = advantage > 0
 
     def signal(self, batch: PairBatch) -> Output:
         logp, al = batch.student.token_logp(), batch.alignment
