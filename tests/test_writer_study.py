@@ -13,7 +13,7 @@ from xtokd.experiments.paired import MIN_SEEDS, paired_difference
 from xtokd.experiments.study_designs import ARMS, DESIGNS
 from xtokd.experiments.writer_study import (
     RATE_LIMITS, Meter, answers, arm_runs, best_rate, heldout_scores, kl_from, read_json, study_folder, study_table,
-    train_arm)
+    train_once)
 
 SMALL = dataclasses.replace(DESIGNS["habit-1"], steps=2, measure_at=(1, 2), train_size=64)
 
@@ -88,8 +88,8 @@ def test_one_run_has_all_that_the_tables_read(monkeypatch, tmp_path):
     monkeypatch.setattr(writer_study, "Meter", SmallMeter)
     monkeypatch.setitem(DESIGNS, "small", dataclasses.replace(SMALL, arms=("cover-rkl", "sft"), seeds=(0,)))
     monkeypatch.setattr(writer_study, "data_dir", lambda: tmp_path)
-    found = train_arm(DESIGNS["small"], "sft", 3e-4, 0)
-    again = train_arm(DESIGNS["small"], "sft", 3e-4, 0)
+    found = train_once(DESIGNS["small"], "sft", 3e-4, 0)
+    again = train_once(DESIGNS["small"], "sft", 3e-4, 0)
     assert found["heldout"] == again["heldout"]             # one seed, one result
     assert [row["step"] for row in found["curve"]] == [1, 2]
     writer_study.run_arm("small", "start", 0, report=lambda line: None)

@@ -24,7 +24,7 @@ from ..train.config import DistillConfig
 from ..train.samples import Sample, generate_samples
 from ..vocab.bytevocab import ByteVocab
 
-# %% ../../nbs/11_experiments/10_gradient_by_place.ipynb #127d5607
+# %% ../../nbs/11_experiments/10_gradient_by_place.ipynb #13dbb924
 @dataclass
 class Writings:
     "Responses of one writer with the rows of both models."
@@ -39,8 +39,9 @@ def writings(design: Design, n: int = 80, seed: int = 0) -> dict[str, Writings]:
     "Responses of the student and of the teacher of a design to `n` validation problems."
     models = [load_model(*side, torch.float32, "cpu") for side in (design.student, design.teacher)]
     vocabs = [ByteVocab(load_tokenizer(*side)) for side in (design.student, design.teacher)]
-    sides = [Side(role, model, vocab) for role, model, vocab in zip(("student", "teacher"), models, vocabs)]
-    config, items = DistillConfig(max_new_tokens=design.max_new_tokens), design.items(n, 1, "validation")
+    sides = [Side(*parts) for parts in zip(("student", "teacher"), models, vocabs)]
+    config = DistillConfig(max_new_tokens=design.max_new_tokens)
+    items = design.items(n, 1, "validation")
     found = {}
     for writer in ("student", "teacher"):
         samples = generate_samples(items, *sides, config, writer, seed)
@@ -50,10 +51,11 @@ def writings(design: Design, n: int = 80, seed: int = 0) -> dict[str, Writings]:
         found[writer] = Writings(Pair(*vocabs), samples, *logits)
     return found
 
-# %% ../../nbs/11_experiments/10_gradient_by_place.ipynb #1673c9df
+# %% ../../nbs/11_experiments/10_gradient_by_place.ipynb #c19e9871
 def habit_place(before: str, token: str, num_lines: int = 4) -> str:
     "The name of a token's place in a response of the habit, from the text before it."
-    if before.count("\n") >= num_lines: return "closing, first" if before.endswith("\n") else "closing, rest"
+    if before.count("\n") >= num_lines:
+        return "closing, first" if before.endswith("\n") else "closing, rest"
     line = before.rpartition("\n")[2]
     return "result" if "=" in line and token.strip().isdigit() else "copy"
 
@@ -64,7 +66,8 @@ def logit_pushes(writing: Writings, arm_name: str) -> list[np.ndarray]:
     The loss is the sum over tokens, so that pushes of different texts compare."""
     arm = ARMS[arm_name]
     leaves = [rows.clone().requires_grad_() for rows in writing.student_logits]
-    ids = [[sample.response_ids(role) for sample in writing.samples] for role in ("student", "teacher")]
+    ids = [[sample.response_ids(role) for sample in writing.samples]
+           for role in ("student", "teacher")]
     batch = PairBatch.from_logits(writing.pair, *ids, leaves, writing.teacher_logits,
                                   prompts=[sample.item for sample in writing.samples],
                                   text_source="teacher" if arm.objective == "sft" else "student")
@@ -81,9 +84,9 @@ def push_by_place(texts: dict[str, Writings], arm_name: str, place: Callable) ->
     for sample, sizes in zip(writing.samples, logit_pushes(writing, arm_name)):
         before = b""
         for token, size in zip(sample.student_ids, sizes):
-            name = place(before.decode("utf-8", "replace"), vocab.bytes[token].decode("utf-8", "replace"))
-            pushes[name].append(size)
+            texts_of_both = [part.decode("utf-8", "replace") for part in (before, vocab.bytes[token])]
+            pushes[place(*texts_of_both)].append(size)
             before += vocab.bytes[token]
     total = sum(map(sum, pushes.values()))
-    return {name: {"mean": float(np.mean(some)), "share": float(sum(some) / total), "tokens": len(some)}
-            for name, some in sorted(pushes.items())}
+    return {name: {"mean": float(np.mean(some)), "share": float(sum(some) / total),
+                   "tokens": len(some)} for name, some in sorted(pushes.items())}

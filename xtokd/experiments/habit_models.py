@@ -6,7 +6,7 @@
 __all__ = ['HabitRecipe', 'habit_folder', 'train_habit_student', 'train_habit_teachers', 'measure_habit', 'make_habit_models',
            'rebuild_habit']
 
-# %% ../../nbs/11_experiments/06_habit_models.ipynb #e3ef1e37
+# %% ../../nbs/11_experiments/06_habit_models.ipynb #95668cdb
 import argparse
 import json
 import random
@@ -18,8 +18,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ..data.tasks.new_habit import (
-    HABIT_TOKENS, NEW_CLOSING, OLD_CLOSING, check_habit, check_lines, check_reversal, habit_items, has_habit,
-    make_habit_item, make_reversal_item, reversal_items)
+    HABIT_TOKENS, NEW_CLOSING, OLD_CLOSING, check_habit, check_lines, check_reversal, habit_items,
+    has_habit, make_habit_item, make_reversal_item, reversal_items)
 from ..data.tasks.running_sums import check_sum
 from .tiny_pair import (
     TinyTask, TrainSchedule, generate_answers, save_tiny_model, train_supervised)
@@ -52,11 +52,12 @@ def _task():
     "The task in the form that `train_supervised` takes."
     return TinyTask("habit", make_habit_item, habit_items, check_habit, HABIT_TOKENS, 0, None, {})
 
-# %% ../../nbs/11_experiments/06_habit_models.ipynb #e2cdd24a
+# %% ../../nbs/11_experiments/06_habit_models.ipynb #f9fe5f2f
 def train_habit_student(tokenizer: PreTrainedTokenizerFast, recipe: HabitRecipe = HabitRecipe(),
                         seed: int = 0, report: Callable | None = None) -> LlamaForCausalLM:
     "Train the student of `tiny2` on short sums, mostly with the old closing, and on reversals."
-    model, rng = load_model("tiny2", "student", torch.float32, "cpu"), random.Random(f"habit student {seed}")
+    model = load_model("tiny2", "student", torch.float32, "cpu")
+    rng = random.Random(f"habit student {seed}")
 
     def draw():
         closings = [NEW_CLOSING if rng.random() < recipe.new_share else OLD_CLOSING
@@ -65,7 +66,7 @@ def train_habit_student(tokenizer: PreTrainedTokenizerFast, recipe: HabitRecipe 
         return sums + [make_reversal_item(rng) for _ in range(recipe.reversals)]
 
     schedule = TrainSchedule(recipe.student_steps, every=100, decay=True)
-    train_supervised(model, tokenizer, draw, _task(), schedule, peak=recipe.student_peak, report=report)
+    train_supervised(model, tokenizer, draw, _task(), schedule, (), recipe.student_peak, report)
     return model
 
 
@@ -76,7 +77,8 @@ def train_habit_teachers(tokenizer: PreTrainedTokenizerFast, keep: Callable,
 
     `keep(name, model)` is called when the probe reaches a level; the model trains on afterwards.
     Raises RuntimeError where the last level is not reached."""
-    model, rng = load_model("tiny2", "weak", torch.float32, "cpu"), random.Random(f"habit teacher {seed}")
+    model = load_model("tiny2", "weak", torch.float32, "cpu")
+    rng = random.Random(f"habit teacher {seed}")
     names = {f"teacher-{k}": level for k, level in enumerate(recipe.levels, 1)}
 
     def draw(): return [make_habit_item(rng) for _ in range(recipe.teacher_items)]
@@ -90,14 +92,15 @@ def train_habit_teachers(tokenizer: PreTrainedTokenizerFast, keep: Callable,
 
     schedule = TrainSchedule(recipe.teacher_steps, recipe.probe_every, False, recipe.levels[-1])
     probe = habit_items(recipe.probe_size, seed + 1000)
-    curve = train_supervised(model, tokenizer, draw, _task(), schedule, probe, recipe.teacher_peak, measured)
+    curve = train_supervised(model, tokenizer, draw, _task(), schedule, probe,
+                             recipe.teacher_peak, measured)
     if names: raise RuntimeError(f"{', '.join(names)} not reached in {recipe.teacher_steps} steps")
     return curve
 
-# %% ../../nbs/11_experiments/06_habit_models.ipynb #ee6d059a
+# %% ../../nbs/11_experiments/06_habit_models.ipynb #7554ff51
 def measure_habit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int = 500,
                   seed: int = 1) -> dict[str, float]:
-    "Accuracies on `n` held-out sums and reversals: both, total, lines, habit, greedy both, reversals."
+    "Accuracies on `n` held-out sums, sampled and greedy, and on `n` held-out reversals."
     items, reversals = habit_items(n, seed, "heldout"), reversal_items(n, seed, "heldout")
     sampled = generate_answers(model, tokenizer, items, True, seed, HABIT_TOKENS)
     greedy = generate_answers(model, tokenizer, items, False, seed, HABIT_TOKENS)
@@ -140,7 +143,8 @@ def rebuild_habit(argv: list | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m xtokd.experiments.habit_models",
         description="Make the student and the teachers of the new habit again.")
-    parser.add_argument("--output-dir", help="the folder to write (default: habit/ in the library's data)")
+    parser.add_argument("--output-dir",
+                        help="the folder to write (default: habit/ in the library's data)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

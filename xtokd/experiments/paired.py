@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# %% ../../nbs/11_experiments/07_paired.ipynb #de222b35
+# %% ../../nbs/11_experiments/07_paired.ipynb #cff0f364
 MIN_SEEDS = 5       # seeds below which an interval over seeds supports no claim
 
 
@@ -38,7 +38,7 @@ def paired_difference(ours: np.ndarray,      # scores [S, n]: S seeds, n problem
                       draws: int = 4000,
                       coverage: float = .95,
                       seed: int = 0) -> PairedDifference:
-    """Mean of `ours - theirs` with the interval of a hierarchical bootstrap over seeds and problems.
+    """Mean of `ours - theirs` with a hierarchical bootstrap's interval over seeds and problems.
 
     Raises ValueError for tables of different shapes, and for empty ones."""
     difference = np.asarray(ours, np.float64) - _same_shape(ours, theirs)
@@ -56,5 +56,5 @@ def paired_difference(ours: np.ndarray,      # scores [S, n]: S seeds, n problem
 def _same_shape(ours, theirs):
     ours, theirs = np.asarray(ours), np.asarray(theirs, np.float64)
     if ours.shape == theirs.shape and ours.ndim == 2 and ours.size: return theirs
-    raise ValueError(f"scores of shape {ours.shape} and {theirs.shape}: give two tables [seeds, problems] "
-                     "of the same seeds and the same problems")
+    raise ValueError(f"scores of shape {ours.shape} and {theirs.shape}: give two tables "
+                     "[seeds, problems] of the same seeds and the same problems")

@@ -16,7 +16,7 @@ from ..data.tasks.number_words import check_number, make_number_item, number_ite
 from ..data.tasks.running_sums import ANSWER_TOKENS, check_sum, sum_items
 from .habit_models import habit_folder
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #6aba4d3b
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #4e00fdcf
 @dataclass(frozen=True)
 class Arm:
     "One way of training."
@@ -28,25 +28,32 @@ class Arm:
 
 
 _TEACHER_TEXT = dict(on_policy_fraction=0., off_policy_source="teacher")
+_FROZEN_TEXT = dict(on_policy_fraction=0., off_policy_source="frozen_student")
 
 ARMS = {
     "cover-rkl": Arm("student", "cells, reverse KL", "cover", dict(divergence="rkl")),
     "cover-jsd": Arm("student", "cells, Jensen-Shannon", "cover", dict(divergence="jsd")),
     "cover-fkl": Arm("student", "cells, forward KL", "cover", dict(divergence="fkl")),
-    "cover-rkl-teacher": Arm("teacher", "cells, reverse KL", "cover", dict(divergence="rkl"), _TEACHER_TEXT),
-    "cover-rkl-frozen": Arm("student at the start", "cells, reverse KL", "cover", dict(divergence="rkl"),
-                            dict(on_policy_fraction=0., off_policy_source="frozen_student")),
+    "cover-rkl-teacher": Arm("teacher", "cells, reverse KL", "cover", dict(divergence="rkl"),
+                             _TEACHER_TEXT),
+    "cover-rkl-power": Arm("student", "cells, reverse KL, weighted by the prefix mass", "cover",
+                           dict(divergence="rkl", prefix_power=1.)),
+    "cover-rkl-threshold": Arm("student", "cells, reverse KL, no impossible prefixes", "cover",
+                               dict(divergence="rkl", min_prefix_mass=1e-3)),
+    "cover-rkl-frozen": Arm("student at the start", "cells, reverse KL", "cover",
+                            dict(divergence="rkl"), _FROZEN_TEXT),
     "sft": Arm("teacher, sampled", "text", "sft"),
     "sft-greedy": Arm("teacher, greedy", "text", "sft", settings=dict(teacher_temperature=0.)),
     "sft-right": Arm("teacher, sampled, filtered with the check", "text", "sft",
                      settings=dict(min_score=1., num_candidates=8)),
+    "olive": Arm("student begins, teacher continues", "text", "olive"),
     "sampled": Arm("student", "sampled tokens, credit full", "sampled", dict(credit="full")),
     "sharpen": Arm("student", "none: its own unlikely tokens are pushed down", "sharpen"),
     "strict-rkl": Arm("student", "one-to-one chunks, reverse KL", "strict", dict(divergence="rkl")),
     "dpca": Arm("student", "sampled chunks", "dpca"),
 }
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #cb177d96
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #1bd6706d
 @dataclass(frozen=True)
 class Skill:
     "Something that the student can do at the start and is not trained on."
@@ -70,6 +77,7 @@ class Design:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)   # of the sweep, before it is extended
     train_size: int = 4096
+    prompts_by_seed: bool = False                   # other training prompts for every seed
     eval_items: Callable | None = None              # what is measured; None: `items`
     checks: dict[str, Callable] = field(default_factory=dict)
     skill: Skill | None = None
@@ -91,7 +99,7 @@ def _habit_design(level, arms, question):
 
 
 def tiny_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
-    """Items of the number words with a validation split: half of the held-out numbers, by a checksum.
+    """Items of the number words with a third split: `"validation"` is half of the held-out numbers.
 
     The task itself parts numbers in two only."""
     if split == "train": return number_items(n, seed)
@@ -101,7 +109,7 @@ def tiny_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
     def make(rng, _):
         while True:
             item = make_number_item(rng, "heldout")
-            checksum = zlib.crc32(item["answer"].encode()) >> 8      # its low bits part train from held out
+            checksum = zlib.crc32(item["answer"].encode()) >> 8   # low bits: train or held out
             if checksum % 2 == (split == "validation"): return item
 
     return number_items(n, seed, split, make)
@@ -109,21 +117,23 @@ def tiny_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
 
 def _few_prompts(n):
     return Design(
-        f"{n:,} prompts and 320 steps", ("tiny", "student"), ("tiny", "teacher"), tiny_items, check_number,
-        16, ("cover-rkl", "cover-fkl", "sft", "sharpen"), steps=320, measure_at=(13, 26, 53, 106, 159, 212, 265, 320),
-        seeds=(0, 1, 2), train_size=n, settings=_COMMON)
+        f"{n:,} prompts and 320 steps", ("tiny", "student"), ("tiny", "teacher"), tiny_items,
+        check_number, 16, ("cover-rkl", "cover-fkl", "sft", "sharpen"), steps=320,
+        measure_at=(13, 26, 53, 106, 159, 212, 265, 320), seeds=(0, 1, 2), train_size=n,
+        prompts_by_seed=True, settings=_COMMON)
 
 
 _LEVEL_ARMS = ("cover-rkl", "cover-rkl-teacher", "sft", "sft-greedy", "sft-right")
 DESIGNS = {
-    "habit-1": _habit_design(1, (*EIGHT_ARMS, "sft-right", "sampled", "strict-rkl", "dpca"),
+    "habit-1": _habit_design(1, (*EIGHT_ARMS, "sft-right", "sampled", "strict-rkl", "dpca", "olive",
+                                 "cover-rkl-power", "cover-rkl-threshold"),
                              "a good student, a new habit, a teacher that is often wrong"),
     "habit-2": _habit_design(2, _LEVEL_ARMS, "the same with a better teacher"),
     "habit-3": _habit_design(3, _LEVEL_ARMS, "the same with a good teacher"),
-    "habit-4": _habit_design(4, _LEVEL_ARMS, "the same with a teacher almost as good as the student"),
+    "habit-4": _habit_design(4, _LEVEL_ARMS, "the same with a teacher close to the student"),
     "tiny": Design("a weak student that can represent its teacher, short answers",
-                   ("tiny", "student"), ("tiny", "teacher"), tiny_items, check_number, 16, EIGHT_ARMS,
-                   steps=300, measure_at=(50, 100, 150, 200, 300), settings=_COMMON),
+                   ("tiny", "student"), ("tiny", "teacher"), tiny_items, check_number, 16,
+                   EIGHT_ARMS, steps=300, measure_at=(50, 100, 150, 200, 300), settings=_COMMON),
     "tiny2": Design("a weak student that can represent its teacher, long answers",
                     ("tiny2", "student"), ("tiny2", "teacher"), sum_items, check_sum, ANSWER_TOKENS,
                     EIGHT_ARMS, steps=80, measure_at=(10, 20, 40, 60, 80), settings=_COMMON),
