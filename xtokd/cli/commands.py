@@ -103,17 +103,20 @@ def _silence_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-# %% ../../nbs/12_cli/04_commands.ipynb #8407b26e
+# %% ../../nbs/12_cli/04_commands.ipynb #ddc2e22c
 def _run_doctor(args) -> int:
     """Print the report of a pair, and with `--dry-run` the forecast of a run; 1 where the pair is
     unfit."""
-    report = diagnose(args.pair, {file: read_text(file) for file in args.text} if args.text
-                      else None)
-    forecast_found = None
+    texts = {file: read_text(file) for file in args.text} if args.text else None
+    report, forecast_found = diagnose(args.pair, texts), None
     if args.dry_run:
+        from xtokd.alignment.doctor import examine
         from xtokd.train.dry_run import forecast
         args.student, args.teacher = pair_names(args.pair)
-        forecast_found = forecast(make_distiller(args)[0])
+        distiller = make_distiller(args)[0]
+        # prompts as this run renders them, such as with --teacher-system
+        if report.verdict != "unfit": report = examine(distiller.pair, texts)
+        forecast_found = forecast(distiller)
     if args.json:
         found = report.to_dict()
         if forecast_found: found["forecast"] = forecast_found.to_dict()

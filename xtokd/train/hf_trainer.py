@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['collate_prompts', 'fitting_rows', 'text_settings_of_distiller', 'DistillingLogs', 'Distilling', 'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #90493145
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #4dd44eb6
 import time, warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,8 @@ from ..serving.client import open_side
 from .config import (
     DistillConfig, check_text_source, choose_text_source, combine_seeds)
 from .evaluate import evaluate
-from .forward_batch import ModelSet, prepare_objective, served_options
+from .forward_batch import (
+    ModelSet, prepare_objective, served_options, side_as_configured)
 from ..data.prompts import PromptItem
 from .samples import SampleSource, left_out_text, prompts_that_fit
 from .step import (
@@ -123,7 +124,7 @@ class DistillingLogs:
         file = Path(resume_from_checkpoint)/"objective.safetensors"
         self.objective.load_state_dict(load_file(file))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #0b8ccf80
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #42c549f5
 class Distilling(DistillingLogs):
     """Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`.
 
@@ -139,18 +140,17 @@ class Distilling(DistillingLogs):
                  supervision_window: Callable | None = None,
                  teacher_context: Callable | None = None,
                  **kwargs):
-        self.objective, self.check = make_objective(objective), check
         self.distill = distill or DistillConfig()
+        self.objective, self.check = make_objective(objective), check
         check_text_source(self.objective, self.distill)
         super().__init__(*args, **{"data_collator": collate_prompts, **kwargs})
         self.args.remove_unused_columns = False
         self.check_settings()
         self._load_sides(teacher, auxiliary_models or {})
-        preferences = "preferences" in self.objective.requires
-        self.generator = SampleSource(self.student, self.teacher, self.distill, preferences,
-                                      supervision_window, teacher_context)
-        self.stepper = DistillStep(self.models, self.objective, self.distill,
-                                   self.compute_loss_context_manager)
+        given = "preferences" in self.objective.requires, supervision_window, teacher_context
+        self.generator = SampleSource(self.student, self.teacher, self.distill, *given)
+        autocast = self.compute_loss_context_manager
+        self.stepper = DistillStep(self.models, self.objective, self.distill, autocast)
         sides = self.models.sides()
         self.train_dataset = fitting_rows(self.train_dataset, sides, self.distill)
         self.eval_dataset = fitting_rows(self.eval_dataset, sides, self.distill)
@@ -159,16 +159,17 @@ class Distilling(DistillingLogs):
 
     def _load_sides(self, teacher, auxiliary):
         device = self.args.device
-        model = self.accelerator.unwrap_model(self.model)
-        self.student = check_fit(Side("student", model, as_byte_vocab(self.processing_class)))
-        self.teacher = open_side(teacher, "teacher", device, **served_options(self.distill))
-        self.teacher.model.eval().requires_grad_(False)
-        self.models = ModelSet(self.student, self.teacher)
-        self.pair = self.models.pair
+        vocab = as_byte_vocab(self.processing_class)
+        student = check_fit(Side("student", self.accelerator.unwrap_model(self.model), vocab))
+        teacher = open_side(teacher, "teacher", device, **served_options(self.distill))
+        teacher.model.eval().requires_grad_(False)
+        both = {"student": student, "teacher": teacher}.items()
+        self.models = ModelSet(*(side_as_configured(x, role, self.distill) for role, x in both))
+        self.student, self.teacher, self.pair = *self.models.sides().values(), self.models.pair
         require_full_rows(self.objective, self.teacher, self.pair)
         prepare_objective(self.objective, self.models, auxiliary, device)
-        has_parameters = isinstance(self.objective, torch.nn.Module)
-        self.extra = list(self.objective.to(device).parameters()) if has_parameters else []
+        own = isinstance(self.objective, torch.nn.Module)
+        self.extra = list(self.objective.to(device).parameters()) if own else []
 
     def get_batch_samples(self, epoch_iterator: object, num_batches: int,
                           device: torch.device) -> tuple:
