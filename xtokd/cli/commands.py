@@ -56,7 +56,7 @@ def _explain_names(words: list[str]):
         if type(e) is not Exception: raise
         raise ValueError(f"no tokenizer could be read from {' and '.join(words)}: {e}") from e
 
-# %% ../../nbs/12_cli/04_commands.ipynb #69c4e9b9
+# %% ../../nbs/12_cli/04_commands.ipynb #85d9ce6e
 def require_fit_pair(student: str, teacher: str, force: bool) -> None:
     """ValueError for a pair that the doctor calls unfit, unless `force`; a served teacher is
     URL#TOKENIZER."""
@@ -91,6 +91,7 @@ def make_distiller(args: argparse.Namespace) -> tuple:
     config = DistillConfig(**{key: value for key, value in s.items() if key in config_names})
     distiller = Distiller(s["student"], s["teacher"], s["prompts"], objective=objective,
                           config=config,
+                          check=s["check"],
                           eval_prompts=s["eval_prompts"], auxiliary_models=s["aux"],
                           supervision_window=s["supervision_window"],
                           teacher_context=s["teacher_context"])
@@ -332,7 +333,7 @@ def _add_model_commands(commands) -> None:
     p.add_argument("--seed", type=int, default=0, metavar="INT",
                    help="seed of the sampling (default: 0)")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #8a9782eb
+# %% ../../nbs/12_cli/04_commands.ipynb #840c5b36
 def _add_training_command(commands, with_config: bool) -> None:
     "distill."
     p = _add_command(commands, "distill", _run_distill, "train the student")
@@ -365,6 +366,9 @@ def _add_run_flags(p: argparse.ArgumentParser, with_config: bool) -> None:
                         "preferences, for ctpd)")
     p.add_argument("--teacher-tokenizer", metavar="NAME",
                    help="tokenizer of a served teacher, where --teacher is http://HOST:PORT/v1")
+    p.add_argument("--check", metavar="MODULE:FUNCTION",
+                   help="(item, text) -> score from 0 to 1: accuracy on held-out prompts, and the "
+                        "filter of --min-score (default: that of a built-in task)")
     p.add_argument("--supervision-window", metavar="MODULE:FUNCTION",
                    help="(item, text) -> SupervisionWindow: the part of a response that is "
                         "trained on")

@@ -339,7 +339,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #f3421ef3
+# %% ../../nbs/08_train/11_distiller.ipynb #8d7c2553
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -349,17 +349,18 @@ class Distiller:
                  prompts: object,                   # what `load_prompts` takes
                  objective: str | tuple | Callable = "cover",   # (name, options), or on a PairBatch
                  config: DistillConfig | None = None,
-                 check: Callable | None = None,     # check(item, text) -> score
+                 check: Callable | str | None = None,     # check(item, text) -> score
                  callbacks: list | tuple = (),
                  eval_prompts: object = None,       # as prompts; None: some prompts are held out
                  supervision_window: Callable | str | None = None,   # (item, text) -> SupervisionWindow
                  teacher_context: Callable | str | None = None,      # (item, text) -> messages
                  auxiliary_models: dict | None = None):  # weak, plus, minus, reference
         self.config = config = config or DistillConfig()
+        named_check = given_plugins(check=check if isinstance(check, str) else None)
         plugins = given_plugins(supervision_window=supervision_window, teacher_context=teacher_context)
         self.arguments = {"student": student, "teacher": teacher, "prompts": prompts,
                           "eval_prompts": eval_prompts, "objective": objective,
-                          **(auxiliary_models or {}), **plugins}
+                          **(auxiliary_models or {}), **plugins, **named_check}
         self.accelerator = make_accelerator()
         self.device, is_main = self.accelerator.device, self.accelerator.is_main_process
         self.autocast = partial(mixed_precision_context, config, self.device)
@@ -380,11 +381,10 @@ class Distiller:
         shard_models(self.models, sharded_roles, self.device, self.accelerator.num_processes)
         self.output_dir = run_folder(config, self.objective)
         self.state = TrainState(self.student.model, self.objective, config, self.device)
-        check = check or builtin_check(prompts)
+        check = plugin_functions(named_check).get("check", check) or builtin_check(prompts)
         self.generator = sample_source(self.models, self.objective, config, plugins, check)
         self.stepper = DistillStep(self.models, self.objective, config, self.autocast)
-        self.evaluator = Evaluator(self.models, self.eval_items, check, config, self.autocast,
-                                   self.accelerator)
+        self.evaluator = Evaluator(self.models, self.eval_items, check, config, self.autocast, self.accelerator)
         self.checkpoints = Checkpoints(self.output_dir, self.student, config, self.accelerator)
         self.log = RunReporter(self, self.output_dir, self.callbacks, is_main)
         self.coverage, self.control = CoverageGuard(config.min_coverage), None
