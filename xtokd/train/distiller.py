@@ -339,7 +339,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #8d7c2553
+# %% ../../nbs/08_train/11_distiller.ipynb #73fdda52
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -384,7 +384,8 @@ class Distiller:
         check = plugin_functions(named_check).get("check", check) or builtin_check(prompts)
         self.generator = sample_source(self.models, self.objective, config, plugins, check)
         self.stepper = DistillStep(self.models, self.objective, config, self.autocast)
-        self.evaluator = Evaluator(self.models, self.eval_items, check, config, self.autocast, self.accelerator)
+        self.evaluator = Evaluator(self.models, self.eval_items, check, config, self.autocast,
+                                   self.accelerator)
         self.checkpoints = Checkpoints(self.output_dir, self.student, config, self.accelerator)
         self.log = RunReporter(self, self.output_dir, self.callbacks, is_main)
         self.coverage, self.control = CoverageGuard(config.min_coverage), None
@@ -399,10 +400,9 @@ class Distiller:
         return cls(**_arguments_of_run(folder, changes))
 
     def fit(self, block: bool = True, resume: bool = False) -> Run:
-        """Train; returns the `Run` that reads the log.
+        """Train, with resume=True from the newest checkpoint; returns the `Run` that reads the log.
 
-        block=False trains in a thread: `run.stop()`, `run.pause()`, `run.wait()` steer it.
-        resume=True goes on from the newest checkpoint in the run's folder."""
+        block=False trains in a thread: `run.stop()`, `run.pause()`, `run.wait()` steer it."""
         self.control = Control()
         try: open_run(self, resume)
         except BaseException:
