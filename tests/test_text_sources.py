@@ -196,6 +196,21 @@ def test_every_objective_says_whether_it_learns_from_frozen_text():
             with pytest.raises(ValueError, match="makes no sense|compares answers"): check_text_source(objective(name), config)
 
 
+def test_a_check_by_name_filters_on_the_command_line_and_at_a_resume(tmp_path, monkeypatch, capsys):
+    from xtokd.cli.commands import main
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_checks.py").write_text("def even(item, text): return float(len(text) % 2 == 0)\n")
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": item["prompt"]}) for item in ITEMS))
+    flags = ["--prompts", "p.jsonl", "--max-steps", "1", "--batch-size", "4", "--max-new-tokens", "12", "--eval-size", "0", "--no-progress", "--objective", "sft", "--min-score", "1", "--num-candidates", "2", "--store-text"]
+    assert main(["distill", *flags, "--output-dir", "run"]) == 1 and "--check MODULE:FUNCTION" in capsys.readouterr().err
+    assert main(["distill", *flags, "--check", "my_checks:even", "--output-dir", "run"]) == 0
+    assert main(["distill", "--resume", "run", "--max-steps", "2", "--no-progress"]) == 0
+    run = Run(tmp_path / "run")
+    assert run.start["args"]["check"] == "my_checks:even" and [s["texts_kept"] for s in run.steps] == [4, 4]
+    assert main(["distill", *flags, "--check", "my_checks:odd", "--output-dir", "b"]) == 1 and "my_checks has no function 'odd'" in capsys.readouterr().err
+    assert Distiller.from_run(tmp_path / "run").generator.texts.writer.score({}, "ab") == 1
+
+
 # ---- the temperature of the writer ------------------------------------------------------------------------------------------------
 def test_each_writer_has_its_temperature():
     student, teacher = load_side("tiny", "student"), load_side("tiny", "teacher")

@@ -273,12 +273,13 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, dest=f"config_{field.name}", default=None, help=help, **options)
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #274b90d9
+# %% ../../nbs/12_cli/02_arguments.ipynb #25a20308
 _AUXILIARY = ("weak", "plus", "minus")    # auxiliary models that an objective can require
 RUN_DEFAULTS = dict(student="tiny", teacher="tiny", prompts="tiny", eval_prompts=None,
                  objective="cover",
                  objective_args={},
-                 check=None, aux={}, teacher_tokenizer=None, supervision_window=None, teacher_context=None)
+                 aux={}, teacher_tokenizer=None, check=None, supervision_window=None,
+                 teacher_context=None)
 
 
 def read_run_settings(folder: str) -> dict:

@@ -57,7 +57,7 @@ def _explain_names(words: list[str]):
         if type(e) is not Exception: raise
         raise ValueError(f"no tokenizer could be read from {' and '.join(words)}: {e}") from e
 
-# %% ../../nbs/12_cli/04_commands.ipynb #c80f2bdf
+# %% ../../nbs/12_cli/04_commands.ipynb #6cdea79f
 def require_fit_pair(student: str, teacher: str, force: bool) -> None:
     """ValueError for a pair that the doctor calls unfit, unless `force`; a served teacher is
     URL#TOKENIZER."""
@@ -90,12 +90,9 @@ def make_distiller(args: argparse.Namespace) -> tuple:
     _silence_transformers()
     objective = (s["objective"], s["objective_args"]) if s["objective_args"] else s["objective"]
     config = DistillConfig(**{key: value for key, value in s.items() if key in config_names})
-    distiller = Distiller(s["student"], s["teacher"], s["prompts"], objective=objective,
-                          config=config,
-                          eval_prompts=s["eval_prompts"], auxiliary_models=s["aux"],
-                          check=s["check"],
-                          supervision_window=s["supervision_window"],
-                          teacher_context=s["teacher_context"])
+    plugins = {name: s[name] for name in ("check", "supervision_window", "teacher_context")}
+    distiller = Distiller(s["student"], s["teacher"], s["prompts"], objective, config,
+                          eval_prompts=s["eval_prompts"], auxiliary_models=s["aux"], **plugins)
     return distiller, s
 
 
@@ -105,17 +102,20 @@ def _silence_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-# %% ../../nbs/12_cli/04_commands.ipynb #e666a299
+# %% ../../nbs/12_cli/04_commands.ipynb #2a6305f2
 def _run_doctor(args) -> int:
     """Print the report of a pair, with `--dry-run` a forecast and a recommendation; 1 where the
     pair is unfit."""
-    report = diagnose(args.pair, {file: read_text(file) for file in args.text} if args.text
-                      else None)
-    forecast_found, recommendation = None, None
+    texts = {file: read_text(file) for file in args.text} if args.text else None
+    report, forecast_found, recommendation = diagnose(args.pair, texts), None, None
     if args.dry_run:
+        from xtokd.alignment.doctor import examine
         from xtokd.experiments.recommendation import recommend_for
         args.student, args.teacher = pair_names(args.pair)
-        forecast_found, recommendation = recommend_for(make_distiller(args)[0])
+        distiller = make_distiller(args)[0]
+        # prompts as this run renders them, such as with --teacher-system
+        if report.verdict != "unfit": report = examine(distiller.pair, texts)
+        forecast_found, recommendation = recommend_for(distiller)
     if args.html:
         from xtokd.viz.doctor_page import doctor_page
         page = doctor_page(report)
@@ -348,7 +348,7 @@ def _add_model_commands(commands) -> None:
     p.add_argument("--seed", type=int, default=0, metavar="INT",
                    help="seed of the sampling (default: 0)")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #857be539
+# %% ../../nbs/12_cli/04_commands.ipynb #a4439249
 def _add_training_command(commands, with_config: bool) -> None:
     "distill."
     p = _add_command(commands, "distill", _run_distill, "train the student")
@@ -360,32 +360,31 @@ def _add_training_command(commands, with_config: bool) -> None:
 
 def _add_run_flags(p: argparse.ArgumentParser, with_config: bool) -> None:
     "Add the flags of a run; those of DistillConfig only `with_config`, because they import torch."
-    p.add_argument("--config", metavar="FILE", help="settings from a TOML, YAML or JSON file; flags "
-                                                    "take precedence")
+    p.add_argument("--config", metavar="FILE",
+                   help="settings from a TOML, YAML or JSON file; flags take precedence")
     p.add_argument("--resume", nargs="?", const=True, metavar="RUN",
                    help="continue the run in this folder")
     p.add_argument("--force", action="store_true", help="train a pair that the doctor calls unfit")
-    p.add_argument("--prompts", metavar="PROMPTS", help="file, `datasets` name, or tiny "
-                                                        "(default: tiny)")
+    p.add_argument("--prompts", metavar="PROMPTS",
+                   help="file, `datasets` name, or tiny (default: tiny)")
     p.add_argument("--eval-prompts", metavar="PROMPTS",
                    help="prompts to evaluate on; the last prompts where none are given")
-    p.add_argument("--check", metavar="MODULE:FUNCTION",
-                   help="(item, text) -> score from 0 to 1 of an answer, None: nothing to judge")
-    p.add_argument("--objective", metavar="OBJECTIVE", help="xtokd methods lists them "
-                   "(default: cover)")
+    p.add_argument("--objective", metavar="OBJECTIVE",
+                   help="xtokd methods lists them (default: cover)")
     p.add_argument("--objective-arg", dest="objective_args", nargs="+", action="extend",
-                   metavar="NAME=VALUE",
-                   help="arguments of the objective; may be repeated")
+                   metavar="NAME=VALUE", help="arguments of the objective; may be repeated")
     p.add_argument("--aux", nargs="+", action="extend", metavar="NAME=MODEL",
                    help="auxiliary models of the objective: weak (a weak model with the teacher's "
-                        "tokenizer, for compass), "
-                        "plus and minus (teachers tuned on preferences and on reversed "
-                        "preferences, for ctpd)")
+                        "tokenizer, for compass), plus and minus (teachers tuned on preferences "
+                        "and on reversed preferences, for ctpd)")
     p.add_argument("--teacher-tokenizer", metavar="NAME",
                    help="tokenizer of a served teacher, where --teacher is http://HOST:PORT/v1")
+    p.add_argument("--check", metavar="MODULE:FUNCTION",
+                   help="(item, text) -> score from 0 to 1, None: nothing to judge; accuracy on "
+                        "held-out prompts, and the filter of --min-score (default: that of a "
+                        "built-in task)")
     p.add_argument("--supervision-window", metavar="MODULE:FUNCTION",
-                   help="(item, text) -> SupervisionWindow: the part of a response that is "
-                        "trained on")
+                   help="(item, text) -> SupervisionWindow: the part of a response to train on")
     p.add_argument("--teacher-context", metavar="MODULE:FUNCTION",
                    help="(item, text) -> messages: what the teacher reads in place of the prompt")
     if with_config:

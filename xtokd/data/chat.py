@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ANSWER_PROBES', 'messages_of', 'plain_prompt', 'prefix_ids', 'raw_prompt_ids', 'with_template_kwargs',
            'chat_template_kwargs', 'side_with_template_kwargs', 'kwargs_for', 'parse_template_kwargs',
-           'unused_template_kwargs', 'render_prompt', 'first_writable', 'turn_end_id']
+           'unused_template_kwargs', 'render_prompt', 'require_system_role', 'first_writable', 'turn_end_id']
 
-# %% ../../nbs/02_data/02_chat.ipynb #1037c1e8
+# %% ../../nbs/02_data/02_chat.ipynb #fae3aa46
 import copy
 import json
 import re
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .prompt_additions import prompt_additions
 from .prompts import check_template_keys, refuse_lone_surrogates
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 
@@ -314,7 +315,7 @@ def unused_template_kwargs(tokenizer: Any, kwargs: dict | None) -> list[str]:
     template = str(getattr(as_byte_vocab(tokenizer).hf, "chat_template", None) or "")
     return [name for name in kwargs or () if not re.search(rf"\b{re.escape(name)}\b", template)]
 
-# %% ../../nbs/02_data/02_chat.ipynb #8cd08fa9
+# %% ../../nbs/02_data/02_chat.ipynb #b2f745d9
 def render_prompt(tokenizer: Any,                      # a ByteVocab, or what ByteVocab takes
                   item: str | list | dict,             # text, messages, or dict with either
                   add_generation_prompt: bool = True,  # open the answer, thinking tag included
@@ -327,19 +328,36 @@ def render_prompt(tokenizer: Any,                      # a ByteVocab, or what By
     vocab = as_byte_vocab(tokenizer)
     text, messages = messages_of(item)
     refuse_lone_surrogates(messages or text, "the prompt")
-    kwargs = _kwargs_of_item(vocab, item, messages or ())
+    kwargs, additions = _kwargs_of_item(vocab, item, messages or ()), prompt_additions(vocab)
     if _has_template(vocab):
         kwargs = chat_template_kwargs(vocab) | kwargs | template_kwargs
-        return _chat_ids(
-            vocab, messages or [{"role": "user", "content": text}], add_generation_prompt, kwargs
-        )
-    return raw_prompt_ids(
-        vocab, plain_prompt(messages, add_generation_prompt) if messages else text
-    )
+        messages = additions.messages(messages or [{"role": "user", "content": text}])
+        return _chat_ids(vocab, messages, add_generation_prompt, kwargs)
+    plain = plain_prompt(messages, add_generation_prompt) if messages else text
+    return raw_prompt_ids(vocab, additions.text(plain))
 
-# %% ../../nbs/02_data/02_chat.ipynb #a3636f12
+# %% ../../nbs/02_data/02_chat.ipynb #f83d1d05
 # an answer that a template is asked to render
 ANSWER_PROBES = "xyzzy", "It is 4.", "four", "42"
+
+
+def require_system_role(tokenizer: Any, system: str, name: str) -> None:
+    """ValueError where the template of a side has no place for a system message, with the cure;
+    `name` is the setting that it comes from."""
+    vocab = as_byte_vocab(tokenizer)
+    prefix = name.replace("system", "prefix")
+    instead = (f"so the model would not read {name}. Give the text as {prefix}: it stands before the "
+               "prompt, in the first user's turn where there is a template")
+    if not _has_template(vocab):
+        raise ValueError(f"{vocab.name} has no chat template and so no system role, {instead}")
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "a"}]
+    try: text = _render_text(vocab, messages, True, chat_template_kwargs(vocab))
+    except ValueError as error:
+        raise ValueError(
+            f"the chat template of {vocab.name} has no system role ({error}), {instead}") from None
+    if system.strip() not in text:
+        raise ValueError(
+            f"the chat template of {vocab.name} leaves a system message out, {instead}")
 
 
 def first_writable(vocab: ByteVocab, texts: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'unknown_name', 'strict_names', 'Mode
            'writer_temperature', 'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest',
            'changed_arguments', 'text_key']
 
-# %% ../../nbs/08_train/01_config.ipynb #088d4376
+# %% ../../nbs/08_train/01_config.ipynb #f59a8477
 import difflib, hashlib, json, math, re, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.chat import parse_template_kwargs
+from ..data.prompt_additions import read_addition
+from ..data.prompts import refuse_lone_surrogates
 from ..data.stored_texts import learns_from
 
 # %% ../../nbs/08_train/01_config.ipynb #b0b6a796
@@ -101,7 +103,7 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #9a84c87c
+# %% ../../nbs/08_train/01_config.ipynb #e019d19c
 @strict_names
 @dataclass
 class DistillConfig(ModelSettings):
@@ -131,6 +133,8 @@ class DistillConfig(ModelSettings):
     max_prompt_length: int | None = None # longer prompts are left out; None: those without room
     max_length: int | None = None # tokens of prompt and response; rows beyond are masked, counted
     chat_template_kwargs: dict | None = None # of both sides, or {"student": {}, "teacher": {}}
+    teacher_system: str | None = None # system message that only the teacher reads; @FILE: a file
+    teacher_prefix: str | None = None # text before the teacher's prompt, such as examples; @FILE
     loss_on: str = "response"     # "response": all of it; "answer": without thoughts (<think>)
     eval_steps: int = 50          # evaluate every so many steps; 0: only at the start and the end
     eval_size: int = 64           # prompts held out where none are given; 0: no evaluation
@@ -154,7 +158,7 @@ class DistillConfig(ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #6abee9af
+# %% ../../nbs/08_train/01_config.ipynb #aa812654
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     max_prefix_tokens=1, max_continuation_tokens=1, teacher_temperature=0, min_score=0,
@@ -189,6 +193,7 @@ def _value_problem(name: str, value, kind: str) -> str | None:
     if choices and value not in choices: return f"it is one of {', '.join(map(str, choices))}"
     return None
 
+# %% ../../nbs/08_train/01_config.ipynb #05e48c9e
 def parse_temperatures(value: str | float | list | tuple | None) -> list[float] | None:
     """The temperatures of `eval_temperatures`, also from text such as "0.6,1.2"; None: no further.
 
@@ -202,6 +207,7 @@ def parse_temperatures(value: str | float | list | tuple | None) -> list[float] 
     raise ValueError(f"eval_temperatures is {value!r}: it is a list of finite numbers above 0, such "
                      'as [0.6, 1.2] or "0.6,1.2"; greedy text (0) and temperature 1 are always there')
 
+# %% ../../nbs/08_train/01_config.ipynb #0671691a
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".csv", ".yaml", ".yml", ".pt",
                   ".bin", ".safetensors", ".gguf", ".gz", ".zip", ".tar"}
 
@@ -237,6 +243,10 @@ def check_config(config: DistillConfig) -> None:
                          "weights. Leave one of them out")
     config.chat_template_kwargs = parse_template_kwargs(config.chat_template_kwargs)
     config.eval_temperatures = parse_temperatures(config.eval_temperatures)
+    for name in ("teacher_system", "teacher_prefix"):
+        text = read_addition(getattr(config, name), name)
+        refuse_lone_surrogates(text, name)
+        setattr(config, name, text)
     if config.output_dir is not None:
         check_output_dir(config.output_dir)
         config.output_dir = str(config.output_dir)
@@ -358,7 +368,7 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 0 (it is {fraction}). It learns from text of "
                          f"{' or '.join(allowed)}; choose one as off_policy_source")
 
-# %% ../../nbs/08_train/01_config.ipynb #e071a27b
+# %% ../../nbs/08_train/01_config.ipynb #7ae31d0b
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map",
@@ -375,7 +385,10 @@ def changed_settings(before: dict, config: DistillConfig) -> list[str]:
     # logs of 0.1 name these two where nobody had set them
     unset = [k for k, v in _OLD_DEFAULTS.items() if now[k] is None and then.get(k) == v]
     then = then | dict.fromkeys(unset)
-    return [f"{name} {then[name]!r} -> {value!r}" for name, value in now.items()
+    def shown(value):
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    return [f"{name} {shown(then[name])} -> {shown(value)}" for name, value in now.items()
             if name in then and name not in free and then[name] != value]
 
 def versions() -> dict:
@@ -417,9 +430,9 @@ def changed_arguments(before: dict, now: dict) -> list[str]:
         changed.append(f"{name} {old!r} -> {new!r}" if old != new else f"{name} {old!r} with other content")
     return changed
 
-# %% ../../nbs/08_train/01_config.ipynb #b9a5b687
+# %% ../../nbs/08_train/01_config.ipynb #e6386712
 _TEXT_SETTINGS = ("max_new_tokens", "max_length", "min_score", "num_candidates", "seed",
-                  "chat_template_kwargs")
+                  "chat_template_kwargs", "teacher_system", "teacher_prefix")
 
 def text_key(item: dict, text_source: str, writer: str,   # the name of the model
              config: DistillConfig) -> str:

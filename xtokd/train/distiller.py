@@ -347,7 +347,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #55fa0a05
+# %% ../../nbs/08_train/11_distiller.ipynb #9bc1fa7a
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -407,10 +407,9 @@ class Distiller:
         return cls(**_arguments_of_run(folder, changes))
 
     def fit(self, block: bool = True, resume: bool = False) -> Run:
-        """Train; returns the `Run` that reads the log.
+        """Train, with resume=True from the newest checkpoint; returns the `Run` that reads the log.
 
-        block=False trains in a thread: `run.stop()`, `run.pause()`, `run.wait()` steer it.
-        resume=True goes on from the newest checkpoint in the run's folder."""
+        block=False trains in a thread: `run.stop()`, `run.pause()`, `run.wait()` steer it."""
         self.control = Control()
         try: open_run(self, resume)
         except BaseException:

@@ -47,7 +47,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #61c4cfcb
+# %% ../../nbs/08_train/12_dry_run.ipynb #627cd96c
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -84,9 +84,9 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
     items, seed = [d.items[i] for i in indices], combine_seeds(config.seed, 1, 0)
     with d.autocast(): samples = d.generator.samples(items, text_source, seed)
     if not samples:
-        raise ValueError(f"none of the {len(items)} prompts of the dry run has a text of the {text_source} "
-                         f"whose score is at least min_score={config.min_score:g}: lower it, or raise "
-                         f"num_candidates (it is {config.num_candidates})")
+        raise ValueError(f"none of the {len(items)} prompts of the dry run has a text of the "
+                         f"{text_source} whose score is at least min_score={config.min_score:g}: "
+                         f"lower it, or raise num_candidates (it is {config.num_candidates})")
     generation_seconds = time.perf_counter() - began
     d.student.model.train()
     size = config.micro_batch_size
@@ -176,7 +176,7 @@ def device_memory(device: torch.device) -> float | None:
     try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (AttributeError, ValueError, OSError): return None
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #bc3c88e1
+# %% ../../nbs/08_train/12_dry_run.ipynb #e8f6f06a
 def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     "Least and most seconds of a step and of the whole run, evaluations included."
     config = distiller.config
@@ -188,13 +188,14 @@ def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     if distiller.eval_items:
         between = (config.max_steps - 1) // config.eval_steps if config.eval_steps else 0
         evaluations = 1 + int(config.eval_on_start) + between
-    texts = config.eval_num_generations * (1 + len(config.eval_temperatures or ())) + 1   # and greedy
+    temperatures = 1 + len(config.eval_temperatures or ())
+    texts = config.eval_num_generations * temperatures + 1   # and greedy
     one = len(distiller.eval_items) / result.samples * (texts * generation + .5 * training)
     shortest_run = config.max_steps * least + evaluations * one * .2
     longest_run = config.max_steps * most + evaluations * one * 1.5
     return {"step": [least, most], "run": [shortest_run, longest_run]}
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #ec8d6777
+# %% ../../nbs/08_train/12_dry_run.ipynb #bd6b27c8
 def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]:
     "Yield a message for prompts left out, responses cut, contexts too short, and masked tokens."
     d, config, metrics = distiller, distiller.config, result.metrics
@@ -219,8 +220,8 @@ def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]
                    f"(prompt {prompt}, {ratio:.2f} teacher tokens for one of the student): what is "
                    "beyond is masked; shorten prompts, or lower max_new_tokens")
     if left_out := metrics.get("prompts_left_out"):
-        yield (f"{left_out} of {left_out + result.samples} prompts have no text whose score is at least "
-               f"min_score={config.min_score:g}, of up to {config.num_candidates}: a step draws others "
+        yield (f"{left_out} of {left_out + result.samples} prompts have no text whose score is at "
+               f"least min_score={config.min_score:g}, of up to {config.num_candidates}: a step draws others "
                "in their place, which takes longer")
     masked = metrics["student_tokens_masked"], metrics["teacher_tokens_masked"]
     if any(masked):

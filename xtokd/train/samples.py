@@ -297,7 +297,7 @@ def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab
             sample.window_found = window.found
     return samples
 
-# %% ../../nbs/08_train/02_samples.ipynb #7eb1d048
+# %% ../../nbs/08_train/02_samples.ipynb #830e080a
 class CandidateWriter:
     """Writes texts, as samples: one a prompt, or with `min_score` up to `num_candidates`, until one is
     good enough."""
@@ -309,8 +309,8 @@ class CandidateWriter:
         self.frozen, self.score = frozen, score
         if config.min_score is None or score is not None: return
         raise ValueError(f"min_score is {config.min_score} and there is no check that gives a score: "
-                         "pass check=..., a function (item, text) -> number from 0 to 1 (the built-in "
-                         "tasks have one), or leave min_score out")
+                         "pass check=... (--check MODULE:FUNCTION), a function (item, text) -> number "
+                         "from 0 to 1 (the built-in tasks have one), or leave min_score out")
 
     def generate(self, items: list[dict], text_source: str, seed: int | None = None) -> list[Sample]:
         "A new text for each prompt, whatever its score."
