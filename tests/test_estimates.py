@@ -225,3 +225,32 @@ def test_the_bound_holds_where_texts_go_on_as_the_answers_suppose():
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_the_bound_on_more_random_worlds(part): count_bounds(range(1000 + 300 * part, 1300 + 300 * part))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("smollm2", "gemma"), ("qwen", "deepseek")], ids="-".join)
+def test_answers_on_a_real_pair_are_among_those_of_the_definition(names):
+    "The one answer is one that the definition knows; what is taken for impossible behind the last token is none of its answers."
+    from xtokd.objectives.cover.definition import Continuations, Hypothesis, ask_student
+    from xtokd.vocab.adjacency import CanonicalPairs
+    student, teacher = map(real, names)
+    graph, pairs, sides = CellGraph(student, teacher), CanonicalPairs(student), (Continuations(student), Continuations(teacher))
+    counts = {"answers": 0, "impossible": 0, "several": 0, "depends": 0}
+    for before, after in ((" of", (" the", " a", "ten", "f", ",", " world")), ("\n", ("The", "1")), (" th", ("e", "eology", " x"))):
+        ids = student.encode(before), teacher.encode(before)
+        if len(ids[0]) > 1 or len(ids[1]) > 1: continue
+        for word in after:
+            token = teacher.bytes.index(word.encode()) if word.encode() in teacher.bytes else -1
+            if token < 0: continue
+            found = ask_student(*sides, tuple(ids[0]), before.encode(), Hypothesis(1., (*ids[1], token), (before + word).encode()))
+            answer = graph.begin_s[token]
+            if pairs.allowed(ids[0], [answer])[0]:
+                assert answer in found.tokens or found.open, (before, word)
+                counts["answers"] += 1
+            else:
+                assert not found.tokens or found.breaks, (before, word)
+                counts["impossible"] += 1
+            counts["several"] += len(found.tokens) > 1
+            counts["depends"] += found.breaks
+    print(f"{student.name} from {teacher.name}: {counts}")
+    assert counts["answers"] > 3

@@ -143,7 +143,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     up = np.hypot(a.high - a.value, b.value - b.low)
     return Estimate(value, float(value - down), float(value + up), min(a.n, b.n))
 
-# %% ../../nbs/11_experiments/11_recommendation.ipynb #af225a09
+# %% ../../nbs/11_experiments/11_recommendation.ipynb #2e3db1cf
 STUDY_PAGE = "nbs/21_studies/05_when_on_policy_wins.ipynb"
 
 @dataclass(frozen=True)

@@ -347,7 +347,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #9bc1fa7a
+# %% ../../nbs/08_train/11_distiller.ipynb #8246a366
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 

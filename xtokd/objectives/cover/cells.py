@@ -92,7 +92,7 @@ def components(size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         if np.array_equal(new, label): return label
         label = new
 
-# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #13afb9b3
+# %% ../../../nbs/05_objectives/6_cover/02_cells.ipynb #62fb57fe
 class CellGraph:
     "Which tokens of a pair meet at a common boundary, and the cells that they form."
     small = 4096       # up to this many tokens a side, rows are read by the definition
@@ -145,6 +145,14 @@ class CellGraph:
         begin[beyond] = self.s_trie.longest([self.t.bytes[i] for i in beyond])
         if len(self.s.stop_ids): begin[list(self.t.stop_ids)] = self.s.stop_ids[0]
         return begin
+
+    @cached_property
+    def s_goes_on(self) -> np.ndarray:
+        "bool[Vs]: does a longer token of the student begin with each one?"
+        goes_on, order = np.zeros(len(self.s), bool), self.s_trie.order
+        data = [self.s.bytes[i] for i in order]
+        goes_on[order[:-1]] = [*map(bytes.startswith, data[1:], data)]
+        return goes_on
 
     @cached_property
     def s_space(self) -> np.ndarray:

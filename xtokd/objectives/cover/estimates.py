@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'CONTRADICTED', 'next_after', 'rows_at', 'next_tokens', 'white_space_moves', 'between_spaces',
-           'contradicts_last', 'earlier_space_moves', 'contradicting', 'Answers', 'find_answers', 'has_token_below',
-           'longer_tokens', 'NamedCells', 'RowEstimates']
+           'contradicts_last', 'earlier_space_moves', 'contradicting', 'Answers', 'may_be_longer', 'find_answers',
+           'has_token_below', 'longer_tokens', 'NamedCells', 'RowEstimates']
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #79302962
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #d7d7bb91
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def next_tokens(read: TeacherPass, found: Hypotheses, worth_asking: np.ndarray) 
         token[ask] = next_after(places, written, string, found.row[ask], first[ask])
     return token
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #8d44ac9b
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #298e7b45
 def _white_space_before(places, graph, row):
     "The student's last tokens before a row, back to one that is not all white space."
     first = places.rows[row]
@@ -94,6 +95,7 @@ def _white_space_before(places, graph, row):
     return places.s_ids[first:places.rows[row]].tolist()
 
 
+@lru_cache(maxsize=1 << 16)
 def _white_space_head(data, probe):
     "The white space that bytes begin with, and one character for what follows."
     text = data.decode("utf-8", "ignore")
@@ -188,14 +190,25 @@ def contradicting(read: TeacherPass, pairs: CanonicalPairs) -> Hypotheses:
     again = ask(few[which], token, read.at(places.last[few[which]], token))
     return Hypotheses.join([found.select(~np.isin(found.row, few)), again])
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #9e9b6cf1
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #a6ba9e9d
 @dataclass
 class Answers:
     "All hypotheses of some rows, with the student's next token of each."
     hypotheses: Hypotheses
     token: np.ndarray        # int64[H]: UNKNOWN or CONTRADICTED where there is none
-    is_heavy: np.ndarray     # bool[H]: at least a share `doubt` of the row
+    is_open: np.ndarray      # bool[H]: may the student's token be longer?
     unknown: np.ndarray      # float64[R]: mass without an answer
+
+
+def may_be_longer(read: TeacherPass, found: Hypotheses, token: np.ndarray) -> np.ndarray:
+    """Return bool[H]: does each student token end with its hypothesis, and do longer ones go on?
+
+    False for the row at a common boundary, whose tokens the cells of the pair know."""
+    graph, places = read.graph, read.places
+    size = graph.t.lengths[found.token] + places.start[found.start] - places.byte[found.row]
+    in_pair = places.common[found.row] & (found.start == places.last[found.row])
+    whole = (token >= 0) & (graph.s.lengths[token] == size) & (size > 0) & ~in_pair
+    return whole & graph.s_goes_on[token]
 
 
 def find_answers(read: TeacherPass, pairs: CanonicalPairs, contradicted: np.ndarray,
@@ -222,11 +235,13 @@ def find_answers(read: TeacherPass, pairs: CanonicalPairs, contradicted: np.ndar
     token[check[bad]] = CONTRADICTED
     inner = np.flatnonzero((token >= 0) & ~begins)
     token[inner[earlier_space_moves(read, found.select(inner))]] = CONTRADICTED
+    found, token = Hypotheses.join([found, text]), np.r_[token, own[text.row]]
+    heavy, is_open = np.r_[heavy, np.ones(len(text.row), bool)], may_be_longer(read, found, token)
+    token[is_open & ~heavy] = UNKNOWN
     unknown = light + sums_by(found.row, np.where(token == UNKNOWN, found.mass, 0.), count)
-    heavy = np.r_[heavy, np.ones(len(text.row), bool)]
-    return Answers(Hypotheses.join([found, text]), np.r_[token, own[text.row]], heavy, unknown)
+    return Answers(found, token, is_open & heavy, unknown)
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #3b2ec3ba
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #3bd3e5af
 def has_token_below(trie: ByteTrie, node: np.ndarray, text: np.ndarray, begin: np.ndarray,
                     end: np.ndarray) -> np.ndarray:
     "Return bool[n]: does a token end below node[k], on the way of the bytes text[begin[k]:end[k]]?"
@@ -240,35 +255,20 @@ def has_token_below(trie: ByteTrie, node: np.ndarray, text: np.ndarray, begin: n
 
 
 def longer_tokens(read: TeacherPass, answers: Answers) -> np.ndarray:
-    """Return pairs int64[2, k] of cells (row * n + cell) that one heavy hypothesis leads to.
-
-    Light hypotheses that lead to several cells become unknown."""
-    graph, trie, places, found = read.graph, read.graph.s_trie, read.places, answers.hypotheses
-    size = graph.t.lengths[found.token] + places.start[found.start] - places.byte[found.row]
-    in_pair = places.common[found.row] & (found.start == places.last[found.row])
-    whole = (answers.token >= 0) & (graph.s.lengths[answers.token] == size) & (size > 0)
-    h = np.flatnonzero(whole & ~in_pair)             # nothing of the student's token is left
-    # the tokens that go on, once for each pair of a student's and a teacher's token
-    key = answers.token[h] * len(graph.t) + found.token[h]
-    key, pair = np.unique(key, return_inverse=True)
-    s_ids, t_ids = (x.tolist() for x in np.divmod(key, len(graph.t)))
-    node = trie.find([graph.s.bytes[i] for i in s_ids])
+    "Return pairs int64[2, k] of cells (row * n + cell) that one heavy hypothesis leads to."
+    graph, trie, found = read.graph, read.graph.s_trie, answers.hypotheses
+    k = np.flatnonzero(answers.is_open)
+    node = trie.find([graph.s.bytes[i] for i in answers.token[k]])
     place, which = expand_ranges(trie.lo[node] + trie.exact[node], trie.hi[node])
-    longer, at_token = trie.order[place], graph.t_trie.find([graph.t.bytes[i] for i in t_ids])
+    longer = trie.order[place]
+    at_token = graph.t_trie.find([graph.t.bytes[i] for i in found.token[k]])
     text, first_byte = graph.student_bytes
-    begin = first_byte[longer] + graph.s.lengths[s_ids][which]
+    begin = first_byte[longer] + graph.s.lengths[answers.token[k]][which]
     end = first_byte[longer] + graph.s.lengths[longer]
     keep = ~has_token_below(graph.t_trie, at_token[which], text, begin, end)
-    longer, first = longer[keep], np.searchsorted(which[keep], np.arange(len(key) + 1))
-    is_open = (first[1:] > first[:-1])[pair]
-    light = h[is_open & ~answers.is_heavy[h]]
-    answers.unknown += sums_by(found.row[light], found.mass[light], len(answers.unknown))
-    answers.token[light] = UNKNOWN
-    heavy = is_open & answers.is_heavy[h]
-    place, which = expand_ranges(first[pair[heavy]], first[pair[heavy] + 1])
-    k = h[heavy][which]
+    k, longer = k[which[keep]], longer[keep]
     row = found.row[k] * graph.n
-    return np.stack([row + graph.cell_s[answers.token[k]], row + graph.cell_s[longer[place]]])
+    return np.stack([row + graph.cell_s[answers.token[k]], row + graph.cell_s[longer]])
 
 # %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #f377aa10
 class NamedCells:
@@ -332,7 +332,7 @@ class NamedCells:
         first = np.searchsorted(row, np.arange(len(self.places.rows)))
         return (np.arange(len(cells)) - first[row])[place]
 
-# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #cf37cc8c
+# %% ../../../nbs/05_objectives/6_cover/06_estimates.ipynb #f8a97d1e
 class RowEstimates:
     "Cells and masses of student rows, one answer for each hypothesis; for vocabularies of any size."
     def __init__(self, graph: CellGraph,
@@ -340,6 +340,7 @@ class RowEstimates:
                  doubt: float = 1e-3):    # share of a row from which texts are encoded, cells joined
         self.graph, self.num_cells, self.doubt = graph, num_cells, doubt
         self.pairs = CanonicalPairs(graph.s)
+        for table in ("begin_s", "s_goes_on", "s_space"): getattr(graph, table)    # made once, here
         self._members = np.argsort(graph.cell_s, kind="stable")     # students by cell, -1 first
         self._member_start = np.searchsorted(graph.cell_s[self._members], np.arange(graph.n + 1))
 
