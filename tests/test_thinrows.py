@@ -27,7 +27,7 @@ class Stops:
     def __len__(self): return len(self.vocab)
 
 
-def text_source(obj): return "reference" if "gold" in obj.requires or obj.text_source == "reference" else obj.text_source
+def text_source(obj): return "reference" if "reference" in obj.text_sources and ("gold" in obj.requires or obj.text_source == "reference") else obj.text_source
 
 
 def both(name, knobs, pair=PAIR, seed=0):
