@@ -7,7 +7,7 @@ __all__ = ['SWEEP_SEED', 'RATE_FACTOR', 'RATE_LIMITS', 'answers', 'kl_from', 'Me
            'measure_start', 'study_folder', 'read_json', 'best_rate', 'sweep', 'run_arm', 'arm_runs', 'heldout_scores',
            'compare_arms', 'study_table', 'study_command']
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #a53c07b5
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #b78dda76
 import argparse
 import json
 import tempfile
@@ -25,13 +25,14 @@ from ..hub import data_dir
 from ..models.forward import response_logits
 from ..models.loading import load_model, load_tokenizer
 from ..models.sampling import generate_responses
+from ..models.start_weights import row_kl
 from ..train.callbacks import Callback
 from ..train.config import DistillConfig, versions
 from ..train.distiller import Distiller
 from ..train.runlog import Table
 from ..vocab.bytevocab import ByteVocab, response_text
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #747054eb
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #12803d0b
 def answers(model: torch.nn.Module, vocab: ByteVocab, items: list[dict], max_new_tokens: int,
             temperature: float = 1., seed: int = 0) -> tuple[list[list[int]], list[str]]:
     "Ids and texts of one response to each item."
@@ -49,8 +50,7 @@ def kl_from(start: torch.nn.Module, model: torch.nn.Module, vocab: ByteVocab, it
     for k in range(0, len(ids), 50):
         part = prompts[k:k + 50], ids[k:k + 50]
         for now, before in zip(response_logits(model, *part), response_logits(start, *part)):
-            logp = now.log_softmax(-1)
-            total += float((logp.exp() * (logp - before.log_softmax(-1))).sum())
+            total += float(row_kl(now, before, len(vocab)).sum())
     return total / len(ids)
 
 # %% ../../nbs/11_experiments/09_writer_study.ipynb #cceafaae
