@@ -7,7 +7,7 @@ __all__ = ['SWEEP_SEED', 'RATE_FACTOR', 'RATE_LIMITS', 'answers', 'kl_from', 'Me
            'measure_start', 'study_folder', 'read_json', 'best_rate', 'sweep', 'run_arm', 'arm_runs', 'heldout_scores',
            'compare_arms', 'study_table', 'study_command']
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #b78dda76
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #3eddee19
 import argparse
 import json
 import tempfile
@@ -29,7 +29,7 @@ from ..models.start_weights import row_kl
 from ..train.callbacks import Callback
 from ..train.config import DistillConfig, versions
 from ..train.distiller import Distiller
-from ..train.runlog import Table
+from ..train.runlog import Table, rounded
 from ..vocab.bytevocab import ByteVocab, response_text
 
 # %% ../../nbs/11_experiments/09_writer_study.ipynb #12803d0b
@@ -160,7 +160,7 @@ def measure_start(design: Design, seed: int) -> dict:
     meter = Meter(design, seed)
     return {"arm": "start", "seed": seed, "heldout": meter.on_heldout(meter.start.eval())}
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #c97803f1
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #1bc57fb3
 SWEEP_SEED, RATE_FACTOR, RATE_LIMITS = 100, 10 ** .5, (1e-6, 3e-2)
 
 
@@ -172,15 +172,8 @@ def study_folder(design_name: str) -> Path:
 def _write_json(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(_rounded(value)) + "\n", encoding="utf-8")
+    new.write_text(json.dumps(rounded(value)) + "\n", encoding="utf-8")
     new.replace(path)
-
-
-def _rounded(value):
-    "The same with six significant digits."
-    if isinstance(value, dict): return {key: _rounded(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)): return [_rounded(x) for x in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def read_json(path: Path, default: object) -> object:
