@@ -355,6 +355,37 @@ def test_the_command_line_learns_from_a_served_teacher(tmp_path):
         assert main(args) == 1 and main([*args, "--teacher-tokenizer", TOKENIZER.name_or_path]) == 0
 
 
+def test_a_dry_run_tells_what_a_served_teacher_leaves_unknown(tmp_path):
+    from xtokd.train.dry_run import forecast
+    def plan(k):
+        config = DistillConfig(**SMALL | {"eval_size": 0, "batch_size": 8, "max_new_tokens": 12}, output_dir=str(tmp_path/"never"))
+        with serve() as s: return forecast(Distiller("tiny", remote(s), "tiny", ("cover", dict(teacher_top_k=k)), config))
+    few, many = plan(2), plan(20)
+    assert few.coverage["unknown_mass"] > many.coverage["unknown_mass"] >= 0 and few.coverage["unknown_mass"] > .01
+    assert few.memory["rows"] < many.memory["rows"] and "that is unknown" in repr(few)
+    config = DistillConfig(**SMALL | {"eval_size": 0, "batch_size": 8, "max_new_tokens": 12}, output_dir=str(tmp_path/"never"))
+    local = forecast(Distiller("tiny", "tiny", "tiny", ("cover", dict(teacher_top_k=2)), config))
+    assert local.coverage["unknown_mass"] == pytest.approx(few.coverage["unknown_mass"], abs=1e-4), "the same rows, served or not"
+
+
+def test_much_unknown_mass_is_a_warning_that_names_the_setting(tmp_path, monkeypatch):
+    from xtokd.train import dry_run
+    monkeypatch.setattr(dry_run, "LARGE_UNKNOWN", .001)
+    config = DistillConfig(**SMALL | {"eval_size": 0, "batch_size": 8}, output_dir=str(tmp_path/"never"))
+    with serve() as s: told = dry_run.forecast(Distiller("tiny", remote(s), "tiny", ("cover", dict(teacher_top_k=2)), config))
+    assert any("gives the 2 largest log-probs of a row. Raise teacher_top_k" in w for w in told.warnings)
+
+
+def test_the_doctor_reads_the_tokenizer_of_a_served_teacher(capsys):
+    from xtokd.cli.commands import main
+    assert main(["doctor", "tiny", f"http://127.0.0.1:1/v1#{TOKENIZER.name_or_path}"]) == 0
+    assert main(["doctor", "tiny", "http://127.0.0.1:1/v1"]) != 0 and "URL#TOKENIZER" in capsys.readouterr().err
+    with serve() as s:
+        args = ["doctor", "tiny", s.url, "--dry-run", "--teacher-tokenizer", TOKENIZER.name_or_path, "--objective", "cover", "--objective-arg", "teacher_top_k=5", "--max-steps", "2", "--batch-size", "4", "--eval-size", "0", "--max-new-tokens", "8", "--no-progress"]
+        assert main(args) == 0
+    assert "that is unknown" in capsys.readouterr().out
+
+
 # ---- a server that is away for a while ------------------------------------------------------------------------------------------
 def settings(tmp_path, **kw): return DistillConfig(max_steps=2, batch_size=2, max_new_tokens=4, eval_size=0, output_dir=str(tmp_path / "run"), **kw)
 
