@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from faults import fault
 from xtokd.data.chat import render_prompt
+from xtokd.models.optimizer import OPTIMIZERS, SCHEDULES
 from xtokd.train.config import check_config, learning_rate_factor, prompt_indices
 from xtokd.train.callbacks import Callback
 from xtokd.train.distiller import Distiller
@@ -55,7 +56,7 @@ class StopAfter(Callback):
 
 # ---- settings ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("bad, says", [(dict(max_steps=0), "steps is 0: it must be at least 1"), (dict(learning_rate=float("nan")), "finite number above 0"), (dict(learning_rate="1e-3"), "must be a number"),
-    (dict(batch_size=2.5), "whole number"), (dict(lr_scheduler_type="step"), "constant, cosine, linear"), (dict(mixed_precision="fp16"), "one of"), (dict(temperature=-1), "at least 0"), (dict(max_length=True), "must be a number")])
+    (dict(batch_size=2.5), "whole number"), (dict(lr_scheduler_type="step"), "constant, linear, cosine"), (dict(mixed_precision="fp16"), "one of"), (dict(temperature=-1), "at least 0"), (dict(max_length=True), "must be a number")])
 def test_settings_are_checked(bad, says):
     with pytest.raises(ValueError, match=says): DistillConfig(**bad)
 
@@ -67,11 +68,37 @@ def test_every_prompt_once_an_epoch(n, batch, seed):
     assert sorted(seen[:n]) == list(range(n)) == sorted(seen[n:2 * n])
 
 
-@given(st.sampled_from(["constant", "cosine", "linear"]), st.integers(0, 10), st.integers(1, 50))
+@settings(deadline=None)          # the first example imports transformers
+@given(st.sampled_from(SCHEDULES), st.integers(0, 10), st.integers(1, 50))
 def test_schedules(schedule, warmup, steps):
-    c = DistillConfig(lr_scheduler_type=schedule, warmup_steps=warmup, max_steps=steps)
-    f = [learning_rate_factor(c, s) for s in range(steps + 2)]
-    assert all(0 <= x <= 1 for x in f) and f[0] > 0
+    needed = {"warmup_stable_decay": {"num_decay_steps": 2}, "cosine_with_min_lr": {"min_lr_rate": .1}}
+    c = DistillConfig(lr_scheduler_type=schedule, warmup_steps=warmup, max_steps=steps, lr_scheduler_kwargs=needed.get(schedule))
+    factor = learning_rate_factor(c)
+    f = [factor(s) for s in range(steps + 2)]
+    assert all(0 <= x <= 1 and type(x) is float for x in f) and f[0] > 0
+
+
+def test_names_are_those_of_transformers():
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+    assert set(SCHEDULES) <= {s.value for s in SchedulerType} and set(OPTIMIZERS) <= {o.value for o in OptimizerNames}
+
+
+@pytest.mark.parametrize("bad, says", [(dict(optim="adam"), "optim is 'adam'.*adamw_torch"), (dict(lr_scheduler_type="warmup_stable_decay"), "num_decay_steps"), (dict(lr_scheduler_kwargs={"speed": 2}, lr_scheduler_type="cosine"), "speed"),
+    (dict(lr_scheduler_kwargs="speed"), "it is a dict or JSON"), (dict(adam_beta1=2.), "at most 1"), (dict(adam_epsilon=0.), "above 0")])
+def test_optimizer_settings_are_checked(bad, says):
+    with pytest.raises(ValueError, match=says): DistillConfig(**bad)
+
+
+@pytest.mark.parametrize("kw", [dict(optim="adafactor", optim_args="scale_parameter=False,relative_step=False"), dict(optim="sgd", lr_scheduler_type="cosine_with_restarts", lr_scheduler_kwargs={"num_cycles": 2}), dict(adam_beta1=.5, adam_beta2=.9, lr_scheduler_type="polynomial")])
+def test_other_optimizers_train_and_resume(tmp_path, kw):
+    whole = distiller(tmp_path/"whole", max_steps=4, save_steps=2, **kw)
+    whole.fit()
+    first = distiller(tmp_path/"parts", max_steps=4, save_steps=2, callbacks=[StopAfter(2)], **kw)
+    first.fit()
+    second = distiller(tmp_path/"parts", max_steps=4, save_steps=2, **kw)
+    second.fit(resume=True)
+    assert same(weights(whole), weights(second)) and not same(weights(whole), weights(first))
 
 
 # ---- splitting --------------------------------------------------------------------------------------------------------------

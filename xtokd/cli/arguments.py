@@ -14,6 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Iterable
 
+from ..errors import unknown_name
+
 # %% ../../nbs/12_cli/02_arguments.ipynb #9d5d5549
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
@@ -121,11 +123,11 @@ def unknown_flag(flag: str, flags: Iterable[str]) -> str:
 def refuse_unknown_settings(settings: dict, allowed: Iterable[str], where: str) -> dict:
     """`settings` of the file `where`; ValueError for a key that is not among `allowed`, with the
     key that was meant."""
-    from xtokd.train.config import unknown_name
+    from xtokd.train.config import OTHER_NAMES
     for key in settings:
         if key in allowed: continue
         new = _OLD_KEYS.get(key)
-        advice = f"it is called {new!r} here" if new else unknown_name(key, allowed)
+        advice = f"it is called {new!r} here" if new else unknown_name(key, allowed, OTHER_NAMES)
         raise ValueError(f"{where}: no setting {key!r}: {advice}")
     return settings
 

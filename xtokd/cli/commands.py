@@ -17,7 +17,7 @@ from xtokd.cli.tables import (
     before_after, print_methods, print_models, print_objectives, print_rates, print_runs,
     print_table)
 
-# %% ../../nbs/12_cli/04_commands.ipynb #08f6a1a9
+# %% ../../nbs/12_cli/04_commands.ipynb #c56c1b5c
 def pair_names(words: list[str]) -> tuple[str, str]:
     """Student and teacher from the words of a command line: none for the tiny pair, else both; ValueError
     otherwise."""
@@ -255,7 +255,7 @@ def _convert_model(args) -> int:
     print(f"{convert_gguf(file, folder, args.stop or ())} is an ordinary transformers folder now")
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #fa1a644a
+# %% ../../nbs/12_cli/04_commands.ipynb #c4a87155
 def _add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
     """Add one subcommand with its help text, --debug and --trust-remote-code; `run(args)` returns its exit
     code."""
@@ -308,7 +308,7 @@ def _add_inspection_commands(commands, with_config: bool) -> None:
     p = _add_command(commands, "methods", _run_methods, "every objective, and what it requires")
     p.add_argument("name", nargs="?", metavar="METHOD", help="one of them, with its arguments")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #9deee431
+# %% ../../nbs/12_cli/04_commands.ipynb #5fc431e0
 def _add_model_commands(commands) -> None:
     "serve, models and generate."
     p = _add_command(commands, "serve", _run_serve, "a teacher for other machines: ids in, "
