@@ -9,14 +9,14 @@ __all__ = ['Chunks', 'FOLLOWING', 'byte_characters', 'byte_table', 'Vocabulary',
            'fkl', 'rkl', 'jsd', 'shared_ids', 'strict_losses', 'project_row', 'ways_on', 'extensions', 'possible_texts',
            'cover_row', 'sft_objective', 'policy_objective', 'sample_answer', 'train_step', 'distil']
 
-# %% ../../nbs/00_course/from_scratch.ipynb #fe7500c1
+# %% ../../nbs/00_course/from_scratch.ipynb #8281e2b8
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 
 Chunks = list[tuple[int, int, int, int]]     # token ranges (s0, s1, t0, t1), half-open
 
-# %% ../../nbs/00_course/from_scratch.ipynb #08091c56
+# %% ../../nbs/00_course/from_scratch.ipynb #014ff5ad
 def byte_characters() -> dict[str, int]:
     "Return the byte that each character stands for in the files of byte-level tokenizers."
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -61,7 +61,7 @@ def reencode(source: Vocabulary, target: Vocabulary, ids: list[int]) -> list[int
     stopped = len(ids) > 0 and ids[-1] == source.stop
     return target.encode(text) + [target.stop] * stopped
 
-# %% ../../nbs/00_course/from_scratch.ipynb #1550c3c8
+# %% ../../nbs/00_course/from_scratch.ipynb #3aba03d1
 def token_ranges(pieces: list[bytes]) -> list[tuple[int, int]]:
     "Return the half-open byte range (begin, end) of each token."
     ranges, end = [], 0
@@ -89,7 +89,7 @@ def walk_chunks(student: list[bytes], teacher: list[bytes]) -> Chunks:
         chunks.append((s0, s1, t0, t1))
     return chunks
 
-# %% ../../nbs/00_course/from_scratch.ipynb #390b6b7a
+# %% ../../nbs/00_course/from_scratch.ipynb #1c6a713d
 def overlap_edges(student: list[bytes], teacher: list[bytes]) -> list[tuple[int, int]]:
     "Return the pairs (student token, teacher token) that share a byte, or are both a stop token."
     return [(i, j) for i, (a, b) in enumerate(token_ranges(student))
@@ -115,7 +115,7 @@ def component_chunks(student: list[bytes], teacher: list[bytes]) -> Chunks:
         chunks.append((min(s), max(s) + 1, min(t), max(t) + 1))
     return sorted(chunks)
 
-# %% ../../nbs/00_course/from_scratch.ipynb #ed3da156
+# %% ../../nbs/00_course/from_scratch.ipynb #a65b4c61
 @dataclass
 class LanguageModel:
     "A model and its vocabulary."
@@ -141,7 +141,7 @@ def token_logps(rows: torch.Tensor, ids: list[int]) -> torch.Tensor:
     "Return the log-probs [n] of the tokens `ids` [n] in rows [n, V] of log-probs."
     return rows[torch.arange(len(ids)), torch.tensor(ids, dtype=torch.long)]
 
-# %% ../../nbs/00_course/from_scratch.ipynb #765f9f02
+# %% ../../nbs/00_course/from_scratch.ipynb #ca391759
 def full_credit(own: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     "Give each token of a chunk the chunk's log-ratio: [k] from student log-probs [k]."
     return (total - own.sum()).expand(len(own))
@@ -169,7 +169,7 @@ def policy_gradient_loss(logp: torch.Tensor, advantage: torch.Tensor) -> torch.T
     "Return the sum over tokens of minus advantage [n] times log-prob [n]."
     return -(advantage.detach() * logp).sum()
 
-# %% ../../nbs/00_course/from_scratch.ipynb #5a86f154
+# %% ../../nbs/00_course/from_scratch.ipynb #08538d5a
 def fkl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     "Return D(teacher || student) [...] of log-probs [..., V]."
     return (teacher.exp() * (teacher - student)).sum(-1)
@@ -200,7 +200,7 @@ def strict_losses(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chunks
     teacher = teacher_rows[teacher_at][:, teacher_columns].log_softmax(-1)
     return rkl(student, teacher)
 
-# %% ../../nbs/00_course/from_scratch.ipynb #4ff1bf4d
+# %% ../../nbs/00_course/from_scratch.ipynb #0c3b9221
 def project_row(row: torch.Tensor, student: Vocabulary, teacher: Vocabulary,
                 written: bytes = b"") -> torch.Tensor:
     """Return a teacher row [Vt] of probabilities on student tokens: [Vs + 1], the last is none.
@@ -219,7 +219,7 @@ def project_row(row: torch.Tensor, student: Vocabulary, teacher: Vocabulary,
         target[to] += row[j]
     return target / target.sum()
 
-# %% ../../nbs/00_course/from_scratch.ipynb #10ea5556
+# %% ../../nbs/00_course/from_scratch.ipynb #663af8bc
 def ways_on(teacher: Vocabulary, teacher_ids: list[int], rows: torch.Tensor, at_byte: int,
             until: int) -> list[tuple[float, list[int], bool]]:
     """Return how the teacher's text can go on: (probability, teacher ids, does the text end).
@@ -257,7 +257,7 @@ def possible_texts(student: Vocabulary, teacher: Vocabulary, begin: bytes,
              for longer in extensions(text, teacher.table) for more in FOLLOWING}
     return [text.decode() for text in texts if text.decode(errors="ignore").encode() == text]
 
-# %% ../../nbs/00_course/from_scratch.ipynb #e05e17a8
+# %% ../../nbs/00_course/from_scratch.ipynb #04988ccd
 def cover_row(student: Vocabulary, teacher: Vocabulary, student_ids: list[int],
               teacher_ids: list[int], rows: torch.Tensor,
               position: int) -> tuple[list[set], list[float], float]:
@@ -285,7 +285,7 @@ def cover_row(student: Vocabulary, teacher: Vocabulary, student_ids: list[int],
     masses = [sum(mass for tokens, mass in known if tokens <= cell) / total for cell in cells]
     return cells, masses, unknown / total
 
-# %% ../../nbs/00_course/from_scratch.ipynb #cb2096d6
+# %% ../../nbs/00_course/from_scratch.ipynb #29cb4195
 def sft_objective(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chunks: Chunks,
                   example: Example) -> tuple[torch.Tensor, int]:
     "Return the summed cross-entropy of the answer and its number of tokens."
@@ -299,7 +299,7 @@ def policy_objective(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chu
     advantage = advantages(logp, teacher_logp, chunks, credit)
     return policy_gradient_loss(logp, advantage), sum(s1 - s0 for s0, s1, t0, t1 in chunks)
 
-# %% ../../nbs/00_course/from_scratch.ipynb #093029ca
+# %% ../../nbs/00_course/from_scratch.ipynb #2e387f0b
 @torch.no_grad()
 def sample_answer(side: LanguageModel, prompt_ids: list[int], max_new_tokens: int,
                   generator: torch.Generator) -> list[int]:
