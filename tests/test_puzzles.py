@@ -18,7 +18,7 @@ from xtokd.course.drawing import (
     MARK_GLYPHS, SOLVED, Band, Box, Picture, Row, Verdict, picture_svg, picture_text,
 )
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/00_course/01_puzzles.ipynb"
+NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/00_course/puzzles.ipynb"
 
 
 def prior(student, teacher):
