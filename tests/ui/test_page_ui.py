@@ -80,3 +80,19 @@ def test_the_html_button_in_jupyterlab(lab):
     with page.expect_download() as got: page.click(".xt-x [data-save=html]")
     text = got.value.path().read_text(encoding="utf8")
     assert got.value.suggested_filename == "alignment.html" and "154" in text and not lab.external(page)
+
+
+def test_a_served_pair_aligns_what_is_typed(lab):
+    import threading
+    from xtokd.cli.explore import ExploreServer
+    with ExploreServer(Pair("tiny").explore("one", others=["no/such"])) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = lab.page(server.url, theme="dark")
+        page.wait_for_selector(".xt-x .seg")
+        page.fill(".xt-x textarea", "seventy-two")
+        page.wait_for_selector(".xt-x .tok text:text-is('seventy')")
+        page.select_option(".xt-x .pair select >> nth=1", "no/such")
+        page.wait_for_selector(".xt-x .error:visible")
+        assert "no/such" in page.inner_text(".xt-x .error") and page.locator(".xt-x .seg").count() > 0
+        assert lab.external(page) == [] and lab.axe(page) == []
+        server.shutdown()

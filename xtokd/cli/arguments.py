@@ -14,12 +14,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Iterable
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #9d5d5549
+# %% ../../nbs/12_cli/02_arguments.ipynb #77d1281b
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
   xtokd doctor                        check the tiny pair (or any other pair) before training
   xtokd align "Certainly: 894772."    see how two tokenizers divide one text
+  xtokd explore                       the same in a browser, for any text
   xtokd distill --max-steps 60        train the tiny student with the tiny teacher
   xtokd compare runs/                 accuracy and cost of the runs in a folder
 
@@ -47,7 +48,15 @@ piece of text at whose two ends both tokenizations have a token boundary.
 
   xtokd align "Certainly: 894772."
   xtokd align gemma smollm2 "数据 👩‍👩‍👧" --svg alignment.svg
+  xtokd align tiny tiny "seventy-two" --html alignment.html
   xtokd align --file README.md""",
+    explore="""Open the alignments of a pair in a browser, without Jupyter: type a text, and both
+tokenizations follow. The page is served on 127.0.0.1 until Ctrl-C; --html FILE writes a page
+that needs no server and shows one text.
+
+  xtokd explore
+  xtokd explore gemma smollm2 --text my-prompts.txt
+  xtokd explore gemma smollm2 --html pair.html""",
     distill="""Train a student on its own responses, scored by a teacher. Everything is logged in a
 run folder, and a run that was stopped or killed continues with --resume.
 
