@@ -53,7 +53,7 @@ def define_script(widget: anywidget.AnyWidget) -> str:
                          f"script of a page; write '<' + '/script'")
     return f'xtokdPage.define("{name}", function () {{\n{_DEFAULT.sub("return ", esm)}\n}});\n'
 
-# %% ../../../nbs/10_viz/2_live/01_page.ipynb #35f651bb
+# %% ../../../nbs/10_viz/2_live/01_page.ipynb #678e940f
 def _json_script(value: object) -> str:
     "Return JSON that is safe inside a script element."
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -67,14 +67,18 @@ def static_picture(widget: anywidget.AnyWidget) -> str:
     return (bundle[0] if isinstance(bundle, tuple) else bundle).get("image/svg+xml", "")
 
 
-def live_element(widget: anywidget.AnyWidget, server: str = "") -> str:
-    """Return the HTML element of a live widget. `server` is the address that answers changes of the
-    traits in `python_traits`; without one these are left out."""
+def live_element(widget: anywidget.AnyWidget, server: str = "", picture: str | None = None) -> str:
+    """Return the HTML element of a live widget.
+
+    server: the address that answers changes of the traits in `python_traits`; without one these
+        are left out.
+    picture: shown until the script has run; None: `static_picture`."""
     inputs = []
     if server: inputs = [name for name in getattr(widget, "python_traits", ()) if name != "page"]
     options = {"widget": type(widget).__name__, "inputs": inputs, "server": server,
                "state": widget_state(widget) | {name: getattr(widget, name) for name in inputs}}
-    return (f'<div class="xtokd-live">{static_picture(widget)}'
+    if picture is None: picture = static_picture(widget)
+    return (f'<div class="xtokd-live">{picture}'
             f'<script type="application/json">{_json_script(options)}</script></div>')
 
 # %% ../../../nbs/10_viz/2_live/01_page.ipynb #8fd1e161
