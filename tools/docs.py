@@ -22,6 +22,7 @@ from figures import words
 from refresh import ROOT, joined, load
 
 sys.path.insert(0, str(ROOT))    # explorers are drawn by the xtokd of this folder
+from xtokd.viz.svg_charts import DARK_RULE
 
 SITE = Path(__file__).resolve().parent / "site"
 # folder below nbs/ -> the heading under which its notebooks stand, in reading order
@@ -165,6 +166,7 @@ def inline_svg(svg, number, caption=""):
     "An SVG to stand in a page: ids and style rules hold for this figure alone, and it has a name."
     svg = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>", "", svg, flags=re.S).strip()
     if re.search(r"<script|<foreignObject|\son\w+\s*=|javascript:", svg, re.I): raise ValueError("an SVG output holds a script; draw it without")
+    svg = re.sub(r'class="xt-auto ?', 'class="', svg.replace(DARK_RULE, "")).replace(' class=""', "")     # the site has its own switch
     new = {i: f"f{number}-{i}" for i in set(re.findall(r'\bid="([^"]+)"', svg))}
     own = lambda i: new.get(i, i)
     svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{own(m[1])}"', svg)

@@ -9,7 +9,7 @@ __all__ = ['MARK_GLYPHS', 'SOLVED', 'right_or_wrong', 'visible_text', 'Box', 'Ba
            'Puzzle', 'require_form', 'read_list', 'read_whole', 'read_number', 'read_names', 'call_answer',
            'exception_box', 'is_close']
 
-# %% ../../nbs/00_course/02_drawing.ipynb #e5fd9a49
+# %% ../../nbs/00_course/02_drawing.ipynb #ed73fed1
 import hashlib, textwrap
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from ..alignment.alignment import Alignment
 from ..alignment.byte_align import align
 from ..vocab.bytevocab import ByteVocab
 from ..viz.alignment_svg import glyphs, shorten, text_width
+from ..viz.svg_charts import adaptive_svg
 
 # %% ../../nbs/00_course/02_drawing.ipynb #58d26d33
 MARK_GLYPHS = {"given": "", "right": "✓", "wrong": "✗", "open": "?"}
@@ -175,7 +176,7 @@ def _row_svg(row: Row, positions: list[float], y: float) -> tuple[str, float]:
              else _box_svg(item, positions, top, baseline) for item in row.items]
     return line + name + "".join(items), top + _ROW_HEIGHT
 
-# %% ../../nbs/00_course/02_drawing.ipynb #a987ad84
+# %% ../../nbs/00_course/02_drawing.ipynb #73be565f
 @dataclass
 class Picture:
     "A title, rows over one axis, and sentences below them."
@@ -214,7 +215,8 @@ def picture_text(picture: Picture) -> str:
 def _frame(title: str, description: str, body: str, width: float, height: float) -> str:
     "The SVG element around a drawing of `width` by `height` pixels."
     key = hashlib.sha1((title + body).encode()).hexdigest()[:8]
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="xt-p" role="img" '
+    return adaptive_svg(
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="xt-p" role="img" '
             f'aria-labelledby="t{key} d{key}" width="{width:.0f}" height="{height:.0f}" '
             f'viewBox="0 0 {width:.0f} {height:.0f}"><title id="t{key}">{escape(title)}</title>'
             f'<desc id="d{key}">{escape(description)}</desc>{_STYLE}'

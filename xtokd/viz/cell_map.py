@@ -6,7 +6,7 @@
 __all__ = ['cell_sizes', 'cell_links', 'CellMap', 'cell_map', 'cell_map_text', 'cell_map_svg', 'cell_map_figure',
            'CellMapExplorer']
 
-# %% ../../nbs/10_viz/10_cell_map.ipynb #ba13cb99
+# %% ../../nbs/10_viz/10_cell_map.ipynb #210c73b8
 import base64
 from dataclasses import dataclass
 from html import escape
@@ -18,7 +18,7 @@ import traitlets
 
 from ..objectives.cover.cells import CellGraph
 from .alignment_svg import token_label
-from .live.picture import Drawing, PictureView
+from .live.picture import Drawing, PictureView, live_figure
 from .ribbon import Ribbon, cell_ribbon
 from .svg_charts import colour_ramp, svg_caption, svg_frame, svg_text
 
@@ -155,7 +155,7 @@ def cell_map_svg(cells: CellMap) -> str:
     return svg_frame(body + text, 860, max(y, below) + 4, "All cells of the pair",
                      cell_map_text(cells))
 
-# %% ../../nbs/10_viz/10_cell_map.ipynb #c917b014
+# %% ../../nbs/10_viz/10_cell_map.ipynb #27430398
 def cell_map_figure(cells: CellMap) -> go.Figure:
     "Draw the map in plotly."
     scale = [[0, "#fff"], [.01, "#d9e8f2"], [1, "#0072B2"]]
@@ -177,7 +177,7 @@ class CellMapExplorer(widgets.VBox):
     selected = traitlets.Int(-1)
 
     def __init__(self, cells: CellMap, listed: int = 30):
-        self.map, self.figure, self.ribbon = cells, go.FigureWidget(cells.figure()), None
+        self.map, self.figure, self.ribbon = cells, live_figure(cells.figure()), None
         names = [(cells.name(cell), int(cell)) for cell in cells.ranked[:listed]]
         self.choice = widgets.Dropdown(options=[("click in the map, or choose", -1),
                                                 *names], value=-1,
@@ -185,6 +185,7 @@ class CellMapExplorer(widgets.VBox):
         self.drawing = widgets.HTML('<p role="status">No cell chosen.</p>')
         self.picture = PictureView(cells, shown=False)      # buttons that save the map, or the ribbon
         super().__init__([self.figure, self.choice, self.picture, self.drawing])
+        self.add_class("xt-plots")
         self.figure.data[0].on_click(lambda trace, points, state: self._clicked(points))
         self.choice.observe(self._chosen, "value")
 

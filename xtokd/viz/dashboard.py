@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wrap_text', 'snapshot_svg', 'snapshot_text', 'Snapshot', 'RunUpdate', 'LiveRun', 'Replay', 'WidgetBase', 'Dashboard']
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #82ae8db7
+# %% ../../nbs/10_viz/07_dashboard.ipynb #3a9d2509
 import json, re, threading, time
 from dataclasses import dataclass
 from html import escape
@@ -20,6 +20,7 @@ from ..train.runlog import Run, sparkline
 from .alignment_svg import KIND_COLOURS
 from .live.page import PageWidget
 from .run_state import RunState, dashboard_data
+from .svg_charts import adaptive_svg
 
 # %% ../../nbs/10_viz/07_dashboard.ipynb #3cf3b6f8
 _DASH = {"1-n": "7 3", "n-1": "2 2.5", "limit": "3 4", "sampled": "6 3", "best": "1.5 2.5"}
@@ -151,7 +152,7 @@ def _samples_svg(data: dict, y: float) -> tuple[str, float]:
         y += height + 8
     return "".join(parts), y
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #e2da77b4
+# %% ../../nbs/10_viz/07_dashboard.ipynb #24941e69
 def snapshot_svg(data: dict) -> str:
     "Draw the result of `dashboard_data`. Returns the text of an `svg` element."
     top, y = _head(data)
@@ -160,7 +161,8 @@ def snapshot_svg(data: dict) -> str:
     texts, end = _samples_svg(data, y + 178 * ((len(panels) + 1) // 2) + 6)
     numbers = ", ".join(f"{name} {value}" for name, value, _ in data["numbers"])
     name, height = escape(f"{data['name']}, {data['status']}: {numbers}"), f"{end + 16:.0f}"
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="xd-p" role="img" aria-label="{name}" '
+    return adaptive_svg(
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="xd-p" role="img" aria-label="{name}" '
             f'width="900" '
             f'height="{height}" viewBox="0 0 900 {height}"><title>{name}</title>'
             f'{_STYLE}<rect width="100%" height="100%" '

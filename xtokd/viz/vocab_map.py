@@ -7,7 +7,7 @@ __all__ = ['CATEGORIES', 'CLASSES', 'Category', 'token_categories', 'MatchClass'
            'Overlap', 'vocab_overlap', 'match_rate', 'overlap_svg', 'overlap_text', 'overlap_bars', 'rank_map',
            'match_heat', 'overlap_map', 'OverlapExplorer', 'selection_html']
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #976a3521
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #a5dd18aa
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from plotly.subplots import make_subplots
 from ..alignment.pair import Pair
 from ..train.runlog import Table
 from .alignment_svg import token_label
-from .live.picture import Drawing, PictureView
+from .live.picture import Drawing, PictureView, live_figure
 from .run_charts import add_note
 from .svg_charts import bars_svg, heat_svg, scatter_svg, stacked_svg, stratified_sample, text_colour
 from ..vocab.bytevocab import ByteVocab
@@ -390,14 +390,14 @@ def overlap_map(pair: Pair, points: int = 4000) -> go.Figure:
     heat = "Heat: share of a side's tokens of this length and category that the other has."
     return add_note(fig, f"{_CLASS_RULES} {_sample_note(overlap, points)} {heat}", -.085, 110)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #a8f13278
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #edaccc42
 class OverlapExplorer(widgets.VBox):
     "The rank map to select in; `selected` is a list of (student id, teacher id)."
     selected = traitlets.List()
 
     def __init__(self, pair: Pair, points: int = 4000, rows: int = 50):
         self.overlap, self.rows, self._waiting = vocab_overlap(pair), rows, []
-        self.figure = go.FigureWidget(rank_map(pair, points))
+        self.figure = live_figure(rank_map(pair, points))
         self.traces = [trace for trace in self.figure.data if trace.customdata is not None]
         options = [("draw a box in the map, or choose", -1),
                    *((trace.name, k) for k, trace in enumerate(self.traces))]
@@ -405,7 +405,7 @@ class OverlapExplorer(widgets.VBox):
         self.clear = widgets.Button(description="Clear", tooltip="select nothing")
         self.table = widgets.HTML(selection_html(self.overlap, []))
         buttons = [self.choice, self.clear, PictureView(self.overlap, shown=False)]
-        super().__init__([self.figure, widgets.HBox(buttons), self.table])
+        super().__init__([self.figure, widgets.HBox(buttons), self.table], _dom_classes=["xt-plots"])
         for k, trace in enumerate(self.traces):
             trace.on_selection(lambda _, points, state, k=k: self._arrived(k, points.point_inds))
         self.traces[-1].on_deselect(lambda *_: self.select({}))

@@ -4,6 +4,7 @@ function readSvg(text) {
   if (svg.localName !== "svg") return null;
   for (const node of svg.querySelectorAll("script, foreignObject, iframe, a")) node.remove();
   for (const node of [svg, ...svg.querySelectorAll("*")]) for (const { name, value } of [...node.attributes]) if (/^on/i.test(name) || /javascript:/i.test(value)) node.removeAttribute(name);
+  for (const node of [svg, ...svg.querySelectorAll(".xt-auto")]) node.classList.remove("xt-auto");    // the style sheet of the widget turns it dark
   return document.importNode(svg, true);
 }
 
