@@ -20,7 +20,7 @@ help:
 	@echo "make docs      the notebooks as a site in _docs/, offline: open _docs/index.html"
 	@echo "make lab       JupyterLab in nbs/, where the library is written and taught"
 	@echo "make refresh   run the notebooks anew and store clean outputs (NB=nbs/03_alignment/05_byte_align.ipynb for one)"
-	@echo "make export    write xtokd/ and README.md from the notebooks"
+	@echo "make export    write xtokd/, README.md and GLOSSARY.md from the notebooks"
 	@echo "make clean     remove .venv and everything else that git ignores and make can make again"
 
 install: $(STAMP)
@@ -48,7 +48,7 @@ lesson: $(STAMP)
 	@$(BIN)/python -m xtokd.cli.study --student "$(STUDENT)" --teacher "$(TEACHER)" --size "$(SIZE)" $(LESSON_ARGS)
 
 test: $(STAMP)
-	@echo "1 of 3: xtokd/ and README.md are what the notebooks make; notebooks are clean"
+	@echo "1 of 3: xtokd/, README.md and GLOSSARY.md are what the notebooks make; notebooks are clean"
 	@$(BIN)/python tools/export.py --check
 	@$(BIN)/python tools/refresh.py --check
 	@echo "2 of 3: every notebook from top to bottom (cells marked slow: make test-all)"

@@ -10,7 +10,7 @@ from xtokd.cli import commands as cli
 from xtokd.train.runlog import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("doctor", "align", "distill", "generate", "compare", "models")
+COMMANDS = ("doctor", "align", "explore", "distill", "generate", "compare", "models")
 
 
 @pytest.fixture
@@ -140,6 +140,43 @@ def test_align_refuses(xtokd, tmp_path):
 
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError): cli.main(["align", "--debug"])
+
+
+def test_align_writes_a_page(xtokd, tmp_path):
+    page = tmp_path / "a.html"
+    code, out, _ = xtokd("align", "tiny", "tiny", "ninety-six is 96", "--html", page)
+    assert code == 0 and str(page) in out and "xtokdPage.define" in page.read_text(encoding="utf8")
+    refused(xtokd("doctor", "--html", tmp_path / "no" / "folder.html"), "folder.html")
+
+
+# ---- explore ----------------------------------------------------------------------------------------------------------------
+def test_explore_writes_a_page_of_a_text(xtokd, tmp_path):
+    (tmp_path / "t.txt").write_text("naïve 数据 42", encoding="utf8")
+    code, out, _ = xtokd("explore", "tiny", "tiny", "--text", tmp_path / "t.txt", "--html", tmp_path / "p.html")
+    assert code == 0 and "written to" in out and "student tokens (tiny-student)" in (tmp_path / "p.html").read_text(encoding="utf8")
+
+
+def test_explore_refuses(xtokd, tmp_path):
+    refused(xtokd("explore", "gemma"), "two names")
+    refused(xtokd("explore", "--text", tmp_path / "none.txt"), "none.txt")
+    refused(xtokd("explore", "--html", tmp_path / "no" / "p.html"), "p.html")
+
+
+def test_explore_serves_until_it_is_interrupted():
+    import signal, urllib.request
+    ask = "import sys; from xtokd.cli.commands import main; sys.exit(main())"
+    p = subprocess.Popen([sys.executable, "-c", ask, "explore"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = p.stdout.readline().split()[0]
+        assert url.startswith("http://127.0.0.1:")
+        assert "xtokdPage.define" in urllib.request.urlopen(url).read().decode()
+        for text, key in (("seventy-two \ud800", "error"), ("seventy-two", "data")):    # a lone surrogate: said, and the server lives on
+            request = urllib.request.Request(url + "state", json.dumps({"text": text}).encode(), {"Content-Type": "application/json"})
+            assert json.loads(urllib.request.urlopen(request).read())[key]
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=60)
+        assert p.returncode == 0 and "ended" in out and "Traceback" not in err
+    finally: p.kill()
 
 
 # ---- distill: settings ------------------------------------------------------------------------------------------------------

@@ -101,14 +101,85 @@ def test_ids_and_styles_of_a_figure_are_its_own():
         with pytest.raises(ValueError, match="script"): docs.inline_svg(f"<svg>{bad}</svg>", 1)
 
 
-def test_a_formula_in_tex_is_refused(tmp_path):
-    cell = lambda s: dict(cells=[dict(cell_type="markdown", id="a", metadata={}, source=s)], metadata={}, nbformat=4, nbformat_minor=5)
-    for k, (text, bad) in enumerate([("# A\nit costs $3 and $4", False), ("# A\n`$HOME_x = $y`", False), ("# A\nso $x_i = 2$ holds", True), ("# A\n$$\\sum$$", True)]):
-        nb = tmp_path / f"{k}.ipynb"
-        nb.write_text(json.dumps(cell(text)))
-        if bad:
-            with pytest.raises(SystemExit, match="TeX"): docs.build([nb], tmp_path / "out")
-        else: docs.build([nb], tmp_path / "out")
+def page_of(tmp_path, text, name="a"):
+    "The page that the site makes of one Markdown cell."
+    cell = dict(cell_type="markdown", id="a", metadata={}, source=text)
+    nb = tmp_path / f"{name}.ipynb"
+    nb.write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=5)))
+    docs.build([nb], tmp_path / "out")
+    return (tmp_path / f"out/{name}.html").read_text(encoding="utf8")
+
+
+def test_formulas_become_mathml(tmp_path):
+    page = page_of(tmp_path, "# A\nso $x_i = \\frac{1}{2}$ and $p$, *with* $a_1*b_2*c$:\n\n$$\\sum_i \\log p_i$$\n\n`$HOME_x = $y` costs $3 and $4, a $5/$6")
+    words = " ".join(Tags(re.sub(r"<math.*?</math>", "", page, flags=re.S)).words)
+    assert page.count("<math ") == 4 and "<mfrac>" in page and 'display="block"' in page and "<em>with</em>" in page
+    assert "$HOME_x = $y" in words and "$3 and $4, a $5/$6" in words and "\\frac" not in re.sub(r'alttext="[^"]*"', "", page)
+    for bad in ("$\\nothing x$", "$x_{$"):
+        with pytest.raises(SystemExit, match="a.ipynb: a formula"): page_of(tmp_path, f"# A\nso {bad} holds")
+
+
+def test_every_formula_of_the_notebooks_is_read():
+    count = 0
+    for path in NOTEBOOKS:
+        for c in refresh.load(path.read_text(encoding="utf8"))["cells"]:
+            if c["cell_type"] != "markdown": continue
+            for m in docs.TEX.finditer(docs.CODE.sub("", c["source"])):
+                assert docs.mathml(m["block"] or m["inline"]).startswith("<math "), path.name
+                count += 1
+    assert count > 20
+
+
+# ---- the glossary, and explorers that work ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    out = tmp_path_factory.mktemp("site") / "docs"
+    named = [ROOT / "nbs" / name for name in ("index.ipynb", "00_course/index.ipynb", "00_course/glossary.ipynb", *docs.LIVE)]
+    docs.build(named, out)
+    return out
+
+
+def test_live_explorers_stand_in_their_pages(course):
+    assert whole(course) == []
+    for name in docs.LIVE:
+        text = (course / name).with_suffix(".html").read_text(encoding="utf8")
+        assert text.count('class="xtokd-live"') == 1 and "live.js" in text and '<svg' in text.split('class="xtokd-live"')[1]
+    assert "live.js" not in (course / "00_course/glossary.html").read_text(encoding="utf8")
+    script = (course / "live.js").read_text(encoding="utf8")
+    assert script.count("xtokdPage.define(") == 1 and not re.search(r"https?://(?!www\.w3\.org/)", script)
+
+
+def test_search_finds_the_words_of_the_glossary(course):
+    rows = json.loads((course / "search.js").read_text(encoding="utf8").removeprefix("window.XTOKD_INDEX = ").rstrip(";\n"))
+    terms = docs.definitions()
+    assert len(terms) > 30 and {"mapping graph", "credit assignment", "top-k"} <= set(terms)
+    for term, (anchor, meaning) in terms.items():
+        hits = [r for r in rows if all(w in f"{r[0]} {r[1]} {r[3]}".lower() for w in term.lower().split())]
+        assert any(r[1] == term and r[2] == f"00_course/glossary.html#{anchor}" for r in hits), term
+        assert len(meaning) > 20
+
+
+def test_every_term_of_the_glossary_is_used_elsewhere():
+    texts = {p: "\n".join(c["source"] for c in refresh.load(p.read_text(encoding="utf8"))["cells"]).lower() for p in NOTEBOOKS if p != docs.GLOSSARY}
+    as_written = lambda term: r"\b" + "[- _]".join(map(re.escape, re.split("[- ]", term.lower()))) + r"s?\b"
+    unused = [t for t in docs.definitions() if not any(re.search(as_written(t), text) for text in texts.values())]
+    assert not unused
+
+
+def test_the_code_that_the_glossary_names_exists():
+    text = "\n".join(c["source"] for c in refresh.load(docs.GLOSSARY.read_text(encoding="utf8"))["cells"])
+    code = "\n".join(f.read_text(encoding="utf8") for f in (ROOT / "xtokd").rglob("*.py"))
+    for line in re.findall(r"Here: (.+?); see", text):
+        for name in re.findall(r"`([^`]+)`", line):
+            for word in re.findall(r"\w+", name):
+                assert re.search(rf"\b{word}\b", code), f"{name}: {word}"
+
+
+def test_words_of_the_course_have_tooltips(course):
+    text = (course / "00_course/index.html").read_text(encoding="utf8")
+    found = re.findall(r'<a class="term" href="([^"]+)" title="([^"]+)">([^<]+)</a>', text)
+    assert found and len({w.lower() for *_, w in found}) == len(found), "the first use only"
+    assert all(url.startswith("../00_course/glossary.html#") and len(meaning) > 20 for url, meaning, _ in found)
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):

@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import bars
 import refresh
+from xtokd.viz.svg_charts import DARK_RULE
 
 NOTEBOOKS = sorted(f for f in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)
 MODULES = sorted(f for f in (ROOT / "xtokd").rglob("*.py") if f.name != "_modidx.py")
@@ -95,6 +96,15 @@ class TestNotebook:
         if path.name != "index.ipynb": return
         wide = [f"cell {c['id']}: {w:.0f}" for c, kind, text in drawn(path) if kind == "image/svg+xml" and (w := svg_width(text)) > 920]
         assert not wide, "fold the picture into more rows: 920 pixels at most"
+
+    def test_pictures_follow_dark_and_narrow_windows(self, path):
+        "A stored picture is an image: only its own style can turn it dark, and only a `viewBox` lets it shrink."
+        for c, kind, text in drawn(path):
+            if kind != "image/svg+xml": continue
+            head = text[text.index("<svg"):].split(">")[0]
+            assert text.count(DARK_RULE) >= 1 and re.search(r'class="[^"]*\bxt-auto\b', head), f"cell {c['id']}: tools/refresh.py --no-run"
+            assert "viewBox" in head, f"cell {c['id']}: neither a viewBox nor a size in pixels"
+            assert re.search(r"<rect[^>]*(#fff|rgb\(255, 255, 255\))", text[:6000]), f"cell {c['id']}: no background of its own"
 
     def test_leaves_the_process_as_it_was(self, path):
         "Notebooks are run one after another in one process: what one changes there, the next one reads."

@@ -3,13 +3,15 @@
     python tools/docs.py                    all of nbs/ into _docs/; open _docs/index.html
     python tools/docs.py -o DIR NB.ipynb... only these notebooks
 
-What is stored in the notebooks is what is shown: nothing is run. Figures stand in the page as SVG, so that their tooltips work; a live
-widget is shown by its picture. Pages load nothing but the two files beside them, and search reads its index only when it is used.
+What is stored in the notebooks is what is shown: no cell is run. Figures stand in the page as SVG, so that their tooltips work; a live
+widget is shown by its picture, and the pages in LIVE hold an explorer that works. Formulas in TeX become MathML. Pages load nothing
+but the files beside them, and search reads its index only when it is used.
 """
 import argparse, ast, configparser, html, inspect, json, re, shutil, sys
 from pathlib import Path
 
 import mistune
+from latex2mathml.converter import convert
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
@@ -18,6 +20,9 @@ from pygments.util import ClassNotFound
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from figures import words
 from refresh import ROOT, joined, load
+
+sys.path.insert(0, str(ROOT))    # explorers are drawn by the xtokd of this folder
+from xtokd.viz.svg_charts import DARK_RULE
 
 SITE = Path(__file__).resolve().parent / "site"
 # folder below nbs/ -> the heading under which its notebooks stand, in reading order
@@ -30,7 +35,15 @@ PARTS = {
     "11_experiments": "Experiments", "12_cli": "Command line", "13_support": "Support", "more": "More",
 }
 DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*(.+?)[ \t]*$\n?", re.M)
-TEX = re.compile(r"(?<![\\$\w])\$(?!\s)[^$\n]*[\\^_{=][^$\n]*\$|\$\$|\\\(|\\\[")
+# $$...$$ on lines of its own, or $...$ with no space inside its dollars and no word or digit after them: a price is no formula
+TEX = re.compile(r"\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?![\s$])(?P<inline>[^$\n]+?)(?<![\s\\])\$(?![\w$])", re.S)
+GLOSSARY = ROOT / "nbs" / "00_course" / "glossary.ipynb"
+ORDINARY = {"cover", "row", "kind", "reason", "mass", "cell", "signal"}    # terms that are also ordinary words: no tooltip
+# pages with an explorer that works: notebook -> what is aligned, and how it is shown at first
+LIVE = {
+    "10_viz/04_explorer.ipynb": dict(text="The sum of 120 and 34 is 154, naïve 👩‍👧!\n"),
+    "03_alignment/04_alignment.ipynb": dict(text="one hundred thirty-two thousand and 7589\n", view="edges"),
+}
 CODE = re.compile(r"```.*?```|`[^`]*`", re.S)
 esc = html.escape
 
@@ -54,6 +67,27 @@ def slug(text, taken):
     while name in taken: name, k = f"{base}-{(k := k + 1)}", k
     taken.add(name)
     return name
+
+
+def mathml(tex, block=False):
+    "A formula as MathML; ValueError for a command that is not known."
+    try: done = convert(tex.strip(), display="block" if block else "inline")
+    except Exception as e: raise ValueError(f"a formula that cannot be read, {tex!r}: {e}") from e
+    if unknown := re.search(r"\\[A-Za-z]+", done): raise ValueError(f"a formula with the unknown command {unknown[0]}: {tex!r}")
+    thin = '<mspace width="0.167em"></mspace>'
+    named = lambda m: (m[1] + thin if m[1] else "") + m[2] + thin       # as TeX sets log, exp, max
+    done = re.sub(r"(</(?:mfrac|msub|msup|msubsup|mi|mn|mrow|mo)>)?(<mi>[a-z]{2,}</mi>)(?!<mo)", named, done)
+    return done.replace("<math ", f'<math alttext="{esc(" ".join(tex.split()))}" ', 1)
+
+
+def definitions(path=GLOSSARY):
+    "{term: (anchor, first paragraph)} of the glossary."
+    text = "\n".join(c["source"] for c in load(path.read_text(encoding="utf8"))["cells"] if c["cell_type"] == "markdown")
+    found, taken = {}, set()
+    for level, heading, body in re.findall(r"^(#{2,3}) (.+)\n+((?:(?!^#).*\n?)*)", text, re.M):
+        anchor = slug(heading, taken)
+        if level == "###": found[heading] = anchor, re.sub(r"[`$]", "", body.strip().split("\n\n")[0])
+    return found
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------------------
@@ -132,6 +166,7 @@ def inline_svg(svg, number, caption=""):
     "An SVG to stand in a page: ids and style rules hold for this figure alone, and it has a name."
     svg = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>", "", svg, flags=re.S).strip()
     if re.search(r"<script|<foreignObject|\son\w+\s*=|javascript:", svg, re.I): raise ValueError("an SVG output holds a script; draw it without")
+    svg = re.sub(r'class="xt-auto ?', 'class="', svg.replace(DARK_RULE, "")).replace(' class=""', "")     # the site has its own switch
     new = {i: f"f{number}-{i}" for i in set(re.findall(r'\bid="([^"]+)"', svg))}
     own = lambda i: new.get(i, i)
     svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{own(m[1])}"', svg)
@@ -150,7 +185,8 @@ class Page:
     "Turns the cells of a notebook into HTML and remembers headings and texts for navigation and search."
 
     def __init__(self, site, nb):
-        self.site, self.nb, self.taken, self.figures = site, nb, set(), 0
+        self.site, self.nb, self.taken, self.figures, self.live = site, nb, set(), 0, []
+        self.taken_terms = set()
         self.headings, self.sections = [], [["", "", []]]    # a section: heading, anchor, texts
         page = self
 
@@ -174,10 +210,61 @@ class Page:
 
         self.markdown = mistune.create_markdown(renderer=Renderer(escape=False), plugins=["table", "strikethrough"])
 
+    def html(self, source):
+        "Markdown as HTML: formulas are taken out before and come back as MathML, so that no `_` or `*` in them is read as Markdown."
+        kept, made = [], []
+        keep = lambda m: kept.append(m[0]) or f"\ue000{len(kept) - 1}\ue001"
+        def formula(m):
+            made.append(mathml(m["block"] or m["inline"], m["block"] is not None))
+            return f"\ue002{len(made) - 1}\ue003"
+        source = TEX.sub(formula, CODE.sub(keep, source))
+        done = self.markdown(re.sub("\ue000(\\d+)\ue001", lambda m: kept[int(m[1])], source))
+        return re.sub("\ue002(\\d+)\ue003", lambda m: made[int(m[1])], done)
+
     def text(self, source):
-        done = self.markdown(source)
+        try: done = self.html(source)
+        except ValueError as e: raise SystemExit(f"{self.nb.path.name}: {e}") from None
+        if self.nb.rel.parent.name == "00_course": done = self.explained(done)
         self.sections[-1][2].append(re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", done))))
         return done
+
+    def explained(self, page):
+        "The first time that a paragraph uses a word of the glossary, the word is a link whose tooltip says what it means."
+        if self.nb.path.resolve() == GLOSSARY: return page
+        out, closed = [], []
+        for part in re.split(r"(<[^>]+>)", page):
+            tag = re.match(r"<(/?)(a|code|pre|h\d|math|svg|th)\b", part)
+            if tag and tag[1]: closed and closed.pop()
+            elif tag: closed.append(tag[2])
+            elif not closed and not part.startswith("<"): part = self.linked(part)
+            out.append(part)
+        return "".join(out)
+
+    def linked(self, text):
+        terms, new = self.site.terms, set(self.site.terms) - self.taken_terms - ORDINARY
+        if not new: return text
+        words = "|".join(sorted(map(re.escape, new), key=len, reverse=True))
+        def link(m):
+            term = next(t for t in terms if t.lower() == m[1].lower())
+            if term in self.taken_terms: return m[0]
+            self.taken_terms.add(term)
+            anchor, meaning = terms[term]
+            return f'<a class="term" href="{self.nb.base}00_course/glossary.html#{anchor}" title="{esc(meaning)}">{m[0]}</a>'
+        return re.sub(rf"(?<![\w-])({words})s?(?![\w-])", link, text, flags=re.I)
+
+    def explorer(self):
+        "The explorer that works, where this page has one."
+        wanted = LIVE.get(str(self.nb.rel))
+        if not wanted: return ""
+        from xtokd import Pair
+        from xtokd.viz.live.page import live_element, static_picture
+        wanted = dict(wanted)
+        widget = Pair("tiny").align(wanted.pop("text")).explore(**wanted)
+        self.live.append(widget)
+        self.figures += 1
+        picture = inline_svg(static_picture(widget), self.figures)
+        return (f'<section class="live" aria-label="An explorer that works here"><p>Hover, click, or use the arrow keys. To type texts of your own: '
+                f'<code>xtokd explore STUDENT TEACHER</code>, or <code>pair.explore()</code> in a notebook.</p>{live_element(widget, picture=picture)}</section>')
 
     def output(self, o):
         "One output: the picture where there is one, else the table, else the text."
@@ -192,7 +279,7 @@ class Page:
         if "text/html" in data and not ("text/plain" in data and data["text/html"].lstrip().startswith("<pre")):
             if re.search(r"<(script|iframe|object|embed)\b|\son\w+\s*=|src=[\"']?http", data["text/html"], re.I): raise ValueError(f"{self.nb.path.name}: an HTML output needs a script or another host; give it a picture")
             return f'<div class="out"><div class="sheet">{data["text/html"]}</div></div>'
-        if "text/markdown" in data: return f'<div class="out">{self.markdown(data["text/markdown"])}</div>'
+        if "text/markdown" in data: return f'<div class="out">{self.html(data["text/markdown"])}</div>'
         return f'<div class="out text"><pre>{esc(data["text/plain"].rstrip())}</pre></div>' if data.get("text/plain", "").strip() else ""
 
     def code(self, cell):
@@ -206,7 +293,9 @@ class Page:
         block = f'<div class="in" id="cell-{cell["id"]}">' + (f'<span class="where">{where}</span>' if where else "") + f"<pre>{coloured(source)}</pre></div>\n" if shown else ""
         return block + "\n".join(self.output(o) for o in cell.get("outputs", []))
 
-    def body(self): return "\n".join(self.text(c["source"]) if c["cell_type"] == "markdown" else self.code(c) if c["cell_type"] == "code" else "" for c in self.nb.cells)
+    def body(self):
+        cells = [self.text(c["source"]) if c["cell_type"] == "markdown" else self.code(c) if c["cell_type"] == "code" else "" for c in self.nb.cells]
+        return "\n".join(cells[:1] + [self.explorer()] + cells[1:])
 
 
 def together(symbols):
@@ -228,7 +317,8 @@ class Site:
             for s in n.symbols:
                 for t in [s] + s.members: known.setdefault(t.anchor, []).append(t.url)
         self.known = {name: urls[0] for name, urls in known.items() if len(set(urls)) == 1}
-        self.settings, self.index, self.copied = settings(), [], set()
+        self.settings, self.index, self.copied, self.live = settings(), [], set(), {}
+        self.terms = definitions() if GLOSSARY in self.pages else {}
 
     def symbol(self, text):
         "Where `text` leads when it is the name of one exported symbol."
@@ -262,12 +352,13 @@ class Site:
         if here.startswith("api/"): out.append("<ul>" + "".join(f'<li><a href="{base}api/{n.module}.html"{current(f"api/{n.module}.html")}>xtokd.{n.module}</a></li>' for n in self.modules) + "</ul>")
         return "".join(out)
 
-    def frame(self, here, title, body, headings=(), description=""):
+    def frame(self, here, title, body, headings=(), description="", live=False):
         base = "../" * here.count("/")
+        more = f'<link rel="stylesheet" href="{base}live.css"><script src="{base}live.js"></script>' if live else ""
         return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{esc(title)}{"" if title == "xtokd" else " · xtokd"}</title><meta name="description" content="{esc(description)}">
-<link rel="icon" href="data:,"><link rel="stylesheet" href="{base}site.css"><script src="{base}site.js" data-base="{base}"></script></head>
+<link rel="icon" href="data:,"><link rel="stylesheet" href="{base}site.css"><script src="{base}site.js" data-base="{base}"></script>{more}</head>
 <body><a class="skip" href="#page-text">To the text</a><div class="page">
 <header class="side"><a class="home" href="{base}index.html">xtokd</a>
 <div class="tools" role="search" hidden><input id="search" type="search" placeholder="Search ( / )" aria-label="Search the documentation" autocomplete="off"><button id="theme" type="button">Dark</button></div>
@@ -281,9 +372,10 @@ class Site:
     def notebook(self, n, before, after):
         page = Page(self, n)
         body = page.body()
+        for widget in page.live: self.live[type(widget).__name__] = widget
         turn = [f'<a href="{n.base}{m.url}" rel="{rel}">{arrow(esc(m.title))}</a>' if m else "<span></span>" for m, rel, arrow in ((before, "prev", "← {}".format), (after, "next", "{} →".format))]
         for heading, anchor, texts in page.sections: self.index.append([n.title, heading, n.url + (f"#{anchor}" if anchor else ""), " ".join(texts)])
-        return self.frame(n.url, n.title, f'{body}<nav class="turn" aria-label="Next pages">{"".join(turn)}</nav>', page.headings, n.subtitle)
+        return self.frame(n.url, n.title, f'{body}<nav class="turn" aria-label="Next pages">{"".join(turn)}</nav>', page.headings, n.subtitle, bool(page.live))
 
     def prose(self, doc, base="../"):
         "A docstring: its text as it stands, code in backticks, names as links."
@@ -314,14 +406,18 @@ class Site:
     def write(self, out):
         out = Path(out)
         if out.exists() and any(out.iterdir()) and not (out / "search.js").exists(): raise SystemExit(f"{out} holds other files; name a new folder, or empty it")
-        shutil.rmtree(out, ignore_errors=True)
-        (out / "api").mkdir(parents=True)
         ring = [None, *self.notebooks, None]
         files = {n.url: self.notebook(n, ring[k], ring[k + 2]) for k, n in enumerate(self.notebooks)}
         files |= {f"api/{n.module}.html": self.module(n) for n in self.modules} | {"api/index.html": self.reference()}
         if "index.html" not in files: files["index.html"] = self.frame("index.html", "xtokd", "<h1>xtokd</h1><ul>" + "".join(f'<li><a href="{n.url}">{esc(n.title)}</a></li>' for n in self.notebooks) + "</ul>")
         safe = json.dumps(self.index, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
         files["search.js"] = f"window.XTOKD_INDEX = {safe};\n"
+        if self.live:
+            from xtokd.viz.live.page import define_script, page_script, page_style
+            files["live.js"] = page_script() + "".join(map(define_script, self.live.values()))
+            files["live.css"] = page_style() + "".join(str(w._css) for w in self.live.values())
+        shutil.rmtree(out, ignore_errors=True)      # last: an error above leaves the old site
+        (out / "api").mkdir(parents=True)
         for name, text in files.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_text(text, encoding="utf8")
@@ -336,9 +432,6 @@ def build(paths=None, out=ROOT / "_docs"):
     "Write the site of these notebooks (default: all) into `out`; returns the names of its pages."
     paths = paths or sorted(f for f in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in f.parts)
     notebooks = [Notebook(p) for p in paths]
-    for n in notebooks:
-        for c in n.cells:
-            if c["cell_type"] == "markdown" and TEX.search(CODE.sub("", c["source"])): raise SystemExit(f"{n.path.name}: a formula in TeX ({TEX.search(CODE.sub('', c['source']))[0]!r}); pages load no MathJax: write it in Unicode or as code")
     return Site(notebooks).write(out)
 
 

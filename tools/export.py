@@ -1,4 +1,4 @@
-"""Write xtokd/ and README.md from the notebooks; with --check only say whether they are what the notebooks make.
+"""Write xtokd/, README.md and GLOSSARY.md from the notebooks; with --check only say whether they are what the notebooks make.
 
     python tools/export.py
     python tools/export.py --check
@@ -40,7 +40,7 @@ def main(argv):
         return 0
     bad = differences() + readme.stale()
     for f in bad: print(f"{f}: is not what the notebooks make; run `make export`", file=sys.stderr)
-    if not bad: print("xtokd/ and README.md are what the notebooks make.")
+    if not bad: print("xtokd/, README.md and GLOSSARY.md are what the notebooks make.")
     return int(bool(bad))
 
 

@@ -7,7 +7,7 @@
     python tools/refresh.py --check                run nothing, write nothing, exit 1 where a file is not clean
 
 A clean notebook has outputs, but no execution counts, widget state, addresses or paths of one machine, and its cell ids follow
-from its cells, so that running it twice changes nothing. Flagged cells keep the outputs that they had (also those in git, where
+from its cells, so that running it twice changes nothing. Every SVG follows light and dark (`adaptive_svg`). Flagged cells keep the outputs that they had (also those in git, where
 the notebook was written anew). Plotly figures are stored as SVG; that needs `kaleido` and a Chromium.
 """
 import argparse, hashlib, json, os, re, shutil, subprocess, sys, tempfile
@@ -72,10 +72,15 @@ def stable_svg(svg):
 
 def clean_bundle(data):
     "One face per output: the picture where there is one, never a widget's state or a plot's JSON."
+    if str(ROOT) not in sys.path: sys.path.insert(1, str(ROOT))
+    from xtokd.viz.svg_charts import DARK_RULE, adaptive_svg    # here: tools/export.py imports this file before there is an xtokd
     data = {k: (v if k.endswith("json") else joined(v)) for k, v in data.items()}
     widget, plot = data.pop(WIDGET, None), data.pop(PLOTLY, None)
     if "image/svg+xml" in data:
-        data["image/svg+xml"] = stable_svg(data["image/svg+xml"])
+        svg = data["image/svg+xml"]
+        if "main-svg" in svg[:400]:    # of plotly: the names in it follow from the picture as plotly drew it
+            svg = stable_svg(svg.replace(DARK_RULE, "", 1).replace('class="xt-auto main-svg', 'class="main-svg', 1))
+        data["image/svg+xml"] = adaptive_svg(svg)
         for k in ("image/png", "text/html"): data.pop(k, None)
         if plot is not None: data.pop("text/plain", None)
         data.setdefault("text/plain", words(data["image/svg+xml"]) or "figure")    # JupyterLab shows it where a notebook is not trusted

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_out_of_memory', 'memory_advice', 'step_part', 'disk_write', 'refuse_pickles', 'unknown_name', 'strict_names']
 
-# %% ../nbs/13_support/01_errors.ipynb #e7046626
+# %% ../nbs/13_support/01_errors.ipynb #50084b5e
 import difflib, errno, os, shlex
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -123,7 +123,7 @@ def refuse_pickles(folder: str | Path) -> None:
                      f"\"from transformers import AutoModelForCausalLM as M; "
                      f"{load}.save_pretrained('{folder}')\"")
 
-# %% ../nbs/13_support/01_errors.ipynb #bf061ece
+# %% ../nbs/13_support/01_errors.ipynb #3dad9793
 def unknown_name(name: str, allowed: Iterable[str],
                  other_names: dict[str, tuple[str, str]] | None = None) -> str:
     """One sentence on what to write instead of a name that is not among `allowed`.

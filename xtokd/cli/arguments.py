@@ -7,7 +7,7 @@ __all__ = ['HELP', 'RUN_DEFAULTS', 'unknown_flag', 'refuse_unknown_settings', 'C
            'read_objective_args', 'read_auxiliary', 'check_auxiliary', 'add_config_flags', 'read_run_settings',
            'read_settings']
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #d30e2c28
+# %% ../../nbs/12_cli/02_arguments.ipynb #497899e9
 import argparse, ast, difflib, inspect, json, re, sys
 from contextlib import suppress
 from dataclasses import fields
@@ -16,12 +16,13 @@ from typing import Iterable
 
 from ..errors import unknown_name
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #9d5d5549
+# %% ../../nbs/12_cli/02_arguments.ipynb #77d1281b
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
   xtokd doctor                        check the tiny pair (or any other pair) before training
   xtokd align "Certainly: 894772."    see how two tokenizers divide one text
+  xtokd explore                       the same in a browser, for any text
   xtokd distill --max-steps 60        train the tiny student with the tiny teacher
   xtokd compare runs/                 accuracy and cost of the runs in a folder
 
@@ -49,7 +50,15 @@ piece of text at whose two ends both tokenizations have a token boundary.
 
   xtokd align "Certainly: 894772."
   xtokd align gemma smollm2 "数据 👩‍👩‍👧" --svg alignment.svg
+  xtokd align tiny tiny "seventy-two" --html alignment.html
   xtokd align --file README.md""",
+    explore="""Open the alignments of a pair in a browser, without Jupyter: type a text, and both
+tokenizations follow. The page is served on 127.0.0.1 until Ctrl-C; --html FILE writes a page
+that needs no server and shows one text.
+
+  xtokd explore
+  xtokd explore gemma smollm2 --text my-prompts.txt
+  xtokd explore gemma smollm2 --html pair.html""",
     distill="""Train a student on its own responses, scored by a teacher. Everything is logged in a
 run folder, and a run that was stopped or killed continues with --resume.
 
@@ -88,7 +97,7 @@ stored in the user's cache as transformers folders.
   xtokd models get smollm2 gemma
   xtokd models convert model.gguf my-model    a GGUF file (Llama, Qwen2, Gemma 3) as a folder""")
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #4ac8c09d
+# %% ../../nbs/12_cli/02_arguments.ipynb #004ebe64
 _OLD_FLAGS = {   # flag of version 0.1: how it is written now
     "--knob": "--objective-arg NAME=VALUE",
     "--weak": "--aux weak=MODEL",

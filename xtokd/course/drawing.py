@@ -9,7 +9,7 @@ __all__ = ['MARK_GLYPHS', 'SOLVED', 'right_or_wrong', 'visible_text', 'Box', 'Ba
            'Puzzle', 'require_form', 'read_list', 'read_whole', 'read_number', 'read_names', 'call_answer',
            'exception_box', 'is_close']
 
-# %% ../../nbs/00_course/drawing.ipynb #e5fd9a49
+# %% ../../nbs/00_course/drawing.ipynb #ed73fed1
 import hashlib, textwrap
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from ..alignment.alignment import Alignment
 from ..alignment.byte_align import align
 from ..vocab.bytevocab import ByteVocab
 from ..viz.alignment_svg import glyphs, shorten, text_width
+from ..viz.svg_charts import adaptive_svg
 
 # %% ../../nbs/00_course/drawing.ipynb #58d26d33
 MARK_GLYPHS = {"given": "", "right": "✓", "wrong": "✗", "open": "?"}
@@ -112,18 +113,18 @@ def axis_positions(rows: Sequence[Row]) -> list[float]:
         positions.append(max([positions[-1] + _COLUMN_WIDTH, *ends]))
     return positions
 
-# %% ../../nbs/00_course/drawing.ipynb #e36172ba
+# %% ../../nbs/00_course/drawing.ipynb #c6ef132d
 _STYLE = (
     "<style>.xt-q{font:13px ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace;"
-    "fill:var(--jp-ui-font-color0,#1b1b1b);text-anchor:middle}\n"
-    ".xt-q .l{text-anchor:start;font-size:12px;fill:var(--jp-ui-font-color1,#444)}"
+    "fill:#1b1b1b;text-anchor:middle}\n"
+    ".xt-q .l{text-anchor:start;font-size:12px;fill:#444}"
     ".xt-q .h{text-anchor:start;font-size:14px;font-weight:600}"
-    ".xt-q .o{text-anchor:start;font-size:12.5px;fill:var(--jp-ui-font-color0,#1b1b1b)}\n"
+    ".xt-q .o{text-anchor:start;font-size:12.5px;fill:#1b1b1b}\n"
     ".xt-q .given{fill:#777;fill-opacity:.09;stroke:#8a8a8a;stroke-width:1}"
     ".xt-q .right{fill:#0072B2;fill-opacity:.15;stroke:#0072B2;stroke-width:1.6}\n"
     ".xt-q .wrong{fill:#D55E00;fill-opacity:.17;stroke:#D55E00;stroke-width:1.8;stroke-dasharray:6 3}"
-    ".xt-q .open{fill:var(--jp-layout-color0,#fff);stroke:#666;stroke-width:1.4;stroke-dasharray:1.5 3}\n"
-    ".xt-q .g{fill:var(--jp-layout-color0,#fff)}.xt-q .v{stroke:none;fill-opacity:.75}</style>")
+    ".xt-q .open{fill:#fff;stroke:#666;stroke-width:1.4;stroke-dasharray:1.5 3}\n"
+    ".xt-q .g{fill:#fff}.xt-q .v{stroke:none;fill-opacity:.75}</style>")
 
 
 def _with_tooltip(note: str, body: str) -> str:
@@ -175,7 +176,7 @@ def _row_svg(row: Row, positions: list[float], y: float) -> tuple[str, float]:
              else _box_svg(item, positions, top, baseline) for item in row.items]
     return line + name + "".join(items), top + _ROW_HEIGHT
 
-# %% ../../nbs/00_course/drawing.ipynb #7a0fac94
+# %% ../../nbs/00_course/drawing.ipynb #187076c4
 @dataclass
 class Picture:
     "A title, rows over one axis, and sentences below them."
@@ -214,7 +215,8 @@ def picture_text(picture: Picture) -> str:
 def _frame(title: str, description: str, body: str, width: float, height: float) -> str:
     "The SVG element around a drawing of `width` by `height` pixels."
     key = hashlib.sha1((title + body).encode()).hexdigest()[:8]
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="xt-q" role="img" '
+    return adaptive_svg(
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="xt-q" role="img" '
             f'aria-labelledby="t{key} d{key}" width="{width:.0f}" height="{height:.0f}" '
             f'viewBox="0 0 {width:.0f} {height:.0f}"><title id="t{key}">{escape(title)}</title>'
             f'<desc id="d{key}">{escape(description)}</desc>{_STYLE}'

@@ -9,7 +9,7 @@ __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'ModelSettings', 'DistillConfig', 'pa
            'writer_temperature', 'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest',
            'changed_arguments', 'text_key']
 
-# %% ../../nbs/08_train/01_config.ipynb #0b4ba4c1
+# %% ../../nbs/08_train/01_config.ipynb #ce81046e
 import hashlib, json, math, re, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +25,7 @@ from ..errors import strict_names, unknown_name
 from ..models.optimizer import (
     OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule)
 
-# %% ../../nbs/08_train/01_config.ipynb #6d1d63e1
+# %% ../../nbs/08_train/01_config.ipynb #066d23e5
 OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and what to know about it
     "steps": ("max_steps", ""),
     "micro_batch": ("micro_batch_size", ""),
@@ -86,7 +86,7 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #bc06a3c4
+# %% ../../nbs/08_train/01_config.ipynb #fa861c46
 @strict_names(OTHER_NAMES)
 @dataclass
 class DistillConfig(ModelSettings):

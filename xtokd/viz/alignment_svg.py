@@ -8,7 +8,7 @@ __all__ = ['NO_PARTNER', 'CHAR_WIDTH', 'BOX_PADDING', 'ROW_HEIGHT', 'ROW_GAP', '
            'place_tokens', 'wrap_segments', 'reason_text', 'token_svg', 'segment_svg', 'ruler_svg', 'alignment_summary',
            'legend_svg', 'alignment_frame', 'alignment_svg', 'alignment_text']
 
-# %% ../../nbs/10_viz/01_alignment_svg.ipynb #2ca83b95
+# %% ../../nbs/10_viz/01_alignment_svg.ipynb #5539e8d3
 import hashlib, unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ..alignment.alignment import Alignment
 from ..alignment.reasons import Reason
+from .svg_charts import adaptive_svg
 from ..vocab.bytevocab import ByteVocab
 
 # %% ../../nbs/10_viz/01_alignment_svg.ipynb #cc0fa9c4
@@ -266,7 +267,7 @@ def ruler_svg(al: Alignment, line: list[Segment], x: float, y: float) -> str:
         x += segment.width
     return "".join(parts)
 
-# %% ../../nbs/10_viz/01_alignment_svg.ipynb #56fe18a9
+# %% ../../nbs/10_viz/01_alignment_svg.ipynb #7c52f37f
 def alignment_summary(al: Alignment) -> str:
     "Return one sentence: numbers of tokens, of chunks by kind, and of tokens without a partner."
     counts = [int((al.kind == k).sum()) for k in range(4)]
@@ -300,7 +301,8 @@ def alignment_frame(al: Alignment, body: str, width: float, height: float) -> st
     text = escape("Both rows are cut from the same bytes; a band is a chunk. "
                   + glyphs(bytes(al.text[:200])))
     names = f"{escape(al.student.name)} (student) and {escape(al.teacher.name)} (teacher)"
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="xt-a" role="img" '
+    return adaptive_svg(
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="xt-a" role="img" '
             f'aria-labelledby="t{key} d{key}" '
             f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}">'
             f'<title id="t{key}">{escape(alignment_summary(al))}</title>'

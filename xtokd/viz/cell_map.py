@@ -6,7 +6,7 @@
 __all__ = ['cell_sizes', 'cell_links', 'CellMap', 'cell_map', 'cell_map_text', 'cell_map_svg', 'cell_map_figure',
            'CellMapExplorer']
 
-# %% ../../nbs/10_viz/10_cell_map.ipynb #578fa2cf
+# %% ../../nbs/10_viz/10_cell_map.ipynb #210c73b8
 import base64
 from dataclasses import dataclass
 from html import escape
@@ -18,6 +18,7 @@ import traitlets
 
 from ..objectives.cover.cells import CellGraph
 from .alignment_svg import token_label
+from .live.picture import Drawing, PictureView, live_figure
 from .ribbon import Ribbon, cell_ribbon
 from .svg_charts import colour_ramp, svg_caption, svg_frame, svg_text
 
@@ -53,9 +54,9 @@ def _block_of_token(ids: np.ndarray, size: int, blocks: int) -> np.ndarray:
     block[ids] = np.arange(len(ids)) * blocks // max(len(ids), 1)
     return block
 
-# %% ../../nbs/10_viz/10_cell_map.ipynb #49191af2
+# %% ../../nbs/10_viz/10_cell_map.ipynb #a4bb2866
 @dataclass(repr=False)
-class CellMap:
+class CellMap(Drawing):
     """A pair's links as a grid of blocks, largest cells first;
     draws itself, and `.explore()` opens it to click in."""
     graph: CellGraph
@@ -88,8 +89,6 @@ class CellMap:
     def figure(self) -> go.Figure: return cell_map_figure(self)
     def explore(self) -> "CellMapExplorer": return CellMapExplorer(self)
     def __repr__(self): return cell_map_text(self)
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
 
 
 def cell_map(graph: CellGraph, blocks: int = 48) -> CellMap:
@@ -156,7 +155,7 @@ def cell_map_svg(cells: CellMap) -> str:
     return svg_frame(body + text, 860, max(y, below) + 4, "All cells of the pair",
                      cell_map_text(cells))
 
-# %% ../../nbs/10_viz/10_cell_map.ipynb #112fc0d8
+# %% ../../nbs/10_viz/10_cell_map.ipynb #27430398
 def cell_map_figure(cells: CellMap) -> go.Figure:
     "Draw the map in plotly."
     scale = [[0, "#fff"], [.01, "#d9e8f2"], [1, "#0072B2"]]
@@ -178,13 +177,15 @@ class CellMapExplorer(widgets.VBox):
     selected = traitlets.Int(-1)
 
     def __init__(self, cells: CellMap, listed: int = 30):
-        self.map, self.figure, self.ribbon = cells, go.FigureWidget(cells.figure()), None
+        self.map, self.figure, self.ribbon = cells, live_figure(cells.figure()), None
         names = [(cells.name(cell), int(cell)) for cell in cells.ranked[:listed]]
         self.choice = widgets.Dropdown(options=[("click in the map, or choose", -1),
                                                 *names], value=-1,
                                        description="cell", layout=dict(width="560px"))
         self.drawing = widgets.HTML('<p role="status">No cell chosen.</p>')
-        super().__init__([self.figure, self.choice, self.drawing])
+        self.picture = PictureView(cells, shown=False)      # buttons that save the map, or the ribbon
+        super().__init__([self.figure, self.choice, self.picture, self.drawing])
+        self.add_class("xt-plots")
         self.figure.data[0].on_click(lambda trace, points, state: self._clicked(points))
         self.choice.observe(self._chosen, "value")
 
@@ -204,10 +205,15 @@ class CellMapExplorer(widgets.VBox):
                              f"largest first: "
                              f"{self.map.ranked[:5].tolist()} …")
         self.selected, self.ribbon = int(cell), self.map.ribbon(cell)
+        self.picture.draw(self.ribbon)
         source = base64.b64encode(self.ribbon.svg().encode("utf8", "replace")).decode()
         picture = (f'<img alt="{escape(repr(self.ribbon), quote=True)}" '
                    f'src="data:image/svg+xml;base64,{source}">')
         self.drawing.value = f'<p role="status">{escape(self.map.name(cell))}</p>{picture}'
+
+    def save(self, path: str) -> object:
+        "Write the ribbon of the chosen cell, else the map; see `Drawing.save`."
+        return (self.ribbon or self.map).save(path)
 
     def __repr__(self):
         names = f"{self.map.graph.s.name}, {self.map.graph.t.name}"

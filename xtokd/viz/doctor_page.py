@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DoctorPage', 'verdict_svg', 'page_html', 'kinds_svg', 'texts_svg', 'digits_svg', 'doctor_page']
 
-# %% ../../nbs/10_viz/12_doctor_page.ipynb #4da72a83
+# %% ../../nbs/10_viz/12_doctor_page.ipynb #af72359f
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -17,10 +17,11 @@ from ..alignment.alignment import KINDS
 from ..alignment.pair import Pair
 from ..alignment.doctor import Report, report_text
 from .alignment_svg import KIND_COLOURS
-from .svg_charts import bars_svg, heat_svg, stacked_svg, svg_caption, svg_frame, svg_text
+from .svg_charts import (
+    DARK_RULE, bars_svg, heat_svg, stacked_svg, svg_caption, svg_frame, svg_text)
 from .vocab_map import vocab_overlap
 
-# %% ../../nbs/10_viz/12_doctor_page.ipynb #2a2b0a2f
+# %% ../../nbs/10_viz/12_doctor_page.ipynb #2d31b121
 @dataclass(repr=False)
 class DoctorPage:
     "A verdict, its reasons and pictures; draws itself, and saves itself as one HTML file."
@@ -35,9 +36,9 @@ class DoctorPage:
 
     def save(self, path: str | Path) -> Path:
         "Write the page as one HTML file that needs no network; returns its path."
-        style = ("max-width:1000px;margin:24px auto;font-family:system-ui,sans-serif;"
-                 "color:#222;background:#fff")
-        head = f'<head><meta charset="utf-8"><title>{escape(self.title)}</title></head>'
+        style = "max-width:1000px;margin:24px auto;font-family:system-ui,sans-serif;color:#222"
+        dark = "<style>@media (prefers-color-scheme:dark){html{background:#1a1a1a}}</style>"
+        head = f'<head><meta charset="utf-8"><title>{escape(self.title)}</title>{dark}</head>'
         body = f'<body style="{style}">{self.html()}</body>'
         Path(path).write_text(f'<!doctype html><html lang="en">{head}{body}</html>',
                               encoding="utf8")
@@ -47,7 +48,7 @@ class DoctorPage:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {"text/html": self.html(), "image/svg+xml": self.svg(), "text/plain": repr(self)}
 
-# %% ../../nbs/10_viz/12_doctor_page.ipynb #aaeb87e3
+# %% ../../nbs/10_viz/12_doctor_page.ipynb #cee458da
 _LEVELS = {"fit": ("#009E73", "✓"), "fit with care": ("#B97F00", "!"),
            "unfit": ("#C00000", "✗")}      # colour, glyph
 
@@ -73,13 +74,15 @@ def page_html(page: DoctorPage) -> str:
         what = (f"<strong>{escape(reason.severity)}</strong>: {escape(reason.what)}. "
                 f"<em>{escape(reason.fix)}</em>")
         reasons += f"<li>{_LEVELS[reason.severity][1]} {what}</li>"
-    figures = "".join(f'<figure style="margin:16px 0;overflow-x:auto">{picture}</figure>'
-                      for picture in page.pictures)
+    fitted = [picture.replace("<svg ", '<svg style="max-width:100%;height:auto" ', 1)
+              for picture in page.pictures]
+    figures = "".join(f'<figure style="margin:16px 0">{picture}</figure>' for picture in fitted)
     more = "".join(f"<h3>{escape(heading)}</h3>{part._repr_html_()}"
                    for heading, part in page.sections.items())
     style = "color:#222;background:#fff;overflow-x:auto"
     numbers = f'<pre style="{style}">{escape(report_text(page.report))}</pre>'
-    return (f'<section aria-label="{title}" style="background:#fff;color:#222;padding:8px">'
+    return (f'<section class="xt-auto" aria-label="{title}" '
+            f'style="background:#fff;color:#222;padding:8px">{DARK_RULE}'
             f'<h2 style="color:#222">{title}</h2>'
             f'<p style="font-size:20px;color:{colour}"><strong>{glyph} {verdict}</strong></p>'
             f"<ul>{reasons}</ul>{more}{figures}"

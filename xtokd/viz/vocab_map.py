@@ -7,7 +7,7 @@ __all__ = ['CATEGORIES', 'CLASSES', 'Category', 'token_categories', 'MatchClass'
            'Overlap', 'vocab_overlap', 'match_rate', 'overlap_svg', 'overlap_text', 'overlap_bars', 'rank_map',
            'match_heat', 'overlap_map', 'OverlapExplorer', 'selection_html']
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #453cca83
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #a5dd18aa
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from plotly.subplots import make_subplots
 from ..alignment.pair import Pair
 from ..train.runlog import Table
 from .alignment_svg import token_label
+from .live.picture import Drawing, PictureView, live_figure
 from .run_charts import add_note
-from .svg_charts import (
-    bars_svg, heat_svg, scatter_svg, stacked_svg, stratified_sample, text_colour)
+from .svg_charts import bars_svg, heat_svg, scatter_svg, stacked_svg, stratified_sample, text_colour
 from ..vocab.bytevocab import ByteVocab
 from ..vocab.overlap import VocabOverlap, text_ids
 from ..vocab.trie import ByteTrie
@@ -140,7 +140,7 @@ def match_classes(own: Sequence[bytes], other: Sequence[bytes]) -> np.ndarray:
                               ByteTrie(other))]] = MatchClass.RELATED
     return result
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #d5e7c7b8
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #9ed608f2
 @dataclass(repr=False)
 class VocabSide:
     "One side's tokens that are text, and what the other side has of them."
@@ -158,7 +158,7 @@ class VocabSide:
 
 
 @dataclass(repr=False)
-class Overlap:
+class Overlap(Drawing):
     "What two vocabularies share; draws itself."
     student_bv: ByteVocab
     teacher_bv: ByteVocab
@@ -172,8 +172,6 @@ class Overlap:
     def match_rate(self, side: str = "student") -> tuple: return match_rate(getattr(self, side))
     def svg(self, points: int = 4000) -> str: return overlap_svg(self, points)
     def __repr__(self): return overlap_text(self)
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
 
 
 @lru_cache(maxsize=8)
@@ -392,21 +390,22 @@ def overlap_map(pair: Pair, points: int = 4000) -> go.Figure:
     heat = "Heat: share of a side's tokens of this length and category that the other has."
     return add_note(fig, f"{_CLASS_RULES} {_sample_note(overlap, points)} {heat}", -.085, 110)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #3285ef80
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #edaccc42
 class OverlapExplorer(widgets.VBox):
     "The rank map to select in; `selected` is a list of (student id, teacher id)."
     selected = traitlets.List()
 
     def __init__(self, pair: Pair, points: int = 4000, rows: int = 50):
         self.overlap, self.rows, self._waiting = vocab_overlap(pair), rows, []
-        self.figure = go.FigureWidget(rank_map(pair, points))
+        self.figure = live_figure(rank_map(pair, points))
         self.traces = [trace for trace in self.figure.data if trace.customdata is not None]
         options = [("draw a box in the map, or choose", -1),
                    *((trace.name, k) for k, trace in enumerate(self.traces))]
         self.choice = widgets.Dropdown(options=options, value=-1, description="select")
         self.clear = widgets.Button(description="Clear", tooltip="select nothing")
         self.table = widgets.HTML(selection_html(self.overlap, []))
-        super().__init__([self.figure, widgets.HBox([self.choice, self.clear]), self.table])
+        buttons = [self.choice, self.clear, PictureView(self.overlap, shown=False)]
+        super().__init__([self.figure, widgets.HBox(buttons), self.table], _dom_classes=["xt-plots"])
         for k, trace in enumerate(self.traces):
             trace.on_selection(lambda _, points, state, k=k: self._arrived(k, points.point_inds))
         self.traces[-1].on_deselect(lambda *_: self.select({}))
@@ -434,6 +433,8 @@ class OverlapExplorer(widgets.VBox):
         pairs = [tuple(map(int, self.traces[k].customdata[place])) for k, places in points.items()
                  for place in places]
         self.selected, self.table.value = pairs, selection_html(self.overlap, pairs, self.rows)
+
+    def save(self, path: str) -> object: return self.overlap.save(path)     # see `Drawing.save`
 
     @property
     def tokens(self) -> Table:
