@@ -13,6 +13,7 @@ _DRAWING_FUNCTIONS = {   # what is drawn -> full name of the function
     "alignment text": "xtokd.viz.alignment_svg.alignment_text",
     "alignment explorer": "xtokd.viz.explorer.Explorer",
     "pair explorer": "xtokd.viz.explorer.PairExplorer",
+    "pair atlas": "xtokd.viz.live.atlas.Atlas",
     "doctor page": "xtokd.viz.doctor_page.doctor_page",
 }
 

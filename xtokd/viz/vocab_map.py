@@ -181,8 +181,7 @@ def _overlap(student: ByteVocab, teacher: ByteVocab) -> Overlap:
     pieces, sides = [text_ids(vocab) for vocab in (student, teacher)], []
     for vocab, (ids, own), (_, other) in zip((student, teacher), pieces, pieces[::-1]):
         classes, lengths = match_classes(own, other), np.asarray(vocab.lengths)[ids]
-        sides.append(VocabSide(vocab.name, ids, classes, token_categories(own), lengths,
-                               len(vocab)))
+        sides.append(VocabSide(vocab.name, ids, classes, token_categories(own), lengths, len(vocab)))
     both = VocabOverlap.of(student, teacher)
     stops = np.array([(i, j) for i in both.student_stop_ids for j in both.teacher_stop_ids],
                      np.int64).reshape(-1, 2)
@@ -200,8 +199,7 @@ def vocab_overlap(pair: Pair) -> Overlap:
 _BINS = (1, 2, 3, 4, 5, 7, 9, 13, 17)             # first length of each bin
 _BIN_NAMES = ("1", "2", "3", "4", "5-6", "7-8", "9-12", "13-16", "17+")
 _ROWS = (Category.DIGITS, Category.WHITE_SPACE, Category.CODE, Category.LATIN, Category.CYRILLIC,
-         Category.EAST_ASIAN,
-         Category.OTHER_SCRIPT, Category.BYTES)   # those that decide sums and programs first
+         Category.EAST_ASIAN, Category.OTHER_SCRIPT, Category.BYTES)   # those of sums and programs first
 _ROW_NAMES = [CATEGORIES[k] for k in _ROWS]
 
 
@@ -393,6 +391,11 @@ def overlap_map(pair: Pair, points: int = 4000) -> go.Figure:
     return add_note(fig, f"{_CLASS_RULES} {_sample_note(overlap, points)} {heat}", -.085, 110)
 
 # %% ../../nbs/10_viz/09_vocab_map.ipynb #3285ef80
+def _name_points(layout: object, mode: str) -> None:
+    "Name the point under the pointer, but not where boxes are drawn: its event would replace theirs."
+    layout.hovermode = False if mode in ("select", "lasso") else "closest"
+
+
 class OverlapExplorer(widgets.VBox):
     "The rank map to select in; `selected` is a list of (student id, teacher id)."
     selected = traitlets.List()
@@ -412,6 +415,8 @@ class OverlapExplorer(widgets.VBox):
         self.traces[-1].on_deselect(lambda *_: self.select({}))
         self.choice.observe(self._chosen, "value")
         self.clear.on_click(lambda _: self.select({}))
+        self.figure.layout.on_change(_name_points, "dragmode")
+        _name_points(self.figure.layout, self.figure.layout.dragmode)
 
     def _chosen(self, change: dict) -> None:
         if change["new"] >= 0:
@@ -468,6 +473,5 @@ def selection_html(overlap: Overlap, pairs: Sequence, rows: int = 50) -> str:
         body += f"<tr>{cells}</tr>"
     head = "".join(f'<th scope="col" style="text-align:left;padding-right:12px">{name}</th>'
                    for name in names)
-    return (f'<p role="status">{len(pairs):,} tokens selected{more}.</p><table '
-            f'style="font-family:monospace">'
-            f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    return (f'<p role="status">{len(pairs):,} tokens selected{more}.</p>'
+            f'<table style="font-family:monospace"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
