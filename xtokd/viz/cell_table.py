@@ -18,6 +18,7 @@ from ..alignment.alignment import KINDS
 from ..alignment.pair import Pair
 from ..objectives.cover.cells import CellGraph, cell_graph
 from .alignment_svg import token_label
+from .live.picture import Drawing
 from .ribbon import LinkKind, Ribbon, cell_links, cell_ribbon
 from .svg_charts import svg_caption, svg_frame, svg_text
 
@@ -112,7 +113,7 @@ def _cell_kinds(sizes: np.ndarray) -> np.ndarray:
     return np.where((sizes == 0).any(1), 4, 2 * many[:, 0] + many[:, 1])
 
 # %% ../../nbs/10_viz/10_cell_table.ipynb #d22ca279
-class CellTable:
+class CellTable(Drawing):
     "All cells of a pair, to select from and to put in order; draws itself."
     def __init__(self, graph: CellGraph):
         self.graph, self.n, self.vocabs = graph, graph.n, (graph.s, graph.t)
@@ -180,8 +181,6 @@ class CellTable:
 
     def __repr__(self): return cell_table_text(self)
     def svg(self) -> str: return cell_table_svg(self)
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
 
 
 @lru_cache(maxsize=4)

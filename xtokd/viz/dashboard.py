@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wrap_text', 'snapshot_svg', 'snapshot_text', 'Snapshot', 'RunUpdate', 'LiveRun', 'Replay', 'WidgetBase', 'Dashboard']
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #f294d43f
+# %% ../../nbs/10_viz/07_dashboard.ipynb #82ae8db7
 import json, re, threading, time
 from dataclasses import dataclass
 from html import escape
@@ -13,11 +13,12 @@ from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
 
-import anywidget, traitlets
+import traitlets
 
 from ..train.monitor import Limits
 from ..train.runlog import Run, sparkline
 from .alignment_svg import KIND_COLOURS
+from .live.page import PageWidget
 from .run_state import RunState, dashboard_data
 
 # %% ../../nbs/10_viz/07_dashboard.ipynb #3cf3b6f8
@@ -300,12 +301,12 @@ class Replay:
                   + (", paused" if self.wish == "pause" else ""))
         return RunUpdate(events, status, False)
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #456bd678
+# %% ../../nbs/10_viz/07_dashboard.ipynb #6c02d25b
 def _web_asset(name: str) -> str:
     return files("xtokd.viz").joinpath(name).read_text(encoding="utf8")
 
 
-class WidgetBase(anywidget.AnyWidget):
+class WidgetBase(PageWidget):
     "The traits that Python and the page share, and the static picture of the view."
     _esm, _css = _web_asset("dashboard.js"), _web_asset("dashboard.css")
     data = traitlets.Dict().tag(sync=True)                        # all that is drawn
@@ -314,6 +315,8 @@ class WidgetBase(anywidget.AnyWidget):
     snaps = traitlets.Int(0).tag(sync=True)                       # how often Snapshot was pressed
     said = traitlets.Unicode().tag(sync=True)                     # an answer to read out
     at = traitlets.Int(None, allow_none=True).tag(sync=True)      # the step that is being read
+    python_traits = (*PageWidget.python_traits, "can", "wish", "snaps", "said")
+    page_title, page_note = "A training run", "Play, or move the slider, to read every curve at a step."
     _display_id = None                                            # of the output with the widget
 
     def _repr_mimebundle_(self, **kw) -> dict:

@@ -84,7 +84,7 @@ export default {
     const next = button("next mismatch", "the next place that is not 1→1 (key n)", () => mismatch());
     const tracks = h("span", { class: "tracks", role: "group", "aria-label": "Tracks" });
     bar.append(h("span", { class: "views", role: "group", "aria-label": "Layout" }, ...views), h("span", { class: "kinds", role: "group", "aria-label": "Kinds shown" }, ...kinds),
-      blankLabel, groupLabel, worstLabel, next, tracks);
+      blankLabel, groupLabel, worstLabel, next, tracks, saveButtons({ model, name: () => "alignment", picture: wholePicture, words: wholeWords, say: what => { cards.append(h("div", { class: "note" }, what)); say(what); } }));
 
     const list = h("div", { class: "list", role: "listbox", tabindex: 0, "aria-multiselectable": "true", "aria-label": "Chunks of the alignment" });
     const cards = h("div", { class: "cards", role: "region", "aria-label": "Details" });
@@ -247,6 +247,14 @@ export default {
       const kind = d.segs.kind[k], first = d.segs.first[k], row = side => texts(k, side).join(" | ");
       if (kind === 4) return `${d.toks.side[first] ? "teacher" : "student"} token ${d.toks.label[first]}, no partner: ${d.reasons[d.toks.reason[first]] || "in no chunk"}`;
       return `${GLYPH[kind]}, student ${row(0)}, teacher ${row(1)}, bytes ${d.segs.b0[k]} to ${d.segs.b1[k]}` + (d.score.v[k] === null || !d.order.length ? "" : `, ${d.score.name} ${num(d.score.v[k])}`);
+    }
+    function wholePicture() {                     // all lines, also those that are not drawn yet
+      at.lines.forEach((line, n) => drawLine(n));
+      return stackedSvg(at.lines.map(line => line.node.firstElementChild), d.summary, getComputedStyle(root).getPropertyValue("--bg"));
+    }
+    function wholeWords() {
+      const side = (k, which) => { const out = []; for (let r = d.segs.first[k]; r < d.segs.first[k + 1]; r++) if (d.toks.side[r] === which) out.push(d.toks.label[r]); return out.join(" | "); };
+      return [d.summary, "kind\tstudent\tteacher\tbytes", ...d.segs.kind.map((kind, k) => `${GLYPH[kind]}\t${side(k, 0)}\t${side(k, 1)}\t${d.segs.b0[k]}-${d.segs.b1[k]}`)].join("\n");
     }
     function say(what) { clearTimeout(sayLater); sayLater = setTimeout(() => { live.textContent = what; }, 50); }
 

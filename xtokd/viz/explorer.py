@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['cut_graphemes', 'page_data', 'Explorer', 'explore_batch', 'PairExplorer']
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #65cc932e
+# %% ../../nbs/10_viz/04_explorer.ipynb #6b5ff3f3
 import json, re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-import anywidget
 import numpy as np
 import traitlets
 
@@ -25,6 +24,7 @@ from .alignment_svg import (
     glyphs, place_tokens, reason_text, shorten, text_width, token_label)
 from .signals import (
     Track, compare_tracks, edges_svg, ledger_signals, row_values, signals_svg, tracks)
+from .live.page import PageWidget, widget_module
 from ..vocab.bytevocab import ByteVocab
 
 # %% ../../nbs/10_viz/04_explorer.ipynb #965b1bc0
@@ -268,13 +268,13 @@ def _asset(name: str) -> str: return files("xtokd.viz").joinpath(name).read_text
 
 def _synced(trait): return trait.tag(sync=True)
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #903fbfbd
-class Explorer(anywidget.AnyWidget):
+# %% ../../nbs/10_viz/04_explorer.ipynb #e239906b
+class Explorer(PageWidget):
     """A live picture of an alignment.
 
     A *segment* is a chunk, or one token that is in none; segments are numbered in the order of the
     text."""
-    _esm, _css = _asset("explorer.js"), _asset("explorer.css")
+    _esm, _css = widget_module(_asset("explorer.js")), _asset("explorer.css")
     data = _synced(traitlets.Unicode("{}"))                # JSON of `page_data`
     hover = _synced(traitlets.Int(-1))                     # segment under the pointer
     active = _synced(traitlets.Int(-1))                    # segment of the keyboard
@@ -286,6 +286,7 @@ class Explorer(anywidget.AnyWidget):
     whitespace, graphemes = _synced(traitlets.Bool(True)), _synced(traitlets.Bool(False))
     height, error = _synced(traitlets.Int(460)), _synced(traitlets.Unicode(""))
     view = _synced(traitlets.Enum(["bands", "edges"], "bands"))
+    page_title = "Which tokens cover the same bytes"
 
     def __init__(self, alignment: Alignment,
                  signals: Mapping | None = None,   # see `tracks`
@@ -364,13 +365,16 @@ def explore_batch(batch: PairBatch,
              for values in sides]
     return Explorer(batch.alignment[sample], signals, student=cards[0], teacher=cards[1], **kw)
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #3e92b37c
+# %% ../../nbs/10_viz/04_explorer.ipynb #0e8c457d
 class PairExplorer(Explorer):
     "An explorer with a text box, and with lists to choose both tokenizers from."
     text = _synced(traitlets.Unicode(""))
     choices = _synced(traitlets.List(traitlets.Unicode()))
     student_name, teacher_name = _synced(traitlets.Unicode("")), _synced(traitlets.Unicode(""))
     busy = _synced(traitlets.Unicode(""))            # what is being loaded
+    python_traits = (*PageWidget.python_traits, "text", "choices", "student_name", "teacher_name")
+    page_note = ("This page shows one text, as it was saved. To type another one, run "
+                 "`xtokd explore STUDENT TEACHER`.")
 
     def __init__(self, pair: Pair, text: str = "The quick brown fox, 1234567 naïve 数据 👩‍👧\n",
                  others: Mapping | Sequence | None = None,   # more tokenizers

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PairMatrix', 'pair_matrix', 'matrix_text', 'matrix_svg', 'matrix_figure']
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #8a9bfa6b
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #6cf02b7d
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,15 +17,16 @@ from plotly.subplots import make_subplots
 
 from ..alignment.byte_align import align_batch
 from ..alignment.doctor import probe_texts
+from .live.picture import Drawing
 from .run_charts import PLOTLY_TEMPLATE
 from .svg_charts import (
     colour_ramp, heat_svg, ratio_ramp, stacked_svg, svg_caption, svg_frame)
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 from ..vocab.overlap import canonical_index, text_ids
 
-# %% ../../nbs/10_viz/11_pair_matrix.ipynb #832042af
+# %% ../../nbs/10_viz/11_pair_matrix.ipynb #635b4c73
 @dataclass(repr=False)
-class PairMatrix:
+class PairMatrix(Drawing):
     """All pairs of some tokenizers on the same texts; rows are teachers, columns are students.
     Draws itself."""
     names: list[str]
@@ -39,8 +40,6 @@ class PairMatrix:
     def svg(self) -> str: return matrix_svg(self)
     def figure(self) -> go.Figure: return matrix_figure(self)
     def __repr__(self): return matrix_text(self)
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
 
 
 class _Candidate:

@@ -6,7 +6,7 @@
 __all__ = ['LINK_STYLES', 'LinkKind', 'link_kind', 'Link', 'Ribbon', 'ribbon_from_links', 'ribbon_text', 'ribbon_svg',
            'prefix_relatives', 'token_ribbon', 'cell_links', 'link_distance', 'cell_ribbon', 'sankey_figure']
 
-# %% ../../nbs/10_viz/08_ribbon.ipynb #f9a6ebda
+# %% ../../nbs/10_viz/08_ribbon.ipynb #73f5863c
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 from ..alignment.pair import Pair
 from ..objectives.cover.cells import CellGraph
 from .alignment_svg import text_width, token_label
+from .live.picture import Drawing
 from .run_charts import rgba
 from .svg_charts import svg_caption, svg_frame, svg_text
 from ..vocab.bytevocab import ByteVocab
@@ -58,7 +59,7 @@ def link_kind(student: bytes, teacher: bytes) -> LinkKind:
     return (LinkKind.TEACHER_LONGER if student and teacher.startswith(student)
             else LinkKind.UNRELATED)
 
-# %% ../../nbs/10_viz/08_ribbon.ipynb #d8ce0a5e
+# %% ../../nbs/10_viz/08_ribbon.ipynb #36097888
 class Link(NamedTuple):
     "One link of a ribbon."
     student: int       # place in `Ribbon.student`
@@ -68,7 +69,7 @@ class Link(NamedTuple):
 
 
 @dataclass(repr=False)
-class Ribbon:
+class Ribbon(Drawing):
     "Student tokens, teacher tokens and weighted links between them; draws itself."
     student_bv: ByteVocab
     teacher_bv: ByteVocab
@@ -83,8 +84,6 @@ class Ribbon:
     def __repr__(self): return ribbon_text(self)
     def svg(self) -> str: return ribbon_svg(self)
     def sankey(self) -> go.Figure: return sankey_figure(self)
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
 
 # %% ../../nbs/10_viz/08_ribbon.ipynb #23c3959f
 def ribbon_from_links(student_bv: ByteVocab, teacher_bv: ByteVocab,

@@ -7,7 +7,7 @@ __all__ = ['CATEGORIES', 'CLASSES', 'Category', 'token_categories', 'MatchClass'
            'Overlap', 'vocab_overlap', 'match_rate', 'overlap_svg', 'overlap_text', 'overlap_bars', 'rank_map',
            'match_heat', 'overlap_map', 'OverlapExplorer', 'selection_html']
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #453cca83
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #976a3521
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from plotly.subplots import make_subplots
 from ..alignment.pair import Pair
 from ..train.runlog import Table
 from .alignment_svg import token_label
+from .live.picture import Drawing, PictureView
 from .run_charts import add_note
-from .svg_charts import (
-    bars_svg, heat_svg, scatter_svg, stacked_svg, stratified_sample, text_colour)
+from .svg_charts import bars_svg, heat_svg, scatter_svg, stacked_svg, stratified_sample, text_colour
 from ..vocab.bytevocab import ByteVocab
 from ..vocab.overlap import VocabOverlap, text_ids
 from ..vocab.trie import ByteTrie
@@ -140,7 +140,7 @@ def match_classes(own: Sequence[bytes], other: Sequence[bytes]) -> np.ndarray:
                               ByteTrie(other))]] = MatchClass.RELATED
     return result
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #d5e7c7b8
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #f089b0a1
 @dataclass(repr=False)
 class VocabSide:
     "One side's tokens that are text, and what the other side has of them."
@@ -158,7 +158,7 @@ class VocabSide:
 
 
 @dataclass(repr=False)
-class Overlap:
+class Overlap(Drawing):
     "What two vocabularies share; draws itself."
     student_bv: ByteVocab
     teacher_bv: ByteVocab
@@ -169,11 +169,10 @@ class Overlap:
 
     def sample(self, points: int = 4000) -> np.ndarray:
         return stratified_sample(self.category, points, groups=len(CATEGORIES))
+
     def match_rate(self, side: str = "student") -> tuple: return match_rate(getattr(self, side))
     def svg(self, points: int = 4000) -> str: return overlap_svg(self, points)
     def __repr__(self): return overlap_text(self)
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"image/svg+xml": self.svg(), "text/plain": repr(self)}
 
 
 @lru_cache(maxsize=8)
@@ -291,13 +290,11 @@ def _add_bars(fig: go.Figure, overlap: Overlap, **where) -> None:
         pattern = dict(shape=hatch, bgcolor=colour, fgcolor="#fff", size=6, solidity=.15)
         fig.add_trace(go.Bar(
             y=sides, x=shares[:, k], name=name, legend="legend", orientation="h",
-            customdata=counts[:, k], text=texts,
-            textposition="inside", insidetextanchor="middle", textangle=0,
-            textfont=dict(color=text_colour(colour), size=12),
+            customdata=counts[:, k], text=texts, textposition="inside", textangle=0,
+            insidetextanchor="middle", textfont=dict(color=text_colour(colour), size=12),
             marker=dict(color=colour, pattern=pattern, line=dict(color="#fff", width=1)),
             hovertemplate=f"{name}: %{{customdata:,}} (%{{x:.1%}})<extra>%{{y}}</extra>"), **where)
-    fig.update_layout(barmode="stack")
-    fig.update_yaxes(autorange="reversed", showgrid=False, **where)
+    fig.update_layout(barmode="stack").update_yaxes(autorange="reversed", showgrid=False, **where)
     fig.update_xaxes(tickformat=".0%", range=[0, 1], **where)
 
 
@@ -390,9 +387,9 @@ def overlap_map(pair: Pair, points: int = 4000) -> go.Figure:
     heat = "Heat: share of a side's tokens of this length and category that the other has."
     return add_note(fig, f"{_CLASS_RULES} {_sample_note(overlap, points)} {heat}", -.085, 110)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #3285ef80
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #0c7cd6cc
 def _name_points(layout: object, mode: str) -> None:
-    "Name the point under the pointer, but not where boxes are drawn: its event would replace theirs."
+    "Name the point under the pointer, but not where boxes are drawn: its event would replace them."
     layout.hovermode = False if mode in ("select", "lasso") else "closest"
 
 
@@ -404,12 +401,12 @@ class OverlapExplorer(widgets.VBox):
         self.overlap, self.rows, self._waiting = vocab_overlap(pair), rows, []
         self.figure = go.FigureWidget(rank_map(pair, points))
         self.traces = [trace for trace in self.figure.data if trace.customdata is not None]
-        options = [("draw a box in the map, or choose", -1),
-                   *((trace.name, k) for k, trace in enumerate(self.traces))]
+        options = [("draw a box, or choose", -1), *((x.name, k) for k, x in enumerate(self.traces))]
         self.choice = widgets.Dropdown(options=options, value=-1, description="select")
         self.clear = widgets.Button(description="Clear", tooltip="select nothing")
         self.table = widgets.HTML(selection_html(self.overlap, []))
-        super().__init__([self.figure, widgets.HBox([self.choice, self.clear]), self.table])
+        buttons = [self.choice, self.clear, PictureView(self.overlap, shown=False)]
+        super().__init__([self.figure, widgets.HBox(buttons), self.table])
         for k, trace in enumerate(self.traces):
             trace.on_selection(lambda _, points, state, k=k: self._arrived(k, points.point_inds))
         self.traces[-1].on_deselect(lambda *_: self.select({}))
@@ -419,8 +416,8 @@ class OverlapExplorer(widgets.VBox):
         _name_points(self.figure.layout, self.figure.layout.dragmode)
 
     def _chosen(self, change: dict) -> None:
-        if change["new"] >= 0:
-            self.select({change["new"]: range(len(self.traces[change["new"]].x))})
+        k = change["new"]
+        if k >= 0: self.select({k: range(len(self.traces[k].x))})
 
     def _arrived(self, k: int, points) -> None:
         "Collect the points of one trace after the other; the last one completes the selection."
@@ -440,6 +437,8 @@ class OverlapExplorer(widgets.VBox):
                  for place in places]
         self.selected, self.table.value = pairs, selection_html(self.overlap, pairs, self.rows)
 
+    def save(self, path: str) -> object: return self.overlap.save(path)     # see `Drawing.save`
+
     @property
     def tokens(self) -> Table:
         "The selected tokens as a table."
@@ -458,8 +457,8 @@ def _selected_tokens(overlap: Overlap, pairs: Sequence) -> list[dict]:
     "Return one row per selected (student id, teacher id)."
     category = dict(zip(map(tuple, overlap.shared.tolist()), overlap.category.tolist()))
     return [dict(token=token_label(overlap.student_bv, i), student=i, teacher=j,
-                 bytes=len(overlap.student_bv.bytes[i]),
-                 category=CATEGORIES[category[i, j]]) for i, j in pairs]
+                 bytes=len(overlap.student_bv.bytes[i]), category=CATEGORIES[category[i, j]])
+            for i, j in pairs]
 
 
 def selection_html(overlap: Overlap, pairs: Sequence, rows: int = 50) -> str:
@@ -474,4 +473,5 @@ def selection_html(overlap: Overlap, pairs: Sequence, rows: int = 50) -> str:
     head = "".join(f'<th scope="col" style="text-align:left;padding-right:12px">{name}</th>'
                    for name in names)
     return (f'<p role="status">{len(pairs):,} tokens selected{more}.</p>'
-            f'<table style="font-family:monospace"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+            f'<table style="font-family:monospace"><thead><tr>{head}</tr></thead>'
+            f'<tbody>{body}</tbody></table>')
