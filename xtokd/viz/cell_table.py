@@ -7,7 +7,7 @@ __all__ = ['DIGITS', 'WHITE_SPACE', 'SIGNS', 'BYTES', 'STOP_SCRIPT', 'RARE', 'CE
            'CellTable', 'cells_of_pair', 'find_token', 'tokens_beginning', 'tokens_label', 'cell_rows', 'cells_csv',
            'size_histogram', 'cell_table_text', 'cell_table_svg']
 
-# %% ../../nbs/10_viz/10_cell_table.ipynb #13d87697
+# %% ../../nbs/10_viz/10_cell_table.ipynb #1e2706f0
 import csv, io, re, unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -112,7 +112,7 @@ def _cell_kinds(sizes: np.ndarray) -> np.ndarray:
     many = sizes > 1
     return np.where((sizes == 0).any(1), 4, 2 * many[:, 0] + many[:, 1])
 
-# %% ../../nbs/10_viz/10_cell_table.ipynb #d22ca279
+# %% ../../nbs/10_viz/10_cell_table.ipynb #e1014a14
 class CellTable(Drawing):
     "All cells of a pair, to select from and to put in order; draws itself."
     def __init__(self, graph: CellGraph):

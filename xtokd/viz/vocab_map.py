@@ -140,7 +140,7 @@ def match_classes(own: Sequence[bytes], other: Sequence[bytes]) -> np.ndarray:
                               ByteTrie(other))]] = MatchClass.RELATED
     return result
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #f089b0a1
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #ebe0d93b
 @dataclass(repr=False)
 class VocabSide:
     "One side's tokens that are text, and what the other side has of them."
@@ -194,7 +194,7 @@ def vocab_overlap(pair: Pair) -> Overlap:
     "Return the `Overlap` of a Pair; made once for two tokenizers."
     return _overlap(pair.student, pair.teacher)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #f09f6e1e
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #db71c2a4
 _BINS = (1, 2, 3, 4, 5, 7, 9, 13, 17)             # first length of each bin
 _BIN_NAMES = ("1", "2", "3", "4", "5-6", "7-8", "9-12", "13-16", "17+")
 _ROWS = (Category.DIGITS, Category.WHITE_SPACE, Category.CODE, Category.LATIN, Category.CYRILLIC,
@@ -277,7 +277,7 @@ def overlap_text(overlap: Overlap) -> str:
     lines += [row(CATEGORIES[k], (f"{share(side, k):>24}" for side in sides)) for k in _ROWS]
     return "\n".join(line.rstrip() for line in lines)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #974ad700
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #b16246ab
 def _add_bars(fig: go.Figure, overlap: Overlap, **where) -> None:
     "Add two stacked bars with their counts."
     sides = [f"student: {escape(overlap.student.name)}", f"teacher: {escape(overlap.teacher.name)}"]
@@ -387,7 +387,7 @@ def overlap_map(pair: Pair, points: int = 4000) -> go.Figure:
     heat = "Heat: share of a side's tokens of this length and category that the other has."
     return add_note(fig, f"{_CLASS_RULES} {_sample_note(overlap, points)} {heat}", -.085, 110)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #0c7cd6cc
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #1ab5d062
 def _name_points(layout: object, mode: str) -> None:
     "Name the point under the pointer, but not where boxes are drawn: its event would replace them."
     layout.hovermode = False if mode in ("select", "lasso") else "closest"
@@ -452,7 +452,7 @@ class OverlapExplorer(widgets.VBox):
     def _repr_mimebundle_(self, include=None, exclude=None, **kw):
         return {**(super()._repr_mimebundle_(**kw) or {}), **self.overlap._repr_mimebundle_()}
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #1b3f3b2a
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #1d0644bc
 def _selected_tokens(overlap: Overlap, pairs: Sequence) -> list[dict]:
     "Return one row per selected (student id, teacher id)."
     category = dict(zip(map(tuple, overlap.shared.tolist()), overlap.category.tolist()))
