@@ -119,7 +119,7 @@ export default {
       const keep = bars.contains(document.activeElement) ? [...bars.children].indexOf(document.activeElement) : -1;
       bars.replaceChildren(...histogram.map(([low, high, n, tokens]) => {
         const name = low === high ? count(low) : `${count(low)}–${count(high)}`, on = f.sizes?.[0] === low;
-        return h("button", { type: "button", "aria-pressed": on, title: `${count(n)} components of ${name} tokens, ${count(tokens)} tokens in all`, "aria-label": `${count(n)} components of ${name} tokens`, "data-low": low,
+        return h("button", { type: "button", "aria-pressed": String(on), title: `${count(n)} components of ${name} tokens, ${count(tokens)} tokens in all`, "aria-label": `${count(n)} components of ${name} tokens`, "data-low": low,
           onclick: () => filter({ sizes: on ? [] : [low, high] }) }, h("b", {}, n >= 10000 ? `${Math.round(n / 1000)}k` : String(n)), h("i", { style: `height:${(52 * Math.log1p(n) / most).toFixed(1)}px` }), h("b", {}, high >= 10000 ? `${Math.round(high / 1000)}k` : String(high)));
       }));
       if (keep >= 0) bars.children[Math.min(keep, bars.children.length - 1)]?.focus();
