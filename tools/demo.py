@@ -38,6 +38,13 @@ def teacher_accuracy(config):
     return found
 
 
+def command():
+    "How to call `xtokd` from here: its path in this environment, where that is not the active one."
+    if os.environ.get("VIRTUAL_ENV") == sys.prefix: return "xtokd"
+    script, here = Path(sys.executable).parent / "xtokd", Path.cwd()
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)
+
+
 def outcome(folder):
     "The student's accuracy before and after beside the teacher's, and whether it came near."
     from xtokd.train.runlog import Run
@@ -60,4 +67,4 @@ if __name__ == "__main__":
     run("3. The student writes, the teacher scores, the student learns:", "distill", "--max-steps", steps, *FLAGS.split(), "--output-dir", out)
     say("4. What came of it:")
     outcome(out)
-    print(f"\nDone in {time.time() - began:.0f} s. Next: make lab, and open nbs/20_lessons/01_the_road.ipynb; or xtokd --help.")
+    print(f"\nDone in {time.time() - began:.0f} s. Next: make lab, and open nbs/20_lessons/01_the_road.ipynb; or {command()} --help.")

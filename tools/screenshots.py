@@ -68,7 +68,7 @@ VIEWS = {    # name: the cell, and what to do before the picture is taken
     "explorer-hostile": ("Explorer(pair.align('<script>alert(1)</script> \\u202eabc\\u200d\\x00 ' + 'x' * 200 + ' مرحبا نص'))", None),
     "map-overlap": ("from xtokd.viz.vocab_map import overlap_map\noverlap_map(pair)", None),
     "map-select": ("from xtokd.viz.vocab_map import OverlapExplorer\nOverlapExplorer(pair)", None),
-    "map-cells": ("from xtokd.viz.cell_map import cell_map\nfrom xtokd.objectives.cover.cells import cell_graph\nlive = cell_map(cell_graph(pair.student, pair.teacher)).explore()\nlive.select(int(live.map.ranked[12]))\nlive", None),
+    "map-atlas": ("pair.atlas(text).show('7')", None),
     "map-matrix": ("from xtokd.viz.pair_matrix import pair_matrix\npair_matrix({'tiny-student': pair.student, 'tiny-teacher': pair.teacher}).figure()", None),
     "map-doctor": ("pair.doctor().page()", None),
     "map-sankey": ("from xtokd.viz.ribbon import token_ribbon\ntoken_ribbon(pair, ' f').sankey()", None),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw']
 
-# %% ../nbs/13_support/04_display.ipynb #e94352f7
+# %% ../nbs/13_support/04_display.ipynb #41973440
 from importlib import import_module
 
 _DRAWING_FUNCTIONS = {   # what is drawn -> full name of the function
@@ -13,6 +13,7 @@ _DRAWING_FUNCTIONS = {   # what is drawn -> full name of the function
     "alignment text": "xtokd.viz.alignment_svg.alignment_text",
     "alignment explorer": "xtokd.viz.explorer.Explorer",
     "pair explorer": "xtokd.viz.explorer.PairExplorer",
+    "pair atlas": "xtokd.viz.live.atlas.Atlas",
     "doctor page": "xtokd.viz.doctor_page.doctor_page",
 }
 

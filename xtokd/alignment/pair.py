@@ -15,12 +15,14 @@ from ..hub import BUILTIN_PAIRS, resolve
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 from ..vocab.overlap import VocabOverlap
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #cd250a3e
-def read_vocab(source: object,    # a name ("tiny"), folder, hub name, tokenizer or ByteVocab
+# %% ../../nbs/03_alignment/06_pair.ipynb #632f6026
+def read_vocab(source: object,    # name ("tiny"), folder, tokenizer.json, hub name, tokenizer
                role: str,         # "student" or "teacher": which half of a packaged pair
                ) -> ByteVocab:
     "The vocabulary of one side. Raises UnsupportedTokenizer where its bytes are not known exactly."
     if not isinstance(source, (str, Path)): return as_byte_vocab(source)
+    file = Path(source).expanduser()
+    if file.is_file(): return ByteVocab(file, name=file.resolve().parent.name or file.stem)
     name = f"{source}-{role}" if str(source) in BUILTIN_PAIRS else None
     return ByteVocab(resolve(source, role), name=name)
 
@@ -33,7 +35,7 @@ class Pair:
     """
 
     def __init__(self,
-                 student: object,           # name ("tiny"), folder, hub name, tokenizer or ByteVocab
+                 student: object,           # name, folder, tokenizer.json, tokenizer or ByteVocab
                  teacher: object = None):   # the same; None: the teacher of the student's name
         self.student = read_vocab(student, "student")
         self.teacher = read_vocab(student if teacher is None else teacher, "teacher")
@@ -63,6 +65,13 @@ class Pair:
                 **kwargs):
         "A live picture with a text box: `xtokd.viz.explorer.PairExplorer`."
         return draw("pair explorer", self, text, others, **kwargs)
+
+    def atlas(self,
+              text: str | None = None,      # whose tokens are at stake
+              model: object = None,         # of the student: probabilities instead of counts
+              ):
+        "Search the graph of both vocabularies in a live page: `xtokd.viz.live.atlas.Atlas`."
+        return draw("pair atlas", self, text, model)
 
     def doctor(self,
                texts: object = None,        # a text, a list or a dict; None: the probe texts

@@ -90,8 +90,8 @@ export default {
     const cards = h("div", { class: "cards", role: "region", "aria-label": "Details" });
     const live = h("div", { class: "live", role: "status", "aria-live": "polite" }), trouble = h("div", { class: "error", role: "alert" });
     const keys = h("div", { class: "keys" }, "← → chunk · ↑ ↓ line · Enter pin · Shift+Enter or Shift+click compare · Shift+← → or drag select bytes · n next mismatch · Esc clear");
-    const box = pairBox();
-    root.append(...(box ? [box] : []), trouble, bar, list, keys, cards, live);
+    const box = pairBox(), busy = h("div", { class: "busy", role: "status", hidden: true });
+    root.append(...(box ? [box] : []), busy, trouble, bar, list, keys, cards, live);
     el.append(root);
 
     function pairBox() {                          // the text box and the two choices of a pair
@@ -129,6 +129,7 @@ export default {
       tracks.replaceChildren(...d.tracks.map(t => { const b = button(t.title, t.note || t.title, () => set("shown_tracks", get("shown_tracks").includes(t.title) ? get("shown_tracks").filter(x => x !== t.title) : [...get("shown_tracks"), t.title]));
         b.setAttribute("aria-pressed", get("shown_tracks").includes(t.title)); return b; }));
       trouble.textContent = get("error") || ""; trouble.hidden = !trouble.textContent;
+      busy.textContent = get("busy") ? `Loading the tokenizer ${get("busy")} …` : ""; busy.hidden = !get("busy"); root.setAttribute("aria-busy", !!get("busy"));
     }
 
     // ---- drawing -----------------------------------------------------------------------------------------------------------
@@ -353,7 +354,7 @@ export default {
     const anew = () => { refresh(); layout(); };
     on(["data"], () => { d = JSON.parse(get("data")); hover = anchor = -1; brush = null; list.removeAttribute("aria-activedescendant"); anew(); });
     on(["view", "whitespace", "graphemes", "shown_tracks"], anew);
-    on(["pinned", "selected", "kinds", "theme", "active", "error", "height"], restate);
+    on(["pinned", "selected", "kinds", "theme", "active", "error", "busy", "height"], restate);
     const size = new ResizeObserver(() => requestAnimationFrame(() => { const w = list.clientWidth; if (w && Math.abs(w - width) > 8) { width = w; layout(); } }));
     refresh();
     size.observe(list);

@@ -365,12 +365,13 @@ def explore_batch(batch: PairBatch,
              for values in sides]
     return Explorer(batch.alignment[sample], signals, student=cards[0], teacher=cards[1], **kw)
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #5cc0ebba
+# %% ../../nbs/10_viz/04_explorer.ipynb #8288baa5
 class PairExplorer(Explorer):
     "An explorer with a text box, and with lists to choose both tokenizers from."
     text = _synced(traitlets.Unicode(""))
     choices = _synced(traitlets.List(traitlets.Unicode()))
     student_name, teacher_name = _synced(traitlets.Unicode("")), _synced(traitlets.Unicode(""))
+    busy = _synced(traitlets.Unicode(""))            # what is being loaded
     python_traits = (*PageWidget.python_traits, "text", "choices", "student_name", "teacher_name")
     page_note = ("This page shows one text, as it was saved. To type another one, run "
                  "`xtokd explore STUDENT TEACHER`.")
@@ -380,9 +381,12 @@ class PairExplorer(Explorer):
                  **kw):
         if not isinstance(others, dict):
             others = {str(getattr(other, "name", other)): other for other in others or ()}
-        self._sides = {pair.student.name: pair.student, pair.teacher.name: pair.teacher, **others}
+        names = pair.student.name, pair.teacher.name
+        if names[0] == names[1] and pair.student is not pair.teacher:
+            names = f"{names[0]} (student)", f"{names[1]} (teacher)"
+        self._sides = {names[0]: pair.student, names[1]: pair.teacher, **others}
         super().__init__(pair.align(text), text=text, choices=list(self._sides),
-                         student_name=pair.student.name, teacher_name=pair.teacher.name, **kw)
+                         student_name=names[0], teacher_name=names[1], **kw)
         self.observe(self._align_again, ["text", "student_name", "teacher_name"])
 
     def _chosen_pair(self) -> Pair:
@@ -393,9 +397,13 @@ class PairExplorer(Explorer):
 
     def _align_again(self, change=None) -> None:
         "Show the new alignment; where that fails, say why and keep the last picture."
+        names = self.student_name, self.teacher_name
+        loaded = [name for name in names if not isinstance(self._sides.get(name), ByteVocab)]
         try:
+            self.busy = " and ".join(dict.fromkeys(loaded))
             self.show(self._chosen_pair().align(self.text))
             self.error = ""
         except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
             what = str(error) or type(error).__name__
             self.error = f"{self.student_name} and {self.teacher_name}: {what}"[:600]
+        finally: self.busy = ""

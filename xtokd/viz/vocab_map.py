@@ -140,7 +140,7 @@ def match_classes(own: Sequence[bytes], other: Sequence[bytes]) -> np.ndarray:
                               ByteTrie(other))]] = MatchClass.RELATED
     return result
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #9ed608f2
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #ebe0d93b
 @dataclass(repr=False)
 class VocabSide:
     "One side's tokens that are text, and what the other side has of them."
@@ -169,6 +169,7 @@ class Overlap(Drawing):
 
     def sample(self, points: int = 4000) -> np.ndarray:
         return stratified_sample(self.category, points, groups=len(CATEGORIES))
+
     def match_rate(self, side: str = "student") -> tuple: return match_rate(getattr(self, side))
     def svg(self, points: int = 4000) -> str: return overlap_svg(self, points)
     def __repr__(self): return overlap_text(self)
@@ -179,8 +180,7 @@ def _overlap(student: ByteVocab, teacher: ByteVocab) -> Overlap:
     pieces, sides = [text_ids(vocab) for vocab in (student, teacher)], []
     for vocab, (ids, own), (_, other) in zip((student, teacher), pieces, pieces[::-1]):
         classes, lengths = match_classes(own, other), np.asarray(vocab.lengths)[ids]
-        sides.append(VocabSide(vocab.name, ids, classes, token_categories(own), lengths,
-                               len(vocab)))
+        sides.append(VocabSide(vocab.name, ids, classes, token_categories(own), lengths, len(vocab)))
     both = VocabOverlap.of(student, teacher)
     stops = np.array([(i, j) for i in both.student_stop_ids for j in both.teacher_stop_ids],
                      np.int64).reshape(-1, 2)
@@ -194,12 +194,11 @@ def vocab_overlap(pair: Pair) -> Overlap:
     "Return the `Overlap` of a Pair; made once for two tokenizers."
     return _overlap(pair.student, pair.teacher)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #f09f6e1e
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #db71c2a4
 _BINS = (1, 2, 3, 4, 5, 7, 9, 13, 17)             # first length of each bin
 _BIN_NAMES = ("1", "2", "3", "4", "5-6", "7-8", "9-12", "13-16", "17+")
 _ROWS = (Category.DIGITS, Category.WHITE_SPACE, Category.CODE, Category.LATIN, Category.CYRILLIC,
-         Category.EAST_ASIAN,
-         Category.OTHER_SCRIPT, Category.BYTES)   # those that decide sums and programs first
+         Category.EAST_ASIAN, Category.OTHER_SCRIPT, Category.BYTES)   # those of sums and programs first
 _ROW_NAMES = [CATEGORIES[k] for k in _ROWS]
 
 
@@ -278,7 +277,7 @@ def overlap_text(overlap: Overlap) -> str:
     lines += [row(CATEGORIES[k], (f"{share(side, k):>24}" for side in sides)) for k in _ROWS]
     return "\n".join(line.rstrip() for line in lines)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #974ad700
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #b16246ab
 def _add_bars(fig: go.Figure, overlap: Overlap, **where) -> None:
     "Add two stacked bars with their counts."
     sides = [f"student: {escape(overlap.student.name)}", f"teacher: {escape(overlap.teacher.name)}"]
@@ -291,13 +290,11 @@ def _add_bars(fig: go.Figure, overlap: Overlap, **where) -> None:
         pattern = dict(shape=hatch, bgcolor=colour, fgcolor="#fff", size=6, solidity=.15)
         fig.add_trace(go.Bar(
             y=sides, x=shares[:, k], name=name, legend="legend", orientation="h",
-            customdata=counts[:, k], text=texts,
-            textposition="inside", insidetextanchor="middle", textangle=0,
-            textfont=dict(color=text_colour(colour), size=12),
+            customdata=counts[:, k], text=texts, textposition="inside", textangle=0,
+            insidetextanchor="middle", textfont=dict(color=text_colour(colour), size=12),
             marker=dict(color=colour, pattern=pattern, line=dict(color="#fff", width=1)),
             hovertemplate=f"{name}: %{{customdata:,}} (%{{x:.1%}})<extra>%{{y}}</extra>"), **where)
-    fig.update_layout(barmode="stack")
-    fig.update_yaxes(autorange="reversed", showgrid=False, **where)
+    fig.update_layout(barmode="stack").update_yaxes(autorange="reversed", showgrid=False, **where)
     fig.update_xaxes(tickformat=".0%", range=[0, 1], **where)
 
 
@@ -390,7 +387,12 @@ def overlap_map(pair: Pair, points: int = 4000) -> go.Figure:
     heat = "Heat: share of a side's tokens of this length and category that the other has."
     return add_note(fig, f"{_CLASS_RULES} {_sample_note(overlap, points)} {heat}", -.085, 110)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #edaccc42
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #593b4aba
+def _name_points(layout: object, mode: str) -> None:
+    "Name the point under the pointer, but not where boxes are drawn: its event would replace them."
+    layout.hovermode = False if mode in ("select", "lasso") else "closest"
+
+
 class OverlapExplorer(widgets.VBox):
     "The rank map to select in; `selected` is a list of (student id, teacher id)."
     selected = traitlets.List()
@@ -399,8 +401,7 @@ class OverlapExplorer(widgets.VBox):
         self.overlap, self.rows, self._waiting = vocab_overlap(pair), rows, []
         self.figure = live_figure(rank_map(pair, points))
         self.traces = [trace for trace in self.figure.data if trace.customdata is not None]
-        options = [("draw a box in the map, or choose", -1),
-                   *((trace.name, k) for k, trace in enumerate(self.traces))]
+        options = [("draw a box, or choose", -1), *((x.name, k) for k, x in enumerate(self.traces))]
         self.choice = widgets.Dropdown(options=options, value=-1, description="select")
         self.clear = widgets.Button(description="Clear", tooltip="select nothing")
         self.table = widgets.HTML(selection_html(self.overlap, []))
@@ -411,10 +412,12 @@ class OverlapExplorer(widgets.VBox):
         self.traces[-1].on_deselect(lambda *_: self.select({}))
         self.choice.observe(self._chosen, "value")
         self.clear.on_click(lambda _: self.select({}))
+        self.figure.layout.on_change(_name_points, "dragmode")
+        _name_points(self.figure.layout, self.figure.layout.dragmode)
 
     def _chosen(self, change: dict) -> None:
-        if change["new"] >= 0:
-            self.select({change["new"]: range(len(self.traces[change["new"]].x))})
+        k = change["new"]
+        if k >= 0: self.select({k: range(len(self.traces[k].x))})
 
     def _arrived(self, k: int, points) -> None:
         "Collect the points of one trace after the other; the last one completes the selection."
@@ -449,13 +452,13 @@ class OverlapExplorer(widgets.VBox):
     def _repr_mimebundle_(self, include=None, exclude=None, **kw):
         return {**(super()._repr_mimebundle_(**kw) or {}), **self.overlap._repr_mimebundle_()}
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #1b3f3b2a
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #1d0644bc
 def _selected_tokens(overlap: Overlap, pairs: Sequence) -> list[dict]:
     "Return one row per selected (student id, teacher id)."
     category = dict(zip(map(tuple, overlap.shared.tolist()), overlap.category.tolist()))
     return [dict(token=token_label(overlap.student_bv, i), student=i, teacher=j,
-                 bytes=len(overlap.student_bv.bytes[i]),
-                 category=CATEGORIES[category[i, j]]) for i, j in pairs]
+                 bytes=len(overlap.student_bv.bytes[i]), category=CATEGORIES[category[i, j]])
+            for i, j in pairs]
 
 
 def selection_html(overlap: Overlap, pairs: Sequence, rows: int = 50) -> str:
@@ -469,6 +472,6 @@ def selection_html(overlap: Overlap, pairs: Sequence, rows: int = 50) -> str:
         body += f"<tr>{cells}</tr>"
     head = "".join(f'<th scope="col" style="text-align:left;padding-right:12px">{name}</th>'
                    for name in names)
-    return (f'<p role="status">{len(pairs):,} tokens selected{more}.</p><table '
-            f'style="font-family:monospace">'
-            f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+    return (f'<p role="status">{len(pairs):,} tokens selected{more}.</p>'
+            f'<table style="font-family:monospace"><thead><tr>{head}</tr></thead>'
+            f'<tbody>{body}</tbody></table>')
