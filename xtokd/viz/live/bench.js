@@ -69,7 +69,7 @@ function render({ model, el }) {
   const note = make("p", { class: "xb-note", text: "A saved page: tokens can be explored; settings, texts and steps need Python (Bench in a notebook)." });
   const error = make("div", { class: "xb-error", role: "alert" }), refused = make("ul", { class: "xb-refused" });
   const picture = make("div", { class: "xb-picture", tabindex: 0, role: "group", "aria-label": "tokens: arrow keys move, Home and End go to the ends" });
-  const table = make("div", { class: "xb-table" }), written = make("div", { class: "xb-written" });
+  const table = make("div", { class: "xb-table", tabindex: 0, role: "group", "aria-label": "the row of one token" }), written = make("div", { class: "xb-written" });
   const doubt = make("p", { class: "xb-note" }), aloud = make("div", { class: "xb-aloud", role: "status", "aria-live": "polite" });
   const controls = make("fieldset", { class: "xb-controls", "aria-label": "settings" }, texts, buttons, knobs, methods);
   root.append(note, controls, error, picture, doubt, refused, make("div", { class: "xb-below" }, table, written), aloud);

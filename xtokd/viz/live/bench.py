@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bench_svg', 'bench_text', 'token_table', 'bench_data', 'Bench']
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #c7bf84f3
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #bfef4360
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -25,7 +25,7 @@ from ..alignment_svg import (
 from .bench_state import (
     BENCH_PROMPT, BENCH_TEXT, METHOD_OPTIONS, BenchRow, BenchState, Shown, bench_methods)
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #172e0f20
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #fec02efa
 _LEFT, _CELL, _WIDE = 128., 22, 50.     # pixels left of the boxes, height and least width of a cell
 
 
@@ -102,7 +102,7 @@ def bench_text(al: Alignment, rows: Sequence[BenchRow], quantity: str = "push") 
     title = f"{quantity} of each method on each written token:"
     return "\n".join([alignment_summary(al), title, *lines])
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #7e04a064
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #dfde4c88
 def token_table(shown: Shown, k: int, count: int = 3) -> dict:
     """The row at student token `k`: the written token and the `count` most probable tokens of each
     side, with both sides' probability and the push of each method on them."""
@@ -132,7 +132,7 @@ def bench_data(state: BenchState, quantity: str = "push") -> dict:
             "steps": state.student.steps, "written": state.written, "refused": shown.refused,
             "tokens": [token_table(shown, k) for k in range(len(shown.alignment.student_ids))]}
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #deddebb3
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #a3ef4887
 def _asset(*names: str) -> str:
     folder = files("xtokd.viz.live")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)

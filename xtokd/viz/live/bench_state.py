@@ -6,7 +6,7 @@
 __all__ = ['METHOD_OPTIONS', 'BENCH_PROMPT', 'BENCH_TEXT', 'BenchSettings', 'bench_methods', 'options_of', 'BenchRow',
            'bench_row', 'truth_row', 'bench_models', 'Shown', 'typed_sample', 'StudentCopy', 'BenchState']
 
-# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #704ec962
+# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #644a4dc0
 import copy, math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from ...train.config import DistillConfig
 from ...train.forward_batch import ModelSet, build_batch
 from ...train.samples import Sample, generate_samples, reference_samples
 
-# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #d45ee4eb
+# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #319e8a91
 METHOD_OPTIONS = ("divergence", "credit", "top_k", "tau")     # settings that are options of methods
 _ROWS = {"student_logits", "teacher_logits"}            # what the bench has
 
@@ -78,7 +78,7 @@ def options_of(name: str, settings: BenchSettings) -> dict:
     if not given.get("top_k"): given.pop("top_k", None)
     return given
 
-# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #1f1f1708
+# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #a372e78c
 @dataclass
 class BenchRow:
     "What one method, or the truth, says about every token of the sentence."
@@ -139,7 +139,7 @@ def truth_row(logits: torch.Tensor, ids: Sequence[int], truth: np.ndarray,
     push = -grad[np.arange(len(ids)), np.asarray(ids)]
     return BenchRow("truth", {"divergence": kind}, push, loss.detach().numpy(), grad, silent)
 
-# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #b03739f4
+# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #03a2fbfc
 BENCH_PROMPT = "seven hundred thirty-five thousand sixty-eight, please"
 BENCH_TEXT = "Certainly: 733680"
 
@@ -185,7 +185,7 @@ class Shown:
         "The largest difference between the bounds of an exact probability."
         return float(np.nanmax(self.exact.high - self.exact.low, initial=0))
 
-# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #16d0e931
+# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #f738f548
 def typed_sample(prompt: str, text: str, student: Side, teacher: Side) -> Sample:
     "A typed prompt and response, closed by the end token. ValueError for an empty text."
     if not prompt or not text:
@@ -234,7 +234,7 @@ class StudentCopy:
         self.steps += 1
         return float(loss.detach())
 
-# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #04ab1c44
+# %% ../../../nbs/10_viz/2_live/07_bench_state.ipynb #ad4b1421
 class BenchState:
     "Models, sentence and settings of the bench, and the rows that follow from them: `shown`."
     max_tokens = 64      # of a sentence, on the student's side
