@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AXES', 'race_run', 'default_runs', 'race_data', 'point_at', 'standings', 'race_svg', 'race_text', 'Race']
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #7d545410
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #c00477ca
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -19,7 +19,7 @@ from ...train.runlog import Run, effective_events, interval_of, to_float
 from ..run_state import axis_ticks, printable
 from ..svg_charts import svg_frame, svg_text
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #537ca18a
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #d24eaeca
 _COSTS = ("teacher_tokens_scored", "teacher_tokens_written", "flops", "seconds")
 AXES = {"step": "optimizer steps", "teacher_tokens": "teacher tokens scored or written",
         "flops": "estimated FLOPs", "seconds": "seconds of training"}
@@ -67,7 +67,7 @@ def race_run(run: Run | str | Path, label: str) -> dict:
             "high": [_number(high) for _, high in bounds],
             "distance": [_number(event.get("rkl_per_byte")) for event in evals], "texts": texts}
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #4be4ce34
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #f579d661
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B97F00", "#56B4E9", "#555555", "#8A5A00")
 _DASHES = ("", "8 3", "2 2.5", "9 3 2 3", "5 2", "12 3", "3 4", "1.5 3")
 _DEFAULT = {"cover": "tiny-cover-0", "bpm": "tiny-bpm-0", "strict": "tiny-strict-0",
@@ -137,7 +137,7 @@ def standings(data: Mapping, axis: str = "step", position: float | None = None,
                     "text": text[0] if text else None, "score": text[1] if text else None})
     return out
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #b711cbef
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #ea8a9ebc
 def _chart_svg(data: Mapping, panel: Mapping, axis: Mapping, x: float, y: float) -> str:
     "One chart of 410 x 200 pixels, its upper left corner at x, y."
     left, top, wide, high = x + 40, y + 24, 360, 150
@@ -189,7 +189,7 @@ def race_text(data: Mapping, axis: str = "step") -> str:
                      f"{_said(row['distance']):>9}  {row['text'] or ''}")
     return "\n".join(lines)
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #3321faea
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #75f3bf4f
 def _asset(*names: str) -> str:
     folder = files("xtokd.viz.live")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)
