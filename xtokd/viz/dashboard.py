@@ -76,7 +76,7 @@ def _panel_svg(panel: dict, last: int, x: float, y: float, width: float, height:
         parts.append(_stroke(points, curve["look"]))
     return "".join(parts)
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #7554c8fb
+# %% ../../nbs/10_viz/07_dashboard.ipynb #8dc0f4c3
 _STYLE = (
     "<style>.xd-p{font:13px system-ui,'DejaVu Sans',sans-serif;fill:#1b1b1b}.xd-p "
     ".s{font-size:10px;fill:#555}"
@@ -153,7 +153,7 @@ def _samples_svg(data: dict, y: float) -> tuple[str, float]:
         y += height + 8
     return "".join(parts), y
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #e2da77b4
+# %% ../../nbs/10_viz/07_dashboard.ipynb #c289252e
 def snapshot_svg(data: dict) -> str:
     "Draw the result of `dashboard_data`. Returns the text of an `svg` element."
     top, y = _head(data)
@@ -343,7 +343,7 @@ class WidgetBase(anywidget.AnyWidget):
         if self._display_id:
             display(self._repr_mimebundle_(), raw=True, display_id=self._display_id, update=update)
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #5a2962cf
+# %% ../../nbs/10_viz/07_dashboard.ipynb #cd0e31a7
 class Dashboard(WidgetBase):
     "A run as it trains: `Dashboard(run)`, or `callbacks=[Dashboard()]` for a run to come."
     def __init__(self,

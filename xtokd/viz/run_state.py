@@ -22,7 +22,7 @@ from ..train.monitor import Limits, find_warnings
 from ..train.runlog import effective_events, pass_names, to_float
 from .alignment_svg import alignment_svg, alignment_text
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #051ffcd6
+# %% ../../nbs/10_viz/06_run_state.ipynb #6866ca15
 class RunState:
     """The events of a run so far, sorted by kind;
     events of steps that a resumed run has undone are left out."""
@@ -206,7 +206,7 @@ _CURVE_NAMES = {"rkl_per_byte": "reverse KL", "kl_from_start": "KL",
                 "response_tokens": "mean",
                 "tokens_per_second": "tokens/s", "peak_memory_gib": "GiB"}
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #dbb8b7dc
+# %% ../../nbs/10_viz/06_run_state.ipynb #6b30a31c
 _ERRORS = {"rkl_per_byte": "rkl_error", "kl_from_start": "kl_from_start_error"}
 
 
@@ -296,7 +296,7 @@ def _path_panel(state: RunState, accuracy: Panel) -> Panel | None:
     return Panel("path", "Held-out accuracy over √(KL from the start)", "share right", curves,
                  accuracy.low, accuracy.high, accuracy.ticks, end)
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #9028eda8
+# %% ../../nbs/10_viz/06_run_state.ipynb #81e07ece
 def _clock(seconds: float) -> str:
     "Write seconds as `1:02:03` or `4:05`."
     if not math.isfinite(seconds): return "–"
@@ -414,7 +414,7 @@ def sample_view(sample: dict, start: dict, max_tokens: int = 160) -> dict:
                                 signal=signal if silent < len(signal) else None)
     return view | {"table": alignment_text(al, 24), "none": silent}
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #0745d374
+# %% ../../nbs/10_viz/06_run_state.ipynb #762f59ba
 def dashboard_data(state: RunState, name: str = "", max_points: int = 500,
                    rules: Limits = Limits()) -> dict:
     "Return everything that a view of a run shows, as plain values that are valid in strict JSON."

@@ -139,7 +139,7 @@ function render({ model, el }) {
     error.textContent = model.get("error");
     error.hidden = !error.textContent;
   }
-  const standalone = !!model.get("standalone");
+  const standalone = model.get("ask") === undefined;          // a saved page: nobody answers
   note.hidden = !standalone;
   controls.disabled = standalone;
   const listen = [["change:data", paint], ["change:token", row], ["change:error", complain], ["change:settings", sync], ["change:prompt", sync], ["change:text", sync], ["change:quantity", sync]];

@@ -132,7 +132,7 @@ def bench_data(state: BenchState, quantity: str = "push") -> dict:
             "steps": state.student.steps, "written": state.written, "refused": shown.refused,
             "tokens": [token_table(shown, k) for k in range(len(shown.alignment.student_ids))]}
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #a3ef4887
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #fe600bcc
 def _asset(*names: str) -> str:
     folder = files("xtokd.viz.live")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)
@@ -152,6 +152,7 @@ class Bench(anywidget.AnyWidget):
 
     `state` is a BenchState. What fails is said in `error`, and the last picture stays."""
     _esm, _css = _asset("live_parts.js", "bench.js"), _asset("bench.css")
+    python_traits = ("ask",)        # a saved page has no such trait, and shows its controls disabled
     data = traitlets.Dict().tag(sync=True)                  # of `bench_data`
     limits = traitlets.Dict().tag(sync=True)                # of `_limits`
     prompt = traitlets.Unicode().tag(sync=True)
