@@ -9,7 +9,7 @@ __all__ = []
 # %% ../nbs/13_support/05_init.ipynb #d3f91337
 from importlib import import_module
 
-# %% ../nbs/13_support/05_init.ipynb #313e3563
+# %% ../nbs/13_support/05_init.ipynb #d6601bd8
 _MODULES = {
     "vocab.bytevocab": ("ByteVocab", "UnsupportedTokenizer"),
     "alignment.alignment": ("Alignment", "BatchAlignment"),
@@ -27,6 +27,8 @@ _MODULES = {
     "train.callbacks": ("Callback",),
     "train.config": ("DistillConfig",),
     "train.distiller": ("Distiller",),
+    "viz.live.bench": ("Bench",),
+    "viz.live.race": ("Race",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -102,12 +102,12 @@ function render({ model, el }) {
     snap: make("button", { type: "button", class: "xd-button", title: "Write what is shown now as SVG and JSON", text: "▣ Snapshot" }),
   };
   bar.append(...Object.values(buttons));
-  const numbers = make("dl", { class: "xd-numbers" }), warnings = make("ul", { class: "xd-warnings" });
+  const hint = make("p", { class: "xd-hint" }), numbers = make("dl", { class: "xd-numbers" }), warnings = make("ul", { class: "xd-warnings" });
   const range = make("input", { type: "range", min: 0, max: 1, step: 1, class: "xd-range", "aria-label": "step to read; Escape: the newest" });
   const where = make("span", { class: "xd-where" }), reader = make("div", { class: "xd-reader" }, where, range);
   const grid = make("div", { class: "xd-grid-of-panels" }), written = make("div", { class: "xd-written" });
   const answer = make("div", { class: "xd-answer" }), aloud = make("div", { class: "xd-aloud", role: "status", "aria-live": "polite" });
-  root.append(make("header", { class: "xd-head" }, make("div", { class: "xd-names" }, title, make("div", {}, dot, status)), bar), numbers, warnings, reader, grid, written, answer, aloud);
+  root.append(make("header", { class: "xd-head" }, make("div", { class: "xd-names" }, title, make("div", {}, dot, status)), bar), hint, numbers, warnings, reader, make("div", { class: "xd-body" }, grid, written), answer, aloud);
   el.append(root);
 
   const panels = new Map();                               // key -> {box, name, unit, legend, plot, panel}
@@ -120,25 +120,22 @@ function render({ model, el }) {
     title.textContent = [d.name, d.objective].filter(Boolean).join(" · ") || "xtokd";
     status.textContent = d.status;
     root.dataset.live = /^(training|replay|followed)/.test(d.status) && !/paused/.test(d.status);
-    numbers.replaceChildren(...d.numbers.map(([name, value, small]) => make("div", {}, make("dt", { text: name }), make("dd", { class: "xd-big", text: value }), make("dd", { class: "xd-small", text: small }))));
+    hint.textContent = d.hint;
+    hint.hidden = !d.hint;
     warnings.replaceChildren(...d.warnings.map(a => make("li", { text: `⚠ ${a.rule}, step ${a.step}: ${a.text}` })));
     const news = [d.status, ...d.warnings.map(a => `warning: ${a.rule}`)].join("; ");
     if (news !== spoken) aloud.textContent = spoken = news;
   }
 
-  const steered = model.get("can") !== undefined;          // false in a saved page: nothing to steer, but a run to read step by step
-  if (!steered) {
-    const play = make("button", { type: "button", class: "xd-button", text: "▶ Play" });
-    let timer = 0;
-    const halt = () => { clearInterval(timer); timer = 0; play.textContent = "▶ Play"; };
-    const walk = () => { cursor = Math.min((cursor ?? 0) + data().last / 100, data().last); read(); if (cursor >= data().last) halt(); };
-    play.addEventListener("click", () => { if (timer) return halt(); if (cursor === null || cursor >= data().last) cursor = 0; timer = setInterval(walk, 80); play.textContent = "❚❚ Pause"; });
-    range.addEventListener("input", halt);
-    bar.replaceChildren(play);
+  function count(d, step) {                               // the four numbers, of now or of the step that is read
+    const past = step === null || !d.at.length ? null : d.at[near(d.at.map(row => row[0]), step)];
+    numbers.replaceChildren(...d.numbers.map(([name, value, small], i) => {
+      if (past && i === 3) [name, small] = ["after", "since the start"];
+      return make("div", {}, make("dt", { text: name }), " ", make("dd", { class: "xd-big", text: past ? past[1][i] : value }), " ", make("dd", { class: "xd-small", text: small }));
+    }));
   }
 
   function steer() {
-    if (!steered) return;
     const can = model.get("can"), paused = model.get("wish") === "pause";
     buttons.pause.textContent = paused ? "▶ Resume" : "❚❚ Pause";
     buttons.pause.title = paused ? "Go on" : "Hold before the next step";
@@ -166,7 +163,7 @@ function render({ model, el }) {
       p.legend.replaceChildren(...panel.curves.map((c, i) => make("span", { class: "xd-entry" }, sampleOf(c.look), make("span", { text: c.name }), p.values[i])));
       grid.append(p.box);
     }
-    range.max = d.last;
+    range.max = d.newest;
     read();
   }
 
@@ -178,7 +175,8 @@ function render({ model, el }) {
   }
 
   function read() {                                       // values at the step under the pointer, at the pinned step, or the newest
-    const d = data(), step = hover ?? (cursor === null ? null : Math.min(cursor, d.last)), words = [];
+    const d = data(), at = hover ?? cursor, step = at === null ? null : Math.min(at, d.newest), words = [];
+    count(d, step);
     for (const p of panels.values()) {
       const line = p.plot.querySelector(".xd-cursor"), says = [];
       line.setAttribute("visibility", step === null ? "hidden" : "visible");
@@ -192,8 +190,8 @@ function render({ model, el }) {
       p.plot.firstElementChild.setAttribute("aria-label", `${p.panel.title}, ${p.panel.unit}: ${says.join(", ")}`);
       words.push(says[0]);
     }
-    where.textContent = step === null ? "newest" : `step ${Math.round(step)}`;
-    if (document.activeElement !== range || cursor === null) range.value = step ?? d.last;
+    where.textContent = step === null ? "newest" : `step ${step}`;
+    if (document.activeElement !== range || cursor === null) range.value = step ?? d.newest;
     range.setAttribute("aria-valuetext", `${where.textContent}: ${words.join(", ")}`);
   }
 
@@ -221,7 +219,7 @@ function render({ model, el }) {
   const soon = () => { waiting = waiting || requestAnimationFrame(update); };
 
   const press = { pause: () => set("wish", model.get("wish") === "pause" ? "run" : "pause"), stop: () => set("wish", "stop"), snap: () => set("snaps", model.get("snaps") + 1) };
-  const row = steered ? Object.keys(buttons) : [];
+  const row = Object.keys(buttons);
   row.forEach((k, i) => {
     buttons[k].tabIndex = i ? -1 : 0;
     buttons[k].addEventListener("click", () => { if (buttons[k].getAttribute("aria-disabled") !== "true") press[k](); });
@@ -235,10 +233,10 @@ function render({ model, el }) {
     buttons[row[to]].focus();
   });
   range.addEventListener("input", () => { cursor = Number(range.value); hover = null; read(); set("at", cursor); });
-  range.addEventListener("keydown", e => { if (e.key === "Escape") { cursor = null; range.value = data().last; read(); set("at", null); e.preventDefault(); } });
+  range.addEventListener("keydown", e => { if (e.key === "Escape") { cursor = null; range.value = data().newest; read(); set("at", null); e.preventDefault(); } });
   root.addEventListener("keydown", e => e.stopPropagation());   // the notebook's own shortcuts stay out
 
-  const answered = () => { answer.textContent = aloud.textContent = model.get("said") || ""; };
+  const answered = () => { answer.textContent = aloud.textContent = model.get("said"); };
   const pinned = () => { cursor = model.get("at"); read(); };
   const listen = [["change:data", soon], ["change:can", steer], ["change:wish", steer], ["change:said", answered], ["change:at", pinned]];
   for (const [name, f] of listen) model.on(name, f);
