@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw']
 
-# %% ../nbs/13_support/04_display.ipynb #e94352f7
+# %% ../nbs/13_support/04_display.ipynb #41973440
 from importlib import import_module
 
 _DRAWING_FUNCTIONS = {   # what is drawn -> full name of the function

@@ -15,7 +15,7 @@ from ..hub import BUILTIN_PAIRS, resolve
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 from ..vocab.overlap import VocabOverlap
 
-# %% ../../nbs/03_alignment/06_pair.ipynb #cd250a3e
+# %% ../../nbs/03_alignment/06_pair.ipynb #632f6026
 def read_vocab(source: object,    # name ("tiny"), folder, tokenizer.json, hub name, tokenizer
                role: str,         # "student" or "teacher": which half of a packaged pair
                ) -> ByteVocab:

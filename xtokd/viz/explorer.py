@@ -365,7 +365,7 @@ def explore_batch(batch: PairBatch,
              for values in sides]
     return Explorer(batch.alignment[sample], signals, student=cards[0], teacher=cards[1], **kw)
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #0e8c457d
+# %% ../../nbs/10_viz/04_explorer.ipynb #8288baa5
 class PairExplorer(Explorer):
     "An explorer with a text box, and with lists to choose both tokenizers from."
     text = _synced(traitlets.Unicode(""))

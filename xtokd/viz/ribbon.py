@@ -25,7 +25,7 @@ from .svg_charts import svg_caption, svg_frame, svg_text
 from ..vocab.bytevocab import ByteVocab
 from ..vocab.trie import ByteTrie
 
-# %% ../../nbs/10_viz/08_ribbon.ipynb #7092307d
+# %% ../../nbs/10_viz/08_ribbon.ipynb #f136b8d4
 class LinkKind(IntEnum):
     "How the bytes of a student token and of a teacher token are related."
     SAME = 0
@@ -127,7 +127,7 @@ def ribbon_from_links(student_bv: ByteVocab, teacher_bv: ByteVocab,
 def _in_byte_order(vocab: ByteVocab, ids: Iterable) -> list[int]:
     return sorted(map(int, ids), key=lambda id: (vocab.bytes[id], id))
 
-# %% ../../nbs/10_viz/08_ribbon.ipynb #3aa2f21b
+# %% ../../nbs/10_viz/08_ribbon.ipynb #422737de
 def _left_out_text(ribbon: Ribbon) -> str:
     "Return what is left out, in words."
     counts = ", ".join(f"{count:,} {name}" for name, count in ribbon.left_out.items())
@@ -152,7 +152,7 @@ def ribbon_text(ribbon: Ribbon) -> str:
     lines.append("; ".join(f"{LINK_STYLES[kind].glyph} {LINK_STYLES[kind].text}" for kind in ribbon.kinds))
     return "\n".join(lines)
 
-# %% ../../nbs/10_viz/08_ribbon.ipynb #4e70eaf2
+# %% ../../nbs/10_viz/08_ribbon.ipynb #9266ec0c
 _PITCH, _BOX, _TOP, _CHAR = 27, 21, 62, 8.     # pixels: box to box, height of a box, above, a character
 
 
@@ -205,7 +205,7 @@ def _link_bands(ribbon: Ribbon, y0: tuple, x0: float, x1: float) -> str:
                      f'<path d="{path}" stroke-width="1.4"{dash}/></g>')
     return "".join(parts)
 
-# %% ../../nbs/10_viz/08_ribbon.ipynb #faa3dff7
+# %% ../../nbs/10_viz/08_ribbon.ipynb #2dd65d7b
 def _link_legend(ribbon: Ribbon, y: float) -> str:
     "Return the kinds that occur, with their counts."
     parts = []
@@ -360,7 +360,7 @@ def cell_ribbon(graph: CellGraph, student_id: int | None = None, teacher_id: int
     return ribbon_from_links(graph.s, graph.t, *links.T, weights, title, max_links, max_tokens,
                              distance)
 
-# %% ../../nbs/10_viz/08_ribbon.ipynb #b807323f
+# %% ../../nbs/10_viz/08_ribbon.ipynb #6a069419
 def _places(n: int) -> list: return [min(max((k + .5) / n, .001), .999) for k in range(n)]
 
 
