@@ -106,7 +106,7 @@ def _silence_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-# %% ../../nbs/12_cli/04_commands.ipynb #b0552296
+# %% ../../nbs/12_cli/04_commands.ipynb #189dabfe
 def _run_doctor(args) -> int:
     """Print the report of a pair, with `--dry-run` a forecast and a recommendation; 1 where the
     pair is unfit."""
@@ -256,7 +256,7 @@ def _convert_model(args) -> int:
     print(f"{convert_gguf(file, folder, args.stop or ())} is an ordinary transformers folder now")
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #b11850a6
+# %% ../../nbs/12_cli/04_commands.ipynb #548a3266
 def _add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
     """Add one subcommand with its help text, --debug and --trust-remote-code; `run(args)` returns its exit
     code."""

@@ -113,7 +113,7 @@ def axis_positions(rows: Sequence[Row]) -> list[float]:
         positions.append(max([positions[-1] + _COLUMN_WIDTH, *ends]))
     return positions
 
-# %% ../../nbs/00_course/drawing.ipynb #c6ef132d
+# %% ../../nbs/00_course/drawing.ipynb #0dabd3ca
 _STYLE = (
     "<style>.xt-q{font:13px ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace;"
     "fill:#1b1b1b;text-anchor:middle}\n"
@@ -176,7 +176,7 @@ def _row_svg(row: Row, positions: list[float], y: float) -> tuple[str, float]:
              else _box_svg(item, positions, top, baseline) for item in row.items]
     return line + name + "".join(items), top + _ROW_HEIGHT
 
-# %% ../../nbs/00_course/drawing.ipynb #187076c4
+# %% ../../nbs/00_course/drawing.ipynb #36378c9b
 @dataclass
 class Picture:
     "A title, rows over one axis, and sentences below them."

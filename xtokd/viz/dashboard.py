@@ -155,7 +155,7 @@ def _samples_svg(data: dict, y: float) -> tuple[str, float]:
         y += height + 8
     return "".join(parts), y
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #90893781
+# %% ../../nbs/10_viz/07_dashboard.ipynb #da3e7738
 def snapshot_svg(data: dict) -> str:
     "Draw the result of `dashboard_data`. Returns the text of an `svg` element."
     top, y = _head(data)

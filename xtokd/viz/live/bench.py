@@ -132,7 +132,7 @@ def bench_data(state: BenchState, quantity: str = "push") -> dict:
             "steps": state.student.steps, "written": state.written, "refused": shown.refused,
             "tokens": [token_table(shown, k) for k in range(len(shown.alignment.student_ids))]}
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #fe600bcc
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #497b90b3
 def _asset(*names: str) -> str:
     folder = files("xtokd.viz.live")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)
@@ -152,7 +152,7 @@ class Bench(anywidget.AnyWidget):
 
     `state` is a BenchState. What fails is said in `error`, and the last picture stays."""
     _esm, _css = _asset("live_parts.js", "bench.js"), _asset("bench.css")
-    python_traits = ("ask",)        # a saved page has no such trait, and shows its controls disabled
+    python_traits = ("ask",)    # not in a saved page, whose controls are disabled
     data = traitlets.Dict().tag(sync=True)                  # of `bench_data`
     limits = traitlets.Dict().tag(sync=True)                # of `_limits`
     prompt = traitlets.Unicode().tag(sync=True)
@@ -160,7 +160,7 @@ class Bench(anywidget.AnyWidget):
     settings = traitlets.Dict().tag(sync=True)              # of BenchSettings
     quantity = traitlets.Enum(["push", "loss"], "push").tag(sync=True)
     token = traitlets.Int(0).tag(sync=True)                 # whose row the table shows
-    ask = traitlets.List(traitlets.Any()).tag(sync=True)    # ["write", "step" or "reset", how often]
+    ask = traitlets.List(traitlets.Any()).tag(sync=True)    # [name of a button, how often]
     error = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, models: object = "tiny", prompt: str = BENCH_PROMPT, text: str = BENCH_TEXT,
