@@ -25,7 +25,7 @@ from xtokd.viz.live.stepper import (
     Step, StepList, chosen_lines, formula, fraction, run_traced, source_lines, subscript, summed,
     terms)
 
-# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #56a2e435
+# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #c7c937b1
 def share_credit(student_logps: Sequence[float],     # of the chunk's student tokens
                  teacher_total: float,               # log-probability of the chunk
                  credit: str) -> list[float]:
@@ -42,7 +42,7 @@ def share_credit(student_logps: Sequence[float],     # of the chunk's student to
         shares = [teacher_total * logp / student_total for logp in student_logps]
     return [share - logp for share, logp in zip(shares, student_logps)]
 
-
+# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #ba67a04c
 _PROMPT = "one hundred thirty-two thousand seventy-five"
 
 
