@@ -256,7 +256,7 @@ def _convert_model(args) -> int:
     print(f"{convert_gguf(file, folder, args.stop or ())} is an ordinary transformers folder now")
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #548a3266
+# %% ../../nbs/12_cli/04_commands.ipynb #c34db7fa
 def _add_command(commands, name: str, run, help: str) -> argparse.ArgumentParser:
     """Add one subcommand with its help text, --debug and --trust-remote-code; `run(args)` returns its exit
     code."""
@@ -297,8 +297,7 @@ def _add_inspection_commands(commands, with_config: bool) -> None:
     add_explore_flags(p)
 
     p = _add_command(commands, "compare", _run_compare, "runs side by side")
-    p.add_argument("runs", nargs="+", metavar="RUN", help="run folders or logs, or a "
-                   "folder of runs")
+    p.add_argument("runs", nargs="+", metavar="RUN", help="folders or logs, or a folder of runs")
     p.add_argument("--json", action="store_true", help="the rows as JSON")
     p.add_argument("--by-method", action="store_true",
                    help="one row per method, the mean of its seeds, with a verdict (default "
@@ -306,21 +305,19 @@ def _add_inspection_commands(commands, with_config: bool) -> None:
     p.add_argument("--rates", action="store_true",
                    help="the learning rates tried for each model and method, and what came of "
                         "them; reads the rates-*.json of a sweep too")
-    p.add_argument("--force", action="store_true", help="also where the runs are of "
-                                                        "different protocols")
+    p.add_argument("--force", action="store_true",
+                   help="also where the runs are of different protocols")
 
     p = _add_command(commands, "methods", _run_methods, "every objective, and what it requires")
     p.add_argument("name", nargs="?", metavar="METHOD", help="one of them, with its arguments")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #5fc431e0
+# %% ../../nbs/12_cli/04_commands.ipynb #77497623
 def _add_model_commands(commands) -> None:
     "serve, models and generate."
-    p = _add_command(commands, "serve", _run_serve, "a teacher for other machines: ids in, "
-                                                    "log-probs out")
+    p = _add_command(commands, "serve", _run_serve, "a teacher for other machines")
     p.add_argument("model", metavar="MODEL", help="name or folder; tiny is the tiny teacher")
     p.add_argument("--host", default="127.0.0.1",
-                   help="0.0.0.0: reachable from other machines (default: 127.0.0.1, this "
-                        "machine only)")
+                   help="0.0.0.0: reachable from other machines (default: 127.0.0.1)")
     p.add_argument("--port", type=int, default=8000)
     p.add_argument("--accept-weights", action="store_true",
                    help="load new weights of a run on this machine (distill "
