@@ -111,7 +111,7 @@ def quantization_config(bits: int, dtype: "torch.dtype | None" = None):
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype or torch.float32)
 
-# %% ../../nbs/06_models/01_loading.ipynb #4ba34283
+# %% ../../nbs/06_models/01_loading.ipynb #734de905
 def is_placed(model: "torch.nn.Module") -> bool:
     "Whether a model was quantized or distributed by loading it: `.to` must not be called on it."
     return bool(getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False))
@@ -119,7 +119,12 @@ def is_placed(model: "torch.nn.Module") -> bool:
 
 def to_device(model: "torch.nn.Module", device: "torch.device | str"):
     "Move a model to a device; a model that is placed already stays where it is."
-    return model if is_placed(model) else model.to(device)
+    if is_placed(model): return model
+    moved = model.to(device)
+    on_other_device = device_of(moved).type not in ("cpu", "cuda", "mps", "xpu")
+    # there torch makes new parameters, so that tied ones part: embedding and head would be two
+    if on_other_device and hasattr(moved, "tie_weights"): moved.tie_weights()
+    return moved
 
 
 def device_of(model: "torch.nn.Module") -> "torch.device":

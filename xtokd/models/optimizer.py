@@ -20,7 +20,7 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad",
               "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "ademamix", "ademamix_8bit",
               "stable_adamw")
 
-# %% ../../nbs/06_models/10_optimizer.ipynb #460e54e7
+# %% ../../nbs/06_models/10_optimizer.ipynb #87468904
 def learning_rate_schedule(name: str,               # one of `SCHEDULES`
                            steps: int,
                            warmup_steps: int = 0,
@@ -37,7 +37,8 @@ def learning_rate_schedule(name: str,               # one of `SCHEDULES`
     placeholder = torch.optim.SGD([torch.zeros(1)], lr=learning_rate)
     try: scheduler = get_scheduler(name, placeholder, 0, rest, options)
     except (TypeError, ValueError) as e:
-        raise ValueError(f"lr_scheduler_type={name!r} with lr_scheduler_kwargs={options}: {e}") from e
+        given = f"lr_scheduler_type={name!r} with lr_scheduler_kwargs={options}"
+        raise ValueError(f"{given}: {e}") from e
     after = scheduler.lr_lambdas[0]
 
     def factor(step: int) -> float:
@@ -46,7 +47,7 @@ def learning_rate_schedule(name: str,               # one of `SCHEDULES`
 
     return factor
 
-# %% ../../nbs/06_models/10_optimizer.ipynb #d7aa6b6a
+# %% ../../nbs/06_models/10_optimizer.ipynb #8544eab1
 def make_optimizer(parameters: Iterable,                # parameters, or groups of them
                    name: str = "adamw_torch_fused",     # one of `OPTIMIZERS`
                    learning_rate: float = 1e-4,
@@ -67,8 +68,8 @@ def make_optimizer(parameters: Iterable,                # parameters, or groups 
         adam_beta2=betas[1], adam_epsilon=epsilon, optim_args=options, optim_target_modules=None)
     try:
         make, found = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        names = [option.partition("=")[0].strip() for option in (options or "").split(",") if option]
-        if unused := [one for one in names if one not in found]:
+        given = [option.partition("=")[0].strip() for option in (options or "").split(",")]
+        if unused := [name for name in given if name and name not in found]:
             raise ValueError(f"transformers hands no {unused[0]!r} on to this optimizer")
         return make(parameters, **{"weight_decay": weight_decay} | found)
     except (TypeError, ValueError) as e:
