@@ -285,7 +285,7 @@ def cover_row(student: Vocabulary, teacher: Vocabulary, student_ids: list[int],
     masses = [sum(mass for tokens, mass in known if tokens <= cell) / total for cell in cells]
     return cells, masses, unknown / total
 
-# %% ../../nbs/00_course/from_scratch.ipynb #29cb4195
+# %% ../../nbs/00_course/from_scratch.ipynb #8be0c16b
 def sft_objective(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chunks: Chunks,
                   example: Example) -> tuple[torch.Tensor, int]:
     "Return the summed cross-entropy of the answer and its number of tokens."
@@ -299,7 +299,6 @@ def policy_objective(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chu
     advantage = advantages(logp, teacher_logp, chunks, credit)
     return policy_gradient_loss(logp, advantage), sum(s1 - s0 for s0, s1, t0, t1 in chunks)
 
-# %% ../../nbs/00_course/from_scratch.ipynb #2e387f0b
 @torch.no_grad()
 def sample_answer(side: LanguageModel, prompt_ids: list[int], max_new_tokens: int,
                   generator: torch.Generator) -> list[int]:
@@ -330,17 +329,18 @@ def train_step(student: LanguageModel, teacher: LanguageModel, examples: list[Ex
     optimizer.step()
     return total / units
 
-def distil(student: LanguageModel, teacher: LanguageModel,
-           prompts: list[tuple[list[int], list[int]]], objective: Callable,
-           optimizer: torch.optim.Optimizer, steps: int, batch_size: int,
+def distil(student: LanguageModel, teacher: LanguageModel, prompts: list[tuple[list[int], list[int]]],
+           objective: Callable, optimizer: torch.optim.Optimizer, steps: int, batch_size: int,
            max_new_tokens: int, seed: int) -> list[float]:
-    "Train the student on answers that it writes itself; prompts (student ids, teacher ids)."
+    "Train the student on its own answers, if readable; prompts (student ids, teacher ids)."
     generator, losses = torch.Generator().manual_seed(seed), []
     for _ in range(steps):
         examples = []
         for k in torch.randperm(len(prompts), generator=generator)[:batch_size].tolist():
             ids = sample_answer(student, prompts[k][0], max_new_tokens, generator)
             there = reencode(student.vocabulary, teacher.vocabulary, ids)
-            examples.append(Example(*prompts[k], ids, there))
-        losses.append(train_step(student, teacher, examples, objective, optimizer))
+            pieces = student.vocabulary.pieces(ids)
+            if all(pieces[:-1]) and b"".join(pieces) == teacher.vocabulary.decode(there):
+                examples.append(Example(*prompts[k], ids, there))
+        if examples: losses.append(train_step(student, teacher, examples, objective, optimizer))
     return losses
