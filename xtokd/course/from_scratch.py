@@ -285,7 +285,7 @@ def cover_row(student: Vocabulary, teacher: Vocabulary, student_ids: list[int],
     masses = [sum(mass for tokens, mass in known if tokens <= cell) / total for cell in cells]
     return cells, masses, unknown / total
 
-# %% ../../nbs/00_course/from_scratch.ipynb #8be0c16b
+# %% ../../nbs/00_course/from_scratch.ipynb #7e1f6fb3
 def sft_objective(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chunks: Chunks,
                   example: Example) -> tuple[torch.Tensor, int]:
     "Return the summed cross-entropy of the answer and its number of tokens."
