@@ -19,7 +19,7 @@ from .drawing import (
 from .from_scratch import Vocabulary
 from ..viz.alignment_svg import glyphs
 
-# %% ../../nbs/00_course/answer_box.ipynb #e27ccc4e
+# %% ../../nbs/00_course/answer_box.ipynb #3d100e62
 def choice_puzzle(name: str, question: str,
                   options: dict[str, str],     # label: what is to be said of it
                   right: set[str],             # labels of a right answer
@@ -32,7 +32,8 @@ def choice_puzzle(name: str, question: str,
         wrong = [box for box in boxes if box.mark == "wrong"]
         rows = [*given, Row("your choice", boxes), *not_all_found(right - set(chosen))]
         if wrong: return Judgement(rows, f"{wrong[0].text}: {options[wrong[0].text]}.")
-        return Judgement(rows, "What you chose is right; there are more." if right - set(chosen) else "")
+        more = "What you chose is right; there are more." if right - set(chosen) else ""
+        return Judgement(rows, more)
 
     return Puzzle(name, question, f"some of {', '.join(options)}", list(given), judge, moral, facts)
 
@@ -44,13 +45,14 @@ def number_puzzle(name: str, question: str, solution: Sequence[float], hint: str
         numbers = [read_number(number) for number in read_list(answer)]
         require_form(len(numbers) == len(solution), f"there are {len(solution)} numbers")
         marks = [right_or_wrong(abs(a - b) <= within) for a, b in zip(numbers, solution)]
-        boxes = [Box(k, k + 1, f"{a:.4g}", mark) for k, (a, mark) in enumerate(zip(numbers, marks))]
+        boxes = [Box(k, k + 1, f"{number:.4g}", mark)
+                 for k, (number, mark) in enumerate(zip(numbers, marks))]
         return Judgement([*given, Row("your numbers", boxes)], hint if "wrong" in marks else "")
 
     form = f"a list of {len(solution)} numbers, right to {within:g}"
     return Puzzle(name, question, form, list(given), judge, moral, facts)
 
-# %% ../../nbs/00_course/answer_box.ipynb #65aaec4c
+# %% ../../nbs/00_course/answer_box.ipynb #c0638f78
 def _svg_block(picture: Picture) -> str:
     "Return a picture as HTML that scrolls where the page is narrow."
     return f'<div style="overflow-x:auto">{picture_svg(picture)}</div>'
@@ -65,12 +67,15 @@ def _with_twin(live: object, picture: Picture) -> dict:
 class AnswerBox(widgets.VBox):
     "A puzzle, a place for the answer, and the checked answer."
 
-    def __init__(self, puzzle: Puzzle, choices: Sequence[str] = ()):
+    def __init__(self, puzzle: Puzzle,
+                 choices: Sequence[str] | dict[str, object] = (),    # labels, or {label: its value}
+                 ):
         self.puzzle, self.verdict = puzzle, None
+        self.choices = choices if isinstance(choices, dict) else {label: label for label in choices}
         self.question, self.result = widgets.HTML(_svg_block(puzzle.show())), widgets.HTML()
         self.buttons = [widgets.ToggleButton(description=label, tooltip=f"choose {label}",
                                              layout=widgets.Layout(width="auto"))
-                        for label in choices]
+                        for label in self.choices]
         self.entry = widgets.Text(placeholder=puzzle.form, description="Answer",
                                   continuous_update=False, layout=widgets.Layout(width="28em"))
         self.button = widgets.Button(description="Check", button_style="primary",
@@ -83,8 +88,9 @@ class AnswerBox(widgets.VBox):
 
     @property
     def answer(self) -> object:
-        "The labels that are chosen, or what is typed: None where nothing is."
-        if self.buttons: return [b.description for b in self.buttons if b.value] or None
+        "What is chosen, as a list, or what is typed; None where that is nothing."
+        chosen = [self.choices[b.description] for b in self.buttons if b.value]
+        if self.buttons: return chosen or None
         text = self.entry.value.strip()
         try: return ast.literal_eval(text) if text else None
         except (ValueError, SyntaxError, MemoryError, RecursionError): return text
@@ -96,7 +102,7 @@ class AnswerBox(widgets.VBox):
     def _repr_mimebundle_(self, **kw) -> dict:
         return _with_twin(super()._repr_mimebundle_(**kw), self.verdict or self.puzzle.show())
 
-# %% ../../nbs/00_course/answer_box.ipynb #926b83fa
+# %% ../../nbs/00_course/answer_box.ipynb #83ecd6d2
 class LivePicture(widgets.VBox):
     "The picture that a function draws from the values of some controls."
 
@@ -106,7 +112,8 @@ class LivePicture(widgets.VBox):
         self.canvas, self.message = widgets.HTML(_svg_block(self.picture)), widgets.HTML()
         for control in controls.values(): control.observe(self._again, "value")
         wrap = widgets.Layout(flex_flow="row wrap")
-        super().__init__([widgets.HBox([*controls.values()], layout=wrap), self.message, self.canvas])
+        line = widgets.HBox([*controls.values()], layout=wrap)
+        super().__init__([line, self.message, self.canvas])
 
     @property
     def values(self) -> dict:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Chunks', 'FOLLOWING', 'byte_characters', 'byte_table', 'Vocabulary', 'reencode', 'token_ranges', 'walk_chunks',
-           'overlap_edges', 'connected_components', 'component_chunks', 'LanguageModel', 'Example', 'next_token_rows',
-           'token_logps', 'full_credit', 'shift_credit', 'semantic_prior_credit', 'advantages', 'policy_gradient_loss',
-           'fkl', 'rkl', 'jsd', 'shared_ids', 'strict_losses', 'project_row', 'ways_on', 'extensions', 'possible_texts',
-           'cover_row', 'sft_objective', 'policy_objective', 'sample_answer', 'train_step', 'distil']
+           'shared_byte_edges', 'connected_components', 'component_chunks', 'LanguageModel', 'Example',
+           'next_token_rows', 'token_logps', 'full_credit', 'shift_credit', 'semantic_prior_credit', 'advantages',
+           'policy_gradient_loss', 'fkl', 'rkl', 'jsd', 'shared_ids', 'strict_losses', 'project_row', 'ways_on',
+           'extensions', 'possible_texts', 'cover_row', 'sft_objective', 'policy_objective', 'sample_answer',
+           'train_step', 'distil']
 
 # %% ../../nbs/00_course/from_scratch.ipynb #8281e2b8
 from collections.abc import Callable
@@ -89,8 +90,8 @@ def walk_chunks(student: list[bytes], teacher: list[bytes]) -> Chunks:
         chunks.append((s0, s1, t0, t1))
     return chunks
 
-# %% ../../nbs/00_course/from_scratch.ipynb #1c6a713d
-def overlap_edges(student: list[bytes], teacher: list[bytes]) -> list[tuple[int, int]]:
+# %% ../../nbs/00_course/from_scratch.ipynb #9dbac2ce
+def shared_byte_edges(student: list[bytes], teacher: list[bytes]) -> list[tuple[int, int]]:
     "Return the pairs (student token, teacher token) that share a byte, or are both a stop token."
     return [(i, j) for i, (a, b) in enumerate(token_ranges(student))
             for j, (c, d) in enumerate(token_ranges(teacher))
@@ -107,7 +108,7 @@ def connected_components(groups: list[set]) -> list[set]:
 
 def component_chunks(student: list[bytes], teacher: list[bytes]) -> Chunks:
     "Return the same chunks as the connected components of the graph of tokens that share a byte."
-    edges = [{("s", i), ("t", j)} for i, j in overlap_edges(student, teacher)]
+    edges = [{("s", i), ("t", j)} for i, j in shared_byte_edges(student, teacher)]
     chunks = []
     for component in connected_components(edges):
         s = [i for side, i in component if side == "s"]
