@@ -318,3 +318,73 @@ def test_nothing_is_fetched():
 
 def test_a_missing_log_says_where():
     with pytest.raises(FileNotFoundError, match="no run log at"): Dashboard("no/such/run")
+
+
+# ---- faults that were seen --------------------------------------------------------------------------------------------------
+def test_snapshots_of_a_run_with_a_dot_in_its_name_keep_their_step(tmp_path):
+    for step in (3, 12):
+        path = Snapshot(dashboard_data(RunState(events(step, loss=1.)), "qwen2.5-from-llama3.1")).save(tmp_path / f"qwen2.5-from-llama3.1-{step:06d}")
+        assert path.name == f"qwen2.5-from-llama3.1-{step:06d}.svg"
+    assert len(list(tmp_path.glob("*.svg"))) == len(list(tmp_path.glob("*.json"))) == 2
+    assert Snapshot(dashboard_data(RunState([]))).save(tmp_path / "named.svg").name == "named.svg"
+    log = RunLog(tmp_path / "run-1795844887.6442251")
+    for event in events(7, loss=1.): log.write(event.pop("event"), event.pop("step"), **{k: v for k, v in event.items() if k != "time"})
+    log.close()
+    dash = Dashboard.replay(tmp_path / "run-1795844887.6442251", speed=None, folder=tmp_path)
+    assert dash.snapshot().name == "run-1795844887.6442251-000007.svg"
+
+
+def test_the_step_axis_ends_at_the_last_step_of_a_run_that_goes_on():
+    data = dashboard_data(RunState(events(10, {"max_steps": 200}, loss=1.), "training"))
+    assert (data["last"], data["newest"], data["step"]) == (200, 10, 10) and ">200<" in snapshot_svg(data)
+    over = events(10, {"max_steps": 200}, loss=1.) + [{"event": "end", "step": 10, "time": 11., "reason": "stopped"}]
+    assert dashboard_data(RunState(over))["last"] == 10 and dashboard_data(RunState([]))["last"] == 1
+
+
+def test_accuracy_has_lines_of_the_start_and_of_the_teacher_where_they_are_known():
+    evals = [{"event": "eval", "step": k, "time": k + .5, "accuracy": .2 + k / 100} for k in (0, 5, 10)]
+    def lines(found, **kw):
+        panel = next(p for p in run_panels(RunState(found, **kw)) if p.key == "accuracy")
+        return {c.name: (c.x, c.y) for c in panel.curves if c.look == "limit"}
+    log = events(10, {"max_steps": 40})
+    assert lines(log + evals) == {"start": ([0, 40], [.2, .2])}
+    assert lines(log + evals[1:]) == {} and lines(log + evals[1:], teacher_accuracy=.97) == {"teacher": ([0, 40], [.97, .97])}
+    log[0]["teacher_accuracy"] = .9
+    assert lines(log + evals)["teacher"] == ([0, 40], [.9, .9])
+    dash = Dashboard.replay(RUNS / "tiny-watched.jsonl", speed=None, teacher_accuracy=.99)
+    names = [c["name"] for p in dash.data["panels"] if p["key"] == "accuracy" for c in p["curves"]]
+    assert {"start", "teacher"} <= set(names) and "teacher 0.99" in snapshot_svg(dash.data)
+
+
+def test_numerals_are_known_for_every_step():
+    state = RunState(events(40, loss=lambda k: k, tokens_per_second=lambda k: 10. * k))
+    at = dict((step, numbers) for step, numbers in dashboard_data(state)["at"])
+    assert list(at) == list(range(1, 41)) and at[40][:3] == [v for _, v, _ in headline_numbers(state)[:3]]
+    assert at[5] == ["5", "3", "30", "0:05"] and at[30] == ["30", "25.5", "255", "0:30"]
+    assert len(dashboard_data(RunState(events(5000, loss=1.)))["at"]) == 300
+
+
+def test_a_stopped_run_says_how_to_go_on():
+    end = [{"event": "end", "step": 40, "time": 75., "reason": "stopped"}]
+    data = dashboard_data(RunState(events(40, loss=1.) + end))
+    assert "fit(resume=True)" in data["hint"] and "fit(resume=True)" in snapshot_svg(data) and "fit(resume=True)" in snapshot_text(data)
+    assert dashboard_data(RunState(events(40, loss=1.)))["hint"] == ""
+    assert dashboard_data(RunState(events(40) + [end[0] | {"reason": "finished"}]))["hint"] == ""
+
+
+def test_a_pause_is_not_in_the_time_that_is_left():
+    log = events(40)
+    for event in log[1:]: event["costs"] = {"seconds": float(event["step"])}
+    plain = seconds_left(RunState(log[:21]))
+    for event in log[15:]: event["time"] += 600.             # ten minutes between step 14 and step 15
+    assert plain == 20 and seconds_left(RunState(log[:21])) == 20
+    evals = [{"event": "eval", "step": k, "time": k + .1 + 600. * (k >= 15), "seconds": 4.} for k in (5, 10)]
+    slow = [event | {"time": event["time"] + 4. * sum(e["step"] < event["step"] for e in evals)} if event["event"] == "step" else event for event in log[:21]]
+    assert seconds_left(RunState(slow + evals)) == pytest.approx((19 + 8) / 19 * 20), "evaluations do count"
+    assert seconds_left(RunState(events(40)[:21])) == 20, "without costs: the wall clock"
+
+
+def test_numerals_stand_apart_from_their_labels():
+    import re
+    text = re.sub(r"<[^>]+>", "", snapshot_svg(dashboard_data(RunState(events(40, loss=2.5, tokens_per_second=479.)))))
+    assert "tokens/s 479 " in text and "loss 2.5 " in text

@@ -87,6 +87,7 @@ def test_a_replay_is_read_by_keyboard(lab):
     for _ in range(7): page.keyboard.press("ArrowRight")
     assert page.locator(".xd .xd-where").inner_text() == "step 7"
     assert page.locator(".xd .xd-range").get_attribute("aria-valuetext").startswith("step 7: loss ")
+    assert page.locator(".xd .xd-big").all_inner_texts() == json.loads(lab.ask(page, "import json; print(json.dumps([row[1] for row in dash.data['at'] if row[0] <= 7][-1]))"))
     assert arrives(lab, page, "dash.at", "7")
     assert page.locator(".xd .xd-cursor[visibility=visible]").count() == page.locator(".xd .xd-panel").count()
     page.locator(".xd .xd-range").focus()
@@ -148,3 +149,19 @@ def test_a_panel_over_another_axis_than_steps(lab, tmp_path):
     plot.hover(position={"x": box["width"] * .7, "y": box["height"] / 2})        # near the root 2, of step 5
     assert page.locator(".xd .xd-where").inner_text() == "step 5"
     assert not lab.axe(page, ".xd") and lab.external(page) == []
+
+
+def test_samples_stand_beside_the_charts_where_there_is_room(lab):
+    page = lab.notebook([f"from xtokd.viz.dashboard import Dashboard\ndash = Dashboard.replay({RUN!r}, speed=None, teacher_accuracy=.99)\ndash"], width=1440, height=900)
+    page.wait_for_selector(".xd .xd-said")
+    page.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
+    page.wait_for_function("""() => {
+        const charts = document.querySelector('.xd .xd-grid-of-panels').getBoundingClientRect(), wrote = document.querySelector('.xd .xd-written').getBoundingClientRect();
+        return wrote.left >= charts.right && Math.abs(wrote.top - charts.top) < 20;
+    }""")
+    names = page.locator(".xd [data-key=accuracy] .xd-entry span").all_inner_texts()
+    assert {"start", "teacher"} <= set(names)
+    page.set_viewport_size(dict(width=900, height=900))
+    page.wait_for_function("() => document.querySelector('.xd .xd-written').getBoundingClientRect().top >= document.querySelector('.xd .xd-grid-of-panels').getBoundingClientRect().bottom")
+    first = page.locator(".xd .xd-numbers > div").first.evaluate("d => [...d.children].map(c => c.getBoundingClientRect()).map(r => [r.top, r.bottom])")
+    assert all(a[1] <= b[0] + 1 for a, b in zip(first, first[1:])), "a numeral touches its label"

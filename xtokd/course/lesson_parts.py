@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['TinySides', 'token_names', 'columns_picture', 'curves_figure']
 
-# %% ../../nbs/00_course/lesson_parts.ipynb #4a75025e
+# %% ../../nbs/00_course/lesson_parts.ipynb #0daa7eb6
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +22,7 @@ from ..models.side import Side, load_side
 from ..viz.alignment_svg import glyphs
 from ..viz.run_charts import COLOURS, DASHES, PLOTLY_TEMPLATE
 
-# %% ../../nbs/00_course/lesson_parts.ipynb #f4195747
+# %% ../../nbs/00_course/lesson_parts.ipynb #62abb1ab
 class TinySides:
     "The models of the tiny pair, each a `LanguageModel`, and what is needed to ask them."
 
@@ -78,7 +77,7 @@ class TinySides:
         scorer = Scorer(self.teacher_side.model, self.pair.teacher, one.teacher_prompt_ids)
         return torch.as_tensor(exact_rows(scorer, self.pair.student, one.student_ids).value).float()
 
-# %% ../../nbs/00_course/lesson_parts.ipynb #ee11f434
+# %% ../../nbs/00_course/lesson_parts.ipynb #0bbfc7a3
 def token_names(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
     "Return the tokens as they are drawn; `stop` for the stop token, `none` beyond the vocabulary."
     names = []
@@ -111,7 +110,7 @@ def _written(value: float) -> str:
     "A number with three digits after the point; a sign only where it is negative."
     return f"{value:.3f}".replace("-", "\u2212") if abs(value) >= .0005 else "0"
 
-# %% ../../nbs/00_course/lesson_parts.ipynb #1c2e0cbe
+# %% ../../nbs/00_course/lesson_parts.ipynb #b97b8b01
 def curves_figure(title: str,
                   curves: Mapping[str, tuple[Sequence, Sequence]],    # name: (x, y)
                   x: str, y: str,                                     # titles of the axes

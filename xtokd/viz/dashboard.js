@@ -102,12 +102,12 @@ function render({ model, el }) {
     snap: make("button", { type: "button", class: "xd-button", title: "Write what is shown now as SVG and JSON", text: "▣ Snapshot" }),
   };
   bar.append(...Object.values(buttons));
-  const numbers = make("dl", { class: "xd-numbers" }), warnings = make("ul", { class: "xd-warnings" });
+  const hint = make("p", { class: "xd-hint" }), numbers = make("dl", { class: "xd-numbers" }), warnings = make("ul", { class: "xd-warnings" });
   const range = make("input", { type: "range", min: 0, max: 1, step: 1, class: "xd-range", "aria-label": "step to read; Escape: the newest" });
   const where = make("span", { class: "xd-where" }), reader = make("div", { class: "xd-reader" }, where, range);
   const grid = make("div", { class: "xd-grid-of-panels" }), written = make("div", { class: "xd-written" });
   const answer = make("div", { class: "xd-answer" }), aloud = make("div", { class: "xd-aloud", role: "status", "aria-live": "polite" });
-  root.append(make("header", { class: "xd-head" }, make("div", { class: "xd-names" }, title, make("div", {}, dot, status)), bar), numbers, warnings, reader, grid, written, answer, aloud);
+  root.append(make("header", { class: "xd-head" }, make("div", { class: "xd-names" }, title, make("div", {}, dot, status)), bar), hint, numbers, warnings, reader, make("div", { class: "xd-body" }, grid, written), answer, aloud);
   el.append(root);
 
   const panels = new Map();                               // key -> {box, name, unit, legend, plot, panel}
@@ -120,10 +120,19 @@ function render({ model, el }) {
     title.textContent = [d.name, d.objective].filter(Boolean).join(" · ") || "xtokd";
     status.textContent = d.status;
     root.dataset.live = /^(training|replay|followed)/.test(d.status) && !/paused/.test(d.status);
-    numbers.replaceChildren(...d.numbers.map(([name, value, small]) => make("div", {}, make("dt", { text: name }), make("dd", { class: "xd-big", text: value }), make("dd", { class: "xd-small", text: small }))));
+    hint.textContent = d.hint;
+    hint.hidden = !d.hint;
     warnings.replaceChildren(...d.warnings.map(a => make("li", { text: `⚠ ${a.rule}, step ${a.step}: ${a.text}` })));
     const news = [d.status, ...d.warnings.map(a => `warning: ${a.rule}`)].join("; ");
     if (news !== spoken) aloud.textContent = spoken = news;
+  }
+
+  function count(d, step) {                               // the four numbers, of now or of the step that is read
+    const past = step === null || !d.at.length ? null : d.at[near(d.at.map(row => row[0]), step)];
+    numbers.replaceChildren(...d.numbers.map(([name, value, small], i) => {
+      if (past && i === 3) [name, small] = ["after", "since the start"];
+      return make("div", {}, make("dt", { text: name }), " ", make("dd", { class: "xd-big", text: past ? past[1][i] : value }), " ", make("dd", { class: "xd-small", text: small }));
+    }));
   }
 
   function steer() {
@@ -154,7 +163,7 @@ function render({ model, el }) {
       p.legend.replaceChildren(...panel.curves.map((c, i) => make("span", { class: "xd-entry" }, sampleOf(c.look), make("span", { text: c.name }), p.values[i])));
       grid.append(p.box);
     }
-    range.max = d.last;
+    range.max = d.newest;
     read();
   }
 
@@ -166,7 +175,8 @@ function render({ model, el }) {
   }
 
   function read() {                                       // values at the step under the pointer, at the pinned step, or the newest
-    const d = data(), step = hover ?? (cursor === null ? null : Math.min(cursor, d.last)), words = [];
+    const d = data(), at = hover ?? cursor, step = at === null ? null : Math.min(at, d.newest), words = [];
+    count(d, step);
     for (const p of panels.values()) {
       const line = p.plot.querySelector(".xd-cursor"), says = [];
       line.setAttribute("visibility", step === null ? "hidden" : "visible");
@@ -181,7 +191,7 @@ function render({ model, el }) {
       words.push(says[0]);
     }
     where.textContent = step === null ? "newest" : `step ${step}`;
-    if (document.activeElement !== range || cursor === null) range.value = step ?? d.last;
+    if (document.activeElement !== range || cursor === null) range.value = step ?? d.newest;
     range.setAttribute("aria-valuetext", `${where.textContent}: ${words.join(", ")}`);
   }
 
@@ -223,7 +233,7 @@ function render({ model, el }) {
     buttons[row[to]].focus();
   });
   range.addEventListener("input", () => { cursor = Number(range.value); hover = null; read(); set("at", cursor); });
-  range.addEventListener("keydown", e => { if (e.key === "Escape") { cursor = null; range.value = data().last; read(); set("at", null); e.preventDefault(); } });
+  range.addEventListener("keydown", e => { if (e.key === "Escape") { cursor = null; range.value = data().newest; read(); set("at", null); e.preventDefault(); } });
   root.addEventListener("keydown", e => e.stopPropagation());   // the notebook's own shortcuts stay out
 
   const answered = () => { answer.textContent = aloud.textContent = model.get("said"); };

@@ -76,7 +76,7 @@ def _panel_svg(panel: dict, last: int, x: float, y: float, width: float, height:
         parts.append(_stroke(points, curve["look"]))
     return "".join(parts)
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #7554c8fb
+# %% ../../nbs/10_viz/07_dashboard.ipynb #8dc0f4c3
 _STYLE = (
     "<style>.xd-p{font:13px system-ui,'DejaVu Sans',sans-serif;fill:#1b1b1b}.xd-p "
     ".s{font-size:10px;fill:#555}"
@@ -105,8 +105,11 @@ def _title(data: dict) -> str:
 def _head(data: dict) -> tuple[str, float]:
     "Return name, status, numbers and warnings, and the y below them."
     parts, y = [f'<text class="h" x="20" y="26">{escape(_title(data)[:100])}</text>'], 100.
+    if data["hint"]:
+        parts.append(f'<text class="s" x="20" y="108">{escape(data["hint"])}</text>')
+        y = 112.
     for k, (name, value, small) in enumerate(data["numbers"]):
-        for text, style, baseline in ((name, "s", 50), (value, "n", 76), (small, "s", 92)):
+        for text, style, baseline in ((f"{name} ", "s", 50), (f"{value} ", "n", 76), (small, "s", 92)):
             parts.append(f'<text class="{style}" x="{20 + 215 * k}" '
                          f'y="{baseline}">{escape(text)}</text>')
     for warning in data["warnings"]:
@@ -150,7 +153,7 @@ def _samples_svg(data: dict, y: float) -> tuple[str, float]:
         y += height + 8
     return "".join(parts), y
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #e2da77b4
+# %% ../../nbs/10_viz/07_dashboard.ipynb #c289252e
 def snapshot_svg(data: dict) -> str:
     "Draw the result of `dashboard_data`. Returns the text of an `svg` element."
     top, y = _head(data)
@@ -171,6 +174,7 @@ def snapshot_text(data: dict) -> str:
     lines = [_title(data),
              "   ".join(f"{name} {value} {small}".strip()
                         for name, value, small in data["numbers"])]
+    if data["hint"]: lines.append(data["hint"])
     lines += [f"! {warning['rule']}, step {warning['step']}: {warning['text']}"
               for warning in data["warnings"]]
     rows = []
@@ -208,12 +212,20 @@ class Snapshot:
 
     def save(self, path: str | Path) -> Path:
         "Write the picture as SVG and the numbers beside it as JSON; returns the path of the SVG."
-        path = Path(path).with_suffix(".svg")
+        path = Path(path)
+        name = path.stem if path.suffix in (".svg", ".json") else path.name    # "run-1.5" has no suffix
+        path = path.parent / f"{name}.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.svg(), encoding="utf8")
         numbers = json.dumps(self.data, ensure_ascii=False, allow_nan=False)
-        path.with_suffix(".json").write_text(numbers, encoding="utf8")
+        (path.parent / f"{name}.json").write_text(numbers, encoding="utf8")
         return path
+
+
+def _snapshot_name(data: dict) -> str:
+    "The name of a run, in letters that every file system takes, with the step."
+    name = re.sub(r"[^\w.-]+", "-", data["name"]) or "run"
+    return f"{name}-{data['step']:06d}"
 
 
 def _as_run(run) -> Run: return run if isinstance(run, Run) else Run(run)
@@ -331,16 +343,17 @@ class WidgetBase(anywidget.AnyWidget):
         if self._display_id:
             display(self._repr_mimebundle_(), raw=True, display_id=self._display_id, update=update)
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #5a2962cf
+# %% ../../nbs/10_viz/07_dashboard.ipynb #cd0e31a7
 class Dashboard(WidgetBase):
     "A run as it trains: `Dashboard(run)`, or `callbacks=[Dashboard()]` for a run to come."
     def __init__(self,
                  run: Run | str | Path | None = None,    # None: waits for `follow`
                  rules: Limits = Limits(),                 # when to warn
                  folder: str | Path | None = None,       # of snapshots; None: beside the log
+                 teacher_accuracy: float | None = None,  # a line in the panel of accuracy, where known
                  **kw):
         super().__init__(**kw)
-        self._rules, self._folder = rules, folder
+        self._rules, self._folder, self._teacher = rules, folder, teacher_accuracy
         self._source, self._thread, self._seen = None, None, None
         self._lock = threading.RLock()
         self._closing, self._over = threading.Event(), threading.Event()
@@ -373,7 +386,7 @@ class Dashboard(WidgetBase):
         with self._lock:
             update = self._source.read()
             if (seen := (len(update.events), update.status, update.over)) != self._seen:
-                self._seen, state = seen, RunState(update.events, update.status)
+                self._seen, state = seen, RunState(update.events, update.status, self._teacher)
                 self.data = dashboard_data(state, self._source.name, rules=self._rules)
             self.can, self.wish = self._source.can, self._source.wish
             if update.over and not self._over.is_set(): self._display(update=True)
@@ -413,8 +426,7 @@ class Dashboard(WidgetBase):
     def snapshot(self, path: str | Path | None = None) -> Path:
         "Write picture and numbers of now, as SVG and JSON; returns the path of the SVG."
         folder = Path(self._folder or (self._source.folder if self._source else "."))
-        name = re.sub(r"[^\w.-]+", "-", self.data["name"]) or "run"
-        path = Snapshot(self.data).save(path or folder / f"{name}-{self.data['step']:06d}")
+        path = Snapshot(self.data).save(path or folder / _snapshot_name(self.data))
         self.said = f"snapshot of step {self.data['step']}: {path} and .json"
         return path
 

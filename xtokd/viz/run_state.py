@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RunState', 'printable', 'RunWarning', 'run_warnings', 'decimate', 'Curve', 'Panel', 'axis_ticks', 'axis_range',
-           'run_panels', 'seconds_left', 'headline_numbers', 'logged_alignment', 'prompt_text', 'sample_view',
-           'dashboard_data']
+           'run_panels', 'seconds_left', 'headline_numbers', 'numbers_at_steps', 'logged_alignment', 'prompt_text',
+           'sample_view', 'dashboard_data']
 
 # %% ../../nbs/10_viz/06_run_state.ipynb #0232a37e
 import math, unicodedata
@@ -22,11 +22,12 @@ from ..train.monitor import Limits, find_warnings
 from ..train.runlog import effective_events, pass_names, to_float
 from .alignment_svg import alignment_svg, alignment_text
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #051ffcd6
+# %% ../../nbs/10_viz/06_run_state.ipynb #6866ca15
 class RunState:
     """The events of a run so far, sorted by kind;
     events of steps that a resumed run has undone are left out."""
-    def __init__(self, events: Sequence[dict], status: str = ""):
+    def __init__(self, events: Sequence[dict], status: str = "",
+                 teacher_accuracy: float | None = None):    # None: as the log says, if it does
         by_kind = {}
         for event in effective_events(events): by_kind.setdefault(event["event"], []).append(event)
         self.steps, self.evals = by_kind.get("step", []), by_kind.get("eval", [])
@@ -35,6 +36,8 @@ class RunState:
         self.end = (by_kind.get("end") or [{}])[-1]
         self.config = self.start.get("config") or {}
         self.status = status or self.ended() or "open"
+        if teacher_accuracy is None: teacher_accuracy = self.start.get("teacher_accuracy")
+        self.teacher_accuracy = to_float(teacher_accuracy)
 
     def ended(self) -> str:
         "How the run ended, in words; empty where it has not."
@@ -50,6 +53,18 @@ class RunState:
 
     @property
     def step(self) -> int: return int(self.steps[-1]["step"]) if self.steps else 0
+
+    @property
+    def newest(self) -> int:
+        "The last step that was logged or evaluated, at least 1."
+        return max([1] + [int(event["step"]) for event in self.steps[-1:] + self.evals[-1:]])
+
+    @property
+    def last(self) -> int:
+        "The end of the step axis: the run's last step, or the newest where it has ended."
+        planned = to_float(self.config.get("max_steps"))
+        if self.ended() or not math.isfinite(planned): return self.newest
+        return max(self.newest, int(planned))
 
 # %% ../../nbs/10_viz/06_run_state.ipynb #38855399
 _PLAIN = {"\n": "⏎", "\t": "→"}
@@ -191,7 +206,7 @@ _CURVE_NAMES = {"rkl_per_byte": "reverse KL", "kl_from_start": "KL",
                 "response_tokens": "mean",
                 "tokens_per_second": "tokens/s", "peak_memory_gib": "GiB"}
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #dbb8b7dc
+# %% ../../nbs/10_viz/06_run_state.ipynb #6b30a31c
 _ERRORS = {"rkl_per_byte": "rkl_error", "kl_from_start": "kl_from_start_error"}
 
 
@@ -237,6 +252,7 @@ def run_panels(state: RunState, max_points: int = 500) -> list[Panel]:
         if spec.key == "length" and math.isfinite(limit):
             ends = [curves[0].x[0], curves[0].x[-1]]
             curves.append(Curve("limit", "limit", ends, [limit, limit]))
+        if spec.key == "accuracy": curves += _reference_lines(state)
         low, high = axis_range(curves, spec.floor, spec.top)
         ticks = axis_ticks(low, high)
         unit = _loss_unit(state) if spec.key == "loss" else spec.unit
@@ -244,6 +260,15 @@ def run_panels(state: RunState, max_points: int = 500) -> list[Panel]:
                             *_significant((low, high)), ticks))
         if spec.key == "accuracy" and (path := _path_panel(state, panels[-1])): panels.append(path)
     return panels
+
+
+def _reference_lines(state: RunState) -> list[Curve]:
+    "Level lines of the accuracy: the student's at the start and the teacher's, where they are known."
+    first = state.evals[0] if state.evals and int(state.evals[0]["step"]) == 0 else {}
+    known = {"start": to_float(first.get("accuracy")), "teacher": state.teacher_accuracy}
+    ends = [0, state.last]
+    return [Curve(name, "limit", ends, [value, value]) for name, value in known.items()
+            if math.isfinite(value)]
 
 
 def _loss_unit(state: RunState) -> str:
@@ -258,6 +283,7 @@ def _path_panel(state: RunState, accuracy: Panel) -> Panel | None:
     root = {int(step): math.sqrt(max(value, 0.)) for step, value in zip(steps, kl) if np.isfinite(value)}
     curves = []
     for curve in accuracy.curves:
+        if curve.look == "limit": continue
         known = [k for k, step in enumerate(curve.x) if step in root]
         if not known: continue
         y, low, high = ([values[k] for k in known] if values else []
@@ -270,7 +296,7 @@ def _path_panel(state: RunState, accuracy: Panel) -> Panel | None:
     return Panel("path", "Held-out accuracy over √(KL from the start)", "share right", curves,
                  accuracy.low, accuracy.high, accuracy.ticks, end)
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #9028eda8
+# %% ../../nbs/10_viz/06_run_state.ipynb #81e07ece
 def _clock(seconds: float) -> str:
     "Write seconds as `1:02:03` or `4:05`."
     if not math.isfinite(seconds): return "–"
@@ -279,12 +305,23 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def _seconds_between(state: RunState, first: dict, last: dict) -> float:
+    """Return the seconds that a run worked between two logged steps: those of its steps and
+    evaluations, so that a pause does not count; the wall clock where the log has no costs."""
+    wall = to_float(last.get("time")) - to_float(first.get("time"))
+    trained = [to_float((event.get("costs") or {}).get("seconds")) for event in (first, last)]
+    if not trained[1] > trained[0]: return wall
+    evals = [to_float(event.get("seconds")) for event in state.evals
+             if first["step"] <= event["step"] < last["step"] and event.get("time", 0) > first["time"]]
+    return min(wall, trained[1] - trained[0] + sum(value for value in evals if math.isfinite(value)))
+
+
 def seconds_left(state: RunState, window: int = 20) -> float:
-    """Return the seconds until the last step, at the pace of the last `window` logged steps;
-    NaN before there are two."""
+    """Return the seconds until the last step, at the pace of the last `window` logged steps without
+    pauses; NaN before there are two."""
     recent, total = state.steps[-window:], to_float(state.config.get("max_steps"))
     if len(recent) < 2 or recent[-1]["step"] <= recent[0]["step"]: return math.nan
-    seconds = to_float(recent[-1].get("time")) - to_float(recent[0].get("time"))
+    seconds = _seconds_between(state, recent[0], recent[-1])
     return (total - recent[-1]["step"]) * seconds / (recent[-1]["step"] - recent[0]["step"])
 
 
@@ -308,6 +345,21 @@ def headline_numbers(state: RunState, window: int = 10) -> list[tuple[str, str, 
              f"mean of {min(window, max(len(state.steps), 1))}"),
             ("tokens/s", format(speed, ",.0f") if math.isfinite(speed) else "–",
              "written by the student"), time]
+
+
+def numbers_at_steps(state: RunState, window: int = 10, max_rows: int = 300) -> list[list]:
+    """Return [step, numbers] for at most `max_rows` logged steps, where the numbers are texts: the
+    step, the loss and tokens/s as in `headline_numbers`, and the time since the start."""
+    count = len(state.steps)
+    places = np.unique(np.linspace(0, count - 1, min(count, max_rows)).astype(int)) if count else []
+    begun, out = to_float(state.start.get("time")), []
+    for k in places:
+        past = RunState([])
+        past.steps = state.steps[:k + 1][-window:]
+        headline = headline_numbers(past, window)
+        seconds = to_float(past.steps[-1].get("time")) - begun
+        out.append([past.step, [*(number for _, number, _ in headline[:3]), _clock(seconds)]])
+    return out
 
 # %% ../../nbs/10_viz/06_run_state.ipynb #80207b47
 @lru_cache(maxsize=8)
@@ -362,7 +414,7 @@ def sample_view(sample: dict, start: dict, max_tokens: int = 160) -> dict:
                                 signal=signal if silent < len(signal) else None)
     return view | {"table": alignment_text(al, 24), "none": silent}
 
-# %% ../../nbs/10_viz/06_run_state.ipynb #0745d374
+# %% ../../nbs/10_viz/06_run_state.ipynb #762f59ba
 def dashboard_data(state: RunState, name: str = "", max_points: int = 500,
                    rules: Limits = Limits()) -> dict:
     "Return everything that a view of a run shows, as plain values that are valid in strict JSON."
@@ -371,10 +423,12 @@ def dashboard_data(state: RunState, name: str = "", max_points: int = 500,
     held_out = [sample for sample in held_out if sample["step"] == held_out[-1]["step"]][:3]
     without_ids = [{key: value for key, value in sample.items() if key != "student_ids"}
                    for sample in held_out]
-    last = [1] + [int(event["step"]) for event in state.steps[-1:] + state.evals[-1:]]
+    hint = ("To go on: distiller.fit(resume=True), or xtokd distill --resume FOLDER"
+            if state.ended() == "stopped" else "")
     return {
         "name": printable(name, 80), "objective": printable(state.start.get("objective", ""), 80),
-        "status": printable(state.status, 300), "step": state.step, "last": max(last),
+        "status": printable(state.status, 300), "step": state.step, "last": state.last,
+        "newest": state.newest, "hint": hint, "at": numbers_at_steps(state),
         "numbers": [[printable(text, 40) for text in row] for row in headline_numbers(state)],
         "panels": [asdict(panel) for panel in run_panels(state, max_points)],
         "warnings": [asdict(warning) for warning in run_warnings(state, rules)],

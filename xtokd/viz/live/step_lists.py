@@ -6,7 +6,7 @@
 __all__ = ['two_pointer_chunks', 'alignment_steps', 'edge_components', 'overlap_edges', 'component_steps', 'tokens_begin',
            'small_world', 'merge_tree_steps']
 
-# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #3254389b
+# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #3f6e915b
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -22,7 +22,7 @@ from xtokd.viz.live.stepper import (
     Step, StepList, TracedLine, chosen_lines, formula, run_traced, source_lines, subscript, summed,
     terms)
 
-# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #75959d22
+# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #058e75ee
 def two_pointer_chunks(student_sizes: Sequence[int],     # bytes of each student token, all above 0
                        teacher_sizes: Sequence[int],     # the same for the teacher; equal sums
                        ) -> list[tuple]:
@@ -43,7 +43,7 @@ def two_pointer_chunks(student_sizes: Sequence[int],     # bytes of each student
             s0, t0 = i, j
     return chunks
 
-# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #27d2a5fe
+# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #7a342c62
 _KIND_WORDS = ("one token each", "one student token, several teacher tokens",
                "several student tokens, one teacher token", "several tokens on both sides")
 
@@ -104,7 +104,7 @@ def alignment_steps(pair: Pair, text: str = "The number 120",
     return StepList("Alignment: two pointers over two rulers", code, steps, rulers.width, 134,
                     chunks, tuple(dict.fromkeys(shown)))
 
-# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #2bfe5c05
+# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #c7749643
 def edge_components(size: int,                       # nodes are 0..size-1
                     edges: Sequence[tuple],          # pairs of nodes
                     ) -> list[int]:
@@ -170,7 +170,7 @@ def component_steps(pair: Pair, text: str = "The number 120",
     return StepList("Components: edges between tokens that share a byte", code, steps, rulers.width,
                     156, result, (0, len(steps) // 2, len(steps) - 1))
 
-# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #b055a500
+# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #7c9f6a52
 def tokens_begin(ids: tuple,                  # first ids of a text
                  rules: Sequence[tuple],      # merges (left, right, merged), in order
                  bytes_begin: Callable,       # ids of bytes -> probability that a text begins so

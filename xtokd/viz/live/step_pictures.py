@@ -7,7 +7,7 @@ __all__ = ['SIDES', 'step_box', 'step_text', 'Rulers', 'rulers_of', 'pointers_sv
            'CreditState', 'credit_size', 'credit_svg', 'CoverState', 'cover_size', 'cover_svg', 'MergeNode',
            'place_nodes', 'merge_tree_size', 'merge_tree_svg']
 
-# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #7b2805e4
+# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #225438dc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -18,7 +18,7 @@ from ...alignment.alignment import Alignment
 from ...alignment.pair import Pair
 from ..alignment_svg import CHAR_WIDTH, shorten, text_width, token_label
 
-# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #2df46a04
+# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #0bb0fcdb
 _LEFT, _ROW = 66, 26           # pixels left of the rulers; height of a box
 SIDES = ("student", "teacher")
 
@@ -84,7 +84,7 @@ def rulers_of(pair: Pair, text: str,
                          f"{text[:40]!r}; give a text without control tokens, or another pair")
     return Rulers(al)
 
-# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #359cbe98
+# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #a573a1db
 def _pointer(x: float, y: float, up: bool, byte: int, classes: str) -> str:
     "Return a triangle at a byte boundary, with the number of the byte."
     tip = -9 if up else 9
@@ -119,7 +119,7 @@ def pointers_svg(rulers: Rulers,
     parts.append(_pointer(rulers.x(ends[1]), rows[1] + _ROW + 2, False, ends[1], equal))
     return "".join(parts)
 
-# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #7a1bf95c
+# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #e695cfc1
 def component_kinds(names: Sequence[int],     # smallest node of the component of each node
                     num_student: int,         # nodes 0..num_student-1 are the student's
                     ) -> list[int]:
@@ -157,7 +157,7 @@ def components_svg(rulers: Rulers,
                                    "mid small" + (" on bold" if node in ends else " dim")))
     return "".join(parts)
 
-# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #f7289812
+# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #d4598eef
 @dataclass
 class CreditState:
     "What is known of a chunk while its credit is shared."
@@ -224,7 +224,7 @@ def credit_svg(state: CreditState,
         y += _LANE
     return "".join(parts)
 
-# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #d4f167db
+# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #5da6b9c1
 @dataclass
 class CoverState:
     "What is known at a position while the hypotheses are read."
@@ -276,7 +276,7 @@ def cover_svg(state: CoverState) -> str:
         y += _LINE
     return "".join(parts)
 
-# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #0e9e3318
+# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #d5130e38
 @dataclass
 class MergeNode:
     "One probability of the merge recursion."
