@@ -62,7 +62,7 @@ def reencode(source: Vocabulary, target: Vocabulary, ids: list[int]) -> list[int
     stopped = len(ids) > 0 and ids[-1] == source.stop
     return target.encode(text) + [target.stop] * stopped
 
-# %% ../../nbs/00_course/from_scratch.ipynb #3aba03d1
+# %% ../../nbs/00_course/from_scratch.ipynb #c4870f75
 def token_ranges(pieces: list[bytes]) -> list[tuple[int, int]]:
     "Return the half-open byte range (begin, end) of each token."
     ranges, end = [], 0
@@ -90,7 +90,6 @@ def walk_chunks(student: list[bytes], teacher: list[bytes]) -> Chunks:
         chunks.append((s0, s1, t0, t1))
     return chunks
 
-# %% ../../nbs/00_course/from_scratch.ipynb #9dbac2ce
 def shared_byte_edges(student: list[bytes], teacher: list[bytes]) -> list[tuple[int, int]]:
     "Return the pairs (student token, teacher token) that share a byte, or are both a stop token."
     return [(i, j) for i, (a, b) in enumerate(token_ranges(student))
@@ -330,7 +329,7 @@ def train_step(student: LanguageModel, teacher: LanguageModel, examples: list[Ex
     optimizer.step()
     return total / units
 
-def distil(student: LanguageModel, teacher: LanguageModel, prompts: list[tuple[list[int], list[int]]],
+def distil(student: LanguageModel, teacher: LanguageModel, prompts: list[tuple[list, list]],
            objective: Callable, optimizer: torch.optim.Optimizer, steps: int, batch_size: int,
            max_new_tokens: int, seed: int) -> list[float]:
     "Train the student on its own answers, if readable; prompts (student ids, teacher ids)."

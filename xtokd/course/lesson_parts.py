@@ -107,7 +107,8 @@ def columns_picture(title: str, columns: Sequence[str],
 
 
 def _written(value: float) -> str:
-    "A number with three digits after the point; a sign only where it is negative."
+    "A number with three digits after the point, a whole number without."
+    if value == round(value): return f"{value:.0f}".replace("-", "\u2212")
     return f"{value:.3f}".replace("-", "\u2212") if abs(value) >= .0005 else "0"
 
 # %% ../../nbs/00_course/lesson_parts.ipynb #b97b8b01
