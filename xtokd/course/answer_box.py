@@ -131,7 +131,7 @@ class LivePicture(widgets.VBox):
     def _repr_mimebundle_(self, **kw) -> dict:
         return _with_twin(super()._repr_mimebundle_(**kw), self.picture)
 
-# %% ../../nbs/00_course/answer_box.ipynb #e2fdb734
+# %% ../../nbs/00_course/answer_box.ipynb #a79e0d53
 def bytes_picture(text: str, sides: dict[str, Vocabulary]) -> Picture:
     "Draw the characters, the bytes and the tokens of a text; ValueError for an empty text."
     if not text: raise ValueError("The text is empty: type at least one character.")
@@ -142,12 +142,12 @@ def bytes_picture(text: str, sides: dict[str, Vocabulary]) -> Picture:
         boxes = byte_boxes(side.pieces(side.encode(text)))
         for box in boxes:
             try: data[:box.b].decode()
-            except UnicodeDecodeError: box.mark = "open"     # ends inside of a character
+            except UnicodeDecodeError: box.text += "…"       # ends inside of a character
         rows.append(Row(name, boxes))
     notes = [f"{len(text)} characters, {len(data)} bytes; " + ", ".join(
         f"{len(row.items)} tokens of the {row.name}" for row in rows[2:]) + "."]
-    if any(box.mark == "open" for row in rows for box in row.items):
-        notes.append("? marks a token that ends inside of a character.")
+    if any(box.text.endswith("…") for row in rows[2:] for box in row.items):
+        notes.append("A token with … ends inside of a character.")
     return Picture("One text, four divisions", rows, notes)
 
 
