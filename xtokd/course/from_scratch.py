@@ -285,7 +285,7 @@ def cover_row(student: Vocabulary, teacher: Vocabulary, student_ids: list[int],
     masses = [sum(mass for tokens, mass in known if tokens <= cell) / total for cell in cells]
     return cells, masses, unknown / total
 
-# %% ../../nbs/00_course/from_scratch.ipynb #7e1f6fb3
+# %% ../../nbs/00_course/from_scratch.ipynb #f3cb4477
 def sft_objective(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chunks: Chunks,
                   example: Example) -> tuple[torch.Tensor, int]:
     "Return the summed cross-entropy of the answer and its number of tokens."
@@ -295,8 +295,7 @@ def policy_objective(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chu
                      example: Example, credit: Callable = full_credit) -> tuple[torch.Tensor, int]:
     "Return the summed policy gradient loss of an answer and its number of tokens in chunks."
     logp = token_logps(student_rows, example.student_ids)
-    teacher_logp = token_logps(teacher_rows, example.teacher_ids)
-    advantage = advantages(logp, teacher_logp, chunks, credit)
+    advantage = advantages(logp, token_logps(teacher_rows, example.teacher_ids), chunks, credit)
     return policy_gradient_loss(logp, advantage), sum(s1 - s0 for s0, s1, t0, t1 in chunks)
 
 @torch.no_grad()

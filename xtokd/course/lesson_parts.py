@@ -98,7 +98,8 @@ def columns_picture(title: str, columns: Sequence[str],
     found = [head]
     for name, values in rows.items():
         values = [None if x is None or x != x else float(x) for x in values]
-        top = full or max([abs(x) for x in values if x is not None], default=0) or 1.
+        largest = max([abs(x) for x in values if x is not None], default=0)
+        top = full or (largest if largest >= .0005 else 1.)    # what is written as 0 has no bar
         some = (marks or {}).get(name, ["given"] * len(values))
         boxes = [Box(k, k + 1, _written(x), mark, bar=x / top)
                  for k, (x, mark) in enumerate(zip(values, some)) if x is not None]
