@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TinySides', 'token_names', 'columns_picture', 'curves_figure']
 
-# %% ../../nbs/00_course/lesson_parts.ipynb #0daa7eb6
+# %% ../../nbs/00_course/lesson_parts.ipynb #7a075ad2
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -77,7 +77,7 @@ class TinySides:
         scorer = Scorer(self.teacher_side.model, self.pair.teacher, one.teacher_prompt_ids)
         return torch.as_tensor(exact_rows(scorer, self.pair.student, one.student_ids).value).float()
 
-# %% ../../nbs/00_course/lesson_parts.ipynb #0bbfc7a3
+# %% ../../nbs/00_course/lesson_parts.ipynb #3cafa476
 def token_names(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
     "Return the tokens as they are drawn; `stop` for the stop token, `none` beyond the vocabulary."
     names = []
