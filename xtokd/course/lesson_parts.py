@@ -77,7 +77,7 @@ class TinySides:
         scorer = Scorer(self.teacher_side.model, self.pair.teacher, one.teacher_prompt_ids)
         return torch.as_tensor(exact_rows(scorer, self.pair.student, one.student_ids).value).float()
 
-# %% ../../nbs/00_course/lesson_parts.ipynb #3cafa476
+# %% ../../nbs/00_course/lesson_parts.ipynb #0cb1d903
 def token_names(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
     "Return the tokens as they are drawn; `stop` for the stop token, `none` beyond the vocabulary."
     names = []
@@ -100,16 +100,17 @@ def columns_picture(title: str, columns: Sequence[str],
         values = [None if x is None or x != x else float(x) for x in values]
         largest = max([abs(x) for x in values if x is not None], default=0)
         top = full or (largest if largest >= .0005 else 1.)    # what is written as 0 has no bar
+        whole = all(x is None or x == round(x) for x in values)
         some = (marks or {}).get(name, ["given"] * len(values))
-        boxes = [Box(k, k + 1, _written(x), mark, bar=x / top)
+        boxes = [Box(k, k + 1, _written(x, whole), mark, bar=x / top)
                  for k, (x, mark) in enumerate(zip(values, some)) if x is not None]
         found.append(Row(name, boxes))
     return Picture(title, found, list(notes))
 
 
-def _written(value: float) -> str:
-    "A number with three digits after the point, a whole number without."
-    if value == round(value): return f"{value:.0f}".replace("-", "\u2212")
+def _written(value: float, whole: bool) -> str:
+    "A number with three digits after the point, or with none."
+    if whole: return f"{value:.0f}".replace("-", "\u2212")
     return f"{value:.3f}".replace("-", "\u2212") if abs(value) >= .0005 else "0"
 
 # %% ../../nbs/00_course/lesson_parts.ipynb #b97b8b01
