@@ -6,7 +6,7 @@
 __all__ = ['PICTURE_STYLE', 'Step', 'StepList', 'TracedLine', 'source_lines', 'run_traced', 'chosen_lines', 'MathML', 'formula',
            'terms', 'subscript', 'fraction', 'summed', 'static_svg', 'static_text', 'Stepper']
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #39ddb0f3
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #e7b411d8
 import ast, copy, inspect, json, sys, textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ from importlib.resources import files
 import anywidget
 import traitlets
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #07f759c0
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #7dd12549
 @dataclass(frozen=True)
 class Step:
     "One step: what is drawn and said after some lines of the code have run."
@@ -40,7 +40,7 @@ class StepList:
     def __post_init__(self):
         if not self.steps: raise ValueError(f"{self.title!r} has no steps; give at least one")
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #cbc12ad9
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #78bb00ec
 @dataclass(frozen=True)
 class TracedLine:
     "A call of the traced function, one executed statement, or a return."
@@ -73,7 +73,7 @@ def _copied(values: dict) -> dict:
     return {name: copy.copy(value) if isinstance(value, (list, dict, set)) else value
             for name, value in values.items()}
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #e107a69d
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #c8d0d8ad
 def run_traced(function: Callable,      # a plain Python function, with its source in a file or cell
                *args: object,
                watch: Sequence[str] | None = None,     # variables to record; None: all
@@ -121,7 +121,7 @@ def run_traced(function: Callable,      # a plain Python function, with its sour
     finally: sys.settrace(before)
     return result, found
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #2a5c2ae2
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #4a65d7fc
 def chosen_lines(code: list[str], lines: list[TracedLine],
                  starts: dict[str, int],     # beginning of the source: lines before it to light too
                  ) -> list[tuple]:
@@ -134,7 +134,7 @@ def chosen_lines(code: list[str], lines: list[TracedLine],
         found.append((line, start, (line.lines[0] - starts[start], line.lines[1])))
     return found
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #7a7c2ede
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #1b955db1
 class MathML(str):
     "Text that is MathML already."
 
@@ -175,7 +175,7 @@ def summed(below: object, *parts: object) -> MathML:
     sign = f"<munder><mo>∑</mo>{terms(below)}</munder>"
     return MathML(sign + "".join(map(_math, parts)))
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #32d5b0b9
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #e8409233
 PICTURE_STYLE = (
     ".xt-p{--f:var(--xp-fg,var(--jp-ui-font-color0,#1b1b1b));"
     "--d:var(--xp-dim,var(--jp-ui-font-color1,#555));"
@@ -232,7 +232,7 @@ def static_text(step_list: StepList) -> str:
         rows += [f"step {k + 1}: {line}", f"    {step.sentence}"]
     return "\n".join(rows)
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #f4010d89
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #9509c440
 def _asset(name: str) -> str:
     return files("xtokd.viz.live").joinpath(name).read_text(encoding="utf8")
 
