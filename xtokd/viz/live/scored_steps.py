@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['share_credit', 'scored_text', 'credit_steps', 'cover_steps']
 
-# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #0c3a46d8
+# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #4ad0cd7d
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +25,7 @@ from xtokd.viz.live.stepper import (
     Step, StepList, chosen_lines, formula, fraction, run_traced, source_lines, subscript, summed,
     terms)
 
-# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #1c7da61b
+# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #c7c937b1
 def share_credit(student_logps: Sequence[float],     # of the chunk's student tokens
                  teacher_total: float,               # log-probability of the chunk
                  credit: str) -> list[float]:
@@ -42,7 +42,7 @@ def share_credit(student_logps: Sequence[float],     # of the chunk's student to
         shares = [teacher_total * logp / student_total for logp in student_logps]
     return [share - logp for share, logp in zip(shares, student_logps)]
 
-
+# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #ba67a04c
 _PROMPT = "one hundred thirty-two thousand seventy-five"
 
 
@@ -125,7 +125,7 @@ def credit_steps(pair: Pair, text: str = "The number is 132075.",
     return StepList("Credit: one number of the teacher, several tokens of the student", code, shown,
                     *credit_size(state), results, (len(shown) - 1,))
 
-# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #154c84d9
+# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #cc666129
 def _tokens_label(vocab: object, tokens: Sequence[int]) -> str:
     "Return the labels of the first tokens of a set, and how many there are."
     labels = [token_label(vocab, int(token)) for token in sorted(tokens)[:3]]
@@ -180,7 +180,7 @@ def _cover_run(pair: Pair, text: str, position: int | None, prompt: str, models:
         batch.alignment.teacher_ids.tolist(), rows, position, watch=watch)
     return batch, position, result, lines
 
-
+# %% ../../../nbs/10_viz/2_live/09_scored_steps.ipynb #6c76a6c9
 @dataclass
 class _Shown:
     "A hypothesis that becomes steps."

@@ -170,7 +170,7 @@ def component_steps(pair: Pair, text: str = "The number 120",
     return StepList("Components: edges between tokens that share a byte", code, steps, rulers.width,
                     156, result, (0, len(steps) // 2, len(steps) - 1))
 
-# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #7c9f6a52
+# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #60d97dae
 def tokens_begin(ids: tuple,                  # first ids of a text
                  rules: Sequence[tuple],      # merges (left, right, merged), in order
                  bytes_begin: Callable,       # ids of bytes -> probability that a text begins so
@@ -246,7 +246,7 @@ def _merge_words(source: str, line: TracedLine, name: Callable) -> tuple[str, st
     symbols = [lower, "(", undone, ")"] + (["-", lower, "(", longer, ")"] if ends else [])
     return words, formula(asked, "=", *symbols)
 
-
+# %% ../../../nbs/10_viz/2_live/03_step_lists.ipynb #7d782841
 def merge_tree_steps(pair: Pair | None = None,        # None: `small_world`
                      text: str = "b",                 # whose ids in the student's tokens are asked
                      ids: Sequence[int] | None = None,

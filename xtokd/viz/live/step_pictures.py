@@ -224,7 +224,7 @@ def credit_svg(state: CreditState,
         y += _LANE
     return "".join(parts)
 
-# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #5da6b9c1
+# %% ../../../nbs/10_viz/2_live/08_step_pictures.ipynb #b18d561f
 @dataclass
 class CoverState:
     "What is known at a position while the hypotheses are read."
@@ -236,7 +236,7 @@ class CoverState:
     current: int = -1              # the hypothesis that is being read
 
 
-_COVER_WIDTH, _LINE = 720, 27
+_COVER_WIDTH, _LINE = 560, 27
 
 
 def cover_size(state: CoverState) -> tuple[int, int]:
@@ -244,7 +244,7 @@ def cover_size(state: CoverState) -> tuple[int, int]:
     return _COVER_WIDTH, 82 + _LINE * max(len(state.hypotheses), 7)
 
 
-def _share_bar(x: float, y: float, share: float, classes: str, wide: float = 92) -> str:
+def _share_bar(x: float, y: float, share: float, classes: str, wide: float = 70) -> str:
     "Return the bar of a share with its number."
     size = wide * min(share, 1.)
     return (f'<rect class="box {classes}" style="fill-opacity:.5" x="{x}" y="{y}" '
@@ -258,21 +258,21 @@ def cover_svg(state: CoverState) -> str:
     parts = [step_text(8, 18, "written", "word small dim"), step_text(62, 18, state.before),
              step_text(8, 38, "sampled", "word small dim"), step_text(62, 38, state.token, "bold"),
              step_text(8, 62, "the teacher could go on with", "word small dim"),
-             step_text(280, 62, "the student would write", "word small dim"),
-             step_text(470, 62, "cells of student tokens", "word small dim")]
+             step_text(212, 62, "the student writes", "word small dim"),
+             step_text(346, 62, "cells of student tokens", "word small dim")]
     y = 72
     for k, (label, share, kind, answer) in enumerate(state.hypotheses):
         now = " on bold" if k == state.current else ""
-        parts.append(step_text(8, y + 14, shorten(label, 14), now))
-        parts.append(_share_bar(124, y + 2, share, kind))
-        if answer: parts.append(step_text(280, y + 14, shorten(answer, 20), "small" + now))
+        parts.append(step_text(8, y + 14, shorten(label, 10), now))
+        parts.append(_share_bar(94, y + 2, share, kind))
+        if answer: parts.append(step_text(212, y + 14, shorten(answer, 19), "small" + now))
         y += _LINE
     y = 72
     for label, share in [*state.cells[:6], ("unknown", state.unknown)]:
         is_rest = label == "unknown"
         words = "small dim" if is_rest else "small"
-        parts.append(step_text(470, y + 14, shorten(label, 13), words))
-        parts.append(_share_bar(574, y + 2, share, "k4" if is_rest else "k2"))
+        parts.append(step_text(346, y + 14, shorten(label, 13), words))
+        parts.append(_share_bar(440, y + 2, share, "k4" if is_rest else "k2"))
         y += _LINE
     return "".join(parts)
 
