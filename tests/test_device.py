@@ -54,7 +54,7 @@ def test_a_run_stays_on_the_device(case):
 
 def test_the_gradient_of_a_step_is_that_of_the_cpu():
     row = result("runs", "gradient of a step")
-    assert row["gap"] <= 1e-4 * row["scale"]
+    assert row["gap"] <= 1e-5 * row["scale"]
 
 
 def test_a_resumed_run_is_bit_equal():
@@ -64,8 +64,8 @@ def test_a_resumed_run_is_bit_equal():
 
 # of a step with 1,024 tokens of the student: operations, numbers read one by one, results whose size depends on values, copies to the host
 # and to the device; a number that grows is a new wait
-MOST = {"cover": dict(operations=240, items=2, sizes=2, to_host=24, to_device=54), "strict": dict(operations=220, items=4, sizes=2, to_host=8, to_device=75),
-        "gold": dict(operations=700, items=8, sizes=30, to_host=10, to_device=150)}
+MOST = {"cover": dict(operations=225, items=1, sizes=0, to_host=21, to_device=52), "strict": dict(operations=210, items=3, sizes=0, to_host=6, to_device=72),
+        "gold": dict(operations=450, items=5, sizes=5, to_host=7, to_device=112)}
 
 
 @pytest.mark.parametrize("name", MOST)

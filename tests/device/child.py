@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from batches import TEXTS, parts
 from xtokd.alignment.pair import Pair
+from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.rows.lazy import OutputHead
 from xtokd.rows.pair_batch import HiddenStates, PairBatch
@@ -131,7 +132,8 @@ def step_gradient(device):
     with tempfile.TemporaryDirectory() as folder:
         config = DistillConfig(max_steps=2, batch_size=4, max_new_tokens=12, eval_size=0, save_steps=0, progress=False, on_policy_fraction=0.,
                                off_policy_source="reference", output_dir=str(Path(folder) / "run"))
-        distiller = Distiller("tiny", "tiny", "tiny", "cover", config)
+        teacher = load_model("tiny", "teacher", torch.float32, "cpu"), load_tokenizer("tiny", "teacher")    # by name: bfloat16 on a device
+        distiller = Distiller("tiny", teacher, "tiny", "cover", config)
         samples = distiller.generator.samples([distiller.items[k] for k in range(4)], "reference", 0)
         distiller.stepper.forward_backward(samples, "reference")
         gradients = [p.grad for p in distiller.student.model.parameters()]

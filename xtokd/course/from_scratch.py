@@ -62,7 +62,7 @@ def reencode(source: Vocabulary, target: Vocabulary, ids: list[int]) -> list[int
     stopped = len(ids) > 0 and ids[-1] == source.stop
     return target.encode(text) + [target.stop] * stopped
 
-# %% ../../nbs/00_course/from_scratch.ipynb #3aba03d1
+# %% ../../nbs/00_course/from_scratch.ipynb #c4870f75
 def token_ranges(pieces: list[bytes]) -> list[tuple[int, int]]:
     "Return the half-open byte range (begin, end) of each token."
     ranges, end = [], 0
@@ -90,7 +90,6 @@ def walk_chunks(student: list[bytes], teacher: list[bytes]) -> Chunks:
         chunks.append((s0, s1, t0, t1))
     return chunks
 
-# %% ../../nbs/00_course/from_scratch.ipynb #9dbac2ce
 def shared_byte_edges(student: list[bytes], teacher: list[bytes]) -> list[tuple[int, int]]:
     "Return the pairs (student token, teacher token) that share a byte, or are both a stop token."
     return [(i, j) for i, (a, b) in enumerate(token_ranges(student))
@@ -286,7 +285,7 @@ def cover_row(student: Vocabulary, teacher: Vocabulary, student_ids: list[int],
     masses = [sum(mass for tokens, mass in known if tokens <= cell) / total for cell in cells]
     return cells, masses, unknown / total
 
-# %% ../../nbs/00_course/from_scratch.ipynb #5d7fadf5
+# %% ../../nbs/00_course/from_scratch.ipynb #f3cb4477
 def sft_objective(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chunks: Chunks,
                   example: Example) -> tuple[torch.Tensor, int]:
     "Return the summed cross-entropy of the answer and its number of tokens."
@@ -299,7 +298,6 @@ def policy_objective(student_rows: torch.Tensor, teacher_rows: torch.Tensor, chu
     advantage = advantages(logp, token_logps(teacher_rows, example.teacher_ids), chunks, credit)
     return policy_gradient_loss(logp, advantage), sum(s1 - s0 for s0, s1, t0, t1 in chunks)
 
-# %% ../../nbs/00_course/from_scratch.ipynb #2e387f0b
 @torch.no_grad()
 def sample_answer(side: LanguageModel, prompt_ids: list[int], max_new_tokens: int,
                   generator: torch.Generator) -> list[int]:
@@ -330,17 +328,18 @@ def train_step(student: LanguageModel, teacher: LanguageModel, examples: list[Ex
     optimizer.step()
     return total / units
 
-def distil(student: LanguageModel, teacher: LanguageModel,
-           prompts: list[tuple[list[int], list[int]]], objective: Callable,
-           optimizer: torch.optim.Optimizer, steps: int, batch_size: int,
+def distil(student: LanguageModel, teacher: LanguageModel, prompts: list[tuple[list, list]],
+           objective: Callable, optimizer: torch.optim.Optimizer, steps: int, batch_size: int,
            max_new_tokens: int, seed: int) -> list[float]:
-    "Train the student on answers that it writes itself; prompts (student ids, teacher ids)."
+    "Train the student on its own answers, if readable; prompts (student ids, teacher ids)."
     generator, losses = torch.Generator().manual_seed(seed), []
     for _ in range(steps):
         examples = []
         for k in torch.randperm(len(prompts), generator=generator)[:batch_size].tolist():
             ids = sample_answer(student, prompts[k][0], max_new_tokens, generator)
             there = reencode(student.vocabulary, teacher.vocabulary, ids)
-            examples.append(Example(*prompts[k], ids, there))
-        losses.append(train_step(student, teacher, examples, objective, optimizer))
+            pieces = student.vocabulary.pieces(ids)
+            if all(pieces[:-1]) and b"".join(pieces) == teacher.vocabulary.decode(there):
+                examples.append(Example(*prompts[k], ids, there))
+        if examples: losses.append(train_step(student, teacher, examples, objective, optimizer))
     return losses
