@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARMS', 'EIGHT_ARMS', 'DESIGNS', 'Arm', 'Skill', 'Design', 'tiny_items']
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #f97be13b
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #67cf5e22
 from collections.abc import Callable
 from dataclasses import dataclass, field
 import zlib
@@ -56,7 +56,7 @@ ARMS = {
     "dpca": Arm("student", "sampled chunks", "dpca"),
 }
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #1bd6706d
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #62f47307
 @dataclass(frozen=True)
 class Skill:
     "Something that the student can do at the start and is not trained on."
@@ -91,7 +91,7 @@ EIGHT_ARMS = ("cover-rkl", "cover-jsd", "cover-fkl", "cover-rkl-teacher", "cover
               "sft-greedy", "sharpen")
 _COMMON = dict(batch_size=16, micro_batch_size=16, warmup_steps=5, max_grad_norm=.3)
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #ea7fe569
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #7bf77124
 def _habit_design(level, arms, question):
     folder = str(habit_folder())
     return Design(

@@ -6,7 +6,7 @@
 __all__ = ['SHORT_TERMS', 'LONG_TERMS', 'PAIR_RECIPES', 'ModelRecipe', 'PairRecipe', 'short_sums', 'long_sums', 'small_student',
            'study_pair_folder', 'measure_model', 'train_study_model', 'make_study_pair', 'rebuild_study_pair']
 
-# %% ../../nbs/11_experiments/12_study_pairs.ipynb #b0a0748f
+# %% ../../nbs/11_experiments/12_study_pairs.ipynb #2f3c40c1
 import argparse
 import json
 import random
@@ -26,7 +26,7 @@ from .tiny_pair import (
 from ..hub import data_dir
 from ..models.loading import load_model, load_tokenizer
 
-# %% ../../nbs/11_experiments/12_study_pairs.ipynb #274d1839
+# %% ../../nbs/11_experiments/12_study_pairs.ipynb #e6d4553e
 SHORT_TERMS, LONG_TERMS = 3, 7      # addends of the prompts of a run, and of what is measured
 _LENGTHS = range(2, 9)
 
@@ -106,7 +106,7 @@ PAIR_RECIPES = {
          "lines": (phrasing_items, check_phrasing_lines)}),
 }
 
-# %% ../../nbs/11_experiments/12_study_pairs.ipynb #1ed23ec7
+# %% ../../nbs/11_experiments/12_study_pairs.ipynb #bed2cee9
 def study_pair_folder(name: str) -> Path:
     "The folder of a pair, `harder` or `too-small`, in the library's data."
     return data_dir() / name
@@ -177,5 +177,5 @@ def rebuild_study_pair(argv: list | None = None) -> None:
     make_study_pair(PAIR_RECIPES[args.pair], args.output_dir or study_pair_folder(args.pair),
                     args.seed, report=lambda row: print(row, flush=True))
 
-# %% ../../nbs/11_experiments/12_study_pairs.ipynb #da12b5ec
+# %% ../../nbs/11_experiments/12_study_pairs.ipynb #bda1be8d
 if __name__ == "__main__" and globals().get("__spec__"): rebuild_study_pair()

@@ -6,14 +6,14 @@
 __all__ = ['NUM_LINES', 'PHRASING_TOKENS', 'LINE_FORMS', 'CLOSING_FORMS', 'make_phrasing_item', 'phrasing_items',
            'check_phrasing', 'check_phrasing_lines', 'same_phrasing']
 
-# %% ../../../nbs/02_data/12_many_phrasings.ipynb #e3d22fbd
+# %% ../../../nbs/02_data/12_many_phrasings.ipynb #21b01511
 import random
 import re
 
 from .number_words import number_items
 from .running_sums import split_of_sum
 
-# %% ../../../nbs/02_data/12_many_phrasings.ipynb #f51cfeee
+# %% ../../../nbs/02_data/12_many_phrasings.ipynb #688ef50a
 NUM_LINES = 3                       # numbers that are added to the first
 PHRASING_TOKENS = 72                # tokens that a response may have
 LINE_FORMS = ("{a}+{b}={c}", "{a} plus {b} is {c}", "{b} more: {c}", "add {b}, now {c}",
@@ -45,7 +45,7 @@ def phrasing_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
     "`n` sums with different prompts, the same ones for the same seed."
     return number_items(n, seed, split, make_phrasing_item)
 
-# %% ../../../nbs/02_data/12_many_phrasings.ipynb #398f83a1
+# %% ../../../nbs/02_data/12_many_phrasings.ipynb #3cd11923
 def _pattern(form):
     "A compiled pattern of a form, with a group for each of its numbers."
     return re.compile(re.sub(r"\\\{([abc])\\\}", r"(?P<\1>[0-9]+)", re.escape(form)))

@@ -6,7 +6,7 @@
 __all__ = ['NUM_TERMS', 'ANSWER_TOKENS', 'running_total', 'split_of_sum', 'make_sum_item', 'sum_items', 'check_sum',
            'first_mistake']
 
-# %% ../../../nbs/02_data/07_running_sums.ipynb #87f05cb3
+# %% ../../../nbs/02_data/07_running_sums.ipynb #bf3ea80e
 import random
 import re
 import zlib
@@ -28,7 +28,7 @@ def running_total(numbers: list[int]) -> tuple[list[str], int]:
         total += n
     return lines, total
 
-# %% ../../../nbs/02_data/07_running_sums.ipynb #68d4a4ed
+# %% ../../../nbs/02_data/07_running_sums.ipynb #a5a166ea
 def split_of_sum(numbers: list[int]) -> str:
     "`'heldout'`, `'validation'` or `'train'`."
     checksum = zlib.crc32(" ".join(map(str, numbers)).encode()) % 8
