@@ -26,7 +26,7 @@ from .tiny_pair import (
 from ..hub import data_dir
 from ..models.loading import load_model, load_tokenizer
 
-# %% ../../nbs/11_experiments/12_study_pairs.ipynb #e6d4553e
+# %% ../../nbs/11_experiments/12_study_pairs.ipynb #5a9abaa3
 SHORT_TERMS, LONG_TERMS = 3, 7      # addends of the prompts of a run, and of what is measured
 _LENGTHS = range(2, 9)
 
@@ -87,7 +87,7 @@ PAIR_RECIPES = {
     "harder": PairRecipe(
         {"student": ModelRecipe(
             _of_tiny2("student"), partial(_sum_of_any_length, short_share=.5),
-            TrainSchedule(900, every=40, decay=False, stop_at=.35), 2e-3),
+            TrainSchedule(900, every=40, decay=False), 2e-3),
          "teacher": ModelRecipe(
             _of_tiny2("teacher"), _sum_of_any_length,
             TrainSchedule(300, every=100, decay=True), 1.5e-3)},
