@@ -26,7 +26,7 @@ from .tiny_pair import (
 from ..hub import data_dir
 from ..models.loading import load_model, load_tokenizer
 
-# %% ../../nbs/11_experiments/12_study_pairs.ipynb #5a9abaa3
+# %% ../../nbs/11_experiments/12_study_pairs.ipynb #2838a81f
 SHORT_TERMS, LONG_TERMS = 3, 7      # addends of the prompts of a run, and of what is measured
 _LENGTHS = range(2, 9)
 
@@ -69,49 +69,51 @@ def _sum_of_any_length(rng, short_share=0.):
 
 
 def small_student(seed: int = 0) -> LlamaForCausalLM:
-    "A fresh Llama of two layers of width 64 for the student's tokenizer, in float32."
+    "A fresh Llama of two layers of width 48 for the student's tokenizer, in float32."
     torch.manual_seed(seed)
     tokenizer = load_tokenizer("tiny", "student")
     special_ids = {name: getattr(tokenizer, name)
                    for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, intermediate_size=128, max_position_embeddings=512,
+        vocab_size=len(tokenizer), hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, intermediate_size=96, max_position_embeddings=512,
         tie_word_embeddings=True, initializer_range=.05, **special_ids))
 
 
-def _of_tiny2(role): return lambda seed: load_model("tiny2", role, torch.float32, "cpu")
+def study_pair_folder(name: str) -> Path:
+    "The folder of a pair, `harder` or `too-small`, in the library's data."
+    return data_dir() / name
 
 
+def _stored(name, role):
+    "A `start` of a recipe: the weights of a stored model, whatever the seed."
+    return lambda seed: load_model(name, role, torch.float32, "cpu")
+
+# %% ../../nbs/11_experiments/12_study_pairs.ipynb #8d95f7af
 PAIR_RECIPES = {
     "harder": PairRecipe(
         {"student": ModelRecipe(
-            _of_tiny2("student"), partial(_sum_of_any_length, short_share=.5),
+            _stored("tiny2", "student"), partial(_sum_of_any_length, short_share=.5),
             TrainSchedule(900, every=40, decay=False), 2e-3),
          "teacher": ModelRecipe(
-            _of_tiny2("teacher"), _sum_of_any_length,
+            _stored("tiny2", "teacher"), _sum_of_any_length,
             TrainSchedule(300, every=100, decay=True), 1.5e-3)},
         long_sums, check_sum, ANSWER_TOKENS,
         {"3 addends": (short_sums, check_sum), "7 addends": (long_sums, check_sum)}),
     "too-small": PairRecipe(
         {"student": ModelRecipe(
             small_student, make_phrasing_item,
-            TrainSchedule(1800, every=200, decay=True, stop_at=.4),
+            TrainSchedule(1400, every=100, decay=True, stop_at=.4),
             4e-3, 32),
          "teacher": ModelRecipe(
-            _of_tiny2("teacher"), make_phrasing_item,
-            TrainSchedule(300, every=100, decay=True), 1.5e-3)},
+            _stored(study_pair_folder("harder") / "teacher", "teacher"), make_phrasing_item,
+            TrainSchedule(1600, every=100, decay=True, stop_at=.93), 3e-3)},
         phrasing_items, check_phrasing, PHRASING_TOKENS,
         {"total": (phrasing_items, check_phrasing),
          "lines": (phrasing_items, check_phrasing_lines)}),
 }
 
-# %% ../../nbs/11_experiments/12_study_pairs.ipynb #bed2cee9
-def study_pair_folder(name: str) -> Path:
-    "The folder of a pair, `harder` or `too-small`, in the library's data."
-    return data_dir() / name
-
-
+# %% ../../nbs/11_experiments/12_study_pairs.ipynb #9797493c
 def measure_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: PairRecipe,
                   n: int = 300, seed: int = 1) -> dict[str, dict[str, float]]:
     "{measure: accuracy on `n` held-out problems, sampled and greedy}."
