@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['ARMS', 'EIGHT_ARMS', 'DESIGNS', 'Arm', 'Skill', 'Design', 'tiny_items']
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #f97be13b
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #67cf5e22
 from collections.abc import Callable
 from dataclasses import dataclass, field
 import zlib
 
+from ..data.tasks.many_phrasings import (
+    PHRASING_TOKENS, check_phrasing, check_phrasing_lines, phrasing_items, same_phrasing)
 from ..data.tasks.new_habit import (
     HABIT_TOKENS, check_habit, check_lines, check_reversal, habit_items, has_habit, reversal_items)
 from ..data.tasks.number_words import check_number, make_number_item, number_items
 from ..data.tasks.running_sums import ANSWER_TOKENS, check_sum, sum_items
 from .habit_models import habit_folder
+from .study_pairs import long_sums, short_sums, study_pair_folder
 
 # %% ../../nbs/11_experiments/08_study_designs.ipynb #4e00fdcf
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ ARMS = {
     "dpca": Arm("student", "sampled chunks", "dpca"),
 }
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #1bd6706d
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #62f47307
 @dataclass(frozen=True)
 class Skill:
     "Something that the student can do at the start and is not trained on."
@@ -88,7 +91,7 @@ EIGHT_ARMS = ("cover-rkl", "cover-jsd", "cover-fkl", "cover-rkl-teacher", "cover
               "sft-greedy", "sharpen")
 _COMMON = dict(batch_size=16, micro_batch_size=16, warmup_steps=5, max_grad_norm=.3)
 
-
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #7bf77124
 def _habit_design(level, arms, question):
     folder = str(habit_folder())
     return Design(
@@ -123,6 +126,15 @@ def _few_prompts(n):
         prompts_by_seed=True, settings=_COMMON)
 
 
+def _pair_design(name, question, items, check, max_new_tokens, **others):
+    "A design with a pair of its own, three seeds, and rates around those that made the student."
+    folder = str(study_pair_folder(name))
+    return Design(
+        question, (f"{folder}/student", "student"), (f"{folder}/teacher", "teacher"), items, check,
+        max_new_tokens, EIGHT_ARMS, seeds=(0, 1, 2), rates=(3e-4, 1e-3, 3e-3), settings=_COMMON,
+        **others)
+
+
 _LEVEL_ARMS = ("cover-rkl", "cover-rkl-teacher", "sft", "sft-greedy", "sft-right")
 DESIGNS = {
     "habit-1": _habit_design(1, (*EIGHT_ARMS, "sft-right", "sampled", "strict-rkl", "dpca", "olive",
@@ -137,4 +149,11 @@ DESIGNS = {
     "tiny2": Design("a weak student that can represent its teacher, long answers",
                     ("tiny2", "student"), ("tiny2", "teacher"), sum_items, check_sum, ANSWER_TOKENS,
                     EIGHT_ARMS, steps=80, measure_at=(10, 20, 40, 60, 80), settings=_COMMON),
+    "harder": _pair_design("harder", "trained on short sums, measured on long ones", short_sums,
+                           check_sum, ANSWER_TOKENS, eval_items=long_sums, steps=60,
+                           measure_at=(15, 30, 45, 60)),
+    "too-small": _pair_design("too-small", "a student too small for the teacher's many phrasings",
+                              phrasing_items, check_phrasing, PHRASING_TOKENS, steps=80,
+                              measure_at=(20, 40, 60, 80),
+                              checks={"lines": check_phrasing_lines, "same": same_phrasing}),
 } | {f"few-{n}": _few_prompts(n) for n in (16, 64, 256, 4096)}

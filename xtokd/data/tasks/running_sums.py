@@ -6,10 +6,11 @@
 __all__ = ['NUM_TERMS', 'ANSWER_TOKENS', 'running_total', 'split_of_sum', 'make_sum_item', 'sum_items', 'check_sum',
            'first_mistake']
 
-# %% ../../../nbs/02_data/07_running_sums.ipynb #87f05cb3
+# %% ../../../nbs/02_data/07_running_sums.ipynb #bf3ea80e
 import random
 import re
 import zlib
+from functools import partial
 
 from .number_words import number_items
 
@@ -27,20 +28,22 @@ def running_total(numbers: list[int]) -> tuple[list[str], int]:
         total += n
     return lines, total
 
-# %% ../../../nbs/02_data/07_running_sums.ipynb #68d4a4ed
+# %% ../../../nbs/02_data/07_running_sums.ipynb #a5a166ea
 def split_of_sum(numbers: list[int]) -> str:
     "`'heldout'`, `'validation'` or `'train'`."
     checksum = zlib.crc32(" ".join(map(str, numbers)).encode()) % 8
     return {0: "heldout", 1: "validation"}.get(checksum, "train")
 
 
-def make_sum_item(rng: random.Random, split: str = "train") -> dict:
-    "One item: `prompt`, `answer` (the total) and `reference` (a right response)."
+def make_sum_item(rng: random.Random, split: str = "train", num_terms: int = NUM_TERMS) -> dict:
+    """One item: `prompt`, `answer` (the total) and `reference` (a right response).
+
+    `num_terms` numbers of one digit are added to one of two digits."""
     if split not in ("train", "heldout", "validation"):
         raise ValueError(f"split {split!r} is unknown; use 'train', 'heldout' or 'validation'")
     numbers = None
     while numbers is None or split_of_sum(numbers) != split:
-        numbers = [rng.randrange(10, 100)] + [rng.randrange(1, 10) for _ in range(NUM_TERMS)]
+        numbers = [rng.randrange(10, 100)] + [rng.randrange(1, 10) for _ in range(num_terms)]
     prompt, closing = rng.choice(_SUM_FORMS)
     lines, total = running_total(numbers)
     prompt = prompt.format(plus="+".join(map(str, numbers)), list=", ".join(map(str, numbers)))
@@ -51,9 +54,10 @@ def make_sum_item(rng: random.Random, split: str = "train") -> dict:
     }
 
 
-def sum_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
+def sum_items(n: int, seed: int = 0, split: str = "train",
+              num_terms: int = NUM_TERMS) -> list[dict]:
     "`n` items with different prompts, the same ones for the same seed."
-    return number_items(n, seed, split, make_sum_item)
+    return number_items(n, seed, split, partial(make_sum_item, num_terms=num_terms))
 
 # %% ../../../nbs/02_data/07_running_sums.ipynb #1151d7d9
 def check_sum(item: dict,   # with "answer"
