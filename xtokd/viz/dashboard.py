@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['wrap_text', 'snapshot_svg', 'snapshot_text', 'Snapshot', 'RunUpdate', 'LiveRun', 'Replay', 'WidgetBase', 'Dashboard']
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #f294d43f
+# %% ../../nbs/10_viz/07_dashboard.ipynb #3a9d2509
 import json, re, threading, time
 from dataclasses import dataclass
 from html import escape
@@ -13,12 +13,14 @@ from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
 
-import anywidget, traitlets
+import traitlets
 
 from ..train.monitor import Limits
 from ..train.runlog import Run, sparkline
 from .alignment_svg import KIND_COLOURS
+from .live.page import PageWidget
 from .run_state import RunState, dashboard_data
+from .svg_charts import adaptive_svg
 
 # %% ../../nbs/10_viz/07_dashboard.ipynb #3cf3b6f8
 _DASH = {"1-n": "7 3", "n-1": "2 2.5", "limit": "3 4", "sampled": "6 3", "best": "1.5 2.5"}
@@ -153,7 +155,7 @@ def _samples_svg(data: dict, y: float) -> tuple[str, float]:
         y += height + 8
     return "".join(parts), y
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #c289252e
+# %% ../../nbs/10_viz/07_dashboard.ipynb #da3e7738
 def snapshot_svg(data: dict) -> str:
     "Draw the result of `dashboard_data`. Returns the text of an `svg` element."
     top, y = _head(data)
@@ -162,7 +164,8 @@ def snapshot_svg(data: dict) -> str:
     texts, end = _samples_svg(data, y + 178 * ((len(panels) + 1) // 2) + 6)
     numbers = ", ".join(f"{name} {value}" for name, value, _ in data["numbers"])
     name, height = escape(f"{data['name']}, {data['status']}: {numbers}"), f"{end + 16:.0f}"
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" class="xd-p" role="img" aria-label="{name}" '
+    return adaptive_svg(
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="xd-p" role="img" aria-label="{name}" '
             f'width="900" '
             f'height="{height}" viewBox="0 0 900 {height}"><title>{name}</title>'
             f'{_STYLE}<rect width="100%" height="100%" '
@@ -312,12 +315,12 @@ class Replay:
                   + (", paused" if self.wish == "pause" else ""))
         return RunUpdate(events, status, False)
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #456bd678
+# %% ../../nbs/10_viz/07_dashboard.ipynb #6c02d25b
 def _web_asset(name: str) -> str:
     return files("xtokd.viz").joinpath(name).read_text(encoding="utf8")
 
 
-class WidgetBase(anywidget.AnyWidget):
+class WidgetBase(PageWidget):
     "The traits that Python and the page share, and the static picture of the view."
     _esm, _css = _web_asset("dashboard.js"), _web_asset("dashboard.css")
     data = traitlets.Dict().tag(sync=True)                        # all that is drawn
@@ -326,6 +329,8 @@ class WidgetBase(anywidget.AnyWidget):
     snaps = traitlets.Int(0).tag(sync=True)                       # how often Snapshot was pressed
     said = traitlets.Unicode().tag(sync=True)                     # an answer to read out
     at = traitlets.Int(None, allow_none=True).tag(sync=True)      # the step that is being read
+    python_traits = (*PageWidget.python_traits, "can", "wish", "snaps", "said")
+    page_title, page_note = "A training run", "Play, or move the slider, to read every curve at a step."
     _display_id = None                                            # of the output with the widget
 
     def _repr_mimebundle_(self, **kw) -> dict:
