@@ -14,16 +14,16 @@ from html import escape
 
 import numpy as np
 
-# %% ../../nbs/10_viz/02_svg_charts.ipynb #bf287138
+# %% ../../nbs/10_viz/02_svg_charts.ipynb #41646d30
 DARK_RULE = ("<style>@media (prefers-color-scheme:dark){.xt-auto{filter:invert(.9) hue-rotate(180deg)}"
              ".xt-auto .xt-auto{filter:none}}</style>")
 
 
 def adaptive_svg(svg: str) -> str:
     "Return an SVG with a background and a `viewBox` that turns dark where the reader's system is."
-    if DARK_RULE in svg: return svg
     end = svg.index(">", svg.index("<svg"))
     head, rest = svg[:end], svg[end + 1:]
+    if "xt-auto" in head: return svg
     if "viewBox" not in head:
         size = [re.search(rf'\s{name}="([\d.]+)', head) for name in ("width", "height")]
         if all(size): head += f' viewBox="0 0 {size[0][1]} {size[1][1]}"'
