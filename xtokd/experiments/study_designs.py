@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import zlib
 
 from ..data.prompts import load_prompts
-from ..data.tasks import iso_dates
-from ..data.tasks.iso_dates import (
-    check_iso_date, date_examples, date_items, has_iso_form, names_date)
+from ..data.tasks.json_records import (
+    RECORD_TOKENS, check_record, has_record_form, names_record, record_examples, record_items)
 from ..data.tasks.new_habit import (
     HABIT_TOKENS, check_habit, check_lines, check_reversal, habit_items, has_habit, reversal_items)
 from ..data.tasks.number_words import check_number, make_number_item, number_items
@@ -74,6 +73,7 @@ class Sizes:
     heldout: int = 400
     skill: int = 200
     samples: int = 8       # sampled answers to each held-out problem
+    greedy: int = 400      # held-out problems that get a greedy answer too
     texts: int = 0         # held-out problems whose greedy answers are recorded
     unrelated: int = 0     # prompts on which only the distance from the start is measured
 
@@ -151,15 +151,15 @@ def sentence_prompts(n: int, split: str = "heldout") -> list[dict]:
 
 
 _REAL = Design(
-    "a real pair: SmolLM2-135M-Instruct learns to answer with an ISO date, from a base model",
-    ("smollm2", "student"), ("gemma", "teacher"), date_items, check_iso_date, iso_dates.ANSWER_TOKENS,
-    ("cover-rkl", "sft", "sft-greedy", "cover-rkl-teacher"), steps=15, measure_at=(5, 10, 15),
-    seeds=(0, 1, 2), rates=(3e-4, 1e-3, 3e-3), train_size=240, prompts_by_seed=True,
-    checks={"form": has_iso_form, "date": names_date}, unrelated=sentence_prompts,
+    "a real pair: SmolLM2-135M-Instruct learns to answer in JSON from Gemma 3 270M",
+    ("smollm2", "student"), ("gemma", "teacher"), record_items, check_record, RECORD_TOKENS,
+    ("cover-rkl", "sft", "sft-greedy", "cover-rkl-teacher"), steps=6, measure_at=(2, 4, 6),
+    seeds=(0, 1, 2), rates=(3e-4, 1e-3, 3e-3), train_size=96, prompts_by_seed=True,
+    checks={"form": has_record_form, "record": names_record}, unrelated=sentence_prompts,
     settings=dict(batch_size=8, micro_batch_size=8, warmup_steps=2, max_grad_norm=1., lora_r=16,
-                  teacher_prefix=date_examples(3)),
-    sizes=Sizes(validation=48, heldout=300, samples=1, texts=12, unrelated=16),
-    teacher_ends_at="\n\n", sweep_steps=5, save_steps=5,
+                  teacher_prefix=record_examples(3)),
+    sizes=Sizes(validation=40, heldout=300, samples=1, greedy=100, texts=12, unrelated=16),
+    teacher_ends_at="\n\n", sweep_steps=2, save_steps=2,
     rate_of={"sft-greedy": "sft", "cover-rkl-teacher": "cover-rkl"})
 _LEVEL_ARMS = ("cover-rkl", "cover-rkl-teacher", "sft", "sft-greedy", "sft-right")
 DESIGNS = {

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNRELATED_TOKENS', 'SWEEP_SEED', 'RATE_FACTOR', 'RATE_LIMITS', 'read_json', 'Parts', 'run_parts', 'answers',
-           'kl_from', 'Meter', 'BestWeights', 'load_sides', 'train_once', 'measure_start', 'study_folder', 'best_rate',
+           'kl_from', 'study_side', 'Meter', 'BestWeights', 'train_once', 'measure_start', 'study_folder', 'best_rate',
            'sweep', 'run_arm', 'arm_runs', 'heldout_scores', 'compare_arms', 'study_table', 'study_command']
 
 # %% ../../nbs/11_experiments/09_writer_study.ipynb #3eddee19
@@ -14,6 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +71,7 @@ class Parts:
 def run_parts(design: Design, key: list) -> Iterator[Parts]:
     "Context: the parts of a run, in the cache where the design saves, else in a folder that is removed."
     if design.save_steps:
-        yield Parts(cache_dir() / "studies" / digest([key]))
+        yield Parts(cache_dir() / "studies" / digest([design.question, *key]))
         return
     with tempfile.TemporaryDirectory() as folder: yield Parts(Path(folder))
 
@@ -95,14 +97,23 @@ def kl_from(start: torch.nn.Module, model: torch.nn.Module, vocab: ByteVocab, it
     return total / len(ids)
 
 # %% ../../nbs/11_experiments/09_writer_study.ipynb #cceafaae
+@lru_cache(2)
+def study_side(name: str, role: str, ends_at: str | None = None) -> tuple[torch.nn.Module, ByteVocab]:
+    """A model in float32 on the CPU, and its vocabulary; loaded once, so that runs share it.
+
+    ends_at: for a base model, the text at which its answers end."""
+    model, vocab = load_model(name, role, torch.float32, "cpu"), ByteVocab(load_tokenizer(name, role))
+    if ends_at: end_at_text(model, vocab, ends_at)
+    return model, vocab
+
+
 class Meter:
     "Measures a student of one design on validation problems, and once on held-out problems."
 
     def __init__(self, design: Design, seed: int, parts: Parts | None = None):
         self.design, self.seed, self.sizes = design, seed, design.sizes
         self.parts = parts or Parts(None)
-        self.start = load_model(*design.student, torch.float32, "cpu")
-        self.vocab = ByteVocab(load_tokenizer(*design.student))
+        self.start, self.vocab = study_side(*design.student)
         self.items = design.eval_items or design.items
         self.validation = self.items(self.sizes.validation, 1, "validation")
 
@@ -142,6 +153,7 @@ class Meter:
             correct += [int(self.design.check(*pair)) for pair in zip(items, texts)]
             means.append(self._means(items, ids, texts))
         distance = kl_from(self.start, model, self.vocab, items[:200], ids[:200])
+        items = items[:self.sizes.greedy]
         _, greedy = self._answers("greedy", model, items, 0.)
         right = [int(self.design.check(*pair)) for pair in zip(items, greedy)]
         found = {name: float(np.mean([some[name] for some in means])) for name in means[0]}
@@ -194,13 +206,6 @@ class BestWeights(Callback):
         if self.folder: _write_json(self.folder / "curve.json", self.curve)
 
 
-def load_sides(design: Design) -> list[tuple]:
-    "Student and teacher of a design, each as (model, vocabulary), in float32 on the CPU."
-    sides = []
-    for side in (design.student, design.teacher):
-        sides.append((load_model(*side, torch.float32, "cpu"), ByteVocab(load_tokenizer(*side))))
-    if design.teacher_ends_at: end_at_text(*sides[1], design.teacher_ends_at)
-    return sides
 
 
 def train_once(design: Design, arm_name: str, rate: float, seed: int, steps: int | None = None,
@@ -212,7 +217,7 @@ def train_once(design: Design, arm_name: str, rate: float, seed: int, steps: int
     settings = {**design.settings, **arm.settings, "max_steps": steps, "learning_rate": rate,
                 "seed": seed, "max_new_tokens": design.max_new_tokens}
     began = time.perf_counter()
-    with run_parts(design, [arm_name, *sorted(settings.items())]) as parts:
+    with run_parts(design, [arm_name, settings]) as parts:
         meter = Meter(design, seed, parts)
         best = BestWeights(meter, tuple(x for x in design.measure_at if x < steps) + (steps,))
         config = DistillConfig(**settings, eval_steps=0, eval_size=0, save_steps=design.save_steps,
@@ -220,7 +225,9 @@ def train_once(design: Design, arm_name: str, rate: float, seed: int, steps: int
                                output_dir=str(parts.folder / "run"))
         objective = arm.objective, arm.options
         prompts = design.items(design.train_size, seed * design.prompts_by_seed, "train")
-        distiller = Distiller(*load_sides(design), prompts, objective, config, design.check,
+        student = deepcopy(meter.start), meter.vocab
+        teacher = study_side(*design.teacher, design.teacher_ends_at)
+        distiller = Distiller(student, teacher, prompts, objective, config, design.check,
                               callbacks=[best])
         distiller.fit(resume=True)
         found = {"arm": arm_name, "rate": rate, "seed": seed, "settings": settings,

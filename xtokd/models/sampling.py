@@ -122,7 +122,7 @@ def generate_responses(
             for i, ids in zip(part, new_ids): responses[i] = truncate_at_stop(ids, stops)
     return responses
 
-# %% ../../nbs/06_models/05_sampling.ipynb #bf6f055b
+# %% ../../nbs/06_models/05_sampling.ipynb #b0d86ee1
 def end_at_text(model: torch.nn.Module, vocab: ByteVocab, text: str) -> None:
     """Make a base model end its answers where it would write `text`, one token of its vocabulary.
 
