@@ -72,6 +72,7 @@ class Sizes:
     validation: int = 200
     heldout: int = 400
     skill: int = 200
+    distance: tuple[int, int] = (100, 200)   # texts, of validation and held-out problems
     samples: int = 8       # sampled answers to each held-out problem
     greedy: int = 400      # held-out problems that get a greedy answer too
     texts: int = 0         # held-out problems whose greedy answers are recorded
@@ -153,13 +154,14 @@ def sentence_prompts(n: int, split: str = "heldout") -> list[dict]:
 _REAL = Design(
     "a real pair: SmolLM2-135M-Instruct learns to answer in JSON from Gemma 3 270M",
     ("smollm2", "student"), ("gemma", "teacher"), record_items, check_record, RECORD_TOKENS,
-    ("cover-rkl", "sft", "sft-greedy", "cover-rkl-teacher"), steps=6, measure_at=(2, 4, 6),
+    ("cover-rkl", "sft", "sft-greedy", "cover-rkl-teacher"), steps=6, measure_at=(3, 6),
     seeds=(0, 1, 2), rates=(3e-4, 1e-3, 3e-3), train_size=96, prompts_by_seed=True,
     checks={"form": has_record_form, "record": names_record}, unrelated=sentence_prompts,
     settings=dict(batch_size=8, micro_batch_size=8, warmup_steps=2, max_grad_norm=1., lora_r=16,
                   teacher_prefix=record_examples(3)),
-    sizes=Sizes(validation=40, heldout=300, samples=1, greedy=100, texts=12, unrelated=16),
-    teacher_ends_at="\n\n", sweep_steps=2, save_steps=2,
+    sizes=Sizes(validation=40, heldout=300, distance=(16, 40), samples=1, greedy=100, texts=12,
+                unrelated=16),
+    teacher_ends_at="\n\n", sweep_steps=2, save_steps=3,
     rate_of={"sft-greedy": "sft", "cover-rkl-teacher": "cover-rkl"})
 _LEVEL_ARMS = ("cover-rkl", "cover-rkl-teacher", "sft", "sft-greedy", "sft-right")
 DESIGNS = {
