@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT_TEACHER', 'run_study']
 
-# %% ../../nbs/12_cli/06_study.ipynb #df3f27d9
+# %% ../../nbs/12_cli/06_study.ipynb #2edcbb1d
 import sys, time
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from ..experiments.headroom_study import (
 
 DEFAULT_TEACHER = "Qwen/Qwen2.5-Coder-0.5B-Instruct"    # where only a student is given
 
-# %% ../../nbs/12_cli/06_study.ipynb #1ba8fa17
+# %% ../../nbs/12_cli/06_study.ipynb #7336a6fb
 def _study_parser() -> CommandParser:
     "The parser of the study's command line."
     p = CommandParser(prog="python -m xtokd.cli.study",
@@ -44,7 +44,7 @@ def _study_parser() -> CommandParser:
                    "no headroom")
     return p
 
-# %% ../../nbs/12_cli/06_study.ipynb #4a61e286
+# %% ../../nbs/12_cli/06_study.ipynb #3a700b88
 def _print_study(lesson: Lesson) -> None:
     "Print headroom, results, costs and texts of a study, and its warnings."
     tables = [lesson.headroom()]

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'HABIT_SIZES', 'Size', 'Data', 'lesson_data', 'habit_lesson'
            'snapshots', 'snapshots_svg', 'weight_hashes', 'equal_steps', 'train_arm', 'load_sides', 'start_record',
            'experiment', 'train_both_arms', 'no_headroom_message', 'Lesson', 'record']
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #7508efe5
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #d5fbd02d
 import copy, hashlib, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from xtokd.data.tasks.word_problems import (
 )
 from ..serving.client import open_side
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #a01f25b8
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #49357b45
 @dataclass(frozen=True)
 class Size:
     "How large an experiment is."
@@ -66,7 +66,7 @@ _HABIT = Size(steps=6, batch_size=8, heldout=60, sentences=0, looks=12, max_new_
 HABIT_SIZES = {"smoke": replace(_HABIT, steps=3, batch_size=4, heldout=24, looks=4), "cpu": _HABIT,
                "full": replace(_HABIT, heldout=300)}    # of the lesson with `habit_lesson`
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #21216260
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #a0d138af
 @dataclass
 class Data:
     "Training prompts, held-out prompts, and the function that scores a text."
@@ -167,7 +167,7 @@ def weight_hashes(name: str | Side, role: str = "student") -> dict[str, str]:
             found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #cde038dd
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #01b7a8d0
 def equal_steps(tokens: float, batch_size: int, per_text: float) -> int:
     """Steps after which `batch_size` teacher texts per step, of `per_text` tokens each, have cost
     `tokens` teacher tokens."""
@@ -285,7 +285,7 @@ def no_headroom_message(room: dict) -> str:
             f"the student in {interval('student')}, and the intervals overlap. "
             "Take a better teacher or more held-out problems, or pass anyway=True (--anyway)")
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #e7efeebf
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #918dfed4
 def _first(events): return next(iter(events), {})
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['write_json', 'read_json', 'study_folder', 'Parts', 'run_parts', 'study_side']
 
-# %% ../../nbs/11_experiments/11_study_parts.ipynb #0d3057bd
+# %% ../../nbs/11_experiments/11_study_parts.ipynb #b960add5
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from ..train.config import digest
 from ..train.runlog import rounded
 from ..vocab.bytevocab import ByteVocab
 
-# %% ../../nbs/11_experiments/11_study_parts.ipynb #5e4e4eb6
+# %% ../../nbs/11_experiments/11_study_parts.ipynb #fb170dbb
 def write_json(path: Path, value: object) -> None:
     "Write a value as a JSON file that is whole or not there; its floats have six digits."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def study_folder(design_name: str) -> Path:
     "Where the runs of a design are recorded."
     return data_dir() / "runs/writers" / design_name
 
-# %% ../../nbs/11_experiments/11_study_parts.ipynb #7243bbab
+# %% ../../nbs/11_experiments/11_study_parts.ipynb #5ba6df03
 class Parts:
     "Results of parts of a run, kept in a folder; without a folder nothing is kept."
 
@@ -59,18 +59,22 @@ class Parts:
 
 @contextmanager
 def run_parts(design: Design, key: list) -> Iterator[Parts]:
-    "Context: the parts of a run, in the cache where the design saves, else in a folder that is removed."
+    """Context: the parts of a run.
+
+    They are in the cache where the design saves, else in a folder that is removed at the end."""
     if design.save_steps:
         yield Parts(cache_dir() / "studies" / digest([design.question, *key]))
         return
     with tempfile.TemporaryDirectory() as folder: yield Parts(Path(folder))
 
-# %% ../../nbs/11_experiments/11_study_parts.ipynb #022a3449
+# %% ../../nbs/11_experiments/11_study_parts.ipynb #7d521ad2
 @lru_cache(2)
-def study_side(name: str, role: str, ends_at: str | None = None) -> tuple[torch.nn.Module, ByteVocab]:
+def study_side(name: str, role: str,
+               ends_at: str | None = None) -> tuple[torch.nn.Module, ByteVocab]:
     """A model in float32 on the CPU, and its vocabulary; loaded once, so that runs share it.
 
     ends_at: for a base model, the text at which its answers end."""
-    model, vocab = load_model(name, role, torch.float32, "cpu"), ByteVocab(load_tokenizer(name, role))
+    model = load_model(name, role, torch.float32, "cpu")
+    vocab = ByteVocab(load_tokenizer(name, role))
     if ends_at: end_at_text(model, vocab, ends_at)
     return model, vocab

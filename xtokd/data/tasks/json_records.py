@@ -6,7 +6,7 @@
 __all__ = ['RECORD_TOKENS', 'REQUEST', 'split_of_record', 'make_record_item', 'record_items', 'has_record_form', 'names_record',
            'check_record', 'record_examples']
 
-# %% ../../../nbs/02_data/12_json_records.ipynb #56a322e8
+# %% ../../../nbs/02_data/12_json_records.ipynb #2f18e2e9
 import json
 import random
 import re
@@ -14,7 +14,7 @@ import zlib
 
 from .number_words import number_items
 
-# %% ../../../nbs/02_data/12_json_records.ipynb #9172e3c3
+# %% ../../../nbs/02_data/12_json_records.ipynb #f924c5d8
 RECORD_TOKENS = 24                  # tokens that a response may have; a right one has about 16
 REQUEST = "{sentence}\nAnswer in JSON with name and age.\n"
 _NAMES = ("Anna Ben Carla David Emma Felix Gina Hugo Ida Jonas Klara Leo Maria Nils Olga Paul Rosa "
@@ -31,7 +31,7 @@ def split_of_record(name: str, age: int) -> str:
 
 
 def make_record_item(rng: random.Random, split: str = "train") -> dict:
-    """One sentence: `prompt`, `answer` (a dict with name and age) and `reference`, a right response.
+    """One sentence: `prompt`, `answer` (a dict with name and age), `reference` (a right response).
 
     Raises ValueError for a split that is not train, validation or heldout."""
     if split not in ("train", "validation", "heldout"):
@@ -41,15 +41,18 @@ def make_record_item(rng: random.Random, split: str = "train") -> dict:
         name, age = rng.choice(_NAMES), rng.randrange(18, 90)
     answer = {"name": name, "age": age}
     sentence = rng.choice(_SENTENCES).format(**answer)
-    return {"prompt": REQUEST.format(sentence=sentence), "answer": answer,
-            "reference": json.dumps(answer)}
+    return {
+        "prompt": REQUEST.format(sentence=sentence),
+        "answer": answer,
+        "reference": json.dumps(answer),
+    }
 
 
 def record_items(n: int, seed: int = 0, split: str = "train") -> list[dict]:
     "`n` sentences with different prompts, the same ones for the same seed."
     return number_items(n, seed, split, make_record_item)
 
-# %% ../../../nbs/02_data/12_json_records.ipynb #8ef86c6d
+# %% ../../../nbs/02_data/12_json_records.ipynb #93491990
 def _parsed(text):
     "The JSON object of a response that is one object with the keys name and age, else None."
     try: value = json.loads(text)
@@ -72,7 +75,7 @@ def check_record(item: dict, text: str) -> float:
     "1.0 where a response is one JSON object with the right name and age, else 0.0."
     return float(_parsed(text) == item["answer"])
 
-# %% ../../../nbs/02_data/12_json_records.ipynb #bedd735b
+# %% ../../../nbs/02_data/12_json_records.ipynb #813192ac
 def record_examples(n: int = 3) -> str:
     "`n` solved problems of the training split as one text, a blank line after each."
     items = record_items(n, seed=20_000)
