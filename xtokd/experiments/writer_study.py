@@ -7,7 +7,7 @@ __all__ = ['UNRELATED_TOKENS', 'SWEEP_SEED', 'RATE_FACTOR', 'RATE_LIMITS', 'answ
            'train_once', 'measure_teacher', 'measure_start', 'best_rate', 'sweep', 'run_arm', 'arm_runs',
            'heldout_scores', 'compare_arms', 'study_table', 'study_command']
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #3eddee19
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #90b2b06f
 import argparse
 import time
 from copy import deepcopy
@@ -52,7 +52,7 @@ def kl_from(start: torch.nn.Module, model: torch.nn.Module, vocab: ByteVocab, it
             total += float(row_kl(now, before, len(vocab)).sum())
     return total / len(ids)
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #cceafaae
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #592792fa
 UNRELATED_TOKENS = 32       # of an answer to a prompt that is not of the task
 
 
@@ -127,7 +127,7 @@ class Meter:
         ids, _ = answers(model, self.vocab, items, UNRELATED_TOKENS, seed=4_000_000 + self.seed)
         return {"unrelated kl": kl_from(self.start, model, self.vocab, items, ids)}
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #8ec6fce6
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #3b4d1737
 class BestWeights(Callback):
     "Measures the student at the steps of a design and keeps its best weights."
 
@@ -216,7 +216,7 @@ def measure_start(design: Design, seed: int) -> dict:
         meter = Meter(design, seed, parts)
         return {"arm": "start", "seed": seed, "heldout": meter.on_heldout(meter.start.eval())}
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #1bc57fb3
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #18d5799d
 SWEEP_SEED, RATE_FACTOR, RATE_LIMITS = 100, 10 ** .5, (1e-6, 3e-2)
 
 
@@ -238,7 +238,7 @@ def best_rate(outcomes: dict[float, float],      # score of each rate that was t
 
 def _round_rate(rate): return float(f"{rate:.0e}")
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #2b1e33c9
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #a7b00c5e
 def sweep(design_name: str, arm_name: str, report=print) -> float:
     "The learning rate of an arm, from the record or from the runs that are missing in it."
     arm_name = DESIGNS[design_name].rate_of.get(arm_name, arm_name)
@@ -274,7 +274,7 @@ def run_arm(design_name: str, arm_name: str, seed: int, report=print) -> None:
     report(f"{design_name} {arm_name} {seed}: sampled {heldout['score']:.3f}, "
            f"greedy {np.mean(heldout['greedy']):.3f}")
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #336153ac
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #cbe46701
 def arm_runs(design_name: str, arm_name: str) -> list[dict]:
     "The recorded runs of an arm, by seed."
     files = study_folder(design_name).glob(f"{arm_name}-[0-9]*.json")
@@ -329,7 +329,7 @@ def study_table(design_name: str, reference: str = "sft") -> Table:
         rows.append(row)
     return Table(rows, f"{design_name}: {design.question}; held-out")
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #4aec5304
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #514403bd
 def study_command(argv: list | None = None) -> None:
     "Command line: `python -m xtokd.experiments.writer_study plan|sweep|run|table`."
     parser = argparse.ArgumentParser(
