@@ -313,8 +313,8 @@ def study_table(design_name: str, reference: str = "sft") -> Table:
         means = [run["heldout"] for run in runs]
         rate = f"{runs[0]['rate']:g}" if "rate" in runs[0] else "-"
         row = {"arm": name, "rate": rate, "seeds": len(runs),
-               "sampled": f"{scores.mean():.3f}", "greedy": f"{greedy.mean():.3f}",
-               "pass@8": f"{(scores > 0).mean():.3f}"}
+               "sampled": f"{scores.mean():.3f}", "greedy": f"{greedy.mean():.3f}"}
+        if (n := design.sizes.samples) > 1: row[f"pass@{n}"] = f"{(scores > 0).mean():.3f}"
         comparable = name != reference and arm_runs(design_name, reference)
         difference = str(compare_arms(design_name, name, reference)) if comparable else "-"
         row[f"sampled, minus {reference}"] = difference
