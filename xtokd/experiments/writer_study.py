@@ -274,7 +274,7 @@ def run_arm(design_name: str, arm_name: str, seed: int, report=print) -> None:
     report(f"{design_name} {arm_name} {seed}: sampled {heldout['score']:.3f}, "
            f"greedy {np.mean(heldout['greedy']):.3f}")
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #cbe46701
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #f19f0765
 def arm_runs(design_name: str, arm_name: str) -> list[dict]:
     "The recorded runs of an arm, by seed."
     files = study_folder(design_name).glob(f"{arm_name}-[0-9]*.json")
