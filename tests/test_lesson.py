@@ -1,5 +1,6 @@
 """The experiment on the tiny pair, from the terminal's side, and its journey to another machine."""
 import json, os, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,14 @@ import torch
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "tools"))
 import away
-from xtokd.experiments.headroom_study import Data, Lesson, Size, experiment, headroom, snapshots_svg, record
+from xtokd.experiments import headroom_study
+from xtokd.experiments.headroom_study import HABIT_SIZES, Data, Lesson, Size, experiment, habit_lesson, headroom, snapshots_svg, record
 from xtokd.cli.study import run_study
-from xtokd.hub import data_dir
+from xtokd.data.chat import render_prompt
+from xtokd.data.tasks.json_records import record_examples, record_items
+from xtokd.hub import cache_dir, data_dir
 from xtokd.models.loading import load_model
+from xtokd.models.sampling import end_at_text
 from xtokd.data.prompts import load_prompts
 from xtokd.models.side import load_side
 from xtokd.data.tasks.number_words import check_number
@@ -61,6 +66,42 @@ class TestExperiment:
 
     def test_a_folder_without_one_is_named(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no experiment"): Lesson(tmp_path)
+
+
+class TestHabitLesson:
+    """`make lesson` without models of one's own: SmolLM2 learns a form from Gemma, which reads examples."""
+
+    def test_without_the_models_it_says_how_to_get_them(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("XTOKD_HOME", str(tmp_path))
+        assert run_study(["--output-dir", str(tmp_path / "a")]) == 2
+        assert "xtokd models get smollm2" in capsys.readouterr().err
+
+    def test_examples_are_for_the_teacher_alone_and_the_terminal_runs_it(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(headroom_study, "load_side", lambda name, role: load_side("tiny", role))
+        # the tiny teacher writes a blank line in two tokens
+        monkeypatch.setattr(headroom_study, "end_at_text", lambda model, vocab, text: end_at_text(model, vocab, "\n"))
+        size = replace(HABIT_SIZES["smoke"], steps=1, heldout=6)
+        given = habit_lesson(size)
+        prompt = given["data"].train[0]
+        assert given["objective"] == ("cover", {"divergence": "rkl"})
+        rendered = {side: given[side].vocab.decode(render_prompt(given[side].vocab, prompt)).decode() for side in ("student", "teacher")}
+        assert record_examples() in rendered["teacher"] and '{"name"' not in rendered["student"]
+        monkeypatch.setitem(HABIT_SIZES, "smoke", size)
+        assert run_study(["--anyway", "--output-dir", str(tmp_path / "a")]) == 0
+        assert "after sft" in capsys.readouterr().out
+        assert (tmp_path / "a/on-policy/student/adapter_config.json").exists()
+        assert Lesson(tmp_path / "a").runs["on-policy"].start["config"]["lora_r"] == 16
+
+    def test_no_held_out_record_is_trained_on(self):
+        data = [{item["reference"] for item in record_items(200, 0, split)} for split in ("train", "validation", "heldout")]
+        assert not (data[0] & data[1] or data[0] & data[2] or data[1] & data[2])
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not all((cache_dir() / "models" / name).is_dir() for name in ("smollm2", "gemma")), reason="xtokd models get smollm2 gemma")
+    def test_the_real_pair(self, tmp_path):
+        assert run_study(["--max-steps", "1", "--anyway", "--output-dir", str(tmp_path / "a")]) == 0
+        room = Lesson(tmp_path / "a").start["headroom"]
+        assert room["teacher"]["accuracy"] > room["student"]["accuracy_sampled"]
 
 
 class TestAway:

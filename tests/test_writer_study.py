@@ -1,4 +1,5 @@
 """The writer study: its protocol, its statistics, and what its recorded runs have to be."""
+import copy
 import dataclasses
 import json
 
@@ -8,14 +9,15 @@ import torch
 
 from xtokd.data.tasks.new_habit import (
     NEW_CLOSING, OLD_CLOSING, check_habit, check_lines, check_reversal, habit_items, has_habit, reversal_items)
-from xtokd.experiments import writer_study
+from xtokd.experiments import study_parts, writer_study
 from xtokd.experiments.paired import MIN_SEEDS, paired_difference
-from xtokd.experiments.study_designs import ARMS, DESIGNS
+from xtokd.experiments.study_designs import ARMS, DESIGNS, Sizes
+from xtokd.experiments.study_parts import read_json, study_folder
 from xtokd.experiments.writer_study import (
-    RATE_LIMITS, Meter, answers, arm_runs, best_rate, heldout_scores, kl_from, read_json, study_folder, study_table,
-    train_once)
+    RATE_LIMITS, Meter, answers, arm_runs, best_rate, heldout_scores, kl_from, study_table, train_once)
 
-SMALL = dataclasses.replace(DESIGNS["habit-1"], steps=2, measure_at=(1, 2), train_size=64)
+SMALL = dataclasses.replace(DESIGNS["habit-1"], steps=2, measure_at=(1, 2), train_size=64,
+                            sizes=Sizes(validation=12, heldout=10, skill=6, samples=3, greedy=10))
 
 
 # ---- the task ----------------------------------------------------------------------------------------
@@ -80,14 +82,9 @@ def test_the_sweep_ends_inside_the_grid_or_at_its_limit():
 
 
 # ---- measuring and training --------------------------------------------------------------------------
-class SmallMeter(Meter):
-    validation_size, heldout_size, skill_size, num_samples = 12, 10, 6, 3
-
-
 def test_one_run_has_all_that_the_tables_read(monkeypatch, tmp_path):
-    monkeypatch.setattr(writer_study, "Meter", SmallMeter)
     monkeypatch.setitem(DESIGNS, "small", dataclasses.replace(SMALL, arms=("cover-rkl", "sft"), seeds=(0,)))
-    monkeypatch.setattr(writer_study, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(study_parts, "data_dir", lambda: tmp_path)
     found = train_once(DESIGNS["small"], "sft", 3e-4, 0)
     again = train_once(DESIGNS["small"], "sft", 3e-4, 0)
     assert found["heldout"] == again["heldout"]             # one seed, one result
@@ -104,10 +101,36 @@ def test_one_run_has_all_that_the_tables_read(monkeypatch, tmp_path):
     assert (folder / "start-0.json").stat().st_mtime_ns == before   # a run that is there is not made again
 
 
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(monkeypatch, tmp_path):
+    """Stopped in the second step, and again between two passes over the held-out problems."""
+    monkeypatch.setattr(study_parts, "cache_dir", lambda: tmp_path)
+    design = dataclasses.replace(SMALL, save_steps=1)
+    whole = train_once(SMALL, "cover-rkl", 3e-4, 0)
+    class Stop(Exception): pass
+    def stop_at(number, function):
+        calls = []
+        def stopping(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == number: raise Stop
+            return function(*args, **kwargs)
+        return stopping
+    for name in ("on_validation", "_answers"):
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(Meter, name, stop_at(2, getattr(Meter, name)))
+            train_once(design, "cover-rkl", 3e-4, 0)
+    found = train_once(design, "cover-rkl", 3e-4, 0)
+    [folder] = (tmp_path / "studies").iterdir()
+    assert {"curve.json", "best.safetensors", "sampled-0.json", "greedy.json"} <= {f.name for f in folder.iterdir()}
+    for key in ("correct", "greedy"): assert found["heldout"][key] == whole["heldout"][key]
+    for key in ("kl", "total", "tokens"): assert found["heldout"][key] == pytest.approx(whole["heldout"][key], rel=1e-3)
+    for run in (found, whole): run["scores"] = [row["score"] for row in run["curve"]]
+    assert found["scores"] == pytest.approx(whole["scores"], abs=1e-5) and len(found["scores"]) == 2
+
+
 def test_distance_from_the_start_is_a_sum_over_rows():
     meter = Meter(SMALL, 0)
     torch.manual_seed(0)
-    other = Meter(SMALL, 0).start
+    other = copy.deepcopy(meter.start)
     with torch.no_grad():
         for weight in other.parameters(): weight += .02 * torch.randn_like(weight)
     items = meter.validation[:6]
@@ -134,7 +157,8 @@ def test_recorded_runs_follow_the_protocol(name):
     for arm in design.arms:
         runs = arm_runs(name, arm)
         if not runs: continue
-        rate, missing = best_rate({float(x): row["score"] for x, row in rates[arm].items()}, design.rates)
+        sweep = rates[design.rate_of.get(arm, arm)]
+        rate, missing = best_rate({float(x): row["score"] for x, row in sweep.items()}, design.rates)
         assert missing is None, f"{arm}: the sweep is not finished"
         seeds = [run["seed"] for run in runs]
         assert len(set(seeds)) == len(seeds) and set(seeds) <= set(design.seeds)
@@ -145,5 +169,6 @@ def test_recorded_runs_follow_the_protocol(name):
             best = max(run["curve"], key=lambda row: row["score"])
             assert run["chosen_step"] == best["step"]
             heldout = run["heldout"]
-            assert len(heldout["correct"]) == len(heldout["greedy"]) == Meter.heldout_size
+            assert len(heldout["correct"]) == design.sizes.heldout
+            assert len(heldout["greedy"]) == min(design.sizes.heldout, design.sizes.greedy)
             assert heldout["score"] == pytest.approx(heldout_scores([run]).mean(), abs=1e-5)
