@@ -9,6 +9,7 @@ __all__ = ['choice_puzzle', 'number_puzzle', 'AnswerBox', 'LivePicture', 'bytes_
 import ast
 from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -18,6 +19,7 @@ from .drawing import (
     read_list, read_names, read_number, require_form, right_or_wrong)
 from .from_scratch import Vocabulary
 from ..viz.alignment_svg import glyphs
+from ..viz.live.picture import save_picture
 
 # %% ../../nbs/00_course/answer_box.ipynb #3d100e62
 def choice_puzzle(name: str, question: str,
@@ -99,6 +101,10 @@ class AnswerBox(widgets.VBox):
         self.verdict = self.puzzle.check(self.answer)
         self.result.value = _svg_block(self.verdict)
 
+    def save(self, path: str | Path, title: str = "") -> Path:
+        "Write the question, or the checked answer, as `.svg` or as a page (`.html`)."
+        return save_picture(picture_svg(self.verdict or self.puzzle.show()), path, title)
+
     def _repr_mimebundle_(self, **kw) -> dict:
         return _with_twin(super()._repr_mimebundle_(**kw), self.verdict or self.puzzle.show())
 
@@ -127,6 +133,10 @@ class LivePicture(widgets.VBox):
             self.message.value = f'<span role="alert">{text}</span>'
             return
         self.message.value, self.canvas.value = "", _svg_block(self.picture)
+
+    def save(self, path: str | Path, title: str = "") -> Path:
+        "Write the picture that is shown as `.svg` or as a page (`.html`); controls need Python."
+        return save_picture(picture_svg(self.picture), path, title)
 
     def _repr_mimebundle_(self, **kw) -> dict:
         return _with_twin(super()._repr_mimebundle_(**kw), self.picture)
