@@ -115,7 +115,7 @@ def test_a_race_is_run_by_keys(lab, tmp_path, theme, width):
     with page.expect_download() as got: page.click("[data-save=svg]")
     picture = ET.fromstring(got.value.path().read_text(encoding="utf8"))
     words = [e.text for e in picture.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"cover", "strict", "Held-out accuracy share right"} <= set(words) and len(list(picture.iter("{http://www.w3.org/2000/svg}polyline"))) == 12
+    assert {"cover", "strict", "Held-out accuracy, share right"} <= set(words) and len(list(picture.iter("{http://www.w3.org/2000/svg}polyline"))) == 12
     with page.expect_download() as got: page.click("[data-save=png]")
     got.value.save_as(tmp_path / "r.png")
     assert (tmp_path / "r.png").stat().st_size > 20_000

@@ -109,7 +109,7 @@ function render({ model, el }) {
     };
     note([[14, heading()]]);
     for (const figure of charts.children) {
-      note([[14, figure.querySelector("figcaption").textContent]]);
+      note([[14, [...figure.querySelectorAll("figcaption *")].map(part => part.textContent.trim()).join(", ")]]);
       parts.push(figure.querySelector("svg"));
     }
     const standings = note(...cells().map(([run, step, accuracy, distance, text]) => [[52, run], [260, `step ${step}`], [350, `accuracy ${accuracy}`], [480, `distance ${distance}`], [620, text]]));
