@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choice_puzzle', 'number_puzzle', 'AnswerBox', 'LivePicture', 'bytes_picture', 'row_picture']
 
-# %% ../../nbs/00_course/answer_box.ipynb #d63bbf3f
+# %% ../../nbs/00_course/answer_box.ipynb #6e7ca782
 import ast
 from collections.abc import Callable, Sequence
 from html import escape
@@ -54,7 +54,7 @@ def number_puzzle(name: str, question: str, solution: Sequence[float], hint: str
     form = f"a list of {len(solution)} numbers, right to {within:g}"
     return Puzzle(name, question, form, list(given), judge, moral, facts)
 
-# %% ../../nbs/00_course/answer_box.ipynb #c0638f78
+# %% ../../nbs/00_course/answer_box.ipynb #2145793b
 def _svg_block(picture: Picture) -> str:
     "Return a picture as HTML that scrolls where the page is narrow."
     return f'<div style="overflow-x:auto">{picture_svg(picture)}</div>'
@@ -108,7 +108,7 @@ class AnswerBox(widgets.VBox):
     def _repr_mimebundle_(self, **kw) -> dict:
         return _with_twin(super()._repr_mimebundle_(**kw), self.verdict or self.puzzle.show())
 
-# %% ../../nbs/00_course/answer_box.ipynb #83ecd6d2
+# %% ../../nbs/00_course/answer_box.ipynb #cea3bc02
 class LivePicture(widgets.VBox):
     "The picture that a function draws from the values of some controls."
 

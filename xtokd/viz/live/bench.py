@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bench_svg', 'bench_text', 'token_table', 'bench_data', 'Bench']
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #bfef4360
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #a85cf6a3
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -132,7 +132,7 @@ def bench_data(state: BenchState, quantity: str = "push") -> dict:
             "steps": state.student.steps, "written": state.written, "refused": shown.refused,
             "tokens": [token_table(shown, k) for k in range(len(shown.alignment.student_ids))]}
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #497b90b3
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #e74a798b
 def _asset(*names: str) -> str:
     folder = files("xtokd.viz.live")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)

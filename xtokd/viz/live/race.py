@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AXES', 'race_run', 'default_runs', 'race_data', 'point_at', 'standings', 'race_svg', 'race_text', 'Race']
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #c00477ca
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #a2c50a7d
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -190,7 +190,7 @@ def race_text(data: Mapping, axis: str = "step") -> str:
                      f"{_said(row['distance']):>9}  {row['text'] or ''}")
     return "\n".join(lines)
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #75f3bf4f
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #fcbb523e
 def _asset(*names: str) -> str:
     folder = files("xtokd.viz.live")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)

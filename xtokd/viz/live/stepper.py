@@ -40,6 +40,10 @@ class StepList:
 
     def __post_init__(self):
         if not self.steps: raise ValueError(f"{self.title!r} has no steps; give at least one")
+        wrong = [k for k in self.key_steps if not 0 <= k < len(self.steps)]
+        if wrong:
+            raise ValueError(f"{self.title!r} has {len(self.steps)} steps, and no step {wrong[0]} as in "
+                             "`key_steps`; steps are counted from 0")
 
 # %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #78bb00ec
 @dataclass(frozen=True)
