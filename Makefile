@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo lesson test test-all test-ui docs screenshots lab refresh export clean pins install
+.PHONY: help demo lesson test test-all test-ui test-ui-all docs screenshots lab refresh export clean pins install
 .DEFAULT_GOAL := help
 
 help:
@@ -17,7 +17,7 @@ help:
 	@echo "make lesson    real models, minutes on a CPU: SmolLM2 learns to answer in JSON from Gemma; headroom, training, baseline"
 	@echo "               (SIZE=smoke|cpu|full; STUDENT= and TEACHER= for your own models, on word problems)"
 	@echo "make test      every test, offline;  make test-all  also the slow ones"
-	@echo "make test-ui   journeys in real JupyterLab in headless Chromium (Debian: apt-get install chromium fonts-dejavu-core)"
+	@echo "make test-ui   journeys in real JupyterLab in headless Chromium (Debian: apt-get install chromium fonts-dejavu-core);  make test-ui-all  lessons in every theme and width"
 	@echo "make docs      the notebooks as a site in _docs/, offline: open _docs/index.html"
 	@echo "make lab       JupyterLab in nbs/, where the library is written and taught"
 	@echo "make refresh   run the notebooks anew and store clean outputs (NB=nbs/03_alignment/05_byte_align.ipynb for one)"
@@ -66,6 +66,9 @@ test-all: $(STAMP)
 
 # The install is the whole of it: playwright's driver comes in its wheel, the browser is the system's.
 test-ui: $(STAMP)
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ui -m "ui and not matrix" -rs --durations=10 $(UI_ARGS)
+
+test-ui-all: $(STAMP)    # also every lesson in each theme and width
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ui -m ui -rs --durations=10 $(UI_ARGS)
 
 docs: $(STAMP)

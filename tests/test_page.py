@@ -1,14 +1,21 @@
 """Pages without Jupyter: one file, no request, nothing of Python in it, and hostile text stays text."""
-import json, re
+import importlib, json, pkgutil, re
 import xml.etree.ElementTree as ET
 
-import anywidget, pytest, traitlets
+import anywidget, ipywidgets, pytest, traitlets
 
 from test_docs import Tags, loads
 from xtokd import Pair
+from xtokd.course.answer_box import AnswerBox, LivePicture, bytes_picture, choice_puzzle
 from xtokd.viz.dashboard import Dashboard
+from xtokd.viz.explorer import Explorer, PairExplorer
+from xtokd.viz.live.atlas import Atlas
+from xtokd.viz.live.bench import Bench
 from xtokd.viz.live.page import PageWidget, define_script, live_element, widget_page, save_page, widget_state
 from xtokd.viz.live.picture import PictureView, save_picture
+from xtokd.viz.live.race import Race
+from xtokd.viz.live.step_lists import alignment_steps
+from xtokd.viz.live.stepper import Stepper
 from xtokd.viz.ribbon import token_ribbon
 from xtokd.viz.vocab_map import OverlapExplorer
 
@@ -22,27 +29,63 @@ def state_of(text):
     return json.loads(found[0])
 
 
+def stepper(): return Stepper(alignment_steps(PAIR), make=lambda text: alignment_steps(PAIR, text))
+
+
+def letters(): return LivePicture(lambda text: bytes_picture(text, {}), text=ipywidgets.Text("naïve"))
+
+
+def question(): return AnswerBox(choice_puzzle("even", "Which is even?", {"3": "odd", "4": "even"}, {"4"}, "4 = 2 * 2"), ["3", "4"])
+
+
+# class, how to make one, trait that holds what is drawn; the page of a picture holds a PictureView
 WIDGETS = {
-    "explorer": lambda: PAIR.align("the sum of 120 and 34").explore(),
-    "pair": lambda: PAIR.explore("the sum"),
-    "run": lambda: Dashboard.replay(LOG, speed=None),
-    "ribbon": lambda: PictureView(token_ribbon(PAIR, "th")),
+    "explorer": (Explorer, lambda: PAIR.align("the sum of 120 and 34").explore(), "data"),
+    "pair": (PairExplorer, lambda: PAIR.explore("the sum"), "data"),
+    "run": (Dashboard, lambda: Dashboard.replay(LOG, speed=None), "data"),
+    "ribbon": (PictureView, lambda: PictureView(token_ribbon(PAIR, "th")), "svg"),
+    "map": (OverlapExplorer, lambda: OverlapExplorer(PAIR), "svg"),
+    "atlas": (Atlas, lambda: Atlas(PAIR), "held"),
+    "stepper": (Stepper, stepper, "data"),
+    "bench": (Bench, Bench, "data"),
+    "race": (Race, Race, "data"),
+    "letters": (LivePicture, letters, "svg"),
+    "question": (AnswerBox, question, "svg"),
 }
+
+
+def class_name(cls): return f"{cls.__module__}.{cls.__name__}"     # anywidget makes one more class for each instance
+
+
+def widget_names(base=ipywidgets.DOMWidget):
+    "Every widget class of this package but the two that are only inherited from."
+    for cls in base.__subclasses__():
+        if cls.__module__.startswith("xtokd.") and cls.__name__ not in ("PageWidget", "WidgetBase"): yield class_name(cls)
+        yield from widget_names(cls)
+
+
+def test_every_widget_is_in_the_list():
+    for package in ("xtokd.viz", "xtokd.viz.live", "xtokd.course"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, package + "."): importlib.import_module(module.name)
+    assert set(widget_names()) == {class_name(cls) for cls, *_ in WIDGETS.values()}
 
 
 @pytest.mark.parametrize("name", WIDGETS)
 def test_a_page_is_one_file_that_asks_for_nothing(name, tmp_path):
-    widget = WIDGETS[name]()
+    cls, make, drawn = WIDGETS[name]
+    widget = make()
     path = widget.save(tmp_path / "x.html")
     text = path.read_text(encoding="utf8")
     page = Tags(text)
-    assert loads(page) == [] and list(tmp_path.iterdir()) == [path]
+    assert isinstance(widget, cls) and loads(page) == [] and list(tmp_path.iterdir()) == [path]
     policy = next(a["content"] for tag, a in page.tags if "http-equiv" in a)
     assert policy.startswith("default-src 'none'") and "connect-src" not in policy
     assert not re.search(r"@import|url\(", "".join(re.findall(r"<style>(.*?)</style>", text, re.S)))
+    addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"'<)]*", re.sub(r"^\s*//.*|\s// .*", "", text, flags=re.M)))
+    assert {address for address in addresses if "www.w3.org/" not in address} == set()      # names of XML vocabularies, never fetched
     state = state_of(text)["state"]
-    assert state["data" if name != "ribbon" else "svg"] and not {"page", "page_asked"} & set(state)
-    assert len(text) < 150_000
+    assert state[drawn] and not {"page", "page_asked"} & set(state)
+    assert re.search(r"<h1>[^<]{4,}</h1>", text) and len(text) < 450_000
 
 
 def test_what_only_python_can_answer_is_left_out_and_said(tmp_path):

@@ -5,6 +5,9 @@ import pytest
 
 from xtokd import Pair
 from xtokd.viz.dashboard import Dashboard
+from xtokd.viz.live.race import Race
+from xtokd.viz.live.step_lists import alignment_steps
+from xtokd.viz.live.stepper import Stepper
 from xtokd.viz.ribbon import token_ribbon
 
 pytestmark = pytest.mark.ui
@@ -72,6 +75,52 @@ def test_a_ribbon_keeps_its_tooltips(lab, tmp_path):
     with page.expect_download() as got: page.click("[data-save=svg]")
     assert got.value.suggested_filename.startswith("tokens-of-tiny-teacher")
     assert lab.axe(page) == [] and page.faults == []
+
+
+@pytest.mark.parametrize("theme, width", [("light", 1440), ("dark", 900)])
+def test_a_stepper_is_stepped_by_keys(lab, tmp_path, theme, width):
+    step_list = alignment_steps(Pair("tiny"), "The number 120")
+    page = opened(lab, Stepper(step_list, make=lambda text: step_list).save(tmp_path / "s.html"), theme, width)
+    page.locator(".xt-st .picture").focus()
+    for k in (1, 2, 3):
+        page.keyboard.press("ArrowRight")
+        step = step_list.steps[k]
+        assert page.inner_text(".xt-st .place") == f"{k + 1} / {len(step_list.steps)}" and page.inner_text(".xt-st .sentence") == step.sentence
+        lit = page.locator(".xt-st .codeline.lit").evaluate_all("all => all.map(x => +x.dataset.line)")
+        assert lit == list(range(step.lines[0], step.lines[1] + 1))
+    page.keyboard.press("End")
+    assert page.inner_text(".xt-st .sentence") == step_list.steps[-1].sentence and page.get_by_role("button", name="Step forward").is_disabled()
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text(".xt-st .place").startswith(f"{len(step_list.steps) - 1} /") and not page.locator(".xt-st textarea").is_visible()
+    with page.expect_download() as got: page.click("[data-save=svg]")
+    picture = got.value.path().read_text(encoding="utf8")
+    assert got.value.suggested_filename == f"step-{len(step_list.steps) - 1}.svg" and "var(" not in picture
+    words = {e.text for e in ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")}
+    assert words == {e.text for e in ET.fromstring(f"<svg>{step_list.steps[-2].picture}</svg>").iter("text")} and len(words) > 5
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert lab.axe(page) == [] and lab.external(page) == [] and page.faults == []
+
+
+@pytest.mark.parametrize("theme, width", [("light", 900), ("dark", 1440)])
+def test_a_race_is_run_by_keys(lab, tmp_path, theme, width):
+    race = Race()
+    page = opened(lab, race.save(tmp_path / "r.html"), theme, width)
+    slider = page.get_by_label("position in the race")
+    slider.focus()
+    for key, position in (("Home", 0.), ("ArrowRight", .005), ("End", 1.)):
+        page.keyboard.press(key)
+        race.position = position
+        rows = page.locator(".xr tr[data-run]").evaluate_all("rows => rows.map(r => [r.dataset.run, ...[2, 3, 4].map(k => +r.cells[k].textContent), r.cells[5].querySelector('bdi').textContent])")
+        assert rows == [[row["run"], row["step"], *(float(f"{row[name]:.3g}") for name in ("accuracy", "distance")), row["text"]] for row in race.standings()]
+    with page.expect_download() as got: page.click("[data-save=svg]")
+    picture = ET.fromstring(got.value.path().read_text(encoding="utf8"))
+    words = [e.text for e in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"cover", "strict", "Held-out accuracy, share right"} <= set(words) and len(list(picture.iter("{http://www.w3.org/2000/svg}polyline"))) == 12
+    with page.expect_download() as got: page.click("[data-save=png]")
+    got.value.save_as(tmp_path / "r.png")
+    assert (tmp_path / "r.png").stat().st_size > 20_000
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert lab.axe(page) == [] and lab.external(page) == [] and page.faults == []
 
 
 def test_the_html_button_in_jupyterlab(lab):

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['choice_puzzle', 'number_puzzle', 'AnswerBox', 'LivePicture', 'bytes_picture', 'row_picture']
 
-# %% ../../nbs/00_course/answer_box.ipynb #d63bbf3f
+# %% ../../nbs/00_course/answer_box.ipynb #6e7ca782
 import ast
 from collections.abc import Callable, Sequence
 from html import escape
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -18,6 +19,7 @@ from .drawing import (
     read_list, read_names, read_number, require_form, right_or_wrong)
 from .from_scratch import Vocabulary
 from ..viz.alignment_svg import glyphs
+from ..viz.live.picture import save_picture
 
 # %% ../../nbs/00_course/answer_box.ipynb #3d100e62
 def choice_puzzle(name: str, question: str,
@@ -52,7 +54,7 @@ def number_puzzle(name: str, question: str, solution: Sequence[float], hint: str
     form = f"a list of {len(solution)} numbers, right to {within:g}"
     return Puzzle(name, question, form, list(given), judge, moral, facts)
 
-# %% ../../nbs/00_course/answer_box.ipynb #c0638f78
+# %% ../../nbs/00_course/answer_box.ipynb #2145793b
 def _svg_block(picture: Picture) -> str:
     "Return a picture as HTML that scrolls where the page is narrow."
     return f'<div style="overflow-x:auto">{picture_svg(picture)}</div>'
@@ -99,10 +101,14 @@ class AnswerBox(widgets.VBox):
         self.verdict = self.puzzle.check(self.answer)
         self.result.value = _svg_block(self.verdict)
 
+    def save(self, path: str | Path, title: str = "") -> Path:
+        "Write the question, or the checked answer, as `.svg` or as a page (`.html`)."
+        return save_picture(picture_svg(self.verdict or self.puzzle.show()), path, title)
+
     def _repr_mimebundle_(self, **kw) -> dict:
         return _with_twin(super()._repr_mimebundle_(**kw), self.verdict or self.puzzle.show())
 
-# %% ../../nbs/00_course/answer_box.ipynb #83ecd6d2
+# %% ../../nbs/00_course/answer_box.ipynb #cea3bc02
 class LivePicture(widgets.VBox):
     "The picture that a function draws from the values of some controls."
 
@@ -127,6 +133,10 @@ class LivePicture(widgets.VBox):
             self.message.value = f'<span role="alert">{text}</span>'
             return
         self.message.value, self.canvas.value = "", _svg_block(self.picture)
+
+    def save(self, path: str | Path, title: str = "") -> Path:
+        "Write the picture that is shown as `.svg` or as a page (`.html`); controls need Python."
+        return save_picture(picture_svg(self.picture), path, title)
 
     def _repr_mimebundle_(self, **kw) -> dict:
         return _with_twin(super()._repr_mimebundle_(**kw), self.picture)

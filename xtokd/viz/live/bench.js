@@ -72,7 +72,12 @@ function render({ model, el }) {
   const table = make("div", { class: "xb-table", tabindex: 0, role: "group", "aria-label": "the row of one token" }), written = make("div", { class: "xb-written" });
   const doubt = make("p", { class: "xb-note" }), aloud = make("div", { class: "xb-aloud", role: "status", "aria-live": "polite" });
   const controls = make("fieldset", { class: "xb-controls", "aria-label": "settings" }, texts, buttons, knobs, methods);
-  root.append(note, controls, error, picture, doubt, refused, make("div", { class: "xb-below" }, table, written), aloud);
+  const said = make("output", { class: "xb-said" });
+  const saves = make("div", { class: "xb-saves" }, saveButtons({
+    model, name: () => "bench", words, say: what => { said.textContent = what; },
+    picture: () => stackedSvg([picture.firstChild], model.get("data").summary, getComputedStyle(root).backgroundColor),
+  }), said);
+  root.append(note, controls, error, picture, saves, doubt, refused, make("div", { class: "xb-below" }, table, written), aloud);
   el.append(root);
 
   // ---- what Python says
@@ -105,6 +110,11 @@ function render({ model, el }) {
       make("tr", {}, make("td"), make("th", { scope: "col", text: "most likely tokens" }), make("th", { scope: "col", text: "one sample" })),
       line("before", before.before), line("after", before.after))] : []));
     row();
+  }
+
+  function words() {                                      // the numbers of the picture, as a table with tabs
+    const data = model.get("data"), line = (name, cells) => [name, ...cells].join("\t");
+    return [data.summary, line(data.quantity, data.tokens.map(token => token.label)), ...data.rows.map(one => line(one.name, one.values.map(signed)))].join("\n");
   }
 
   function row() {                                        // the table of one token

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['bench_svg', 'bench_text', 'token_table', 'bench_data', 'Bench']
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #bfef4360
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #a85cf6a3
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 
-import anywidget, traitlets
+import traitlets
 import numpy as np
 
 from ...alignment.alignment import Alignment
@@ -24,6 +23,7 @@ from ..alignment_svg import (
     token_label, wrap_segments)
 from .bench_state import (
     BENCH_PROMPT, BENCH_TEXT, METHOD_OPTIONS, BenchRow, BenchState, Shown, bench_methods)
+from .page import PageWidget, widget_module
 
 # %% ../../../nbs/10_viz/2_live/04_bench.ipynb #fec02efa
 _LEFT, _CELL, _WIDE = 128., 22, 50.     # pixels left of the boxes, height and least width of a cell
@@ -132,7 +132,7 @@ def bench_data(state: BenchState, quantity: str = "push") -> dict:
             "steps": state.student.steps, "written": state.written, "refused": shown.refused,
             "tokens": [token_table(shown, k) for k in range(len(shown.alignment.student_ids))]}
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #497b90b3
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #e74a798b
 def _asset(*names: str) -> str:
     folder = files("xtokd.viz.live")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)
@@ -147,12 +147,13 @@ def _limits() -> dict:
             "credit": ["full", "shift", "semantic_prior"]}
 
 
-class Bench(anywidget.AnyWidget):
+class Bench(PageWidget):
     """The bench as a widget: `Bench("tiny")`, or `Bench((student, teacher))` with other models.
 
     `state` is a BenchState. What fails is said in `error`, and the last picture stays."""
-    _esm, _css = _asset("live_parts.js", "bench.js"), _asset("bench.css")
-    python_traits = ("ask",)    # not in a saved page, whose controls are disabled
+    _esm, _css = widget_module(_asset("live_parts.js", "bench.js")), _asset("bench.css")
+    python_traits = (*PageWidget.python_traits, "ask")
+    page_title = "The bench"
     data = traitlets.Dict().tag(sync=True)                  # of `bench_data`
     limits = traitlets.Dict().tag(sync=True)                # of `_limits`
     prompt = traitlets.Unicode().tag(sync=True)
@@ -202,11 +203,6 @@ class Bench(anywidget.AnyWidget):
     def press(self, what: str) -> None:
         "Press a button: \"write\", \"step\" or \"reset\"."
         self.ask = [what, self.ask[1] + 1 if self.ask else 1]
-
-    def save(self, path: str | Path, title: str = "The bench") -> Path:
-        "Write the bench as one HTML file: the picture and the tables, without the models."
-        from xtokd.viz.live.page import save_page
-        return save_page(self, path, title)
 
     def _repr_mimebundle_(self, **kw) -> dict:
         live = super()._repr_mimebundle_(**kw) or {}

@@ -15,7 +15,9 @@ function render({ model, el }) {
   const choices = make("div", { class: "xr-bar" }, make("label", {}, make("span", { text: "compare at the same " }), axes), ...(data.prompts.length ? [make("label", {}, make("span", { text: "asked " }), prompts)] : []));
   const charts = make("div", { class: "xr-charts" }), table = make("table", { class: "xr-table" });
   const scroll = make("div", { class: "xr-scroll", tabindex: 0, role: "group", "aria-label": "standings" }, table);
-  root.append(bar, choices, charts, scroll);
+  const said = make("output", { class: "xr-said" });
+  const saves = make("div", { class: "xr-bar xr-saves" }, saveButtons({ model, name: () => "race", picture: wholePicture, words: wholeWords, say: what => { said.textContent = what; } }), said);
+  root.append(bar, choices, charts, scroll, saves);
   el.append(root);
 
   const axis = () => data.axes.find(one => one.name === model.get("axis")) || data.axes[0];
@@ -95,6 +97,37 @@ function render({ model, el }) {
     }));
   }
 
+  const heading = () => `${where.textContent}${data.prompts.length ? `; asked: ${data.prompts[model.get("prompt")]}` : ""}`;
+  const cells = () => [...table.rows].slice(1).map(line => [...line.cells].slice(1).map(cell => [...cell.childNodes].map(part => part.textContent).filter(Boolean).join("  ")));
+
+  function wholePicture() {                                 // both charts with their titles, and the standings, as one picture
+    const parts = [], note = (...lines) => {
+      const svg = draw("svg", { viewBox: `0 0 ${2 * WIDE} ${20 * lines.length + 8}` });
+      lines.forEach((texts, k) => texts.forEach(([x, text]) => svg.append(draw("text", { class: "xr-word", x, y: 20 * k + 18 }, text))));
+      parts.push(svg);
+      return svg;
+    };
+    note([[14, heading()]]);
+    for (const figure of charts.children) {
+      note([[14, [...figure.querySelectorAll("figcaption *")].map(part => part.textContent.trim()).join(", ")]]);
+      parts.push(figure.querySelector("svg"));
+    }
+    const standings = note(...cells().map(([run, step, accuracy, distance, text]) => [[52, run], [260, `step ${step}`], [350, `accuracy ${accuracy}`], [480, `distance ${distance}`], [620, text]]));
+    data.runs.forEach((run, k) => {
+      const line = draw("path", { class: "xr-line", d: `M14 ${20 * k + 14}h30`, "stroke-dasharray": run.dash });
+      line.style.stroke = run.colour;
+      standings.append(line);
+    });
+    const hidden = make("div", { class: "xr-hidden", "aria-hidden": "true" }, ...parts.filter(part => !part.isConnected));
+    root.append(hidden);                                    // a look is computed only inside the page
+    try { return stackedSvg(parts, `A race of recorded runs, ${heading()}`, getComputedStyle(root).backgroundColor); }
+    finally { hidden.remove(); }
+  }
+
+  function wholeWords() {
+    return [heading(), ["run", "at step", "accuracy", "distance", "wrote"].join("\t"), ...cells().map(line => line.join("\t"))].join("\n");
+  }
+
   function move(share) {
     position = Math.max(0, Math.min(1, share));
     set("position", position);
@@ -131,7 +164,7 @@ function render({ model, el }) {
   prompts.addEventListener("change", () => { set("prompt", Number(prompts.value)); show(); });
   root.addEventListener("keydown", event => {
     event.stopPropagation();                                // the notebook's own shortcuts stay out
-    if (event.key !== " " || event.target === play || event.target.tagName === "SELECT") return;
+    if (event.key !== " " || ["BUTTON", "SELECT"].includes(event.target.tagName)) return;
     event.preventDefault();
     play.click();
   });

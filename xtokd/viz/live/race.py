@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['AXES', 'race_run', 'default_runs', 'race_data', 'point_at', 'standings', 'race_svg', 'race_text', 'Race']
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #c00477ca
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #a2c50a7d
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-import anywidget, traitlets
+import traitlets
 import numpy as np
 
 from ...hub import data_dir
 from ...train.runlog import Run, effective_events, interval_of, to_float
+from .page import PageWidget, widget_module
 from ..run_state import axis_ticks, printable
 from ..svg_charts import svg_frame, svg_text
 
@@ -189,17 +190,18 @@ def race_text(data: Mapping, axis: str = "step") -> str:
                      f"{_said(row['distance']):>9}  {row['text'] or ''}")
     return "\n".join(lines)
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #75f3bf4f
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #fcbb523e
 def _asset(*names: str) -> str:
     folder = files("xtokd.viz.live")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)
 
 
-class Race(anywidget.AnyWidget):
+class Race(PageWidget):
     """Recorded runs side by side at the same step or cost: `Race()`, or `Race({label: run})`.
 
     Everything happens in the page; `axis`, `position` (0 to 1), `prompt` and `playing` follow it."""
-    _esm, _css = _asset("live_parts.js", "race.js"), _asset("race.css")
+    _esm, _css = widget_module(_asset("live_parts.js", "race.js")), _asset("race.css")
+    page_title = "The race"
     data = traitlets.Dict().tag(sync=True)                   # of `race_data`
     axis = traitlets.Unicode("step").tag(sync=True)          # a key of AXES
     position = traitlets.Float(0.).tag(sync=True)            # share of the axis
@@ -223,11 +225,6 @@ class Race(anywidget.AnyWidget):
         prompts = self.data["prompts"]
         prompt = prompts[self.prompt] if prompts else None
         return standings(self.data, self.axis, self.position * end, prompt)
-
-    def save(self, path: str | Path, title: str = "The race") -> Path:
-        "Write the race as one HTML file that plays without Python."
-        from xtokd.viz.live.page import save_page
-        return save_page(self, path, title)
 
     def _repr_mimebundle_(self, **kw) -> dict:
         live = super()._repr_mimebundle_(**kw) or {}

@@ -50,11 +50,12 @@ export default {
     const code = h("div", { class: "code", tabindex: 0, role: "group", "aria-label": "Code" });
     const sentence = h("p", { class: "sentence", "aria-live": "polite" });
     const formula = h("div", { class: "formula", tabindex: 0, role: "group", "aria-label": "Formula" });
+    const said = h("output", { class: "said" });
     const bar = h("div", { class: "bar", role: "toolbar", "aria-label": "Steps" }, first, back, play, forward, last, slider, place,
       h("label", { class: "speed" }, h("span", {}, "speed"), speed));
     const root = h("div", { class: "xt-st", "data-lm-suppress-shortcuts": "true" }, title, typed, error, bar, picture,
       h("div", { class: "below" }, code, h("div", { class: "words" }, sentence, formula)),
-      h("div", { class: "keys" }, "← → one step · Home End first and last · space plays and pauses"));
+      h("div", { class: "keys" }, h("span", {}, "← → one step · Home End first and last · space plays and pauses"), said));
     el.append(root);
 
     const now = () => Math.max(0, Math.min(get("step"), d.steps.length - 1));
@@ -106,6 +107,14 @@ export default {
       first.disabled = back.disabled = k === 0;
       last.disabled = forward.disabled = k === d.steps.length - 1;
     }
+    function words() {                       // the step that is shown, as text
+      const step = d.steps[now()];
+      return [`${d.title}, step ${now() + 1} of ${d.steps.length}`, ...d.code.slice(step.lines[0] - 1, step.lines[1]).map(line => "    " + line.trim()), step.sentence].join("\n");
+    }
+    said.before(saveButtons({
+      model, name: () => `step-${now() + 1}`, words, say: what => { said.textContent = what; },
+      picture: () => stackedSvg([picture.firstChild], `${d.title}: ${d.steps[now()].sentence}`, getComputedStyle(root).backgroundColor),
+    }));
     function restate() {
       speed.value = String(get("speed"));
       typed.hidden = !get("editable");

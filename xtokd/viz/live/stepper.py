@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from importlib.resources import files
 
-import anywidget
 import traitlets
+
+from .page import PageWidget, widget_module
 
 # %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #7dd12549
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class StepList:
 
     def __post_init__(self):
         if not self.steps: raise ValueError(f"{self.title!r} has no steps; give at least one")
+        wrong = [k for k in self.key_steps if not 0 <= k < len(self.steps)]
+        if wrong:
+            raise ValueError(f"{self.title!r} has {len(self.steps)} steps, and no step {wrong[0]} as in "
+                             "`key_steps`; steps are counted from 0")
 
 # %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #78bb00ec
 @dataclass(frozen=True)
@@ -237,9 +242,9 @@ def _asset(name: str) -> str:
     return files("xtokd.viz.live").joinpath(name).read_text(encoding="utf8")
 
 
-class Stepper(anywidget.AnyWidget):
+class Stepper(PageWidget):
     "A list of steps to play, and to move through by buttons, slider and keys."
-    _esm, _css = _asset("stepper.js"), _asset("stepper.css") + PICTURE_STYLE
+    _esm, _css = widget_module(_asset("stepper.js")), _asset("stepper.css") + PICTURE_STYLE
     data = traitlets.Unicode("{}").tag(sync=True)              # JSON of the list
     step = traitlets.Int(0).tag(sync=True)                     # from 0
     speed = traitlets.Float(1.).tag(sync=True)                 # .5, 1, 2 or 4
@@ -247,7 +252,7 @@ class Stepper(anywidget.AnyWidget):
     editable = traitlets.Bool(False).tag(sync=True)            # is there a text box?
     error = traitlets.Unicode("").tag(sync=True)
     theme = traitlets.Enum(["auto", "light", "dark"], "auto").tag(sync=True)
-    python_traits = ("text", "editable", "error")      # without effect in a page without Python
+    python_traits = (*PageWidget.python_traits, "text", "editable", "error")
 
     def __init__(self, step_list: StepList,
                  make: Callable[[str], StepList] | None = None,    # steps of a text that is typed
@@ -255,6 +260,8 @@ class Stepper(anywidget.AnyWidget):
         self.make = make
         self._step_list = step_list
         super().__init__(data=self._json(step_list), editable=make is not None, **kw)
+        self.page_title = step_list.title
+        if make is not None: self.page_note = "The steps of another text need Python."
         self.observe(self._make_again, "text")
 
     @staticmethod
@@ -286,7 +293,7 @@ class Stepper(anywidget.AnyWidget):
             self.error = (str(error) or type(error).__name__)[:600]
             return
         with self.hold_sync():
-            self._step_list = step_list
+            self._step_list, self.page_title = step_list, step_list.title
             self.data, self.step, self.error = self._json(step_list), 0, ""
 
     def _repr_mimebundle_(self, **kw) -> dict:
