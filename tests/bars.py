@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("errors", "hub", "distributed", "vocab", "data", "alignment", "rows", "objectives", "models", "serving", "train",
             "exact", "viz", "experiments", "course", "cli")          # a package imports only from its left
-MAY_BE_SHORT = re.compile(r"xtokd/(errors|_display|hub|cli/__main__|alignment/reasons|experiments/paired|.*__init__)\.py|xtokd/objectives/.*")
+MAY_BE_SHORT = re.compile(r"xtokd/(errors|_display|hub|cli/__main__|alignment/reasons|.*__init__)\.py|xtokd/objectives/.*")
 ONE_LETTER = set("ijkBKDVnm_")                                       # indices and sizes
 ALGORITHMS = ("flat", "text_match", "byte_align", "overlap", "merges", "adjacency", "trie", "chunked_loss", "topk", "chunks",
               "dpca", "dtw", "mined", "cdm", "simct", "gold", "uld", "multilevel_ot", "bpm", "escd", "xtoken", "sedi", "pkl",

@@ -10,7 +10,7 @@ import torch
 from xtokd.data.tasks.new_habit import (
     NEW_CLOSING, OLD_CLOSING, check_habit, check_lines, check_reversal, habit_items, has_habit, reversal_items)
 from xtokd.experiments import study_parts, writer_study
-from xtokd.experiments.paired import MIN_SEEDS, paired_difference
+from xtokd.experiments.comparison import MIN_SEEDS, paired_difference
 from xtokd.experiments.study_designs import ARMS, DESIGNS, Sizes
 from xtokd.experiments.study_parts import read_json, study_folder
 from xtokd.experiments.writer_study import (

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARMS', 'EIGHT_ARMS', 'DESIGNS', 'Arm', 'Skill', 'Sizes', 'Design', 'sentence_prompts', 'tiny_items']
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #ca11861a
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #d08f4ed3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 import zlib
@@ -128,12 +128,12 @@ _REAL = Design(
     teacher_ends_at="\n\n", sweep_steps=2, save_steps=3,
     rate_of={"sft-greedy": "sft", "cover-rkl-teacher": "cover-rkl"})
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #afa5273d
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #670a8a7c
 EIGHT_ARMS = ("cover-rkl", "cover-jsd", "cover-fkl", "cover-rkl-teacher", "cover-rkl-frozen", "sft",
               "sft-greedy", "sharpen")
 _COMMON = dict(batch_size=16, micro_batch_size=16, warmup_steps=5, max_grad_norm=.3)
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #29cd0fda
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #181acfcb
 def _habit_design(level, arms, question):
     folder = str(habit_folder())
     return Design(

@@ -7,7 +7,7 @@ __all__ = ['UNRELATED_TOKENS', 'SWEEP_SEED', 'RATE_FACTOR', 'RATE_LIMITS', 'answ
            'train_once', 'measure_teacher', 'measure_start', 'best_rate', 'sweep', 'run_arm', 'arm_runs',
            'heldout_scores', 'compare_arms', 'study_table', 'study_command']
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #90b2b06f
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #3b561a73
 import argparse
 import time
 from copy import deepcopy
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ..data.chat import render_prompt
 from ..data.prompt_additions import PromptAdditions, with_prompt_additions
-from .paired import PairedDifference, paired_difference
+from .comparison import PairedDifference, paired_difference
 from .study_designs import ARMS, DESIGNS, Design, Sizes
 from .study_parts import (
     Parts, read_json, run_parts, study_folder, study_side, write_json)
