@@ -387,7 +387,7 @@ def overlap_map(pair: Pair, points: int = 4000) -> go.Figure:
     heat = "Heat: share of a side's tokens of this length and category that the other has."
     return add_note(fig, f"{_CLASS_RULES} {_sample_note(overlap, points)} {heat}", -.085, 110)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #f570b82b
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #42ea3ed9
 def _name_points(layout: object, mode: str) -> None:
     "Name the point under the pointer, but not where boxes are drawn: its event would replace them."
     layout.hovermode = False if mode in ("select", "lasso") else "closest"

@@ -16,7 +16,7 @@ import traitlets
 
 from .page import PageWidget, save_page, widget_module
 
-# %% ../../../nbs/10_viz/2_live/10_picture.ipynb #70a1478d
+# %% ../../../nbs/10_viz/2_live/10_picture.ipynb #3d427770
 def _asset(name: str) -> str:
     return files("xtokd.viz.live").joinpath(name).read_text(encoding="utf8")
 

@@ -6,7 +6,7 @@
 __all__ = ['PICTURE_STYLE', 'Step', 'StepList', 'TracedLine', 'source_lines', 'run_traced', 'chosen_lines', 'MathML', 'formula',
            'terms', 'subscript', 'fraction', 'summed', 'static_svg', 'static_text', 'Stepper']
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #e7b411d8
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #4cc9f987
 import ast, copy, inspect, json, sys, textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,7 @@ import traitlets
 
 from .page import PageWidget, widget_module
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #7dd12549
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #99ccadc5
 @dataclass(frozen=True)
 class Step:
     "One step: what is drawn and said after some lines of the code have run."
@@ -237,7 +237,7 @@ def static_text(step_list: StepList) -> str:
         rows += [f"step {k + 1}: {line}", f"    {step.sentence}"]
     return "\n".join(rows)
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #9509c440
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #8ae14644
 def _asset(name: str) -> str:
     return files("xtokd.viz.live").joinpath(name).read_text(encoding="utf8")
 
