@@ -5,13 +5,12 @@ CELLS = ["from xtokd.alignment.pair import Pair\nfrom xtokd.viz.vocab_map import
 
 
 def opened(lab):
-    "The page, and the place of the plot once it is as wide as its cell."
+    "The page, and the place of the plot."
     page = lab.notebook(CELLS)
     plot = page.locator(".jp-OutputArea-output .nsewdrag").first
     plot.wait_for(state="attached")
     plot.scroll_into_view_if_needed()
     page.wait_for_selector(".jp-OutputArea-output .scatterlayer .point", state="attached")
-    page.wait_for_function("() => { const plot = document.querySelector('.jp-OutputArea-output .js-plotly-plot'); return Math.abs(plot.querySelector('.svg-container').clientWidth - plot.clientWidth) < 2; }")
     return page, plot.bounding_box()
 
 

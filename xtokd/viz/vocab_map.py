@@ -387,7 +387,7 @@ def overlap_map(pair: Pair, points: int = 4000) -> go.Figure:
     heat = "Heat: share of a side's tokens of this length and category that the other has."
     return add_note(fig, f"{_CLASS_RULES} {_sample_note(overlap, points)} {heat}", -.085, 110)
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #f570b82b
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #42ea3ed9
 def _name_points(layout: object, mode: str) -> None:
     "Name the point under the pointer, but not where boxes are drawn: its event would replace them."
     layout.hovermode = False if mode in ("select", "lasso") else "closest"
@@ -399,7 +399,9 @@ class OverlapExplorer(widgets.VBox):
 
     def __init__(self, pair: Pair, points: int = 4000, rows: int = 50):
         self.overlap, self.rows, self._waiting = vocab_overlap(pair), rows, []
-        self.figure = live_figure(rank_map(pair, points))
+        figure = rank_map(pair, points)
+        _name_points(figure.layout, figure.layout.dragmode)
+        self.figure = live_figure(figure)
         self.traces = [trace for trace in self.figure.data if trace.customdata is not None]
         options = [("draw a box, or choose", -1), *((x.name, k) for k, x in enumerate(self.traces))]
         self.choice = widgets.Dropdown(options=options, value=-1, description="select")
@@ -413,7 +415,6 @@ class OverlapExplorer(widgets.VBox):
         self.choice.observe(self._chosen, "value")
         self.clear.on_click(lambda _: self.select({}))
         self.figure.layout.on_change(_name_points, "dragmode")
-        _name_points(self.figure.layout, self.figure.layout.dragmode)
 
     def _chosen(self, change: dict) -> None:
         k = change["new"]

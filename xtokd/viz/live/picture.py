@@ -16,7 +16,7 @@ import traitlets
 
 from .page import PageWidget, save_page, widget_module
 
-# %% ../../../nbs/10_viz/2_live/10_picture.ipynb #70a1478d
+# %% ../../../nbs/10_viz/2_live/10_picture.ipynb #3d427770
 def _asset(name: str) -> str:
     return files("xtokd.viz.live").joinpath(name).read_text(encoding="utf8")
 
@@ -84,7 +84,8 @@ def live_figure(figure: go.Figure) -> go.FigureWidget:
     """Return a plotly figure as a widget that is as wide as its cell.
 
     A box with the CSS class `xt-plots` around it turns it dark with JupyterLab."""
-    return go.FigureWidget(figure).update_layout(width=None, autosize=True)
+    # set before the widget exists: a change sent while the page still loads it can leave it blank
+    return go.FigureWidget(go.Figure(figure).update_layout(width=None, autosize=True))
 
 
 class Drawing:
