@@ -131,7 +131,7 @@ def test_training_again_begins_as_recorded(name, role):
 def test_the_start_is_measured_again_as_recorded(name):
     design, recorded = DESIGNS[name], arm_runs(name, "start")[0]
     meter = Meter(design, recorded["seed"])
-    items = meter.items(design.heldout_size, 10_000 + recorded["seed"], "heldout")[:60]
+    items = meter.items(design.sizes.heldout, 10_000 + recorded["seed"], "heldout")[:60]
     _, greedy = answers(meter.start.eval(), meter.vocab, items, design.max_new_tokens, 0.)
     found = [int(design.check(*pair)) for pair in zip(items, greedy)]
     assert sum(a != b for a, b in zip(found, recorded["heldout"]["greedy"])) <= 1
