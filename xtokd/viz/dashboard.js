@@ -135,7 +135,19 @@ function render({ model, el }) {
     }));
   }
 
+  const steered = model.get("can") !== undefined;          // false in a saved page: nothing to steer, but a run to read step by step
+  if (!steered) {
+    const play = make("button", { type: "button", class: "xd-button", text: "▶ Play" });
+    let timer = 0;
+    const halt = () => { clearInterval(timer); timer = 0; play.textContent = "▶ Play"; };
+    const walk = () => { cursor = Math.min((cursor ?? 0) + data().newest / 100, data().newest); read(); if (cursor >= data().newest) halt(); };
+    play.addEventListener("click", () => { if (timer) return halt(); if (cursor === null || cursor >= data().newest) cursor = 0; timer = setInterval(walk, 80); play.textContent = "❚❚ Pause"; });
+    range.addEventListener("input", halt);
+    bar.replaceChildren(play);
+  }
+
   function steer() {
+    if (!steered) return;
     const can = model.get("can"), paused = model.get("wish") === "pause";
     buttons.pause.textContent = paused ? "▶ Resume" : "❚❚ Pause";
     buttons.pause.title = paused ? "Go on" : "Hold before the next step";
@@ -190,7 +202,7 @@ function render({ model, el }) {
       p.plot.firstElementChild.setAttribute("aria-label", `${p.panel.title}, ${p.panel.unit}: ${says.join(", ")}`);
       words.push(says[0]);
     }
-    where.textContent = step === null ? "newest" : `step ${step}`;
+    where.textContent = step === null ? "newest" : `step ${Math.round(step)}`;
     if (document.activeElement !== range || cursor === null) range.value = step ?? d.newest;
     range.setAttribute("aria-valuetext", `${where.textContent}: ${words.join(", ")}`);
   }
@@ -219,7 +231,7 @@ function render({ model, el }) {
   const soon = () => { waiting = waiting || requestAnimationFrame(update); };
 
   const press = { pause: () => set("wish", model.get("wish") === "pause" ? "run" : "pause"), stop: () => set("wish", "stop"), snap: () => set("snaps", model.get("snaps") + 1) };
-  const row = Object.keys(buttons);
+  const row = steered ? Object.keys(buttons) : [];
   row.forEach((k, i) => {
     buttons[k].tabIndex = i ? -1 : 0;
     buttons[k].addEventListener("click", () => { if (buttons[k].getAttribute("aria-disabled") !== "true") press[k](); });
@@ -236,7 +248,7 @@ function render({ model, el }) {
   range.addEventListener("keydown", e => { if (e.key === "Escape") { cursor = null; range.value = data().newest; read(); set("at", null); e.preventDefault(); } });
   root.addEventListener("keydown", e => e.stopPropagation());   // the notebook's own shortcuts stay out
 
-  const answered = () => { answer.textContent = aloud.textContent = model.get("said"); };
+  const answered = () => { answer.textContent = aloud.textContent = model.get("said") || ""; };
   const pinned = () => { cursor = model.get("at"); read(); };
   const listen = [["change:data", soon], ["change:can", steer], ["change:wish", steer], ["change:said", answered], ["change:at", pinned]];
   for (const [name, f] of listen) model.on(name, f);
