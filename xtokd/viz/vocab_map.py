@@ -15,10 +15,9 @@ from enum import IntEnum
 from functools import lru_cache
 from html import escape
 
-import ipywidgets as widgets
+import ipywidgets as widgets, traitlets
 import numpy as np
 import plotly.graph_objects as go
-import traitlets
 from plotly.subplots import make_subplots
 
 from ..alignment.pair import Pair
