@@ -165,7 +165,8 @@ def test_explore_refuses(xtokd, tmp_path):
 def test_explore_serves_until_it_is_interrupted():
     import signal, urllib.request
     ask = "import sys; from xtokd.cli.commands import main; sys.exit(main())"
-    p = subprocess.Popen([sys.executable, "-c", ask, "explore"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def heed(): signal.signal(signal.SIGINT, signal.SIG_DFL)         # a test run in the background hands "ignore" on
+    p = subprocess.Popen([sys.executable, "-c", ask, "explore"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     try:
         url = p.stdout.readline().split()[0]
         assert url.startswith("http://127.0.0.1:")

@@ -175,7 +175,7 @@ def test_a_run_logs_and_shows_them(tmp_path, capsys, monkeypatch):
     assert "pass@k" in said and "of 4" in said and "cut" in said
     assert {"sampled after", "sampled interval", "truncated", "sampled truncated", "pass@4 after", "pass@4 interval"} <= set(run.compare()[0])
     panel = next(p for p in run_panels(RunState(run.events)) if p.key == "accuracy")
-    assert [(c.name, c.look) for c in panel.curves] == [("greedy", "all"), ("sampled", "sampled"), ("pass@4", "best")] and all(c.low for c in panel.curves)
+    assert [(c.name, c.look) for c in panel.curves] == [("greedy", "all"), ("sampled", "sampled"), ("pass@4", "best"), ("start", "limit")] and all(c.low for c in panel.curves[:3])
     assert len(pass_at_k_chart(run).data) == 2 and len(accuracy_chart(run, measure="pass@4").data) == 3
     assert "pass@4" in by_method([run])[0] and "cut" in terminal_table(by_method([run]))[0]
     again = Distiller.from_run(tmp_path / "run")
