@@ -7,7 +7,7 @@ __all__ = ['CATEGORIES', 'CLASSES', 'Category', 'token_categories', 'MatchClass'
            'Overlap', 'vocab_overlap', 'match_rate', 'overlap_svg', 'overlap_text', 'overlap_bars', 'rank_map',
            'match_heat', 'overlap_map', 'OverlapExplorer', 'selection_html']
 
-# %% ../../nbs/10_viz/09_vocab_map.ipynb #a5dd18aa
+# %% ../../nbs/10_viz/09_vocab_map.ipynb #eae7df42
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
