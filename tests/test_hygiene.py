@@ -228,7 +228,7 @@ def test_bare_import_is_light():
     assert out == "", f"import xtokd brings {out}"
 
 
-GROUND = ["vocab.bytevocab", "alignment.byte_align", "vocab.overlap", "alignment.pair", "data.chat", "vocab.trie", "models.loading", "data.prompts", "train.runlog", "alignment.text_match"]
+GROUND = ["train.config", "vocab.bytevocab", "alignment.byte_align", "vocab.overlap", "alignment.pair", "data.chat", "vocab.trie", "models.loading", "data.prompts", "train.runlog", "alignment.text_match"]
 
 
 def test_ground_floor_needs_no_torch():

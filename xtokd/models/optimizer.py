@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PLAIN_SCHEDULES', 'SCHEDULES', 'OPTIMIZERS', 'learning_rate_schedule', 'make_optimizer']
 
-# %% ../../nbs/06_models/10_optimizer.ipynb #bf8e2b31
+# %% ../../nbs/06_models/10_optimizer.ipynb #f1f41308
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING: import torch
 
 # %% ../../nbs/06_models/10_optimizer.ipynb #4e3b6772
 PLAIN_SCHEDULES = ("constant", "linear", "cosine")      # they need no arguments
@@ -20,7 +21,7 @@ OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad",
               "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "ademamix", "ademamix_8bit",
               "stable_adamw")
 
-# %% ../../nbs/06_models/10_optimizer.ipynb #87468904
+# %% ../../nbs/06_models/10_optimizer.ipynb #e7d869da
 def learning_rate_schedule(name: str,               # one of `SCHEDULES`
                            steps: int,
                            warmup_steps: int = 0,
@@ -31,6 +32,7 @@ def learning_rate_schedule(name: str,               # one of `SCHEDULES`
 
     A linear warm-up, then the schedule of transformers over the steps that are left. ValueError
     for options that the schedule does not take, or where it needs some."""
+    import torch
     from transformers.optimization import get_scheduler
     rest = max(1, steps - warmup_steps)
     if name == "inverse_sqrt": options = {"timescale": max(1, warmup_steps)} | (options or {})
@@ -47,7 +49,7 @@ def learning_rate_schedule(name: str,               # one of `SCHEDULES`
 
     return factor
 
-# %% ../../nbs/06_models/10_optimizer.ipynb #8544eab1
+# %% ../../nbs/06_models/10_optimizer.ipynb #4f679ec6
 def make_optimizer(parameters: Iterable,                # parameters, or groups of them
                    name: str = "adamw_torch_fused",     # one of `OPTIMIZERS`
                    learning_rate: float = 1e-4,
@@ -55,7 +57,7 @@ def make_optimizer(parameters: Iterable,                # parameters, or groups 
                    betas: tuple[float, float] = (.9, .999),
                    epsilon: float = 1e-8,
                    options: str | None = None           # further arguments, "name=value,name=value"
-                   ) -> torch.optim.Optimizer:
+                   ) -> "torch.optim.Optimizer":
     """Return the optimizer that transformers makes of a name.
 
     ValueError for an argument that it does not take; ImportError where its package is missing."""

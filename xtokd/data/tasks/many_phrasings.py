@@ -6,14 +6,14 @@
 __all__ = ['NUM_LINES', 'PHRASING_TOKENS', 'LINE_FORMS', 'CLOSING_FORMS', 'make_phrasing_item', 'phrasing_items',
            'check_phrasing', 'check_phrasing_lines', 'same_phrasing']
 
-# %% ../../../nbs/02_data/12_many_phrasings.ipynb #21b01511
+# %% ../../../nbs/02_data/12_many_phrasings.ipynb #d2f91df9
 import random
 import re
 
 from .number_words import number_items
-from .running_sums import split_of_sum
+from .running_sums import draw_numbers, sum_prompt
 
-# %% ../../../nbs/02_data/12_many_phrasings.ipynb #688ef50a
+# %% ../../../nbs/02_data/12_many_phrasings.ipynb #9be51699
 NUM_LINES = 3                       # numbers that are added to the first
 PHRASING_TOKENS = 72                # tokens that a response may have
 LINE_FORMS = ("{a}+{b}={c}", "{a} plus {b} is {c}", "{b} more: {c}", "add {b}, now {c}",
@@ -26,18 +26,13 @@ def make_phrasing_item(rng: random.Random, split: str = "train") -> dict:
     """One sum: `prompt`, `answer` (the total) and `reference`, one of the right responses.
 
     Raises ValueError for a split that is not train, validation or heldout."""
-    if split not in ("train", "heldout", "validation"):
-        raise ValueError(f"split {split!r} is unknown; use 'train', 'heldout' or 'validation'")
-    numbers = None
-    while numbers is None or split_of_sum(numbers) != split:
-        numbers = [rng.randrange(10, 100)] + [rng.randrange(1, 10) for _ in range(NUM_LINES)]
+    numbers = draw_numbers(rng, split, NUM_LINES)
     total, lines = numbers[0], []
     for number in numbers[1:]:
         lines.append(rng.choice(LINE_FORMS).format(a=total, b=number, c=total + number))
         total += number
     lines.append(rng.choice(CLOSING_FORMS).format(c=total))
-    prompt = rng.choice(_PROMPT_FORMS).format(plus="+".join(map(str, numbers)),
-                                              list=", ".join(map(str, numbers)))
+    prompt = sum_prompt(rng.choice(_PROMPT_FORMS), numbers)
     return {"prompt": prompt, "answer": str(total), "reference": "\n".join(lines)}
 
 

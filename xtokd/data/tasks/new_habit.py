@@ -6,15 +6,15 @@
 __all__ = ['NUM_ADDENDS', 'HABIT_TOKENS', 'OLD_CLOSING', 'NEW_CLOSING', 'make_habit_item', 'habit_items', 'has_habit',
            'check_habit', 'check_lines', 'make_reversal_item', 'reversal_items', 'check_reversal']
 
-# %% ../../../nbs/02_data/11_new_habit.ipynb #ad2cadb6
+# %% ../../../nbs/02_data/11_new_habit.ipynb #45c10614
 import random
 import re
 import zlib
 
 from .number_words import number_items
-from .running_sums import check_sum, running_total, split_of_sum
+from .running_sums import check_sum, draw_numbers, running_total, sum_prompt
 
-# %% ../../../nbs/02_data/11_new_habit.ipynb #9455f52e
+# %% ../../../nbs/02_data/11_new_habit.ipynb #9c11ab7e
 NUM_ADDENDS = 4                     # numbers that are added to the first
 HABIT_TOKENS = 56                   # tokens that a response may have
 OLD_CLOSING = "Total: {total}."
@@ -26,14 +26,9 @@ def make_habit_item(rng: random.Random, split: str = "train", closing: str = NEW
     """One sum: `prompt`, `answer` (the total) and `reference`, a right response with `closing`.
 
     Raises ValueError for a split that is not train, validation or heldout."""
-    if split not in ("train", "heldout", "validation"):
-        raise ValueError(f"split {split!r} is unknown; use 'train', 'heldout' or 'validation'")
-    numbers = None
-    while numbers is None or split_of_sum(numbers) != split:
-        numbers = [rng.randrange(10, 100)] + [rng.randrange(1, 10) for _ in range(NUM_ADDENDS)]
+    numbers = draw_numbers(rng, split, NUM_ADDENDS)
     lines, total = running_total(numbers)
-    prompt = rng.choice(_FORMS).format(plus="+".join(map(str, numbers)),
-                                       list=", ".join(map(str, numbers)))
+    prompt = sum_prompt(rng.choice(_FORMS), numbers)
     reference = "\n".join([*lines, closing.format(total=total)])
     return {"prompt": prompt, "answer": str(total), "reference": reference}
 
