@@ -6,14 +6,14 @@
 __all__ = ['NUM_LINES', 'PHRASING_TOKENS', 'LINE_FORMS', 'CLOSING_FORMS', 'make_phrasing_item', 'phrasing_items',
            'check_phrasing', 'check_phrasing_lines', 'same_phrasing']
 
-# %% ../../../nbs/02_data/12_many_phrasings.ipynb #d2f91df9
+# %% ../../../nbs/02_data/12_many_phrasings.ipynb #07b94b89
 import random
 import re
 
 from .number_words import number_items
-from .running_sums import draw_numbers, sum_prompt
+from .running_sums import draw_sum, sum_prompt
 
-# %% ../../../nbs/02_data/12_many_phrasings.ipynb #9be51699
+# %% ../../../nbs/02_data/12_many_phrasings.ipynb #a962fb19
 NUM_LINES = 3                       # numbers that are added to the first
 PHRASING_TOKENS = 72                # tokens that a response may have
 LINE_FORMS = ("{a}+{b}={c}", "{a} plus {b} is {c}", "{b} more: {c}", "add {b}, now {c}",
@@ -26,7 +26,7 @@ def make_phrasing_item(rng: random.Random, split: str = "train") -> dict:
     """One sum: `prompt`, `answer` (the total) and `reference`, one of the right responses.
 
     Raises ValueError for a split that is not train, validation or heldout."""
-    numbers = draw_numbers(rng, split, NUM_LINES)
+    numbers = draw_sum(rng, split, NUM_LINES)
     total, lines = numbers[0], []
     for number in numbers[1:]:
         lines.append(rng.choice(LINE_FORMS).format(a=total, b=number, c=total + number))

@@ -6,15 +6,15 @@
 __all__ = ['NUM_ADDENDS', 'HABIT_TOKENS', 'OLD_CLOSING', 'NEW_CLOSING', 'make_habit_item', 'habit_items', 'has_habit',
            'check_habit', 'check_lines', 'make_reversal_item', 'reversal_items', 'check_reversal']
 
-# %% ../../../nbs/02_data/11_new_habit.ipynb #45c10614
+# %% ../../../nbs/02_data/11_new_habit.ipynb #ae7d70db
 import random
 import re
 import zlib
 
 from .number_words import number_items
-from .running_sums import check_sum, draw_numbers, running_total, sum_prompt
+from .running_sums import check_sum, draw_sum, running_total, sum_prompt
 
-# %% ../../../nbs/02_data/11_new_habit.ipynb #9c11ab7e
+# %% ../../../nbs/02_data/11_new_habit.ipynb #24042477
 NUM_ADDENDS = 4                     # numbers that are added to the first
 HABIT_TOKENS = 56                   # tokens that a response may have
 OLD_CLOSING = "Total: {total}."
@@ -22,18 +22,22 @@ NEW_CLOSING = "In all: {total} points."
 _FORMS = ("{plus}", "add {list}")
 
 
-def make_habit_item(rng: random.Random, split: str = "train", closing: str = NEW_CLOSING) -> dict:
+def make_habit_item(rng: random.Random,
+                    split: str = "train",         # "train", "heldout" or "validation"
+                    closing: str = NEW_CLOSING    # of the reference, with {total}
+                    ) -> dict:
     """One sum: `prompt`, `answer` (the total) and `reference`, a right response with `closing`.
 
     Raises ValueError for a split that is not train, validation or heldout."""
-    numbers = draw_numbers(rng, split, NUM_ADDENDS)
+    numbers = draw_sum(rng, split, NUM_ADDENDS)
     lines, total = running_total(numbers)
     prompt = sum_prompt(rng.choice(_FORMS), numbers)
     reference = "\n".join([*lines, closing.format(total=total)])
     return {"prompt": prompt, "answer": str(total), "reference": reference}
 
 
-def habit_items(n: int, seed: int = 0, split: str = "train", closing: str = NEW_CLOSING) -> list[dict]:
+def habit_items(n: int, seed: int = 0, split: str = "train",
+                closing: str = NEW_CLOSING) -> list[dict]:
     "`n` sums with different prompts, the same ones for the same seed."
     return number_items(n, seed, split, lambda rng, split: make_habit_item(rng, split, closing))
 
