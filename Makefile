@@ -57,8 +57,9 @@ test: $(STAMP)
 	@echo "2 of 3: every notebook from top to bottom (cells marked slow: make test-all)"
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/nbdev_test --n_workers 2 --timing
 	@echo "3 of 3: the tests"
-	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 --hypothesis-profile=ci
 
+# Here property tests try new examples every time; in `make test` they are the same ones, so that a run can be repeated.
 test-all: $(STAMP)
 	@$(BIN)/python tools/export.py --check
 	@HF_HUB_OFFLINE=1 $(BIN)/nbdev_test --flags "slow" --n_workers 2 --timing

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from xtokd.objectives import OBJECTIVES, objective
+from xtokd.objectives import OBJECTIVES
 
 CHILD = Path(__file__).with_name("device") / "child.py"
-TOP_K = ("strict", "gkd", "uld", "cover", "alm", "sampled", "dpca")
-TRAINS_ALONE = [name for name in OBJECTIVES if not OBJECTIVES[name].cls.equal_vocabularies
-                and not {"gold", "preferences", "weak_logp", "plus_logp", "minus_logp"} & set(objective(name).requires)]
+sys.path.insert(0, str(CHILD.parent))
+from cases import TOP_K, TRAINS_ALONE
+
 missing = [name for name in ("g++", "ninja") if not shutil.which(name)]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"builds an extension of torch: {' and '.join(missing)} not found")
 

@@ -326,8 +326,10 @@ class Site:
 
     def target(self, url, nb):
         "A link of the notebook `nb` as a link of the site: pages to pages, other files of the repository to where the repository is."
-        if re.match(r"\w+:|#", url): return url
+        if re.match(r"\w+:", url): return url
         file, _, anchor = url.partition("#")
+        if anchor: anchor = slug(anchor, set())       # a notebook's anchors keep the capitals of their headings
+        if not file: return f"#{anchor}"
         path = (nb.path.parent / file).resolve()
         if path in self.pages: return nb.base + self.pages[path] + (f"#{anchor}" if anchor else "")
         images = ROOT / "nbs" / "images"

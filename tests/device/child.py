@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from batches import TEXTS, parts
+from cases import TOP_K, TRAINS_ALONE
 from xtokd.alignment.pair import Pair
 from xtokd.models.loading import load_model, load_tokenizer
 from xtokd.objectives import OBJECTIVES, objective
@@ -26,8 +27,6 @@ from xtokd.train.distiller import Distiller
 torch.set_num_threads(1)
 TWO = Pair("tiny", "tiny")
 ONE = Pair(TWO.teacher, TWO.teacher)
-TOP_K = {"strict": {"top_k": 12, "support": "teacher"}, "gkd": {"top_k": 12, "support": "teacher"}, "uld": {"top_k": 12},
-         "cover": {"teacher_top_k": 12, "max_unknown": 1.}, "alm": {"debias": "none", "gamma": None}, "sampled": {}, "dpca": {}}
 
 
 def tensors(pair, device):
@@ -183,12 +182,6 @@ def step_counts(name, tokens=1024):
         return {"step": counts, "objective": counted.counts, "tokens": sum(len(sample.student_ids) for sample in samples)}
 
 
-def trains_alone(name):
-    "Whether an objective trains with nothing but a student, a teacher and prompts."
-    other_models = {"gold", "preferences", "weak_logp", "plus_logp", "minus_logp"} & set(objective(name).requires)
-    return not OBJECTIVES[name].cls.equal_vocabularies and not other_models
-
-
 def runs():
     "What every test run looks at."
     report("run cover", whole_run)
@@ -203,7 +196,7 @@ def runs():
 
 def all_runs():
     "A step of every objective that needs no more than two models."
-    for name in filter(trains_alone, OBJECTIVES):
+    for name in TRAINS_ALONE:
         report(f"run {name}", lambda: whole_run(objective_name=name, max_steps=1, eval_size=0, save_steps=0))
 
 

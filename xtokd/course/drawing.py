@@ -9,8 +9,8 @@ __all__ = ['MARK_GLYPHS', 'SOLVED', 'right_or_wrong', 'visible_text', 'Box', 'Ba
            'Puzzle', 'require_form', 'read_list', 'read_whole', 'read_number', 'read_names', 'call_answer',
            'exception_box', 'is_close']
 
-# %% ../../nbs/00_course/drawing.ipynb #ed73fed1
-import hashlib, textwrap
+# %% ../../nbs/00_course/drawing.ipynb #b3b1eac2
+import hashlib, re, textwrap
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -244,7 +244,7 @@ def picture_svg(picture: Picture) -> str:
     width, height = max([positions[-1] + 64, *widths]), y + 18 * len(lines) + 12
     return _frame(title, picture_text(picture), "".join(body), width, height)
 
-# %% ../../nbs/00_course/drawing.ipynb #dc41850f
+# %% ../../nbs/00_course/drawing.ipynb #86343a04
 def piece_boundaries(pieces: Sequence[bytes]) -> list[int]:
     "Return the n + 1 byte offsets before, between and after n pieces."
     return [0, *accumulate(len(piece) for piece in pieces)]
@@ -259,15 +259,17 @@ def byte_boxes(pieces: Sequence[bytes]) -> list[Box]:
 class ToyVocab:
     """A vocabulary for `align` in which id i is piece i of one text.
 
-    A piece that begins with `<` is a special token and has no bytes; `</s>` ends the text."""
+    A piece given as text in angle brackets, such as `"<s>"`, is a special token and has no bytes;
+    `"</s>"` ends the text. A piece given as bytes is always a part of the text."""
 
     def __init__(self, name: str, pieces: Sequence[str | bytes]):
         self.name = name
         self.pieces = [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
-        self.bytes = [b"" if piece.startswith(b"<") else piece for piece in self.pieces]
+        marks = [isinstance(piece, str) and bool(re.fullmatch("<[^<>]+>", piece)) for piece in pieces]
+        self.bytes = [b"" if mark else piece for piece, mark in zip(self.pieces, marks)]
         self.lengths = np.array([len(piece) for piece in self.bytes], np.int32)
         self.special = self.lengths == 0
-        self.stop_ids = [i for i, piece in enumerate(self.pieces) if piece == b"</s>"]
+        self.stop_ids = [i for i, piece in enumerate(pieces) if piece == "</s>"]
         self.boundaries = piece_boundaries(self.bytes)
 
 

@@ -1,42 +1,8 @@
 // The live view of xtokd.viz.dashboard. Python computes, this draws: `data` comes in as one JSON value, presses go back as traits.
 // All text of a run is set as text; the picture of a sample is copied node by node from a short list of elements.
-const SVG = "http://www.w3.org/2000/svg";
 const LEFT = 46, TOP = 6, FOOT = 18, WIDE = 440, HIGH = 138;
 
-function make(tag, props = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [k, v] of Object.entries(props)) {
-    if (k === "text") node.textContent = v;
-    else if (k === "class") node.className = v;
-    else node.setAttribute(k, v);
-  }
-  node.append(...children);
-  return node;
-}
-
-function draw(tag, props = {}, text) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [k, v] of Object.entries(props)) node.setAttribute(k, v);
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
 // ---- the picture of a sample -------------------------------------------------------------------------------------------
-const TAGS = new Set(["g", "rect", "text", "title", "path", "line", "polyline"]);
-const NAMES = new Set(["x", "y", "x1", "x2", "y1", "y2", "d", "points", "width", "height", "rx", "class"]);
-
-function copy(from, into) {
-  for (const child of from.childNodes) {
-    if (child.nodeType === 3) into.append(child.data);
-    if (child.nodeType !== 1 || !TAGS.has(child.localName) || child.namespaceURI !== SVG) continue;
-    const node = document.createElementNS(SVG, child.localName);
-    for (const a of child.attributes) if (NAMES.has(a.name)) node.setAttribute(a.name, a.value);
-    copy(child, node);
-    into.append(node);
-  }
-  return into;
-}
-
 function pictured(text) {
   const doc = new DOMParser().parseFromString(text, "image/svg+xml");
   const from = doc.documentElement;
@@ -45,7 +11,7 @@ function pictured(text) {
   const title = [...from.children].find(c => c.localName === "title");
   const node = draw("svg", { class: "xt-a", role: "img", viewBox: `0 0 ${w} ${h}`, width: w, height: h });
   node.setAttribute("aria-label", title ? title.textContent : "alignment");
-  copy(from, node);
+  copyDrawing(from, node);
   node.querySelector(":scope > title")?.remove();       // its words are the label; a tooltip over everything would be in the way
   return node;
 }

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['wrap_text', 'snapshot_svg', 'snapshot_text', 'Snapshot', 'RunUpdate', 'LiveRun', 'Replay', 'WidgetBase', 'Dashboard']
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #3a9d2509
+# %% ../../nbs/10_viz/07_dashboard.ipynb #a67fe9f3
 import json, re, threading, time
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import traitlets
 from ..train.monitor import Limits
 from ..train.runlog import Run, sparkline
 from .alignment_svg import KIND_COLOURS
-from .live.page import PageWidget
+from .live.page import PageWidget, read_assets
 from .run_state import RunState, dashboard_data
 from .svg_charts import adaptive_svg
 
@@ -315,14 +314,11 @@ class Replay:
                   + (", paused" if self.wish == "pause" else ""))
         return RunUpdate(events, status, False)
 
-# %% ../../nbs/10_viz/07_dashboard.ipynb #6c02d25b
-def _web_asset(name: str) -> str:
-    return files("xtokd.viz").joinpath(name).read_text(encoding="utf8")
-
-
+# %% ../../nbs/10_viz/07_dashboard.ipynb #788c1412
 class WidgetBase(PageWidget):
     "The traits that Python and the page share, and the static picture of the view."
-    _esm, _css = _web_asset("dashboard.js"), _web_asset("dashboard.css")
+    _esm = read_assets("live/live_parts.js", "dashboard.js")
+    _css = read_assets("dashboard.css")
     data = traitlets.Dict().tag(sync=True)                        # all that is drawn
     can = traitlets.List(traitlets.Unicode()).tag(sync=True)      # buttons that do something now
     wish = traitlets.Enum(["run", "pause", "stop"], "run").tag(sync=True)    # what was pressed last

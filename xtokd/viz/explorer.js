@@ -6,15 +6,6 @@ const NAME = ["one token each", "one student token, many teacher tokens", "many 
 const DIFF = ["", "only the first has a signal", "only the second has a signal", "both have one, far apart"], DIFF_GLYPH = ["", "◂", "▸", "≠"];
 let count = 0;
 
-function fill(node, attrs, kids) {
-  for (const [k, v] of Object.entries(attrs || {})) {
-    if (k.startsWith("on")) node.addEventListener(k.slice(2), v);
-    else if (v !== null && v !== undefined && v !== false) node.setAttribute(k, v === true ? "" : v);
-  }
-  node.append(...kids.filter(k => k !== null && k !== undefined));
-  return node;
-}
-const h = (tag, attrs, ...kids) => fill(document.createElement(tag), attrs, kids);
 const s = (tag, attrs, ...kids) => fill(document.createElementNS(SVG, tag), attrs, kids);
 const num = v => v === null || v === undefined ? "–" : String(Number(v.toPrecision(3))).replace("-", "−");
 const same = (a, b) => a.length === b.length && a.every((x, i) => x === b[i]);

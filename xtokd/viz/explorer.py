@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['cut_graphemes', 'page_data', 'Explorer', 'explore_batch', 'PairExplorer']
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #6b5ff3f3
+# %% ../../nbs/10_viz/04_explorer.ipynb #063369f1
 import json, re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 import numpy as np
 import traitlets
@@ -24,7 +23,7 @@ from .alignment_svg import (
     glyphs, place_tokens, reason_text, shorten, text_width, token_label)
 from .signals import (
     Track, compare_tracks, edges_svg, ledger_signals, row_values, signals_svg, tracks)
-from .live.page import PageWidget, widget_module
+from .live.page import PageWidget, read_assets, widget_module
 from ..vocab.bytevocab import ByteVocab
 
 # %% ../../nbs/10_viz/04_explorer.ipynb #965b1bc0
@@ -248,7 +247,7 @@ def _brackets(al: Alignment, tokens: list[_TokenRow]) -> list[dict]:
     return [{"side": side, "rows": [row_of[side, i] for i in range(first, end)], "text": text}
             for side, found in enumerate(sides) for first, end, text in found]
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #5f5eb204
+# %% ../../nbs/10_viz/04_explorer.ipynb #d7f562c5
 def _in_range(starts: np.ndarray, selected: Sequence) -> np.ndarray:
     "Return the tokens that have bytes in [first, end) = `selected`, as int64[]."
     first, end = selected or (0, 0)
@@ -263,18 +262,16 @@ def _default_tracks(found: Sequence[Track]) -> list[str]:
     return varied or [track.title for track in found[:1]]
 
 
-def _asset(name: str) -> str: return files("xtokd.viz").joinpath(name).read_text(encoding="utf8")
-
-
 def _synced(trait): return trait.tag(sync=True)
 
-# %% ../../nbs/10_viz/04_explorer.ipynb #e239906b
+# %% ../../nbs/10_viz/04_explorer.ipynb #489dabaf
 class Explorer(PageWidget):
     """A live picture of an alignment.
 
     A *segment* is a chunk, or one token that is in none; segments are numbered in the order of the
     text."""
-    _esm, _css = widget_module(_asset("explorer.js")), _asset("explorer.css")
+    _esm = widget_module(read_assets("live/elements.js", "explorer.js"))
+    _css = read_assets("explorer.css")
     data = _synced(traitlets.Unicode("{}"))                # JSON of `page_data`
     hover = _synced(traitlets.Int(-1))                     # segment under the pointer
     active = _synced(traitlets.Int(-1))                    # segment of the keyboard

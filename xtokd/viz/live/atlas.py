@@ -6,10 +6,9 @@
 __all__ = ['MODEL_TOKENS', 'SHOWN_TOKENS', 'PAGE_ROWS', 'text_mass', 'expected_tokens', 'ribbon_data', 'text_data', 'AtlasState',
            'Atlas']
 
-# %% ../../../nbs/10_viz/2_live/06_atlas.ipynb #8b4c0817
+# %% ../../../nbs/10_viz/2_live/06_atlas.ipynb #fbd623f8
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ..alignment_svg import token_label
 from xtokd.viz.cell_table import (
     CELL_KINDS, CellTable, cell_rows, cells_csv, cells_of_pair, find_token, size_histogram,
     tokens_beginning)
-from .page import PageWidget, widget_module
+from .page import PageWidget, read_assets, widget_module
 from ..ribbon import LINK_STYLES, LinkKind, Ribbon, cell_ribbon
 from ..svg_charts import stacked_svg
 
@@ -150,11 +149,7 @@ class AtlasState:
         "Return the selected cells, all of them and in their order, as CSV."
         return cells_csv(self.table, self.cells, self.mass)
 
-# %% ../../../nbs/10_viz/2_live/06_atlas.ipynb #71387f5b
-def _asset(name: str) -> str:
-    return files("xtokd.viz.live").joinpath(name).read_text(encoding="utf8")
-
-
+# %% ../../../nbs/10_viz/2_live/06_atlas.ipynb #60e744a6
 def _synced(trait): return trait.tag(sync=True)
 
 
@@ -197,11 +192,11 @@ def _holding(atlas: "Atlas", rows: int = 60) -> Iterator[None]:
     try: yield
     finally: atlas.held = {}
 
-# %% ../../../nbs/10_viz/2_live/06_atlas.ipynb #25348bda
+# %% ../../../nbs/10_viz/2_live/06_atlas.ipynb #29868f1c
 class Atlas(PageWidget):
     """The mapping graph of a pair as a page to search in. What cannot be used, such as a text that
     is no token, is answered in the page, and the last picture stays."""
-    _esm, _css = widget_module(_asset("atlas.js")), _asset("atlas.css")
+    _esm, _css = widget_module(read_assets("live/atlas.js")), read_assets("live/atlas.css")
     page_note = ("This page holds the components that its list names. All others, and texts of "
                  "your own, need Python: Pair(...).atlas() in JupyterLab.")
     query, side = _synced(_Text("")), _synced(traitlets.Int(0, min=0, max=1))

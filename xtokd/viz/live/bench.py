@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['bench_svg', 'bench_text', 'token_table', 'bench_data', 'Bench']
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #a85cf6a3
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #abb6e579
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from html import escape
-from importlib.resources import files
 
 import traitlets
 import numpy as np
@@ -23,7 +22,7 @@ from ..alignment_svg import (
     token_label, wrap_segments)
 from .bench_state import (
     BENCH_PROMPT, BENCH_TEXT, METHOD_OPTIONS, BenchRow, BenchState, Shown, bench_methods)
-from .page import PageWidget, widget_module
+from .page import PageWidget, read_assets, widget_module
 
 # %% ../../../nbs/10_viz/2_live/04_bench.ipynb #fec02efa
 _LEFT, _CELL, _WIDE = 128., 22, 50.     # pixels left of the boxes, height and least width of a cell
@@ -132,12 +131,7 @@ def bench_data(state: BenchState, quantity: str = "push") -> dict:
             "steps": state.student.steps, "written": state.written, "refused": shown.refused,
             "tokens": [token_table(shown, k) for k in range(len(shown.alignment.student_ids))]}
 
-# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #e74a798b
-def _asset(*names: str) -> str:
-    folder = files("xtokd.viz.live")
-    return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)
-
-
+# %% ../../../nbs/10_viz/2_live/04_bench.ipynb #616b979b
 def _limits() -> dict:
     "What the page offers: methods, choices, and which setting acts on which method."
     defaults = {name: OBJECTIVES[name].defaults for name in bench_methods()}
@@ -151,7 +145,8 @@ class Bench(PageWidget):
     """The bench as a widget: `Bench("tiny")`, or `Bench((student, teacher))` with other models.
 
     `state` is a BenchState. What fails is said in `error`, and the last picture stays."""
-    _esm, _css = widget_module(_asset("live_parts.js", "bench.js")), _asset("bench.css")
+    _esm = widget_module(read_assets("live/live_parts.js", "live/bench.js"))
+    _css = read_assets("live/bench.css")
     python_traits = (*PageWidget.python_traits, "ask")
     page_title = "The bench"
     data = traitlets.Dict().tag(sync=True)                  # of `bench_data`

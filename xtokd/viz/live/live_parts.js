@@ -1,4 +1,4 @@
-// Parts that bench.js and race.js share; Python puts this text before theirs, since a widget is one module.
+// Parts that dashboard.js, bench.js and race.js share; Python puts this text before theirs, since a widget is one module.
 const SVG_SPACE = "http://www.w3.org/2000/svg";
 
 function make(tag, props = {}, ...children) {

@@ -5,22 +5,17 @@
 # %% auto #0
 __all__ = ['PictureView', 'save_picture', 'live_figure', 'Drawing']
 
-# %% ../../../nbs/10_viz/2_live/10_picture.ipynb #9213626f
+# %% ../../../nbs/10_viz/2_live/10_picture.ipynb #cf39575d
 import re
 from html import unescape
-from importlib.resources import files
 from pathlib import Path
 
 import plotly.graph_objects as go
 import traitlets
 
-from .page import PageWidget, save_page, widget_module
+from .page import PageWidget, read_assets, save_page, widget_module
 
-# %% ../../../nbs/10_viz/2_live/10_picture.ipynb #3d427770
-def _asset(name: str) -> str:
-    return files("xtokd.viz.live").joinpath(name).read_text(encoding="utf8")
-
-
+# %% ../../../nbs/10_viz/2_live/10_picture.ipynb #c06d8435
 def _title_of(svg: str) -> str:
     found = re.search(r"<title[^>]*>(.*?)</title>", svg, re.S)
     return unescape(found[1]).strip() if found else ""
@@ -36,7 +31,8 @@ class PictureView(PageWidget):
 
     drawn: an object with a method `svg()`, or the text of an SVG; None: nothing yet.
     shown: False shows the buttons alone, for a view that has the picture already."""
-    _esm, _css = widget_module(_asset("picture.js")), _asset("picture.css")
+    _esm = widget_module(read_assets("live/picture.js"))
+    _css = read_assets("live/picture.css")
     svg = traitlets.Unicode("").tag(sync=True)
     words = traitlets.Unicode("").tag(sync=True)       # the same as plain text, to copy
     name = traitlets.Unicode("picture").tag(sync=True) # of the files, without the ending

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['AXES', 'race_run', 'default_runs', 'race_data', 'point_at', 'standings', 'race_svg', 'race_text', 'Race']
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #a2c50a7d
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #92adda13
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 import traitlets
@@ -16,7 +15,7 @@ import numpy as np
 
 from ...hub import data_dir
 from ...train.runlog import Run, effective_events, interval_of, to_float
-from .page import PageWidget, widget_module
+from .page import PageWidget, read_assets, widget_module
 from ..run_state import axis_ticks, printable
 from ..svg_charts import svg_frame, svg_text
 
@@ -190,17 +189,13 @@ def race_text(data: Mapping, axis: str = "step") -> str:
                      f"{_said(row['distance']):>9}  {row['text'] or ''}")
     return "\n".join(lines)
 
-# %% ../../../nbs/10_viz/2_live/05_race.ipynb #fcbb523e
-def _asset(*names: str) -> str:
-    folder = files("xtokd.viz.live")
-    return "\n".join(folder.joinpath(name).read_text(encoding="utf8") for name in names)
-
-
+# %% ../../../nbs/10_viz/2_live/05_race.ipynb #a0fb58e0
 class Race(PageWidget):
     """Recorded runs side by side at the same step or cost: `Race()`, or `Race({label: run})`.
 
     Everything happens in the page; `axis`, `position` (0 to 1), `prompt` and `playing` follow it."""
-    _esm, _css = widget_module(_asset("live_parts.js", "race.js")), _asset("race.css")
+    _esm = widget_module(read_assets("live/live_parts.js", "live/race.js"))
+    _css = read_assets("live/race.css")
     page_title = "The race"
     data = traitlets.Dict().tag(sync=True)                   # of `race_data`
     axis = traitlets.Unicode("step").tag(sync=True)          # a key of AXES

@@ -4,15 +4,6 @@ const CODE = new RegExp(`(#.*$)|("""|"[^"]*"|'[^']*')|\\b(${KEYWORDS})\\b`, "g")
 const KINDS = ["comment", "string", "keyword"];
 const PAUSE = 1400;                      // milliseconds between two steps at speed 1
 
-function fill(node, attrs, kids) {
-  for (const [k, v] of Object.entries(attrs || {})) {
-    if (k.startsWith("on")) node.addEventListener(k.slice(2), v);
-    else if (v !== null && v !== undefined && v !== false) node.setAttribute(k, v === true ? "" : v);
-  }
-  node.append(...kids.filter(k => k !== null && k !== undefined));
-  return node;
-}
-const h = (tag, attrs, ...kids) => fill(document.createElement(tag), attrs, kids);
 
 function codeLine(text, number) {
   const parts = [];

@@ -6,16 +6,15 @@
 __all__ = ['PICTURE_STYLE', 'Step', 'StepList', 'TracedLine', 'source_lines', 'run_traced', 'chosen_lines', 'MathML', 'formula',
            'terms', 'subscript', 'fraction', 'summed', 'static_svg', 'static_text', 'Stepper']
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #4cc9f987
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #88b66425
 import ast, copy, inspect, json, sys, textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
-from importlib.resources import files
 
 import traitlets
 
-from .page import PageWidget, widget_module
+from .page import PageWidget, read_assets, widget_module
 
 # %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #99ccadc5
 @dataclass(frozen=True)
@@ -237,14 +236,11 @@ def static_text(step_list: StepList) -> str:
         rows += [f"step {k + 1}: {line}", f"    {step.sentence}"]
     return "\n".join(rows)
 
-# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #8ae14644
-def _asset(name: str) -> str:
-    return files("xtokd.viz.live").joinpath(name).read_text(encoding="utf8")
-
-
+# %% ../../../nbs/10_viz/2_live/02_stepper.ipynb #0343c664
 class Stepper(PageWidget):
     "A list of steps to play, and to move through by buttons, slider and keys."
-    _esm, _css = widget_module(_asset("stepper.js")), _asset("stepper.css") + PICTURE_STYLE
+    _esm = widget_module(read_assets("live/elements.js", "live/stepper.js"))
+    _css = read_assets("live/stepper.css") + PICTURE_STYLE
     data = traitlets.Unicode("{}").tag(sync=True)              # JSON of the list
     step = traitlets.Int(0).tag(sync=True)                     # from 0
     speed = traitlets.Float(1.).tag(sync=True)                 # .5, 1, 2 or 4
