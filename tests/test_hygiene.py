@@ -174,12 +174,27 @@ def test_readme_is_rendered_from_index():
     assert not readme.stale(), "make export"
 
 
+def prose(path):
+    "The Markdown of a page or of a notebook."
+    if path.suffix == ".md": return path.read_text(encoding="utf8")
+    return "\n".join(c["source"] for c in cells(path) if c["cell_type"] == "markdown")
+
+
+def anchors(path):
+    "What a link can name behind # in a page: its headings with hyphens, as JupyterLab and GitHub write them."
+    found = [re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", h).strip() for h in re.findall(r"^#+ (.+)$", prose(path), re.M)]
+    if path.suffix == ".ipynb": return {h.replace(" ", "-") for h in found}
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in found}
+
+
 def test_links_lead_somewhere():
     lost = []
-    for f in [f for f in tracked() if f.endswith((".md", ".ipynb"))]:
-        text = text_of(f) if f.endswith(".md") else "\n".join(c["source"] for c in cells(ROOT / f) if c["cell_type"] == "markdown")
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-            if not re.match(r"\w+:", link) and not ((ROOT / f).parent / link).exists(): lost.append(f"{f}: {link}")
+    for f in [ROOT / f for f in tracked() if f.endswith((".md", ".ipynb"))]:
+        for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", prose(f)):
+            if re.match(r"\w+:", link): continue
+            file, _, anchor = link.partition("#")
+            to = f.parent / file if file else f
+            if not to.exists() or anchor and anchor not in anchors(to): lost.append(f"{f.relative_to(ROOT)}: {link}")
     assert not lost
 
 
