@@ -72,6 +72,9 @@ test-ui: $(STAMP)
 test-ui-all: $(STAMP)    # also every lesson in each theme and width
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/ui -m ui -rs --durations=10 $(UI_ARGS)
 
+gpu: $(STAMP)    # correctness, speed and memory on a GPU, in 8 minutes; without one the same parts, smaller
+	@$(BIN)/python tools/gpu.py $(GPU_ARGS)
+
 docs: $(STAMP)
 	@$(BIN)/python tools/docs.py
 

@@ -10,7 +10,6 @@ Ours learns by each of `--objectives` (cover, gold), trl's by its hybrid loss (`
 Parts are seconds of wall clock. "Cross-tokenizer" is retokenising, alignment and the objective, less what plain reading of the same rows costs (their log-probabilities, and a sum over the student's with its gradient).
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile, time
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import PROMPTS, exponent, head, ratio, show, spread, store
+from step_parts import Parts, cross_seconds, load_models, whole_step
 
 ROLES = {"tiny": dict(new=16, batch=32)}
 
@@ -26,72 +26,16 @@ ROLES = {"tiny": dict(new=16, batch=32)}
 def items(k, n): return [{"prompt": f"{PROMPTS[(k * n + j) % len(PROMPTS)]} ({k})"} for j in range(n)]
 
 
-class Parts:
-    "Seconds of named parts of a step; what is nested is counted once, in the inner part."
-    def __init__(self, device): self.found, self.open, self.device = {}, [], device
-
-    def now(self):
-        if self.device == "cuda": torch.cuda.synchronize()
-        return time.perf_counter()
-
-    @contextmanager
-    def part(self, name):
-        tic = self.now(); self.open.append(0.)
-        try: yield
-        finally:
-            took = self.now() - tic
-            self.found[name] = self.found.get(name, 0.) + took - self.open.pop()
-            if self.open: self.open[-1] += took
-
-    def wrap(self, owner, name, part):
-        old = getattr(owner, name)
-        def f(*a, **k):
-            with self.part(part): return old(*a, **k)
-        setattr(owner, name, f)
-
-
 # ---- ours ------------------------------------------------------------------------------------------------------------------
 def ours(a, student, teacher):
-    import xtokd.rows.pair_batch, xtokd.train.step as step
     from xtokd.train.config import DistillConfig
     from xtokd.objectives import objective
-    from xtokd.alignment.pair import Pair
-    s, t, pair, parts = step.load_side(student, "student", a.device), step.load_side(teacher, "teacher", a.device), Pair(student, teacher), Parts(a.device)
-    config, obj = DistillConfig(max_new_tokens=a.new, batch_size=a.batch, micro_batch_size=a.batch, logits=a.rows), objective(a.objective)
-    obj.prepare(pair, s, t)
-    optim = torch.optim.AdamW(s.model.parameters(), lr=1e-6, fused=True)
-    for owner, name, part in ((step, "generate_responses", "rollout"), (step, "retokenize", "retokenise"), (step, "teacher_rows", "teacher"), (step, "response_logits", "student forward"), (step, "response_states", "student forward"), (xtokd.rows.pair_batch, "align_batch", "alignment")):
-        if name.startswith("response"):
-            old = getattr(step, name)
-            setattr(step, name, lambda model, *x, _f=old, **k: run_part(parts, "teacher" if model is t.model else "student forward", _f, model, *x, **k))
-        else: parts.wrap(owner, name, part)
-    found = []
-    for k in range(-a.warm, a.steps):
-        parts.found, parts.open = {}, []
-        tic = parts.now()
-        samples = step.write(items(k + a.warm + 100 * a.turn, a.batch), s, t, config, seed=k + 1000 * a.turn)
-        with parts.part("batch"): batch, _ = step.make_batch(samples, pair, s, t, obj.requires, config)
-        with parts.part("objective"): out = obj(batch)
-        with parts.part("backward"): (out.loss_sum / out.num_units).backward()
-        with parts.part("optimiser"): torch.nn.utils.clip_grad_norm_(s.model.parameters(), 1.); optim.step(); optim.zero_grad()
-        took = parts.now() - tic
-        if k >= 0: found.append({"seconds": took, "tokens": len(batch.alignment.student_ids), "parts": dict(parts.found), "reading": reading(pair, batch, parts)})
-    return found
-
-
-def run_part(parts, name, f, *a, **k):
-    with parts.part(name): return f(*a, **k)
-
-
-def reading(pair, batch, parts):
-    "Seconds for the log-probabilities of the same rows of both sides, a handful at a time, and the gradient of a sum of the student's."
-    import numpy as np
-    from xtokd.rows.chunked_loss import rows_per_chunk, chunked_loss
-    tic = parts.now()
-    with torch.no_grad():
-        for lo in range(0, len(batch.teacher), rows_per_chunk(batch.teacher)): batch.teacher.logp(lo, min(lo + rows_per_chunk(batch.teacher), len(batch.teacher)))
-    chunked_loss(batch.student, np.arange(len(batch.student)), lambda logp, at: (logp.exp() * logp).sum(1))
-    return parts.now() - tic
+    config, method, parts = DistillConfig(max_new_tokens=a.new, batch_size=a.batch, micro_batch_size=a.batch, logits=a.rows), objective(a.objective), Parts(a.device)
+    models = load_models(student, teacher, method, a.device)
+    optimizer = torch.optim.AdamW(models.student.model.parameters(), lr=1e-6, fused=True)
+    with parts.watching():
+        found = [whole_step(models, method, optimizer, config, items(k + 100 * a.turn, a.batch), k + 1000 * a.turn, parts) for k in range(a.warm + a.steps)]
+    return [row | {"cross": cross_seconds(row)} for row in found[a.warm:]]
 
 
 # ---- trl -------------------------------------------------------------------------------------------------------------------
@@ -113,7 +57,7 @@ def theirs(a, student, teacher):
         tokens = []
         for owner, name, part in ((trainer, "generate_on_policy_outputs", "rollout"), (trainer.teacher_model, "forward", "teacher"), (trainer, "uld_loss_fn", "alignment and objective"), (trainer.accelerator, "backward", "backward")): 
             if name == "uld_loss_fn": trainer.uld_loss_fn = Counted(trainer.uld_loss_fn, parts, part, tokens)
-            else: parts.wrap(owner, name, part)
+            else: setattr(owner, name, parts.timed(getattr(owner, name), part))
         class Watch(TrainerCallback):
             def on_step_end(self, args, state, control, **k):
                 now = parts.now()
@@ -159,8 +103,7 @@ def both(a, pair):
         p["rest"] = max(whole["median"] - sum(p.values()), 0.)
         row = {"what": "step", "pair": pair, "who": who, "objective": name if who == "ours" else "GOLDTrainer, hybrid", "seconds": whole, "tokens": statistics.median(r["tokens"] for r in found), "parts": p}
         if who == "ours":
-            cross = [r["parts"].get("retokenise", 0) + r["parts"].get("alignment", 0) + max(r["parts"]["objective"] - r["reading"], 0.) for r in found]
-            row["cross-tokenizer share"] = spread([c / r["seconds"] for c, r in zip(cross, found)])
+            row["cross-tokenizer share"] = spread([r["cross"] / r["seconds"] for r in found])
             row["objective's share"] = spread([r["parts"]["objective"] / r["seconds"] for r in found])
             if n := min(len(found), len(runs["trl"])): row["trl / ours"] = ratio([r["seconds"] for r in runs["trl"][:n]], [r["seconds"] for r in found[:n]])
         rows.append(row)

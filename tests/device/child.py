@@ -3,7 +3,6 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pretend          # first: it registers the device
@@ -11,76 +10,15 @@ import torch
 from accelerate.state import AcceleratorState
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from batches import TEXTS, parts
-from cases import TOP_K, TRAINS_ALONE
-from xtokd.alignment.pair import Pair
+from cases import TRAINS_ALONE
+from outcomes import CASES, compare
 from xtokd.models.loading import load_model, load_tokenizer
-from xtokd.objectives import OBJECTIVES, objective
-from xtokd.rows.lazy import OutputHead
-from xtokd.rows.pair_batch import HiddenStates, PairBatch
-from xtokd.rows.random_batches import random_heads
-from xtokd.rows.topk import to_top_k
+from xtokd.objectives import OBJECTIVES
 from xtokd.train.callbacks import Callback
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 
 torch.set_num_threads(1)
-TWO = Pair("tiny", "tiny")
-ONE = Pair(TWO.teacher, TWO.teacher)
-
-
-def tensors(pair, device):
-    "Random samples on a device, their leaves, and two heads."
-    found = parts(pair, list(TEXTS))
-    moved = {name: [x.detach().to(device).requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in values]
-             for name, values in found.items()}
-    return moved, [head.to(device) for head in random_heads(pair)]
-
-
-def make_batch(name, rows, device):
-    "(a batch, the tensors that get a gradient)."
-    pair = ONE if OBJECTIVES[name].cls.equal_vocabularies else TWO
-    fields, heads = tensors(pair, device)
-    states = fields.pop("student_hidden"), fields.pop("teacher_hidden")
-    fields["preferences"] = [1 - 2 * (k % 2) for k in range(len(TEXTS))]
-    fields["text_source"] = OBJECTIVES[name].text_source
-    if rows == "lazy":
-        for key in ("student_logits", "teacher_logits"): fields.pop(key)
-        hidden = HiddenStates(*states, *heads)
-        student, teacher = (OutputHead(head) for head in heads)
-        ids = fields.pop("student_ids"), fields.pop("teacher_ids")
-        batch = PairBatch.from_tensors(pair, *ids, student=states[0], teacher=states[1], student_head=student, teacher_head=teacher,
-                                       hidden=hidden, **fields)
-        return batch, list(states[0])
-    batch = PairBatch.from_logits(pair, **fields, hidden=HiddenStates(*states, *heads))
-    return batch, [*fields["student_logits"], *states[0]]
-
-
-def outcome(name, options, rows, device):
-    "Loss, gradients and counts of one objective."
-    torch.manual_seed(0)
-    method = objective(name, **options)
-    if isinstance(method, torch.nn.Module): method.to(device)
-    batch, leaves = make_batch(name, rows, device)
-    if rows == "top_k": batch = replace(batch, teacher=to_top_k(batch.teacher, getattr(method, "teacher_top_k", 0)))
-    def run():
-        out = method(batch)
-        out.loss.backward()
-        return out
-    method(batch)                    # tables of the pair and parameters are made at the first batch
-    if isinstance(method, torch.nn.Module): method.to(device)
-    out, counts = pretend.counted(run)
-    gradients = [torch.zeros_like(x).cpu() if x.grad is None else x.grad.cpu() for x in leaves]
-    return out, gradients, counts
-
-
-def compare(name, options, rows):
-    "How far the pretend device is from the CPU, with the counts."
-    here, there = outcome(name, options, rows, "cpu"), outcome(name, options, rows, "pretend")
-    scale = max(float(x.abs().max()) for x in here[1])
-    gap = max(float((x - y).abs().max()) for x, y in zip(here[1], there[1], strict=True))
-    return {"loss": [float(here[0].loss), float(there[0].loss)], "gradient": gap, "scale": scale, "counts": there[2],
-            "ledger": {key: int((here[0].ledger[key] != there[0].ledger[key]).sum()) for key in ("chunk", "kind", "reason")}}
 
 
 def report(case, act):
@@ -91,10 +29,8 @@ def report(case, act):
 
 
 def objectives():
-    for name in OBJECTIVES:
-        report(f"{name} dense", lambda: compare(name, {}, "dense"))
-        report(f"{name} lazy", lambda: compare(name, {}, "lazy"))
-    for name, options in TOP_K.items(): report(f"{name} top_k", lambda: compare(name, options, "top_k"))
+    for name, rows, options in CASES:
+        report(f"{name} {rows}", lambda: compare(name, options, rows, "pretend", counted=pretend.counted))
 
 
 # ---- whole runs --------------------------------------------------------------------------------------------------------------
