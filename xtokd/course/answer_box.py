@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['choice_puzzle', 'number_puzzle', 'AnswerBox', 'LivePicture', 'bytes_picture', 'row_picture']
 
-# %% ../../nbs/00_course/answer_box.ipynb #6e7ca782
+# %% ../../nbs/00_course/answer_box.ipynb #305054fa
 import ast
 from collections.abc import Callable, Sequence
 from html import escape
@@ -20,6 +20,7 @@ from .drawing import (
 from .from_scratch import Vocabulary
 from ..viz.alignment_svg import glyphs
 from ..viz.live.picture import save_picture
+from ..viz.svg_charts import DARK_RULE
 
 # %% ../../nbs/00_course/answer_box.ipynb #3d100e62
 def choice_puzzle(name: str, question: str,
@@ -54,10 +55,17 @@ def number_puzzle(name: str, question: str, solution: Sequence[float], hint: str
     form = f"a list of {len(solution)} numbers, right to {within:g}"
     return Puzzle(name, question, form, list(given), judge, moral, facts)
 
-# %% ../../nbs/00_course/answer_box.ipynb #2145793b
+# %% ../../nbs/00_course/answer_box.ipynb #f6d4cafa
+# within a page of JupyterLab its theme counts, not that of the system
+_LAB_RULE = DARK_RULE.replace(
+    "</style>", 'body[data-jp-theme-light="true"] .xt-auto{filter:none}'
+    'body[data-jp-theme-light="false"] .xt-auto{filter:invert(.9) hue-rotate(180deg)}</style>')
+
+
 def _svg_block(picture: Picture) -> str:
-    "Return a picture as HTML that scrolls where the page is narrow."
-    return f'<div style="overflow-x:auto">{picture_svg(picture)}</div>'
+    "Return a picture as HTML that scrolls where the page is narrow and follows the page's theme."
+    svg = picture_svg(picture).replace(DARK_RULE, _LAB_RULE)
+    return f'<div style="overflow-x:auto" tabindex="0">{svg}</div>'
 
 
 def _with_twin(live: object, picture: Picture) -> dict:
