@@ -13,8 +13,8 @@ COURSE = Path(__file__).resolve().parent.parent.parent / "nbs/00_course"
 LESSONS = sorted(f.stem for f in COURSE.glob("[0-9]*.ipynb"))
 LOOKS = [("light", 1440), ("light", 900), ("dark", 1440), ("dark", 900)]
 PATIENT = 600_000      # milliseconds: a lesson trains
-# JupyterLab shows an SVG output as an image without alternative text, in a region that scrolls by mouse only; the handle of ipywidgets' slider has no name
-NOT_OURS = "^image-alt|^scrollable-region-focusable.*jp-RenderedSVG|^aria-input-field-name.*noUi-handle"
+# JupyterLab shows an SVG output as an image without alternative text, and what is wider than the page in a region that scrolls by mouse only; the handle of ipywidgets' slider has no name
+NOT_OURS = "^image-alt|^scrollable-region-focusable.*jp-Rendered|^aria-input-field-name.*noUi-handle"
 FAULTS = """() => [...window.jupyterapp.shell.currentWidget.content.widgets].flatMap((cell, k) =>
     (cell.model.type === 'code' ? cell.model.sharedModel.getOutputs() : [])
         .filter(output => output.output_type === 'error').map(output => `cell ${k}: ${output.ename}: ${output.evalue}`))"""
