@@ -23,7 +23,7 @@ from .habit_models import habit_folder
 from ..hub import data_dir
 from .study_pairs import long_sums, short_sums, study_pair_folder
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #4e00fdcf
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #061897fd
 @dataclass(frozen=True)
 class Arm:
     "One way of training."
@@ -140,7 +140,7 @@ EIGHT_ARMS = ("cover-rkl", "cover-jsd", "cover-fkl", "cover-rkl-teacher", "cover
               "sft-greedy", "sharpen")
 _COMMON = dict(batch_size=16, micro_batch_size=16, warmup_steps=5, max_grad_norm=.3)
 
-# %% ../../nbs/11_experiments/08_study_designs.ipynb #181acfcb
+# %% ../../nbs/11_experiments/08_study_designs.ipynb #62c1d420
 def _habit_design(level, arms, question):
     folder = str(habit_folder())
     return Design(
