@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELP', 'RUN_DEFAULTS', 'unknown_flag', 'refuse_unknown_settings', 'CommandParser', 'read_text', 'read_config',
-           'read_objective_args', 'read_auxiliary', 'check_auxiliary', 'add_config_flags', 'read_run_settings',
-           'read_settings']
+           'read_objective_args', 'read_auxiliary', 'read_teachers', 'add_teacher_flags', 'check_auxiliary',
+           'add_config_flags', 'read_run_settings', 'read_settings']
 
 # %% ../../nbs/12_cli/02_arguments.ipynb #497899e9
 import argparse, ast, difflib, inspect, json, re, sys
@@ -66,6 +66,7 @@ run folder, and a run that was stopped or killed continues with --resume.
   xtokd distill --objective strict --objective-arg top_k=16 --seed 1 --output-dir runs/strict-1
   xtokd distill --student gemma --teacher smollm2 --prompts prompts.jsonl --max-steps 3
   xtokd distill --objective compass --aux weak=org/small-teacher
+  xtokd distill --teachers maths=org/a code=http://host:8000/v1#org/b --prompts prompts.jsonl
   xtokd distill --config run.toml
   xtokd distill --resume runs/strict-1
 
@@ -241,6 +242,29 @@ def read_auxiliary(words: list[str], allowed: Iterable[str]) -> dict[str, str]:
     return check_auxiliary(found, allowed, "--aux")
 
 
+def read_teachers(words: list[str]) -> dict[str, str]:
+    "Several teachers from `NAME=MODEL` words: `{name: model}`; ValueError for a name that comes twice."
+    pairs = [word.partition("=") for word in words]
+    if wrong := [word for word, (_, _, model) in zip(words, pairs) if not model]:
+        raise ValueError(f"--teachers {wrong[0]!r}: write it as NAME=MODEL, for instance "
+                         "maths=org/teacher")
+    found = {name: model for name, _, model in pairs}
+    if len(found) == len(pairs): return found
+    raise ValueError(f"--teachers {' '.join(words)}: a name comes twice; each teacher has its own")
+
+
+def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
+    "Add the flags that say which teachers a run has besides --teacher."
+    parser.add_argument("--teacher-tokenizer", metavar="NAME",
+                        help="tokenizer of a served teacher, where --teacher is http://HOST:PORT/v1")
+    parser.add_argument("--teachers", nargs="+", action="extend", metavar="NAME=MODEL",
+                        help="several teachers, each for its prompts, in place of --teacher; a "
+                             "served one is NAME=URL#TOKENIZER. A prompt names its teacher in "
+                             "the column --teacher-column (default: teacher)")
+    parser.add_argument("--teacher-of", metavar="MODULE:FUNCTION",
+                        help="(item) -> the name of its teacher, in place of a column")
+
+
 def check_auxiliary(models: dict, allowed: Iterable[str], where: str) -> dict:
     """`{name: model}` of auxiliary models; ValueError for a name that is not among `allowed`, or
     where it is no table."""
@@ -289,8 +313,8 @@ _AUXILIARY = ("weak", "plus", "minus")    # auxiliary models that an objective c
 RUN_DEFAULTS = dict(student="tiny", teacher="tiny", prompts="tiny", eval_prompts=None,
                  objective="cover",
                  objective_args={},
-                 aux={}, teacher_tokenizer=None, check=None, supervision_window=None,
-                 teacher_context=None)
+                 aux={}, teacher_tokenizer=None, teacher_of=None, check=None,
+                 supervision_window=None, teacher_context=None)
 
 
 def read_run_settings(folder: str) -> dict:
@@ -328,6 +352,10 @@ def read_settings(args: argparse.Namespace, allowed: Iterable[str]) -> dict:
         value = getattr(args, key, None)
         if value is not None and key not in ("objective_args", "aux"): found[key] = value
     if args.objective_args: found["objective_args"] = read_objective_args(args.objective_args)
+    if args.teachers: found["teacher"] = read_teachers(args.teachers)
+    if isinstance(found["teacher"], dict) and found["teacher_tokenizer"]:
+        raise ValueError("teacher_tokenizer is for one served teacher: of several teachers write each "
+                         "served one as URL#TOKENIZER")
     if args.aux: found["aux"] = found["aux"] | read_auxiliary(args.aux, _AUXILIARY)
     for key, value in vars(args).items():
         if key.startswith("config_") and value is not None:

@@ -304,6 +304,9 @@ def measure_pair(distiller: Distiller, k: int | None = None) -> PairMeasures:
 
 def recommend_for(distiller: Distiller, rule: Rule = Rule()) -> tuple[Forecast, Recommendation]:
     "Forecast and Recommendation of a Distiller that has not begun; its student is used up."
+    if len(distiller.models.teachers()) > 1:
+        alone = "there are several teachers: see each of them alone, on its own prompts"
+        return forecast(distiller), Recommendation(Way.UNKNOWN, [alone], PairMeasures(0, False))
     measures, config = measure_pair(distiller), distiller.config
     told = forecast(distiller)
     measures = replace(measures, coverage=told.coverage["coverage"])

@@ -22,8 +22,8 @@ from ..data.prompt_additions import read_addition
 from ..data.prompts import refuse_lone_surrogates
 from ..data.stored_texts import learns_from
 from ..errors import strict_names, unknown_name
-from ..models.optimizer import (
-    OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule)
+from .teachers.routing import TeacherSettings, check_teacher_settings
+from ..models.optimizer import OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule
 
 # %% ../../nbs/08_train/01_config.ipynb #066d23e5
 OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and what to know about it
@@ -89,7 +89,7 @@ class ModelSettings:
 # %% ../../nbs/08_train/01_config.ipynb #fa861c46
 @strict_names(OTHER_NAMES)
 @dataclass
-class DistillConfig(ModelSettings):
+class DistillConfig(ModelSettings, TeacherSettings):
     "Settings of a run. Raises TypeError for an unknown name and ValueError for a bad value."
     max_steps: int = 200          # optimizer steps
     batch_size: int = 32          # prompts a step, over all processes
@@ -240,6 +240,7 @@ def check_config(config: DistillConfig) -> None:
     if config.generation_url and config.lora_r:
         raise ValueError("generation_url and lora_r together: a server that generates needs whole "
                          "weights. Leave one of them out")
+    check_teacher_settings(config)
     config.chat_template_kwargs = parse_template_kwargs(config.chat_template_kwargs)
     config.lr_scheduler_kwargs = parse_scheduler_kwargs(config.lr_scheduler_kwargs)
     if config.lr_scheduler_kwargs or config.lr_scheduler_type not in PLAIN_SCHEDULES:
@@ -370,10 +371,10 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
 # %% ../../nbs/08_train/01_config.ipynb #7ae31d0b
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
-    "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map",
+    "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map", "teacher_price",
     "teacher_offload_dir", "fsdp", "progress", "report_to", "collapse_warnings", "eval_steps",
-    "eval_num_generations", "eval_temperatures", "eval_kl_from_start",
-    "save_steps", "save_total_limit", "logits", "teacher_timeout", "teacher_retries"}
+    "eval_num_generations", "eval_temperatures", "eval_kl_from_start", "save_steps", "logits",
+    "save_total_limit", "teacher_timeout", "teacher_retries", "teacher_concurrency"}
 
 _OLD_DEFAULTS = {"on_policy_fraction": 1.0, "off_policy_source": "teacher"}
 
@@ -402,7 +403,8 @@ def versions() -> dict:
 def loggable_arguments(arguments: dict) -> dict:
     "Arguments of a Distiller as a log can hold them; objects become the words \"in memory\"."
     def shown(name, value):
-        if value is None or isinstance(value, (str, Path)): return value
+        named = value.values() if isinstance(value, dict) else [value]      # several teachers
+        if value is None or all(isinstance(one, (str, Path)) for one in named): return value
         if name != "objective": return "in memory"
         return value if isinstance(value, (tuple, list)) else repr(value)[:200]
     return {name: shown(name, value) for name, value in arguments.items()}
