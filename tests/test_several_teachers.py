@@ -6,8 +6,9 @@ import torch
 
 from xtokd.cli.commands import main
 from xtokd.data.prompts import load_prompts
-from xtokd.experiments.tokenizer_transfer import byte_tokenizer, with_tokenizer
+from xtokd.experiments.tokenizer_transfer import with_tokenizer
 from xtokd.models.loading import load_model, load_tokenizer
+from xtokd.models.made_tokenizers import byte_tokenizer
 from xtokd.serving.server import Server
 from xtokd.serving.served_costs import TokenPrice
 from xtokd.train.config import DistillConfig

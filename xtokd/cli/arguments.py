@@ -78,6 +78,19 @@ several models side by side.
   xtokd generate tiny "What is 12 + 30?"
   xtokd generate runs/strict-1 "What is 12 + 30?" --compare start --compare teacher --temperature 0
   xtokd generate gemma "Certainly: 89" --raw --seed 1""",
+    transfer="""Give a model another tokenizer: new embeddings from the old ones, then training in which
+the model with its old tokenizer is the teacher. The output folder is a run like any other.
+
+  xtokd transfer tiny --tokenizer bytes --max-steps 60
+  xtokd transfer ./my-chat-model --tokenizer org/other --keep-control-tokens --prompts prompts.jsonl
+  xtokd transfer org/model --tokenizer bytes --untie --objective cover
+  xtokd transfer --config recipes/alm-transfer.yaml
+  xtokd distill --resume runs/moved           go on with a transfer that was stopped
+  xtokd generate runs/moved "What is 12 + 30?"
+
+The defaults are those of arXiv 2503.20083 (ALM and cross-entropy with even gradients), on text that
+the old model writes. TOKENIZER is a hub name or folder, or `bytes`: 256 bytes and the control tokens
+of the model.""",
     compare="""Runs side by side: accuracy before and after with its 95 % interval, distance to the
 teacher, tokens, seconds.
 
@@ -338,9 +351,12 @@ def read_run_settings(folder: str) -> dict:
     return found | {"output_dir": str(folder)}
 
 
-def read_settings(args: argparse.Namespace, allowed: Iterable[str]) -> dict:
-    "All settings of a run as one dict, from defaults, a resumed run, a config file and flags."
-    found = dict(RUN_DEFAULTS)
+def read_settings(args: argparse.Namespace, allowed: Iterable[str],
+                  defaults: dict | None = None) -> dict:
+    """All settings of a run as one dict, from defaults, a resumed run, a config file and flags.
+
+    `defaults` take precedence over `RUN_DEFAULTS`."""
+    found = RUN_DEFAULTS | (defaults or {})
     folder = args.resume if isinstance(args.resume, str) else getattr(args, "config_output_dir",
             None)
     if args.resume and folder:

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['pair_names', 'load_pair', 'diagnose', 'tokenizer_of', 'require_fit_pair', 'silence_transformers']
 
-# %% ../../nbs/12_cli/08_pairs.ipynb #ce855a44
+# %% ../../nbs/12_cli/08_pairs.ipynb #d0c77002
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../../nbs/12_cli/08_pairs.ipynb #13234934
+# %% ../../nbs/12_cli/08_pairs.ipynb #c56c1b5c
 def pair_names(words: list[str]) -> tuple[str, str]:
     """Student and teacher from the words of a command line: none for the tiny pair, else both; ValueError
     otherwise."""
@@ -48,7 +48,7 @@ def _explain_names(words: list[str]):
         if type(e) is not Exception: raise
         raise ValueError(f"no tokenizer could be read from {' and '.join(words)}: {e}") from e
 
-# %% ../../nbs/12_cli/08_pairs.ipynb #e8643679
+# %% ../../nbs/12_cli/08_pairs.ipynb #6fca87d5
 def tokenizer_of(name: str, tokenizer: str | None = None) -> str:
     """The name of a side's tokenizer: `tokenizer` or the part behind # for the URL of a served
     teacher, the name itself for anything else. Raises ValueError for a URL without a tokenizer."""

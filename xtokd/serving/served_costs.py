@@ -6,12 +6,12 @@
 __all__ = ['TokenPrice', 'token_price', 'parse_teacher_price', 'teacher_prices', 'received_bytes', 'prompt_logprob_bytes',
            'safe_batched_tokens']
 
-# %% ../../nbs/07_serving/05_served_costs.ipynb #eb7aa4cf
+# %% ../../nbs/07_serving/05_served_costs.ipynb #9c019d76
 import json, math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# %% ../../nbs/07_serving/05_served_costs.ipynb #8c5484dc
+# %% ../../nbs/07_serving/05_served_costs.ipynb #a4142a10
 @dataclass(frozen=True)
 class TokenPrice:
     "Price of a million tokens, in any currency."
@@ -37,7 +37,7 @@ def token_price(value: float | dict, where: str = "teacher_price") -> TokenPrice
     raise ValueError(f'{where} is {value!r}: it is the price of a million tokens, such as 0.5, or '
                      '{"read": 0.2, "written": 0.8}')
 
-# %% ../../nbs/07_serving/05_served_costs.ipynb #77e2dc80
+# %% ../../nbs/07_serving/05_served_costs.ipynb #0cce062f
 def parse_teacher_price(value: float | dict | str | None) -> float | dict | None:
     """The setting `teacher_price`, also from its text on a command line, checked; None stays None.
 
@@ -71,13 +71,13 @@ def teacher_prices(value: float | dict | None,
                          "URL of a served teacher (tokens of one in this process have no price)")
     return {name: token_price(one) for name, one in wanted.items()}
 
-# %% ../../nbs/07_serving/05_served_costs.ipynb #e4d822d4
+# %% ../../nbs/07_serving/05_served_costs.ipynb #a1975a88
 def received_bytes(teachers: Iterable) -> int:
     "Bytes of all answers of served teachers so far; other teachers are passed over."
     served = [side for side in teachers if hasattr(side, "api")]
     return sum(side.api.http.received for side in served)
 
-# %% ../../nbs/07_serving/05_served_costs.ipynb #6015354d
+# %% ../../nbs/07_serving/05_served_costs.ipynb #d52bf308
 _BYTES_PER_ENTRY = 8        # a logit and a log-prob in float32
 
 def prompt_logprob_bytes(tokens: int, vocab_size: int) -> int:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TeacherSettings', 'check_teacher_settings', 'named_teachers', 'route_prompts', 'split_by_teacher']
 
-# %% ../../../nbs/08_train/2_teachers/01_routing.ipynb #f07d1d89
+# %% ../../../nbs/08_train/2_teachers/01_routing.ipynb #2b936120
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ...data.prompts import PromptItem, error_list, where_of
 from ...serving.served_costs import parse_teacher_price
 
-# %% ../../../nbs/08_train/2_teachers/01_routing.ipynb #11022eea
+# %% ../../../nbs/08_train/2_teachers/01_routing.ipynb #17562996
 @dataclass(kw_only=True)
 class TeacherSettings:
     "Which teacher a prompt has, how many requests a served one gets, and what its tokens cost."
@@ -30,7 +30,7 @@ def check_teacher_settings(settings: TeacherSettings) -> None:
         raise ValueError(f"teacher_concurrency is {number!r}: it must be a whole number, from 1 on")
     settings.teacher_price = parse_teacher_price(settings.teacher_price)
 
-# %% ../../../nbs/08_train/2_teachers/01_routing.ipynb #fc4b6824
+# %% ../../../nbs/08_train/2_teachers/01_routing.ipynb #68b3212a
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _TAKEN = ("student", "read", "written")     # "read" and "written" are the kinds of a price
 
@@ -48,7 +48,7 @@ def named_teachers(teacher: object) -> dict[str, object] | None:
                          f"{', '.join(_TAKEN)}")
     return dict(teacher)
 
-# %% ../../../nbs/08_train/2_teachers/01_routing.ipynb #668ce1e7
+# %% ../../../nbs/08_train/2_teachers/01_routing.ipynb #4c48e62d
 def _named_by(item, names, column, teacher_of):
     "The name of the teacher of a prompt; ValueError where it has none of the names."
     there = f"the teachers are {', '.join(names)}"

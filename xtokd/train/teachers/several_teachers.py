@@ -7,7 +7,7 @@ __all__ = ['SeveralModels', 'load_teachers', 'run_models', 'routed_prompts', 'fi
            'require_prompts', 'prepare_objectives', 'trained_objective', 'RoutedTexts', 'RoutedSource', 'RoutedStep',
            'sample_source', 'training_step', 'count_writing']
 
-# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #fa3f18e8
+# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #fd6e67af
 from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
@@ -30,7 +30,7 @@ from xtokd.train.samples import (
 from ..step import DistillStep, StepTotals, generation_counts
 from .routing import named_teachers, route_prompts, split_by_teacher
 
-# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #76fdc8b0
+# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #6b094f56
 @dataclass
 class SeveralModels(ModelSet):
     """The models of a run with several teachers, for each of them a ModelSet with the same student.
@@ -79,7 +79,7 @@ def run_models(objective: Objective | Callable, student: object, teacher: object
     for own in models.by_teacher().values(): require_full_rows(objective, own.teacher, own.pair)
     return models
 
-# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #a5c2096b
+# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #ef73308a
 def routed_prompts(parts: tuple[list, ...], teacher: object, config: DistillConfig,
                    teacher_of: Callable | None = None) -> tuple[list, ...]:
     """Training and evaluation prompts with their teachers' names; as they are with one teacher.
@@ -124,7 +124,7 @@ def require_prompts(items: list, models: ModelSet) -> None:
     raise ValueError(f"no prompt is for the teacher {idle[0]!r}, so that it would be loaded for "
                      "nothing: leave it out, or see which prompts name it")
 
-# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #0a463300
+# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #130e3950
 def prepare_objectives(objective: Objective | Callable, models: ModelSet,
                        auxiliary_models: dict | None, device: torch.device) -> dict:
     """The objective of each teacher, prepared for its pair; the first is `objective` itself.
@@ -150,7 +150,7 @@ def trained_objective(objectives: dict) -> object:
     if not others or not isinstance(first, torch.nn.Module): return first
     return torch.nn.ModuleDict({f"teacher_{name}": one for name, one in objectives.items()})
 
-# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #a61b9976
+# %% ../../../nbs/08_train/2_teachers/02_several_teachers.ipynb #f632cdbb
 class RoutedTexts:
     "Stored texts of several teachers, in one file."
 
