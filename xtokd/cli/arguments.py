@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELP', 'RUN_DEFAULTS', 'unknown_flag', 'refuse_unknown_settings', 'CommandParser', 'read_text', 'read_config',
-           'read_objective_args', 'read_auxiliary', 'read_teachers', 'add_teacher_flags', 'check_auxiliary',
-           'add_config_flags', 'read_run_settings', 'read_settings']
+           'read_objective_args', 'read_auxiliary', 'read_teachers', 'read_sets', 'add_teacher_flags',
+           'check_auxiliary', 'add_config_flags', 'read_run_settings', 'read_settings']
 
 # %% ../../nbs/12_cli/02_arguments.ipynb #497899e9
 import argparse, ast, difflib, inspect, json, re, sys
@@ -266,6 +266,16 @@ def read_teachers(words: list[str]) -> dict[str, str]:
     raise ValueError(f"--teachers {' '.join(words)}: a name comes twice; each teacher has its own")
 
 
+def read_sets(words: list[str]) -> str | dict[str, str]:
+    "Prompts of one word, or sets from several `NAME=PROMPTS` words; ValueError for anything else."
+    pairs = [word.partition("=") for word in words]
+    if len(words) == 1 and not (pairs[0][1] and re.fullmatch(r"\w+", pairs[0][0])): return words[0]
+    found = {name: prompts for name, _, prompts in pairs if name and prompts}
+    if len(found) == len(words): return found
+    raise ValueError(f"--eval-prompts {' '.join(words)}: give one source of prompts, or several "
+                     "sets as NAME=PROMPTS, each with a name of its own")
+
+
 def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
     "Add the flags that say which teachers a run has besides --teacher."
     parser.add_argument("--teacher-tokenizer", metavar="NAME",
@@ -367,11 +377,13 @@ def read_settings(args: argparse.Namespace, allowed: Iterable[str],
     for key in RUN_DEFAULTS:
         value = getattr(args, key, None)
         if value is not None and key not in ("objective_args", "aux"): found[key] = value
+    if isinstance(found["eval_prompts"], list):
+        found["eval_prompts"] = read_sets(found["eval_prompts"])
     if args.objective_args: found["objective_args"] = read_objective_args(args.objective_args)
     if args.teachers: found["teacher"] = read_teachers(args.teachers)
     if isinstance(found["teacher"], dict) and found["teacher_tokenizer"]:
-        raise ValueError("teacher_tokenizer is for one served teacher: of several teachers write each "
-                         "served one as URL#TOKENIZER")
+        raise ValueError("teacher_tokenizer is for one served teacher: of several teachers write "
+                         "each served one as URL#TOKENIZER")
     if args.aux: found["aux"] = found["aux"] | read_auxiliary(args.aux, _AUXILIARY)
     for key, value in vars(args).items():
         if key.startswith("config_") and value is not None:

@@ -333,8 +333,9 @@ def _add_run_flags(p: argparse.ArgumentParser, with_config: bool) -> None:
     p.add_argument("--force", action="store_true", help="train a pair that the doctor calls unfit")
     p.add_argument("--prompts", metavar="PROMPTS",
                    help="file, `datasets` name, or tiny (default: tiny)")
-    p.add_argument("--eval-prompts", metavar="PROMPTS",
-                   help="prompts to evaluate on; the last prompts where none are given")
+    p.add_argument("--eval-prompts", nargs="+", metavar="PROMPTS",
+                   help="prompts to evaluate on, or several sets as NAME=PROMPTS; the last prompts "
+                        "where none are given")
     p.add_argument("--objective", metavar="OBJECTIVE",
                    help="xtokd methods lists them (default: cover)")
     p.add_argument("--objective-arg", dest="objective_args", nargs="+", action="extend",

@@ -27,28 +27,29 @@ def add_transfer_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="NAME",
                         help="the new tokenizer: a hub name or folder, or bytes")
     parser.add_argument("--keep-control-tokens", action=argparse.BooleanOptionalAction,
-                        help="keep the control tokens and the chat template of the model beside the "
-                             "text tokens of the new tokenizer (with bytes: always)")
+                        help="keep the control tokens and the chat template of the model beside "
+                             "the text tokens of the new tokenizer (with bytes: always)")
     parser.add_argument("--untie", action=argparse.BooleanOptionalAction,
                         help="give the head of a tied model a matrix of its own")
     parser.add_argument("--rescale", action=argparse.BooleanOptionalAction,
                         help="give averaged embeddings the mean norm of those they are made from")
     parser.add_argument("--role", dest="roles", nargs="+", action="extend", metavar="NEW=OLD",
-                        help="a control token of the new tokenizer, and the old token or text whose "
-                             "embedding it gets; may be repeated")
+                        help="a control token of the new tokenizer, and the old token or text "
+                             "whose embedding it gets; may be repeated")
 
 
 def _read_roles(words: list[str]) -> dict[str, str]:
     "{new token: old token or text} of `NEW=OLD` words."
     pairs = [word.partition("=") for word in words]
     if wrong := [word for word, (new, _, old) in zip(words, pairs) if not (new and old)]:
-        raise ValueError(f"--role {wrong[0]!r}: write it as NEW=OLD, for instance '<user>=Question:'")
+        raise ValueError(f"--role {wrong[0]!r}: write it as NEW=OLD, such as '<user>=Question:'")
     return {new: old for new, _, old in pairs}
 
 
 def _refuse_another_teacher(args, settings):
     "ValueError where a teacher is named that is not the model itself, or a run is to be resumed."
-    named = [flag for flag in ("teachers", "teacher_of", "teacher_tokenizer") if getattr(args, flag)]
+    flags = "teachers", "teacher_of", "teacher_tokenizer"
+    named = [flag for flag in flags if getattr(args, flag)]
     if named or settings["teacher"] not in (None, settings["student"]):
         raise ValueError("the teacher of a transfer is the model with its old tokenizer: leave the "
                          "teacher out. To learn from another model, distil with it afterwards")
@@ -78,8 +79,9 @@ def transfer_settings(args: argparse.Namespace) -> dict:
 
 # %% ../../nbs/12_cli/09_transfer.ipynb #8b917256
 def new_tokenizer(name: str, vocab: object, keep_control_tokens: bool = False) -> object:
-    """The tokenizer that a model gets: that of `name`, or for "bytes" one over bytes with the control
-    tokens of `vocab`; with `keep_control_tokens` those of `vocab` in any case."""
+    """The tokenizer that a model gets: that of `name`, or for "bytes" one over bytes.
+
+    The control tokens of bytes are those of `vocab`, with `keep_control_tokens` in any case."""
     from xtokd.models.loading import load_tokenizer
     from xtokd.models.made_tokenizers import byte_tokenizer, tokenizer_with_control_tokens
     if name == "bytes": return byte_tokenizer(vocab)
@@ -88,9 +90,9 @@ def new_tokenizer(name: str, vocab: object, keep_control_tokens: bool = False) -
 
 
 def write_start(settings: dict, folder: Path) -> dict:
-    """Write the model `settings["student"]` with its new tokenizer to `folder`, before any training.
+    """Write the model `settings["student"]` with its new tokenizer to `folder`, untrained.
 
-    Returns where its embeddings come from, as `with_tokenizer` does, and `size`, the number of ids."""
+    Returns where its embeddings come from, as `with_tokenizer`, and `size`, the number of ids."""
     from xtokd.experiments.tokenizer_transfer import with_tokenizer
     from xtokd.models.loading import load_model, load_tokenizer
     from xtokd.train.checkpoint import atomic_folder, save_student

@@ -22,6 +22,7 @@ from ..data.prompt_additions import read_addition
 from ..data.prompts import refuse_lone_surrogates
 from ..data.stored_texts import learns_from
 from ..errors import strict_names, unknown_name
+from .sharing.hub_upload import SharingSettings, check_sharing_settings
 from .teachers.routing import TeacherSettings, check_teacher_settings
 from ..models.optimizer import OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule
 
@@ -89,7 +90,7 @@ class ModelSettings:
 # %% ../../nbs/08_train/01_config.ipynb #fa861c46
 @strict_names(OTHER_NAMES)
 @dataclass
-class DistillConfig(ModelSettings, TeacherSettings):
+class DistillConfig(ModelSettings, TeacherSettings, SharingSettings):
     "Settings of a run. Raises TypeError for an unknown name and ValueError for a bad value."
     max_steps: int = 200          # optimizer steps
     batch_size: int = 32          # prompts a step, over all processes
@@ -142,7 +143,6 @@ class DistillConfig(ModelSettings, TeacherSettings):
     logits: str = "auto"          # "keep", "recompute" from hidden states, "auto": where large
     mixed_precision: str = "auto" # "no", "bf16", or "auto": bf16 on a GPU
     fsdp: str = "auto"            # shard "student", "teacher", "both", "no"; "auto": both in FSDP
-    report_to: str | None = None  # "tensorboard" or "wandb" (needs that package)
     progress: bool = True         # show a progress bar
 
     def __post_init__(self): check_config(self)
@@ -165,7 +165,6 @@ _CHOICES = dict(
     logits=("auto", "keep", "recompute"),
     loss_on=("response", "answer"),
     granularity=("byte", "char"),
-    report_to=("tensorboard", "wandb"),
     student_dtype=("float32", "bfloat16"),
     teacher_quantization=(4, 8),
     fsdp=("auto", "no", "student", "teacher", "both"),
@@ -240,7 +239,7 @@ def check_config(config: DistillConfig) -> None:
     if config.generation_url and config.lora_r:
         raise ValueError("generation_url and lora_r together: a server that generates needs whole "
                          "weights. Leave one of them out")
-    check_teacher_settings(config)
+    for check in (check_teacher_settings, check_sharing_settings): check(config)
     config.chat_template_kwargs = parse_template_kwargs(config.chat_template_kwargs)
     config.lr_scheduler_kwargs = parse_scheduler_kwargs(config.lr_scheduler_kwargs)
     if config.lr_scheduler_kwargs or config.lr_scheduler_type not in PLAIN_SCHEDULES:
@@ -372,9 +371,10 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map", "teacher_price",
-    "teacher_offload_dir", "fsdp", "progress", "report_to", "collapse_warnings", "eval_steps",
+    "teacher_offload_dir", "fsdp", "progress", "collapse_warnings", "eval_steps",
     "eval_num_generations", "eval_temperatures", "eval_kl_from_start", "save_steps", "logits",
     "save_total_limit", "teacher_timeout", "teacher_retries", "teacher_concurrency"}
+FREE_SETTINGS |= {f.name for f in fields(SharingSettings)}
 
 _OLD_DEFAULTS = {"on_policy_fraction": 1.0, "off_policy_source": "teacher"}
 

@@ -186,7 +186,9 @@ class TrainingLoop:
                 pair = d.models.for_item(d.stepper.first[0].item).pair
                 d.log.emit("sample", step, **sample_record(*d.stepper.first, pair))
             if more_to_come and is_due(step, config.eval_steps): d.evaluate()
-            if more_to_come and is_due(step, config.save_steps): d.save()
+            if more_to_come and is_due(step, config.save_steps):
+                d.save()
+                d.log.hub.push(d.checkpoints.latest(), step)
         if state.step < config.max_steps: return "stopped"
         d.evaluate()
         return "finished"
@@ -261,6 +263,7 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
     d.generator.texts.stored.open(folder/"texts.jsonl", d.state.step)
     d.accelerator.wait_for_everyone()
     d.log.open()
+    d.log.hub.open()
     description = to_json(describe_run(d))
     d.log.emit("resume" if has_log else "start", d.state.step, **description)
     for message in damaged + _opening_messages(d, before, description):
@@ -332,6 +335,7 @@ def run_to_end(distiller: "Distiller") -> None:
         reason = TrainingLoop(d).run()
         d.save()
         student = d.checkpoints.save_student()
+        d.log.hub.push(student, state.step, at_the_end=True)
         d.log.emit("end", state.step, reason=reason, costs=state.costs,
                    peak_memory_gib=peak_memory(d.device), student=str(student))
         if reason == "stopped":

@@ -325,6 +325,7 @@ def evaluate(student: torch.nn.Module,
         greedy = writer.scored(judged, writer.generate(judged, 0.))
         for i, text in zip(judged, greedy): prompts[i].greedy = text
     metrics = summarize(prompts) | summaries(prompts, "tasks", lambda item: item.get("task") or "other")
+    metrics |= summaries(prompts, "eval_sets", lambda item: item.get("eval_set") or "other")
     if models_of is not None: metrics |= summaries(prompts, "teachers", lambda item: item["teacher"])
     return metrics, [prompt_sample(prompt) for prompt in prompts]
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..data.chat import render_prompt
-from ..data.prompts import builtin_check, error_list, load_prompts, where_of
+from ..data.prompts import (
+    builtin_check, error_list, load_prompt_sets, load_prompts, where_of)
 from ..data.response_format import encode_response, open_region, readable_response
 from ..data.segments import exclude_thoughts
 from ..data.stored_texts import StoredText, StoredTexts
@@ -269,13 +270,13 @@ def split_prompts(prompts: object, eval_prompts: object,
                   config: DistillConfig) -> tuple[list[dict], list[dict]]:
     """Training prompts and evaluation prompts.
 
-    Each argument is what `load_prompts` takes; eval_prompts may be None."""
+    Each argument is what `load_prompts` takes; eval_prompts may be None, or {name: prompts}."""
     items = load_prompts(prompts, prompt_column=config.prompt_column)
     if not config.eval_size: return items, []
     if eval_prompts is None and builtin_check(prompts):
         eval_prompts = f"{prompts.partition(':')[0]}:heldout"
     if eval_prompts is not None:
-        return items, load_prompts(eval_prompts, config.eval_size, config.prompt_column)
+        return items, load_prompt_sets(eval_prompts, config.eval_size, config.prompt_column)
     n = min(config.eval_size, len(items) // 5)
     return items[:len(items) - n], items[len(items) - n:]
 
