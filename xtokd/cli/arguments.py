@@ -16,7 +16,7 @@ from typing import Iterable
 
 from ..errors import unknown_name
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #77d1281b
+# %% ../../nbs/12_cli/02_arguments.ipynb #1d44d70a
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -222,7 +222,7 @@ def read_config(path: str) -> dict:
                          f"{type(found).__name__}")
     return found
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #9533a148
+# %% ../../nbs/12_cli/02_arguments.ipynb #a882bed2
 def _split_pair(word: str, flag: str, example: str) -> tuple[str, str]:
     "Name and value of `NAME=VALUE`."
     name, is_pair, value = word.partition("=")
@@ -331,7 +331,7 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, dest=f"config_{field.name}", default=None, help=help, **options)
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #25a20308
+# %% ../../nbs/12_cli/02_arguments.ipynb #d70d0622
 _AUXILIARY = ("weak", "plus", "minus")    # auxiliary models that an objective can require
 RUN_DEFAULTS = dict(student="tiny", teacher="tiny", prompts="tiny", eval_prompts=None,
                  objective="cover",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_distiller', 'distiller_of', 'make_parser', 'main']
 
-# %% ../../nbs/12_cli/04_commands.ipynb #d2fc194c
+# %% ../../nbs/12_cli/04_commands.ipynb #6f91578f
 import argparse, json, os, shlex, sys
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +20,7 @@ from xtokd.cli.tables import (
     before_after, print_methods, print_models, print_objectives, print_rates, print_runs,
     print_table)
 
-# %% ../../nbs/12_cli/04_commands.ipynb #c69ec7a5
+# %% ../../nbs/12_cli/04_commands.ipynb #bacf1520
 def make_distiller(args: argparse.Namespace) -> tuple:
     "The Distiller of a command line, and the settings that it was made from."
     from xtokd.train.config import DistillConfig
@@ -99,7 +99,7 @@ def _run_align(args) -> int:
     if args.html: print(f"\nwritten to {alignment.explore().save(args.html)}")
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #25b128b1
+# %% ../../nbs/12_cli/04_commands.ipynb #bed84a6a
 def _run_distill(args) -> int:
     "Train; print the first and the last evaluation, and what to do next."
     distiller, s = make_distiller(args)
@@ -311,7 +311,7 @@ def _add_model_commands(commands) -> None:
     p.add_argument("--seed", type=int, default=0, metavar="INT",
                    help="seed of the sampling (default: 0)")
 
-# %% ../../nbs/12_cli/04_commands.ipynb #a4439249
+# %% ../../nbs/12_cli/04_commands.ipynb #2f1b894e
 def _add_training_command(commands, with_config: bool) -> None:
     "distill and transfer."
     p = _add_command(commands, "distill", _run_distill, "train the student")
@@ -370,7 +370,7 @@ def make_parser(with_config: bool = False) -> CommandParser:
     _add_training_command(commands, with_config)
     return p
 
-# %% ../../nbs/12_cli/04_commands.ipynb #bd0f3964
+# %% ../../nbs/12_cli/04_commands.ipynb #77749af6
 _EXPECTED_ERRORS = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError)
 
 

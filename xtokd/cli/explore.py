@@ -86,7 +86,7 @@ class _ExploreHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None: pass
 
-# %% ../../nbs/12_cli/07_explore.ipynb #d13ff7f0
+# %% ../../nbs/12_cli/07_explore.ipynb #09ff3c52
 def explore_pair(args: argparse.Namespace) -> int:
     "Write the page of a pair where `--html` names a file, else serve it until Ctrl-C."
     from xtokd.cli.pairs import load_pair

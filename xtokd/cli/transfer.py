@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRANSFER_SETTINGS', 'add_transfer_flags', 'transfer_settings', 'new_tokenizer', 'write_start', 'prepare_transfer']
 
-# %% ../../nbs/12_cli/09_transfer.ipynb #8e0a114e
+# %% ../../nbs/12_cli/09_transfer.ipynb #5b6fb3c3
 import argparse, time
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from .arguments import RUN_DEFAULTS, read_config, read_settings
 from .pairs import silence_transformers
 
-# %% ../../nbs/12_cli/09_transfer.ipynb #493a1c53
+# %% ../../nbs/12_cli/09_transfer.ipynb #bdf9c4a1
 TRANSFER_SETTINGS = dict(tokenizer=None, keep_control_tokens=False, untie=False, rescale=False,
                          roles=None)
 _OBJECTIVE = dict(objective="alm", objective_args={"preset": "paper"})
@@ -77,7 +77,7 @@ def transfer_settings(args: argparse.Namespace) -> dict:
     raise ValueError("no tokenizer is given: --tokenizer NAME (a hub name or folder), or "
                      "--tokenizer bytes")
 
-# %% ../../nbs/12_cli/09_transfer.ipynb #8b917256
+# %% ../../nbs/12_cli/09_transfer.ipynb #d71e78ce
 def new_tokenizer(name: str, vocab: object, keep_control_tokens: bool = False) -> object:
     """The tokenizer that a model gets: that of `name`, or for "bytes" one over bytes.
 

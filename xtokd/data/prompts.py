@@ -440,7 +440,7 @@ def load_prompts(source: str | Path | Iterable,  # "tiny", a file, a `datasets` 
         raise error_list(errors, f"{len(errors):,} of {len(found):,} rows are no prompts:")
     return found
 
-# %% ../../nbs/02_data/01_prompts.ipynb #66ab4e18
+# %% ../../nbs/02_data/01_prompts.ipynb #be78012c
 def load_prompt_sets(sources: object,              # as in `load_prompts`, or {name: source}
                      limit: int | None = None,     # at most so many items of each set
                      prompt_column: str | None = None) -> list[PromptItem]:

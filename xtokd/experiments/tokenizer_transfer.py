@@ -6,7 +6,7 @@
 __all__ = ['ENSEMBLE_MEANS', 'longest_cover', 'old_ids_of', 'control_token_sources', 'RowSource', 'TransferPlan', 'plan_transfer',
            'fvt', 'with_tokenizer', 'Transferred', 'transfer_tokenizer', 'ensemble_logp', 'Ensemble']
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #543fe39a
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #c7814e79
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def old_ids_of(old: ByteVocab, pieces: list[bytes]) -> list[list[int]]:
         for k, cover in zip(missing, covers): found[k] = cover
     return found
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #5fd5252e
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #e8c3e0d2
 def _ids_without_role(vocab, roles):
     "Ids of the control tokens that are in none of the lists of `roles`."
     taken = {i for ids in roles.values() for i in ids}
@@ -107,7 +107,7 @@ def control_token_sources(
         found[new_id] = old.encode(source) if old_id is None else [old_id]
     return found
 
-# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #a62f844e
+# %% ../../nbs/11_experiments/03_tokenizer_transfer.ipynb #0bc33749
 class RowSource(IntEnum):
     "Where the embedding of a new id comes from."
     COPIED = 0      # a text token that is one old token

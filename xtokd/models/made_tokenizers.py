@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONTROL_ROLES', 'roles_of', 'control_string', 'byte_tokenizer', 'tokenizer_with_control_tokens']
 
-# %% ../../nbs/06_models/11_made_tokenizers.ipynb #ae3c2482
+# %% ../../nbs/06_models/11_made_tokenizers.ipynb #c53439c6
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -14,7 +14,7 @@ from .forward import closing_id
 from ..vocab.bytevocab import ByteVocab, as_byte_vocab
 from ..vocab.spelling import byte_alphabet
 
-# %% ../../nbs/06_models/11_made_tokenizers.ipynb #f08957bb
+# %% ../../nbs/06_models/11_made_tokenizers.ipynb #424d863a
 CONTROL_ROLES = ("bos", "stop", "pad", "unk")
 
 
@@ -57,7 +57,7 @@ def _with_roles_of(tokenizer, vocab):
         chat_template=getattr(vocab.hf, "chat_template", None),
         **{f"{name}_token": token for name, token in names.items()})
 
-# %% ../../nbs/06_models/11_made_tokenizers.ipynb #e91c6bb1
+# %% ../../nbs/06_models/11_made_tokenizers.ipynb #0e0b1f1c
 def byte_tokenizer(like: object) -> object:
     """Return a tokenizer of transformers whose ids 0 to 255 are the bytes.
 
@@ -69,7 +69,7 @@ def byte_tokenizer(like: object) -> object:
     tokenizer.decoder = decoders.ByteLevel()
     return _with_roles_of(tokenizer, as_byte_vocab(like))
 
-# %% ../../nbs/06_models/11_made_tokenizers.ipynb #78cb0a93
+# %% ../../nbs/06_models/11_made_tokenizers.ipynb #b416f126
 def tokenizer_with_control_tokens(tokenizer: object, like: object) -> object:
     """Return a tokenizer of transformers with the text tokens of `tokenizer` and the control tokens,
     their roles and the chat template of `like`; both are anything that `ByteVocab` takes."""

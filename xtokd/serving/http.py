@@ -55,7 +55,7 @@ def _retry_after(headers: Mapping[str, str] | None) -> float | None:
     try: return max(0., parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError): return None
 
-# %% ../../nbs/07_serving/01_http.ipynb #5e272564
+# %% ../../nbs/07_serving/01_http.ipynb #56d4bc93
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     "Leaves redirects alone, so that they arrive as errors."
     def redirect_request(self, *args): return None

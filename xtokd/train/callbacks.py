@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'RunReporter', 'describe_run', 'ProgressBar', 'scalars', 'Tracker', 'run_callbacks', 'interruptible']
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #1deb2830
+# %% ../../nbs/08_train/08_callbacks.ipynb #989fe932
 import json, os, signal, socket, sys, threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from .monitor import CollapseMonitor
 from .sharing.hub_upload import HubUpload, tracker_names
 from .runlog import Control, RunLog, device_name, pass_names, truncated_shares
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #b9066b84
+# %% ../../nbs/08_train/08_callbacks.ipynb #e2095c0f
 class Callback:
     "Base class of callbacks; override what you need. `record` is the log's record of the event."
     def on_start(self, distiller: "Distiller", record: dict) -> None: pass
@@ -86,7 +86,7 @@ class RunReporter:
         finally:
             if self.lock is not None: self.lock.close()
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #2582c99f
+# %% ../../nbs/08_train/08_callbacks.ipynb #f1543b8a
 def describe_run(distiller: "Distiller") -> dict:
     "The fields of a start or resume event."
     d = distiller
@@ -112,7 +112,7 @@ def describe_run(distiller: "Distiller") -> dict:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #9ab74a10
+# %% ../../nbs/08_train/08_callbacks.ipynb #d30206cb
 class ProgressBar(Callback):
     "A bar with loss, fraction of tokens with a signal, tokens per second and the time left."
     bar = None
@@ -166,7 +166,7 @@ def scalars(record: dict, under: str) -> dict:
             found[f"{under}/{name}"] = value
     return found
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #433f9b5d
+# %% ../../nbs/08_train/08_callbacks.ipynb #9e444e42
 class Tracker(Callback):
     "Passes the numbers of a run to trackers, through accelerate."
 
@@ -204,7 +204,7 @@ class Tracker(Callback):
         # `end_training` would end the process group too
         for tracker in self.accelerator.trackers: tracker.finish()
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #c7b559d9
+# %% ../../nbs/08_train/08_callbacks.ipynb #b4c04fb5
 def run_callbacks(config: DistillConfig, callbacks: list | tuple, is_main: bool) -> list:
     "The given callbacks, and those that the configuration asks for."
     callbacks = list(callbacks)

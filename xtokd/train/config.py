@@ -9,7 +9,7 @@ __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'ModelSettings', 'DistillConfig', 'pa
            'writer_temperature', 'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest',
            'changed_arguments', 'text_key']
 
-# %% ../../nbs/08_train/01_config.ipynb #ce81046e
+# %% ../../nbs/08_train/01_config.ipynb #14d60935
 import hashlib, json, math, re, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -87,7 +87,7 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #fa861c46
+# %% ../../nbs/08_train/01_config.ipynb #58267fbb
 @strict_names(OTHER_NAMES)
 @dataclass
 class DistillConfig(ModelSettings, TeacherSettings, SharingSettings):
@@ -147,14 +147,13 @@ class DistillConfig(ModelSettings, TeacherSettings, SharingSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #8565b97d
+# %% ../../nbs/08_train/01_config.ipynb #564180b8
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     max_prefix_tokens=1, max_continuation_tokens=1, teacher_temperature=0, min_score=0,
     num_candidates=1, on_policy_fraction=0, max_new_tokens=1, max_prompt_length=1, max_length=2,
     min_coverage=0, eval_steps=0, eval_size=0, eval_log_samples=0, eval_num_generations=1,
-    save_steps=0, save_total_limit=1, seed=0, lora_r=1, teacher_retries=0, adam_beta1=0,
-    adam_beta2=0)
+    save_steps=0, save_total_limit=1, seed=0, lora_r=1, teacher_retries=0, adam_beta1=0, adam_beta2=0)
 _POSITIVE = ("learning_rate", "max_grad_norm", "loss_temperature", "teacher_timeout", "adam_epsilon")
 _FRACTIONS = ("on_policy_fraction", "min_coverage", "min_score", "adam_beta1", "adam_beta2")
 _CHOICES = dict(
@@ -205,7 +204,7 @@ def parse_temperatures(value: str | float | list | tuple | None) -> list[float] 
     raise ValueError(f"eval_temperatures is {value!r}: it is a list of finite numbers above 0, such "
                      'as [0.6, 1.2] or "0.6,1.2"; greedy text (0) and temperature 1 are always there')
 
-# %% ../../nbs/08_train/01_config.ipynb #2af6cbbd
+# %% ../../nbs/08_train/01_config.ipynb #34d5a811
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".csv", ".yaml", ".yml", ".pt",
                   ".bin", ".safetensors", ".gguf", ".gz", ".zip", ".tar"}
 
@@ -367,11 +366,11 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 0 (it is {fraction}). It learns from text of "
                          f"{' or '.join(allowed)}; choose one as off_policy_source")
 
-# %% ../../nbs/08_train/01_config.ipynb #7ae31d0b
+# %% ../../nbs/08_train/01_config.ipynb #aa51f8ff
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
-    "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map", "teacher_price",
-    "teacher_offload_dir", "fsdp", "progress", "collapse_warnings", "eval_steps",
+    "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map", "eval_steps",
+    "teacher_offload_dir", "fsdp", "progress", "collapse_warnings", "teacher_price",
     "eval_num_generations", "eval_temperatures", "eval_kl_from_start", "save_steps", "logits",
     "save_total_limit", "teacher_timeout", "teacher_retries", "teacher_concurrency"}
 FREE_SETTINGS |= {f.name for f in fields(SharingSettings)}

@@ -6,7 +6,7 @@
 __all__ = ['configured_optimizer', 'TrainState', 'StepWriter', 'is_due', 'TrainingLoop', 'run_folder', 'named_check',
            'check_function', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #ead31a87
+# %% ../../nbs/08_train/11_distiller.ipynb #81649475
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -110,7 +110,7 @@ class TrainState:
         drawn_plainly = self.step * self.config.batch_size
         self.prompts_drawn = state.get("prompts_drawn", drawn_plainly)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #d7f6250d
+# %% ../../nbs/08_train/11_distiller.ipynb #66d02e5d
 class StepWriter:
     "The samples of each step: which prompts, who writes, and how far the run has come in the prompts."
 
@@ -162,7 +162,7 @@ class StepWriter:
             gap = d.student.engine.logp_gap(own_logp)
         return broadcast(gap)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #56d5657b
+# %% ../../nbs/08_train/11_distiller.ipynb #816bf5b4
 def is_due(step: int, every: int) -> bool:
     "Is it time at this step? Never where `every` is 0."
     return bool(every) and step % every == 0
@@ -226,7 +226,7 @@ class TrainingLoop:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #8dd41baf
+# %% ../../nbs/08_train/11_distiller.ipynb #c4f30557
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -288,7 +288,7 @@ def _opening_messages(distiller: "Distiller", before: dict, now: dict) -> list[s
             messages.append(f"{what}: {fix}")
     return list(dict.fromkeys(messages))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #9e670ee3
+# %% ../../nbs/08_train/11_distiller.ipynb #18d5aff6
 def _arguments_of_run(folder: str | Path, changes: dict) -> dict:
     """Arguments of the Distiller that a log describes, with `changes` in their place.
 
@@ -354,7 +354,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #8246a366
+# %% ../../nbs/08_train/11_distiller.ipynb #574a8565
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 

@@ -7,7 +7,7 @@ __all__ = ['GIB', 'LARGE_UNKNOWN', 'ActivationMeter', 'DryRunResult', 'token_len
            'planned_length', 'teacher_row_width', 'planned_memory', 'device_memory', 'planned_seconds',
            'length_problems', 'find_problems', 'served_forecast', 'Forecast', 'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #282f6fb0
+# %% ../../nbs/08_train/12_dry_run.ipynb #1b08ac40
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -51,7 +51,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #627cd96c
+# %% ../../nbs/08_train/12_dry_run.ipynb #6c40e3d8
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -131,7 +131,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
         received=received,
         teacher_read=int(totals.counts["teacher_tokens_fed"]))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #c9e3478b
+# %% ../../nbs/08_train/12_dry_run.ipynb #b91f1ab2
 GIB = 2 ** 30
 
 def weight_bytes(parameters: Iterator | list) -> int:
@@ -215,7 +215,7 @@ def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     longest_run = config.max_steps * most + evaluations * one * 1.5
     return {"step": [least, most], "run": [shortest_run, longest_run]}
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #711646b3
+# %% ../../nbs/08_train/12_dry_run.ipynb #8bc62937
 def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]:
     "Yield a message for prompts left out, responses cut, contexts too short, and masked tokens."
     d, config, metrics = distiller, distiller.config, result.metrics
@@ -277,7 +277,7 @@ def find_problems(distiller: Distiller, result: DryRunResult, memory: dict,
                f"lower micro_batch_size (it is {config.micro_batch_size}), max_new_tokens (it is "
                f"{config.max_new_tokens}) or batch_size, or take a teacher in fewer bits")
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #24927a88
+# %% ../../nbs/08_train/12_dry_run.ipynb #c8f752e7
 def served_forecast(distiller: Distiller, result: DryRunResult) -> dict:
     """What served teachers take: bytes of an answer for each token that they read, the GiB that log-probs
     of all requests at a time can take on the server, and the price of a step and of the run.
@@ -297,7 +297,7 @@ def served_forecast(distiller: Distiller, result: DryRunResult) -> dict:
         found["price in all"] = found["price a step"] * config.max_steps
     return found
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #39ffd4e3
+# %% ../../nbs/08_train/12_dry_run.ipynb #7cc43f2a
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take."

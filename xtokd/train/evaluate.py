@@ -64,7 +64,7 @@ def text_logp(model: torch.nn.Module, bv: ByteVocab, prompts: list[list[int]], i
             found.append(logp)
     return found
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #9e07e78d
+# %% ../../nbs/08_train/05_evaluate.ipynb #502d874b
 def logp_gaps(student: torch.nn.Module, teacher: torch.nn.Module, pair: Pair,
               prompts: tuple[list, list],   # the student's ids of each prompt, the teacher's ids
               responses: list[list[int]],   # the student's ids
@@ -274,7 +274,7 @@ class TextGenerator:
         texts = self.scored(which, self.generate(which, temperature, seed))
         return [texts[i * number:(i + 1) * number] for i in range(len(self.items))]
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #cc9a0fe0
+# %% ../../nbs/08_train/05_evaluate.ipynb #f9c90481
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     "Context: the model without dropout; its mode is as before afterwards."
@@ -342,7 +342,7 @@ def prompt_sample(prompt: EvaluatedPrompt) -> dict:
     score = {} if prompt.greedy.score is None else {"score": prompt.greedy.score}
     return {"item": prompt.item, "text": prompt.greedy.text} | score
 
-# %% ../../nbs/08_train/05_evaluate.ipynb #a41e4c28
+# %% ../../nbs/08_train/05_evaluate.ipynb #46665651
 class Evaluator:
     "Accuracy and reverse KL to the teacher on the evaluation prompts of a run."
 

@@ -36,7 +36,7 @@ from .config import DistillConfig
 from .samples import Sample
 from ..vocab.bytevocab import ByteVocab
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #e458d638
+# %% ../../nbs/08_train/03_forward_batch.ipynb #bf9f426a
 @dataclass
 class ModelSet:
     "The models of a run: student, teacher, and the auxiliary models of some objectives."
@@ -88,7 +88,7 @@ def side_as_configured(side: Side, role: str, config: DistillConfig) -> Side:
     texts = config.teacher_system or "", config.teacher_prefix or ""
     return side_with_prompt_additions(side, PromptAdditions(*texts))
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #8d5b5c9b
+# %% ../../nbs/08_train/03_forward_batch.ipynb #55bca124
 def load_teacher_side(teacher: str | Path | tuple | Side, config: DistillConfig,
                       device: torch.device, sharded_roles: tuple | list = ()) -> Side:
     "Load a teacher as `config` says, frozen, on the device unless it is to be sharded."

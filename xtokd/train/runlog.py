@@ -91,7 +91,7 @@ def write_compact(events: list[dict], path: str | Path) -> None:
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     Path(path).write_text("".join(lines), encoding="utf8")
 
-# %% ../../nbs/08_train/07_runlog.ipynb #98ec2ba9
+# %% ../../nbs/08_train/07_runlog.ipynb #9517fb43
 class Costs(dict):
     """What a run has spent so far: tokens generated and scored, estimated FLOPs, seconds.
 

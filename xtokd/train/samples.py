@@ -8,7 +8,7 @@ __all__ = ['WRITING_COUNTS', 'TEXT_COUNTS', 'Sample', 'needed_texts', 'require_r
            'LeftOut', 'left_out_text', 'prompts_that_fit', 'fitting_prompts', 'split_prompts', 'apply_windows',
            'CandidateWriter', 'TextSource', 'SampleSource']
 
-# %% ../../nbs/08_train/02_samples.ipynb #2f7892e2
+# %% ../../nbs/08_train/02_samples.ipynb #1dd9aa06
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -265,7 +265,7 @@ def fitting_prompts(items: list[dict], sides: dict[str, Side],
     require_references(fitting, texts)
     return fitting, left_out
 
-# %% ../../nbs/08_train/02_samples.ipynb #37b43c83
+# %% ../../nbs/08_train/02_samples.ipynb #0c42ddc8
 def split_prompts(prompts: object, eval_prompts: object,
                   config: DistillConfig) -> tuple[list[dict], list[dict]]:
     """Training prompts and evaluation prompts.

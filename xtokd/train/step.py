@@ -33,7 +33,7 @@ from .runlog import Costs
 from .samples import TEXT_COUNTS, Sample, writing_counts
 from ..vocab.bytevocab import response_text
 
-# %% ../../nbs/08_train/04_step.ipynb #22a52eda
+# %% ../../nbs/08_train/04_step.ipynb #4f4e530a
 def _zeros(size): return field(default_factory=lambda: np.zeros(size))
 
 @dataclass
@@ -208,7 +208,7 @@ def mixed_precision_context(config: DistillConfig, device: torch.device) -> torc
     bf16 = config.mixed_precision == "bf16" or on_gpu
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
-# %% ../../nbs/08_train/04_step.ipynb #6bc9f9a3
+# %% ../../nbs/08_train/04_step.ipynb #a0b96dc6
 def generation_counts(samples: list[Sample], pair: Pair, text_source: str,
                       writing: dict | None = None) -> dict:
     """Counts over the responses of a step: tokens of both sides, stops, canonical tokenizations.
@@ -274,7 +274,7 @@ def step_metrics(totals: StepTotals, seconds: float) -> dict:
         metrics[name] = int(counts[name])
     return metrics
 
-# %% ../../nbs/08_train/04_step.ipynb #343faecb
+# %% ../../nbs/08_train/04_step.ipynb #ceed3bba
 def check_signal(totals: StepTotals, teacher: Side) -> None:
     """Raise where a step cannot be trained on.
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TRACKERS', 'SharingSettings', 'tracker_names', 'check_sharing_settings', 'HubUpload']
 
-# %% ../../../nbs/08_train/3_sharing/01_hub_upload.ipynb #cee3c8c0
+# %% ../../../nbs/08_train/3_sharing/01_hub_upload.ipynb #0ddd1735
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-# %% ../../../nbs/08_train/3_sharing/01_hub_upload.ipynb #cc7b17c5
+# %% ../../../nbs/08_train/3_sharing/01_hub_upload.ipynb #b50b31d0
 @dataclass(kw_only=True)
 class SharingSettings:
     "Where the numbers of a run are reported, and whether its student is uploaded."
@@ -52,7 +52,7 @@ def check_sharing_settings(settings: SharingSettings) -> None:
     raise ValueError(f"{unused[0]} is {getattr(settings, unused[0])!r} without push_to_hub: "
                      "nothing is uploaded. Give push_to_hub=True (--push-to-hub), or leave it out")
 
-# %% ../../../nbs/08_train/3_sharing/01_hub_upload.ipynb #19427092
+# %% ../../../nbs/08_train/3_sharing/01_hub_upload.ipynb #8a5eaa6c
 class HubUpload:
     "Uploads the student of a run; nothing without `push_to_hub`, and beside the main process."
 
