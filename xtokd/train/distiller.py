@@ -6,7 +6,7 @@
 __all__ = ['configured_optimizer', 'TrainState', 'StepWriter', 'is_due', 'TrainingLoop', 'run_folder', 'named_check',
            'check_function', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #81649475
+# %% ../../nbs/08_train/11_distiller.ipynb #88c5f407
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,7 +35,7 @@ from .config import (
     combine_seeds, draw_good_samples, learning_rate_factor, prompt_indices)
 from .evaluate import Evaluator
 from .forward_batch import shard_models
-from xtokd.train.teachers.several_teachers import (
+from .teachers.routed_step import (
     count_writing, fit_run_prompts, prepare_objectives, routed_prompts, run_models, sample_source,
     trained_objective, training_step)
 from .monitor import CoverageGuard

@@ -7,7 +7,7 @@ __all__ = ['GIB', 'LARGE_UNKNOWN', 'ActivationMeter', 'DryRunResult', 'token_len
            'planned_length', 'teacher_row_width', 'planned_memory', 'device_memory', 'planned_seconds',
            'length_problems', 'find_problems', 'served_forecast', 'Forecast', 'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #1b08ac40
+# %% ../../nbs/08_train/12_dry_run.ipynb #a823a8e4
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -27,7 +27,7 @@ from .forward_batch import top_k_needed
 from .runlog import Costs, Table
 from .samples import left_out_text
 from .step import add_costs, step_metrics
-from .teachers.several_teachers import count_writing
+from .teachers.routed_step import count_writing
 
 # %% ../../nbs/08_train/12_dry_run.ipynb #c6e5c117
 class ActivationMeter:
