@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from xtokd.cli import commands as cli
+from xtokd.cli import commands as cli, pairs
 from xtokd.train.runlog import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,7 +94,7 @@ def test_doctor_of_a_text(xtokd, tmp_path):
 
 def test_an_unfit_pair_ends_with_1(xtokd, monkeypatch):
     unfit = SimpleNamespace(verdict="unfit", findings=["no shared bytes"])
-    monkeypatch.setattr(cli, "diagnose", lambda words, texts=None: unfit)
+    for module in (cli, pairs): monkeypatch.setattr(module, "diagnose", lambda words, texts=None: unfit)
     code, out, err = xtokd("doctor")
     assert code == 1 and err == ""
     refused(xtokd("distill", "--max-steps", "1"), "unfit", "no shared bytes", "--force")

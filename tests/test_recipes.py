@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from xtokd.cli.arguments import RUN_DEFAULTS, read_config, refuse_unknown_settings
+from xtokd.cli.transfer import TRANSFER_SETTINGS
 from xtokd.hub import resolve
 from xtokd.objectives import OBJECTIVES, objective
 from xtokd.train.config import DistillConfig, check_text_source
@@ -20,7 +21,8 @@ def parts(file):
     "Settings of a recipe: those of DistillConfig, and the others."
     settings = read_config(str(file))
     config_names = DistillConfig.__dataclass_fields__
-    refuse_unknown_settings(settings, [*RUN_DEFAULTS, *config_names], file.name)
+    more = TRANSFER_SETTINGS if "tokenizer" in settings else {}         # of xtokd transfer
+    refuse_unknown_settings(settings, [*RUN_DEFAULTS, *more, *config_names], file.name)
     return {k: v for k, v in settings.items() if k in config_names}, {k: v for k, v in settings.items() if k not in config_names}
 
 

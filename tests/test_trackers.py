@@ -57,9 +57,39 @@ def test_a_run_goes_on_in_its_tracker_without_what_was_undone(tmp_path):
 def test_what_is_not_there_is_said_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(big, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="report_to='wandb' needs the package wandb, which is not installed: pip install wandb"): Distiller("no/such", "tiny", "tiny", config=DistillConfig(report_to="wandb"))
-    with pytest.raises(ValueError, match="report_to is 'board': it is one of tensorboard, wandb"): DistillConfig(report_to="board")
+    with pytest.raises(ValueError, match="report_to is 'board': it is one of none, all, tensorboard, wandb"): DistillConfig(report_to="board")
 
 
 def test_no_tracker_where_none_is_asked_for(tmp_path):
     distiller(tmp_path, report_to=None, max_steps=1).fit()
     assert not (tmp_path/"tensorboard").exists()
+
+
+def test_names_as_in_transformers(tmp_path, monkeypatch):
+    "Several trackers, each with the numbers of the run; \"none\" is no tracker."
+    assert DistillConfig(report_to="wandb, tensorboard").report_to == "wandb,tensorboard" and DistillConfig(report_to=["tensorboard"]).report_to == "tensorboard"
+    for wrong in ("wandb,none", "all,wandb", "tensorboard,board"):
+        with pytest.raises(ValueError, match="several trackers with commas between them"): DistillConfig(report_to=wrong)
+    with pytest.raises(ImportError, match="report_to='trackio' needs the package trackio, which is not installed: pip install trackio"):
+        monkeypatch.setattr(big, "find_spec", lambda name: None)
+        Distiller("no/such", "tiny", "tiny", config=DistillConfig(report_to="trackio"))
+    distiller(tmp_path, report_to="none", max_steps=1).fit()
+    assert not (tmp_path/"tensorboard").exists()
+
+
+def test_two_trackers_get_the_same_numbers(tmp_path, monkeypatch):
+    from accelerate.tracking import GeneralTracker
+    from xtokd.train import callbacks
+    seen = {"one": {}, "two": {}}
+    class Kept(GeneralTracker):
+        requires_logging_directory, name = False, "kept"
+        def __init__(self, name): super().__init__(); self.own, self.ended = name, False
+        @property
+        def tracker(self): return self
+        def store_init_configuration(self, values): seen[self.own]["config"] = values
+        def log(self, values, step=None, **kw): seen[self.own].setdefault(step, {}).update(values)
+        def finish(self): seen[self.own]["ended"] = True
+    monkeypatch.setattr(callbacks, "filter_trackers", lambda names, folder: [Kept("one"), Kept("two")])
+    monkeypatch.setattr(callbacks, "require_package", lambda *a: None)
+    run = distiller(tmp_path, report_to="wandb,trackio", max_steps=1).fit()
+    for found in seen.values(): assert found[1]["train/loss"] == run.steps[0]["loss"] and found["config"]["max_steps"] == 1 and found["ended"]

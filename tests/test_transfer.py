@@ -12,13 +12,14 @@ from xtokd.vocab.bytevocab import ByteVocab
 from xtokd.train.config import DistillConfig
 from xtokd.train.distiller import Distiller
 from xtokd.models.loading import load_model, load_tokenizer
+from xtokd.models.made_tokenizers import byte_tokenizer
 from xtokd.exact.toy_models import toy_bpe
 from xtokd.alignment.doctor import probe_texts
 from xtokd.data.prompts import load_prompts
 from xtokd.models.sampling import generate_responses
 from xtokd.models.forward import response_logits
 from xtokd.experiments.tokenizer_transfer import (
-    Ensemble, byte_tokenizer, longest_cover, fvt, ensemble_logp, plan_transfer, control_token_sources,
+    Ensemble, longest_cover, fvt, ensemble_logp, plan_transfer, control_token_sources,
     old_ids_of, transfer_tokenizer, with_tokenizer,
 )
 from xtokd.vocab.trie import ByteTrie

@@ -31,7 +31,7 @@ PARTS = {
     "01_vocab": "Vocabularies", "02_data": "Prompts and tasks", "03_alignment": "Alignment", "04_rows": "Next-token rows",
     "05_objectives": "Objectives", "2_policy": "Objectives: policy gradient", "3_matching": "Objectives: matching rows",
     "4_projection": "Objectives: projecting rows", "5_hidden": "Objectives: hidden states", "6_cover": "Objectives: cover",
-    "06_models": "Models", "07_serving": "Serving", "08_train": "Training", "09_exact": "Exact scoring", "10_viz": "Pictures", "2_live": "Pictures: live",
+    "06_models": "Models", "07_serving": "Serving", "08_train": "Training", "2_teachers": "Training: several teachers", "3_sharing": "Training: trackers and hub", "09_exact": "Exact scoring", "10_viz": "Pictures", "2_live": "Pictures: live",
     "11_experiments": "Experiments", "12_cli": "Command line", "13_support": "Support", "more": "More",
 }
 DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*(.+?)[ \t]*$\n?", re.M)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELP', 'RUN_DEFAULTS', 'unknown_flag', 'refuse_unknown_settings', 'CommandParser', 'read_text', 'read_config',
-           'read_objective_args', 'read_auxiliary', 'check_auxiliary', 'add_config_flags', 'read_run_settings',
-           'read_settings']
+           'read_objective_args', 'read_auxiliary', 'read_teachers', 'read_sets', 'add_teacher_flags',
+           'check_auxiliary', 'add_config_flags', 'read_run_settings', 'read_settings']
 
 # %% ../../nbs/12_cli/02_arguments.ipynb #497899e9
 import argparse, ast, difflib, inspect, json, re, sys
@@ -16,7 +16,7 @@ from typing import Iterable
 
 from ..errors import unknown_name
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #77d1281b
+# %% ../../nbs/12_cli/02_arguments.ipynb #1d44d70a
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -66,6 +66,7 @@ run folder, and a run that was stopped or killed continues with --resume.
   xtokd distill --objective strict --objective-arg top_k=16 --seed 1 --output-dir runs/strict-1
   xtokd distill --student gemma --teacher smollm2 --prompts prompts.jsonl --max-steps 3
   xtokd distill --objective compass --aux weak=org/small-teacher
+  xtokd distill --teachers maths=org/a code=http://host:8000/v1#org/b --prompts prompts.jsonl
   xtokd distill --config run.toml
   xtokd distill --resume runs/strict-1
 
@@ -77,6 +78,19 @@ several models side by side.
   xtokd generate tiny "What is 12 + 30?"
   xtokd generate runs/strict-1 "What is 12 + 30?" --compare start --compare teacher --temperature 0
   xtokd generate gemma "Certainly: 89" --raw --seed 1""",
+    transfer="""Give a model another tokenizer: new embeddings from the old ones, then training in which
+the model with its old tokenizer is the teacher. The output folder is a run like any other.
+
+  xtokd transfer tiny --tokenizer bytes --max-steps 60
+  xtokd transfer ./my-chat-model --tokenizer org/other --keep-control-tokens --prompts prompts.jsonl
+  xtokd transfer org/model --tokenizer bytes --untie --objective cover
+  xtokd transfer --config recipes/alm-transfer.yaml
+  xtokd distill --resume runs/moved           go on with a transfer that was stopped
+  xtokd generate runs/moved "What is 12 + 30?"
+
+The defaults are those of arXiv 2503.20083 (ALM and cross-entropy with even gradients), on text that
+the old model writes. TOKENIZER is a hub name or folder, or `bytes`: 256 bytes and the control tokens
+of the model.""",
     compare="""Runs side by side: accuracy before and after with its 95 % interval, distance to the
 teacher, tokens, seconds.
 
@@ -208,7 +222,7 @@ def read_config(path: str) -> dict:
                          f"{type(found).__name__}")
     return found
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #9533a148
+# %% ../../nbs/12_cli/02_arguments.ipynb #a882bed2
 def _split_pair(word: str, flag: str, example: str) -> tuple[str, str]:
     "Name and value of `NAME=VALUE`."
     name, is_pair, value = word.partition("=")
@@ -239,6 +253,39 @@ def read_auxiliary(words: list[str], allowed: Iterable[str]) -> dict[str, str]:
     among `allowed`."""
     found = dict(_split_pair(word, "--aux", "weak=org/small-teacher") for word in words)
     return check_auxiliary(found, allowed, "--aux")
+
+
+def read_teachers(words: list[str]) -> dict[str, str]:
+    "Several teachers from `NAME=MODEL` words: `{name: model}`; ValueError for a name that comes twice."
+    pairs = [word.partition("=") for word in words]
+    if wrong := [word for word, (_, _, model) in zip(words, pairs) if not model]:
+        raise ValueError(f"--teachers {wrong[0]!r}: write it as NAME=MODEL, for instance "
+                         "maths=org/teacher")
+    found = {name: model for name, _, model in pairs}
+    if len(found) == len(pairs): return found
+    raise ValueError(f"--teachers {' '.join(words)}: a name comes twice; each teacher has its own")
+
+
+def read_sets(words: list[str]) -> str | dict[str, str]:
+    "Prompts of one word, or sets from several `NAME=PROMPTS` words; ValueError for anything else."
+    pairs = [word.partition("=") for word in words]
+    if len(words) == 1 and not (pairs[0][1] and re.fullmatch(r"\w+", pairs[0][0])): return words[0]
+    found = {name: prompts for name, _, prompts in pairs if name and prompts}
+    if len(found) == len(words): return found
+    raise ValueError(f"--eval-prompts {' '.join(words)}: give one source of prompts, or several "
+                     "sets as NAME=PROMPTS, each with a name of its own")
+
+
+def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
+    "Add the flags that say which teachers a run has besides --teacher."
+    parser.add_argument("--teacher-tokenizer", metavar="NAME",
+                        help="tokenizer of a served teacher, where --teacher is http://HOST:PORT/v1")
+    parser.add_argument("--teachers", nargs="+", action="extend", metavar="NAME=MODEL",
+                        help="several teachers, each for its prompts, in place of --teacher; a "
+                             "served one is NAME=URL#TOKENIZER. A prompt names its teacher in "
+                             "the column --teacher-column (default: teacher)")
+    parser.add_argument("--teacher-of", metavar="MODULE:FUNCTION",
+                        help="(item) -> the name of its teacher, in place of a column")
 
 
 def check_auxiliary(models: dict, allowed: Iterable[str], where: str) -> dict:
@@ -284,13 +331,13 @@ def add_config_flags(parser: argparse.ArgumentParser, cls: type) -> None:
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, dest=f"config_{field.name}", default=None, help=help, **options)
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #25a20308
+# %% ../../nbs/12_cli/02_arguments.ipynb #d70d0622
 _AUXILIARY = ("weak", "plus", "minus")    # auxiliary models that an objective can require
 RUN_DEFAULTS = dict(student="tiny", teacher="tiny", prompts="tiny", eval_prompts=None,
                  objective="cover",
                  objective_args={},
-                 aux={}, teacher_tokenizer=None, check=None, supervision_window=None,
-                 teacher_context=None)
+                 aux={}, teacher_tokenizer=None, teacher_of=None, check=None,
+                 supervision_window=None, teacher_context=None)
 
 
 def read_run_settings(folder: str) -> dict:
@@ -314,9 +361,12 @@ def read_run_settings(folder: str) -> dict:
     return found | {"output_dir": str(folder)}
 
 
-def read_settings(args: argparse.Namespace, allowed: Iterable[str]) -> dict:
-    "All settings of a run as one dict, from defaults, a resumed run, a config file and flags."
-    found = dict(RUN_DEFAULTS)
+def read_settings(args: argparse.Namespace, allowed: Iterable[str],
+                  defaults: dict | None = None) -> dict:
+    """All settings of a run as one dict, from defaults, a resumed run, a config file and flags.
+
+    `defaults` take precedence over `RUN_DEFAULTS`."""
+    found = RUN_DEFAULTS | (defaults or {})
     folder = args.resume if isinstance(args.resume, str) else getattr(args, "config_output_dir",
             None)
     if args.resume and folder:
@@ -327,7 +377,13 @@ def read_settings(args: argparse.Namespace, allowed: Iterable[str]) -> dict:
     for key in RUN_DEFAULTS:
         value = getattr(args, key, None)
         if value is not None and key not in ("objective_args", "aux"): found[key] = value
+    if isinstance(found["eval_prompts"], list):
+        found["eval_prompts"] = read_sets(found["eval_prompts"])
     if args.objective_args: found["objective_args"] = read_objective_args(args.objective_args)
+    if args.teachers: found["teacher"] = read_teachers(args.teachers)
+    if isinstance(found["teacher"], dict) and found["teacher_tokenizer"]:
+        raise ValueError("teacher_tokenizer is for one served teacher: of several teachers write "
+                         "each served one as URL#TOKENIZER")
     if args.aux: found["aux"] = found["aux"] | read_auxiliary(args.aux, _AUXILIARY)
     for key, value in vars(args).items():
         if key.startswith("config_") and value is not None:

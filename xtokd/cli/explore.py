@@ -86,10 +86,10 @@ class _ExploreHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None: pass
 
-# %% ../../nbs/12_cli/07_explore.ipynb #d13ff7f0
+# %% ../../nbs/12_cli/07_explore.ipynb #09ff3c52
 def explore_pair(args: argparse.Namespace) -> int:
     "Write the page of a pair where `--html` names a file, else serve it until Ctrl-C."
-    from xtokd.cli.commands import load_pair
+    from xtokd.cli.pairs import load_pair
     text = {"text": read_text(args.text)} if args.text else {}
     explorer = load_pair(args.pair).explore(**text)
     if args.html:

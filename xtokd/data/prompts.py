@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEMPLATE_KEYS', 'TASKS', 'check_template_keys', 'refuse_lone_surrogates', 'PromptItem', 'where_of', 'check_item',
-           'read_prompts', 'dataset_parts', 'Task', 'builtin_check', 'ErrorList', 'error_list', 'load_prompts']
+           'read_prompts', 'dataset_parts', 'Task', 'builtin_check', 'ErrorList', 'error_list', 'load_prompts',
+           'load_prompt_sets']
 
 # %% ../../nbs/02_data/01_prompts.ipynb #cccb80c4
 import csv
@@ -438,3 +439,20 @@ def load_prompts(source: str | Path | Iterable,  # "tiny", a file, a `datasets` 
     if errors := [x for x in found if isinstance(x, ValueError)]:
         raise error_list(errors, f"{len(errors):,} of {len(found):,} rows are no prompts:")
     return found
+
+# %% ../../nbs/02_data/01_prompts.ipynb #be78012c
+def load_prompt_sets(sources: object,              # as in `load_prompts`, or {name: source}
+                     limit: int | None = None,     # at most so many items of each set
+                     prompt_column: str | None = None) -> list[PromptItem]:
+    """Items of one source, or of several by name, which they have as `eval_set`.
+
+    ValueError for a table without sets, and for a name that is no text."""
+    if not isinstance(sources, dict): return load_prompts(sources, limit, prompt_column)
+    found = []
+    for name, source in sources.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a set of prompts has the name {name!r}: a name is a text")
+        items = load_prompts(source, limit, prompt_column)
+        found += [PromptItem(dict(item) | {"eval_set": name}, item.where) for item in items]
+    if found: return found
+    raise ValueError('no set of prompts in {}: give {"NAME": prompts, ...}, or prompts alone')

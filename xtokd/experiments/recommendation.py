@@ -289,7 +289,7 @@ def _way_to_learn(m: PairMeasures, rule: Rule) -> tuple[Way, list[str]]:
         "reverse KL takes up what it is sure of (objective cover, divergence=rkl)",
         "text filtered by the check was as good where it could be had"]
 
-# %% ../../nbs/11_experiments/11_recommendation.ipynb #714cdb07
+# %% ../../nbs/11_experiments/11_recommendation.ipynb #06b9b49e
 def measure_pair(distiller: Distiller, k: int | None = None) -> PairMeasures:
     """Measure both sides of a Distiller on its evaluation prompts, k texts a prompt (None: the
     setting `eval_num_generations`, and 4 at least). Coverage and costs are left open."""
@@ -304,6 +304,9 @@ def measure_pair(distiller: Distiller, k: int | None = None) -> PairMeasures:
 
 def recommend_for(distiller: Distiller, rule: Rule = Rule()) -> tuple[Forecast, Recommendation]:
     "Forecast and Recommendation of a Distiller that has not begun; its student is used up."
+    if len(distiller.models.teachers()) > 1:
+        alone = "there are several teachers: see each of them alone, on its own prompts"
+        return forecast(distiller), Recommendation(Way.UNKNOWN, [alone], PairMeasures(0, False))
     measures, config = measure_pair(distiller), distiller.config
     told = forecast(distiller)
     measures = replace(measures, coverage=told.coverage["coverage"])

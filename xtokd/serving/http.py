@@ -55,7 +55,7 @@ def _retry_after(headers: Mapping[str, str] | None) -> float | None:
     try: return max(0., parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError): return None
 
-# %% ../../nbs/07_serving/01_http.ipynb #5e272564
+# %% ../../nbs/07_serving/01_http.ipynb #56d4bc93
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     "Leaves redirects alone, so that they arrive as errors."
     def redirect_request(self, *args): return None
@@ -80,6 +80,7 @@ class JsonClient:
         self.key, self.timeout, self.retries, self.rate = key, timeout, retries, rate
         self.opener, self.sleep = urllib.request.build_opener(_NoRedirect), time.sleep
         self.lock, self.next_time, self.tries = threading.Lock(), 0., 0
+        self.received = 0                     # bytes of answers
 
     def wait_for_rate(self):
         "Wait until the rate allows another request, and count it."
@@ -101,7 +102,9 @@ class JsonClient:
         self.wait_for_rate()
         try:
             with self.opener.open(request, timeout=self.timeout) as response:
-                found = json.loads(response.read())
+                raw = response.read()
+            with self.lock: self.received += len(raw)
+            found = json.loads(raw)
         except urllib.error.HTTPError as e: self._raise_status(path, e)
         except TimeoutError: raise RetryableError(*late) from None
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, OSError) as e:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'RunReporter', 'describe_run', 'ProgressBar', 'scalars', 'Tracker', 'run_callbacks', 'interruptible']
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #1deb2830
+# %% ../../nbs/08_train/08_callbacks.ipynb #989fe932
 import json, os, signal, socket, sys, threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +21,10 @@ from ..errors import disk_write
 from ..models.loading import require_package
 from .config import DistillConfig, digest, loggable_arguments, versions
 from .monitor import CollapseMonitor
+from .sharing.hub_upload import HubUpload, tracker_names
 from .runlog import Control, RunLog, device_name, pass_names, truncated_shares
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #b9066b84
+# %% ../../nbs/08_train/08_callbacks.ipynb #e2095c0f
 class Callback:
     "Base class of callbacks; override what you need. `record` is the log's record of the event."
     def on_start(self, distiller: "Distiller", record: dict) -> None: pass
@@ -41,6 +42,7 @@ class RunReporter:
         self.distiller, self.output_dir, self.callbacks = distiller, output_dir, callbacks
         self.is_main = is_main      # only the main process of a run writes
         self.file = None            # a RunLog, when it is open
+        self.hub = HubUpload(distiller.config, output_dir, is_main, self.warn)
         self.lock = None            # the open file `run.lock`, while this process trains
 
     def open(self) -> None:
@@ -74,13 +76,17 @@ class RunReporter:
             method = getattr(callback, f"on_{event}", None)
             if method: method(self.distiller, record)
 
+    def warn(self, message: str) -> None:
+        "Log a warning at the present step."
+        self.emit("warn", self.distiller.state.step, message=message)
+
     def close(self) -> None:
         try:
             if self.file is not None: self.file.close()
         finally:
             if self.lock is not None: self.lock.close()
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #2582c99f
+# %% ../../nbs/08_train/08_callbacks.ipynb #f1543b8a
 def describe_run(distiller: "Distiller") -> dict:
     "The fields of a start or resume event."
     d = distiller
@@ -91,8 +97,8 @@ def describe_run(distiller: "Distiller") -> dict:
         "loss": getattr(d.objective, "loss_description", "unit and sign not declared"),
         "requires": sorted(d.objective.requires),
         "student": repr(d.student),
-        "teacher": repr(d.teacher),
-        "fingerprints": {"student": d.student.vocab.fingerprint, "teacher": d.teacher.vocab.fingerprint},
+        "teacher": d.models.teacher_text(),
+        "fingerprints": d.models.fingerprints(),
         "digests": {"prompts": digest(d.items), "eval_prompts": digest(d.eval_items)},
         "prompts": len(d.items),
         "prompts_left_out": len(d.left_out),
@@ -106,7 +112,7 @@ def describe_run(distiller: "Distiller") -> dict:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #9ab74a10
+# %% ../../nbs/08_train/08_callbacks.ipynb #d30206cb
 class ProgressBar(Callback):
     "A bar with loss, fraction of tokens with a signal, tokens per second and the time left."
     bar = None
@@ -136,6 +142,8 @@ class ProgressBar(Callback):
         parts += [f"{text} {record[name]:.3f}" for name, text in more.items() if name in record]
         cut = truncated_shares(record)
         if any(cut.values()): parts.append(f"{max(cut.values()):.0%} cut at max_new_tokens")
+        for name, of_set in record.get("eval_sets", {}).items():
+            if "accuracy" in of_set: parts.append(f"{name} {of_set['accuracy']:.3f}")
         if "rkl_per_byte" in record:
             parts.append(f"reverse KL per byte {float(record['rkl_per_byte']):.4f}")
         self.bar.write(f"step {record['step']}: {', '.join(parts)}", file=sys.stderr)
@@ -158,26 +166,31 @@ def scalars(record: dict, under: str) -> dict:
             found[f"{under}/{name}"] = value
     return found
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #433f9b5d
+# %% ../../nbs/08_train/08_callbacks.ipynb #9e444e42
 class Tracker(Callback):
-    "Passes the numbers of a run to tensorboard or wandb."
+    "Passes the numbers of a run to trackers, through accelerate."
 
-    def __init__(self, name: str):   # "tensorboard" or "wandb"
-        require_package(name, f"report_to={name!r}")
-        self.name = name
+    def __init__(self, *names: str):   # of `TRACKERS`, or "all" that are installed
+        for name in names:
+            if name != "all": require_package(name, f"report_to={name!r}")
+        self.names = names
 
     def on_start(self, distiller: "Distiller", record: dict) -> None:
         folder = distiller.output_dir
         self.accelerator = accelerator = distiller.accelerator
-        accelerator.project_configuration.logging_dir, accelerator.trackers = str(folder), []
-        accelerator.log_with = filter_trackers([self.name], str(folder))
+        accelerator.project_configuration.logging_dir = str(folder)
         undone = record["step"] + 1 if record["event"] == "resume" else None
         options = {"tensorboard": {"purge_step": undone},
                    "wandb": {"name": folder.name, "dir": str(folder)}}
         def plain(value): return value if isinstance(value, (int, float, str)) else json.dumps(value)
         settings = {name: plain(value) for name, value in record["config"].items()}
-        project = "tensorboard" if self.name == "tensorboard" else "xtokd"
-        accelerator.init_trackers(project, config=settings, init_kwargs=options)
+        trackers = []
+        for tracker in filter_trackers(list(self.names), str(folder)):
+            accelerator.log_with, accelerator.trackers = [tracker], []
+            project = "tensorboard" if str(tracker) == "tensorboard" else "xtokd"
+            accelerator.init_trackers(project, config=settings, init_kwargs=options)
+            trackers += accelerator.trackers
+        accelerator.trackers = trackers
 
     on_resume = on_start
 
@@ -191,12 +204,12 @@ class Tracker(Callback):
         # `end_training` would end the process group too
         for tracker in self.accelerator.trackers: tracker.finish()
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #c7b559d9
+# %% ../../nbs/08_train/08_callbacks.ipynb #b4c04fb5
 def run_callbacks(config: DistillConfig, callbacks: list | tuple, is_main: bool) -> list:
     "The given callbacks, and those that the configuration asks for."
     callbacks = list(callbacks)
     if config.collapse_warnings: callbacks.append(CollapseMonitor())
-    if config.report_to: callbacks.append(Tracker(config.report_to))
+    if trackers := tracker_names(config.report_to): callbacks.append(Tracker(*trackers))
     if config.progress and is_main: callbacks.append(ProgressBar())
     return callbacks
 

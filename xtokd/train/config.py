@@ -9,7 +9,7 @@ __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'ModelSettings', 'DistillConfig', 'pa
            'writer_temperature', 'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest',
            'changed_arguments', 'text_key']
 
-# %% ../../nbs/08_train/01_config.ipynb #ce81046e
+# %% ../../nbs/08_train/01_config.ipynb #14d60935
 import hashlib, json, math, re, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -22,8 +22,9 @@ from ..data.prompt_additions import read_addition
 from ..data.prompts import refuse_lone_surrogates
 from ..data.stored_texts import learns_from
 from ..errors import strict_names, unknown_name
-from ..models.optimizer import (
-    OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule)
+from .sharing.hub_upload import SharingSettings, check_sharing_settings
+from .teachers.routing import TeacherSettings, check_teacher_settings
+from ..models.optimizer import OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule
 
 # %% ../../nbs/08_train/01_config.ipynb #066d23e5
 OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and what to know about it
@@ -86,10 +87,10 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #fa861c46
+# %% ../../nbs/08_train/01_config.ipynb #58267fbb
 @strict_names(OTHER_NAMES)
 @dataclass
-class DistillConfig(ModelSettings):
+class DistillConfig(ModelSettings, TeacherSettings, SharingSettings):
     "Settings of a run. Raises TypeError for an unknown name and ValueError for a bad value."
     max_steps: int = 200          # optimizer steps
     batch_size: int = 32          # prompts a step, over all processes
@@ -142,19 +143,17 @@ class DistillConfig(ModelSettings):
     logits: str = "auto"          # "keep", "recompute" from hidden states, "auto": where large
     mixed_precision: str = "auto" # "no", "bf16", or "auto": bf16 on a GPU
     fsdp: str = "auto"            # shard "student", "teacher", "both", "no"; "auto": both in FSDP
-    report_to: str | None = None  # "tensorboard" or "wandb" (needs that package)
     progress: bool = True         # show a progress bar
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #8565b97d
+# %% ../../nbs/08_train/01_config.ipynb #564180b8
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     max_prefix_tokens=1, max_continuation_tokens=1, teacher_temperature=0, min_score=0,
     num_candidates=1, on_policy_fraction=0, max_new_tokens=1, max_prompt_length=1, max_length=2,
     min_coverage=0, eval_steps=0, eval_size=0, eval_log_samples=0, eval_num_generations=1,
-    save_steps=0, save_total_limit=1, seed=0, lora_r=1, teacher_retries=0, adam_beta1=0,
-    adam_beta2=0)
+    save_steps=0, save_total_limit=1, seed=0, lora_r=1, teacher_retries=0, adam_beta1=0, adam_beta2=0)
 _POSITIVE = ("learning_rate", "max_grad_norm", "loss_temperature", "teacher_timeout", "adam_epsilon")
 _FRACTIONS = ("on_policy_fraction", "min_coverage", "min_score", "adam_beta1", "adam_beta2")
 _CHOICES = dict(
@@ -165,7 +164,6 @@ _CHOICES = dict(
     logits=("auto", "keep", "recompute"),
     loss_on=("response", "answer"),
     granularity=("byte", "char"),
-    report_to=("tensorboard", "wandb"),
     student_dtype=("float32", "bfloat16"),
     teacher_quantization=(4, 8),
     fsdp=("auto", "no", "student", "teacher", "both"),
@@ -206,7 +204,7 @@ def parse_temperatures(value: str | float | list | tuple | None) -> list[float] 
     raise ValueError(f"eval_temperatures is {value!r}: it is a list of finite numbers above 0, such "
                      'as [0.6, 1.2] or "0.6,1.2"; greedy text (0) and temperature 1 are always there')
 
-# %% ../../nbs/08_train/01_config.ipynb #2af6cbbd
+# %% ../../nbs/08_train/01_config.ipynb #34d5a811
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".csv", ".yaml", ".yml", ".pt",
                   ".bin", ".safetensors", ".gguf", ".gz", ".zip", ".tar"}
 
@@ -240,6 +238,7 @@ def check_config(config: DistillConfig) -> None:
     if config.generation_url and config.lora_r:
         raise ValueError("generation_url and lora_r together: a server that generates needs whole "
                          "weights. Leave one of them out")
+    for check in (check_teacher_settings, check_sharing_settings): check(config)
     config.chat_template_kwargs = parse_template_kwargs(config.chat_template_kwargs)
     config.lr_scheduler_kwargs = parse_scheduler_kwargs(config.lr_scheduler_kwargs)
     if config.lr_scheduler_kwargs or config.lr_scheduler_type not in PLAIN_SCHEDULES:
@@ -367,13 +366,14 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 0 (it is {fraction}). It learns from text of "
                          f"{' or '.join(allowed)}; choose one as off_policy_source")
 
-# %% ../../nbs/08_train/01_config.ipynb #7ae31d0b
+# %% ../../nbs/08_train/01_config.ipynb #aa51f8ff
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
-    "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map",
-    "teacher_offload_dir", "fsdp", "progress", "report_to", "collapse_warnings", "eval_steps",
-    "eval_num_generations", "eval_temperatures", "eval_kl_from_start",
-    "save_steps", "save_total_limit", "logits", "teacher_timeout", "teacher_retries"}
+    "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map", "eval_steps",
+    "teacher_offload_dir", "fsdp", "progress", "collapse_warnings", "teacher_price",
+    "eval_num_generations", "eval_temperatures", "eval_kl_from_start", "save_steps", "logits",
+    "save_total_limit", "teacher_timeout", "teacher_retries", "teacher_concurrency"}
+FREE_SETTINGS |= {f.name for f in fields(SharingSettings)}
 
 _OLD_DEFAULTS = {"on_policy_fraction": 1.0, "off_policy_source": "teacher"}
 
@@ -402,7 +402,8 @@ def versions() -> dict:
 def loggable_arguments(arguments: dict) -> dict:
     "Arguments of a Distiller as a log can hold them; objects become the words \"in memory\"."
     def shown(name, value):
-        if value is None or isinstance(value, (str, Path)): return value
+        named = value.values() if isinstance(value, dict) else [value]      # several teachers
+        if value is None or all(isinstance(one, (str, Path)) for one in named): return value
         if name != "objective": return "in memory"
         return value if isinstance(value, (tuple, list)) else repr(value)[:200]
     return {name: shown(name, value) for name, value in arguments.items()}

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['GIB', 'LARGE_UNKNOWN', 'ActivationMeter', 'DryRunResult', 'token_lengths', 'dry_run', 'weight_bytes', 'cache_bytes',
            'planned_length', 'teacher_row_width', 'planned_memory', 'device_memory', 'planned_seconds',
-           'length_problems', 'find_problems', 'Forecast', 'forecast']
+           'length_problems', 'find_problems', 'served_forecast', 'Forecast', 'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #282f6fb0
+# %% ../../nbs/08_train/12_dry_run.ipynb #a823a8e4
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,12 +20,14 @@ from ..distributed import reduce_gradients
 from ..models.loading import (
     context_length, head_width, min_set, peak_memory, reset_peak_memory)
 from ..models.side import ServedModel
+from ..serving.served_costs import prompt_logprob_bytes, received_bytes
 from .config import DistillConfig, choose_text_source, combine_seeds, prompt_indices
 from .distiller import Distiller
 from .forward_batch import top_k_needed
-from .runlog import Table
+from .runlog import Costs, Table
 from .samples import left_out_text
-from .step import generation_counts, step_metrics
+from .step import add_costs, step_metrics
+from .teachers.routed_step import count_writing
 
 # %% ../../nbs/08_train/12_dry_run.ipynb #c6e5c117
 class ActivationMeter:
@@ -49,7 +51,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #627cd96c
+# %% ../../nbs/08_train/12_dry_run.ipynb #6c40e3d8
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -63,6 +65,9 @@ class DryRunResult:
     reasons: str                # why tokens have no signal
     at_limit: float             # fraction of responses cut by max_new_tokens
     peak_gib: float | None
+    costs: Costs                # of the scored and written tokens of these samples
+    received: int = 0           # bytes of the answers of served teachers
+    teacher_read: int = 0       # tokens that teachers have read to score, prompts too
 
 def token_lengths(samples: list) -> dict:
     "For each side: tokens of the longest prompt and of the longest response, and of all responses."
@@ -94,13 +99,16 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
     size = config.micro_batch_size
     if "preferences" in d.objective.requires: longest = samples[:max(2, size // 2 * 2)]
     else: longest = sorted(samples, key=len)[-size:]
-    parameters = [*d.student.model.parameters(), *d.teacher.model.parameters()]
+    sides = d.models.sides().values()
+    parameters = [p for side in sides for p in side.model.parameters()]
     with ActivationMeter(parameters) as meter: d.stepper.forward_backward(longest, text_source)
     d.state.optimizer.zero_grad()
-    began = time.perf_counter()
+    began, before = time.perf_counter(), received_bytes(d.models.teachers().values())
     totals = d.stepper.forward_backward(samples, text_source)
-    writing = d.generator.take_counts()
-    totals.counts.update(generation_counts(samples, d.pair, text_source, writing))
+    received = received_bytes(d.models.teachers().values()) - before
+    count_writing(totals, samples, d.generator, d.models, text_source)
+    costs = Costs()
+    add_costs(costs, totals, d.models, 0., d.prices)
     if totals.num_units > 0:
         reduce_gradients(d.state.parameters, totals.num_units, d.accelerator)
         d.state.optimizer.step()
@@ -118,9 +126,12 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
         metrics=step_metrics(totals, generation_seconds + training_seconds),
         reasons=totals.reasons_text(),
         at_limit=sum(cut) / len(samples),
-        peak_gib=peak_memory(d.device))
+        peak_gib=peak_memory(d.device),
+        costs=costs,
+        received=received,
+        teacher_read=int(totals.counts["teacher_tokens_fed"]))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #c9e3478b
+# %% ../../nbs/08_train/12_dry_run.ipynb #b91f1ab2
 GIB = 2 ** 30
 
 def weight_bytes(parameters: Iterator | list) -> int:
@@ -143,17 +154,18 @@ def planned_length(result: DryRunResult, config: DistillConfig, role: str) -> fl
     return min(tokens["prompt"] + response, config.max_length or 1 << 40)
 
 def teacher_row_width(distiller: Distiller) -> int:
-    "Numbers of one teacher row: those of its head, or a served teacher's largest log-probs."
-    teacher = distiller.teacher
-    if not isinstance(teacher, ServedModel): return head_width(teacher.model)
-    return 2 * (top_k_needed(distiller.objective, distiller.pair) or 0) + 1
+    "Numbers of the widest teacher row: those of a head, or a served teacher's largest log-probs."
+    served = 2 * (top_k_needed(distiller.objective, distiller.pair) or 0) + 1
+    teachers = distiller.models.teachers().values()
+    return max(served if isinstance(side, ServedModel) else head_width(side.model)
+               for side in teachers)
 
 def planned_memory(distiller: Distiller, result: DryRunResult) -> dict:
     "GiB of a process by what holds them, and the most that are held at once."
     d, config = distiller, distiller.config
     tokens, trained = result.tokens["student"], weight_bytes(d.state.parameters)
     frozen = [d.models.frozen] if d.models.frozen else []
-    sides = (d.student, d.teacher, *d.models.auxiliary.values(), *frozen)
+    sides = (*d.models.sides().values(), *d.models.auxiliary.values(), *frozen)
     at_once = min(config.micro_batch_size, config.batch_size)
     length = planned_length(result, config, "student")
     scale = length / max(tokens["prompt"] + tokens["response"], 1) * at_once / result.micro_batch
@@ -203,14 +215,14 @@ def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     longest_run = config.max_steps * most + evaluations * one * 1.5
     return {"step": [least, most], "run": [shortest_run, longest_run]}
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #711646b3
+# %% ../../nbs/08_train/12_dry_run.ipynb #8bc62937
 def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]:
     "Yield a message for prompts left out, responses cut, contexts too short, and masked tokens."
     d, config, metrics = distiller, distiller.config, result.metrics
     ratio = metrics["teacher_tokens_per_student_token"]
     if d.left_out: yield left_out_text(d.left_out, f"of {len(d.left_out) + len(d.items):,} prompts")
     if d.left_out_eval_items: yield left_out_text(d.left_out_eval_items, "evaluation prompts")
-    for role, side in (("student", d.student), ("teacher", d.teacher)):
+    for role, side in d.models.sides().items():
         for remark in side.vocab.remarks: yield f"{role}: {remark}"
     if result.at_limit > .5:
         yield (f"{result.at_limit:.0%} of the responses reached "
@@ -219,10 +231,10 @@ def length_problems(distiller: Distiller, result: DryRunResult) -> Iterator[str]
     elif not metrics["stop_share"]:
         yield ("no response ended by itself: see with xtokd doctor that the student has a stop id, "
                "and that its template ends a turn with it")
-    for role, side in (("student", d.student), ("teacher", d.teacher)):
+    for role, side in d.models.sides().items():
         limit = min_set(config.max_length, context_length(side.model))
-        prompt = result.tokens[role]["prompt"]
-        needed = prompt + config.max_new_tokens * (ratio if role == "teacher" else 1)
+        prompt = result.tokens["student" if role == "student" else "teacher"]["prompt"]
+        needed = prompt + config.max_new_tokens * (1 if role == "student" else ratio)
         if limit and needed > limit:
             yield (f"the {role} has room for {limit} tokens and would need up to {needed:.1f} "
                    f"(prompt {prompt}, {ratio:.2f} teacher tokens for one of the student): what is "
@@ -252,7 +264,8 @@ def find_problems(distiller: Distiller, result: DryRunResult, memory: dict,
         yield (f"{coverage:.0%} of the student's tokens have a signal{below} ({result.reasons}): "
                "take an objective that covers more (cover)")
     unknown = metrics.get("unknown_mass") or 0.
-    if unknown > LARGE_UNKNOWN and isinstance(distiller.teacher, ServedModel):
+    teachers = distiller.models.teachers().values()
+    if unknown > LARGE_UNKNOWN and any(isinstance(side, ServedModel) for side in teachers):
         top_k = top_k_needed(distiller.objective, distiller.pair)
         yield (f"{unknown:.0%} of the teacher's probability is unknown: the served teacher gives "
                f"the {top_k} largest log-probs of a row. Raise teacher_top_k, as far as the server "
@@ -264,7 +277,27 @@ def find_problems(distiller: Distiller, result: DryRunResult, memory: dict,
                f"lower micro_batch_size (it is {config.micro_batch_size}), max_new_tokens (it is "
                f"{config.max_new_tokens}) or batch_size, or take a teacher in fewer bits")
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #24927a88
+# %% ../../nbs/08_train/12_dry_run.ipynb #c8f752e7
+def served_forecast(distiller: Distiller, result: DryRunResult) -> dict:
+    """What served teachers take: bytes of an answer for each token that they read, the GiB that log-probs
+    of all requests at a time can take on the server, and the price of a step and of the run.
+
+    Empty where no teacher is served; without prices where none is set."""
+    config = distiller.config
+    served = [side for side in distiller.models.teachers().values() if isinstance(side, ServedModel)]
+    if not served: return {}
+    length = planned_length(result, config, "teacher")
+    at_once = min(config.teacher_concurrency, config.batch_size) * int(length)
+    found = {
+        "bytes a token": result.received / max(result.teacher_read, 1),
+        "GiB of log-probs": max(prompt_logprob_bytes(at_once, len(side.vocab)) for side in served) / GIB,
+    }
+    if "teacher_price" in result.costs:
+        found["price a step"] = result.costs["teacher_price"] / result.samples * config.batch_size
+        found["price in all"] = found["price a step"] * config.max_steps
+    return found
+
+# %% ../../nbs/08_train/12_dry_run.ipynb #7cc43f2a
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take."
@@ -275,6 +308,7 @@ class Forecast:
     seconds: dict                   # [least, most] of a step and of the run
     available: float | None         # GiB of the device
     warnings: list = field(default_factory=list)
+    served: dict = field(default_factory=dict)      # of `served_forecast`
 
     def to_dict(self) -> dict: return asdict(self)
 
@@ -292,10 +326,21 @@ class Forecast:
             "time a step": seconds("step"),
             "time in all": seconds("run"),
             **{f"memory: {name}": f"{value:,.3f} GiB" for name, value in self.memory.items() if value},
+            **self._served_rows(),
             "memory there": f"{self.available:,.1f} GiB" if self.available else "unknown",
         }
         rows = [{"": name, "forecast": value} for name, value in rows.items()]
         return Table(rows, f"from {self.samples} responses and one step")
+
+    def _served_rows(self):
+        texts = {
+            "bytes a token": "{:,.0f} bytes for a token that a served teacher reads",
+            "GiB of log-probs": "{:,.3f} GiB on its server, if all requests are in one pass",
+            "price a step": "{:,.4g} (evaluations apart)",
+            "price in all": "{:,.4g} (evaluations apart)",
+        }
+        return {f"served teacher: {name}": texts[name].format(value)
+                for name, value in self.served.items()}
 
     def messages(self) -> list[str]:
         "Why tokens have no signal, and the warnings."
@@ -327,4 +372,5 @@ def forecast(distiller: Distiller, num_prompts: int = 10) -> Forecast:
     }
     problems = list(find_problems(distiller, result, memory, available))
     return Forecast(result.samples, coverage, per_step | in_all, memory,
-                    planned_seconds(distiller, result), available, problems)
+                    planned_seconds(distiller, result), available, problems,
+                    served_forecast(distiller, result))

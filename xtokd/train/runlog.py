@@ -91,17 +91,19 @@ def write_compact(events: list[dict], path: str | Path) -> None:
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     Path(path).write_text("".join(lines), encoding="utf8")
 
-# %% ../../nbs/08_train/07_runlog.ipynb #98ec2ba9
+# %% ../../nbs/08_train/07_runlog.ipynb #9517fb43
 class Costs(dict):
     """What a run has spent so far: tokens generated and scored, estimated FLOPs, seconds.
 
-    FLOPs are counted as if every prompt were read in full; the seconds are those of training."""
+    FLOPs are counted as if every prompt were read in full; the seconds are those of training.
+    `teacher_price` is there where the settings name a price."""
     names = ("student_tokens_written", "teacher_tokens_scored", "teacher_tokens_written",
              "flops", "seconds")
 
     def __init__(self, saved: dict | None = None):
         saved = saved or {}
         super().__init__({name: saved.get(name, 0) for name in self.names})
+        if "teacher_price" in saved: self["teacher_price"] = saved["teacher_price"]
 
     def forward(self, params: float, tokens: float) -> None:
         "Count a forward pass of a model with `params` parameters."
@@ -112,7 +114,7 @@ class Costs(dict):
         self["flops"] += 6 * params * tokens
 
     def add(self, **spent) -> None:
-        for name, value in spent.items(): self[name] += value
+        for name, value in spent.items(): self[name] = self.get(name, 0) + value
 
 # %% ../../nbs/08_train/07_runlog.ipynb #42ff8c14
 def _cell(value) -> str:

@@ -8,7 +8,7 @@ __all__ = ['WRITING_COUNTS', 'TEXT_COUNTS', 'Sample', 'needed_texts', 'require_r
            'LeftOut', 'left_out_text', 'prompts_that_fit', 'fitting_prompts', 'split_prompts', 'apply_windows',
            'CandidateWriter', 'TextSource', 'SampleSource']
 
-# %% ../../nbs/08_train/02_samples.ipynb #2f7892e2
+# %% ../../nbs/08_train/02_samples.ipynb #1dd9aa06
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..data.chat import render_prompt
-from ..data.prompts import builtin_check, error_list, load_prompts, where_of
+from ..data.prompts import (
+    builtin_check, error_list, load_prompt_sets, load_prompts, where_of)
 from ..data.response_format import encode_response, open_region, readable_response
 from ..data.segments import exclude_thoughts
 from ..data.stored_texts import StoredText, StoredTexts
@@ -264,18 +265,18 @@ def fitting_prompts(items: list[dict], sides: dict[str, Side],
     require_references(fitting, texts)
     return fitting, left_out
 
-# %% ../../nbs/08_train/02_samples.ipynb #37b43c83
+# %% ../../nbs/08_train/02_samples.ipynb #0c42ddc8
 def split_prompts(prompts: object, eval_prompts: object,
                   config: DistillConfig) -> tuple[list[dict], list[dict]]:
     """Training prompts and evaluation prompts.
 
-    Each argument is what `load_prompts` takes; eval_prompts may be None."""
+    Each argument is what `load_prompts` takes; eval_prompts may be None, or {name: prompts}."""
     items = load_prompts(prompts, prompt_column=config.prompt_column)
     if not config.eval_size: return items, []
     if eval_prompts is None and builtin_check(prompts):
         eval_prompts = f"{prompts.partition(':')[0]}:heldout"
     if eval_prompts is not None:
-        return items, load_prompts(eval_prompts, config.eval_size, config.prompt_column)
+        return items, load_prompt_sets(eval_prompts, config.eval_size, config.prompt_column)
     n = min(config.eval_size, len(items) // 5)
     return items[:len(items) - n], items[len(items) - n:]
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EMPTY_SAMPLE', 'StepTotals', 'sums_by_kind', 'entropy_sum', 'make_objective', 'split_micro_batches', 'DistillStep',
-           'mixed_precision_context', 'generation_counts', 'step_metrics', 'check_signal', 'add_costs', 'sample_record']
+           'mixed_precision_context', 'generation_counts', 'teacher_metrics', 'step_metrics', 'check_signal',
+           'add_costs', 'sample_record']
 
 # %% ../../nbs/08_train/04_step.ipynb #ee102d98
 from collections import Counter
@@ -32,7 +33,7 @@ from .runlog import Costs
 from .samples import TEXT_COUNTS, Sample, writing_counts
 from ..vocab.bytevocab import response_text
 
-# %% ../../nbs/08_train/04_step.ipynb #22a52eda
+# %% ../../nbs/08_train/04_step.ipynb #4f4e530a
 def _zeros(size): return field(default_factory=lambda: np.zeros(size))
 
 @dataclass
@@ -50,12 +51,17 @@ class StepTotals:
     kind_loss: np.ndarray = _zeros(len(KINDS))             # by kind of chunk
     kind_weight: np.ndarray = _zeros(len(KINDS))
     regions: Counter = field(default_factory=Counter)      # sums of text, thought, tool call
+    teachers: dict = field(default_factory=dict)           # of several: name -> StepTotals
 
     def __iadd__(self, other: "StepTotals") -> "StepTotals":
         for f in fields(self):
             mine, theirs = getattr(self, f.name), getattr(other, f.name)
             if isinstance(mine, Counter):
                 for key, value in theirs.items(): mine[key] += value
+            elif isinstance(mine, dict):
+                for name, totals in theirs.items():
+                    mine[name] = mine.get(name, StepTotals())
+                    mine[name] += totals
             else: setattr(self, f.name, mine + theirs)
         return self
 
@@ -202,7 +208,7 @@ def mixed_precision_context(config: DistillConfig, device: torch.device) -> torc
     bf16 = config.mixed_precision == "bf16" or on_gpu
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
-# %% ../../nbs/08_train/04_step.ipynb #6bc9f9a3
+# %% ../../nbs/08_train/04_step.ipynb #a0b96dc6
 def generation_counts(samples: list[Sample], pair: Pair, text_source: str,
                       writing: dict | None = None) -> dict:
     """Counts over the responses of a step: tokens of both sides, stops, canonical tokenizations.
@@ -230,6 +236,18 @@ def generation_counts(samples: list[Sample], pair: Pair, text_source: str,
     for sample in samples: cost.update(writing_counts(sample, text_source))
     return counts | cost | (writing or {})
 
+def teacher_metrics(totals: StepTotals) -> dict:
+    "What the log says of each of several teachers: its samples, tokens, units, loss and coverage."
+    return {name: {
+        "samples": own.samples,
+        "student_tokens": own.tokens,
+        "teacher_tokens_scored": int(own.counts["teacher_tokens_scored"]),
+        "teacher_tokens_written": int(own.counts["generated_by_teacher"]),
+        "count": own.num_units,
+        "loss": own.loss / own.num_units if own.num_units else None,
+        "coverage": own.mean_stats().get("coverage"),
+    } for name, own in totals.teachers.items()}
+
 def step_metrics(totals: StepTotals, seconds: float) -> dict:
     "What the log says of a step, from its totals over all processes."
     counts, n = totals.counts, max(totals.samples, 1)
@@ -248,6 +266,7 @@ def step_metrics(totals: StepTotals, seconds: float) -> dict:
         "seconds": seconds,
         "tokens_per_second": student_tokens / seconds,
     }
+    if totals.teachers: metrics["teachers"] = teacher_metrics(totals)
     if counts["cut"]: metrics["responses_cut"] = int(counts["cut"])
     if counts["windows"]: metrics["window_found"] = counts["windows_found"] / counts["windows"]
     metrics |= {name: int(counts[name]) for name in TEXT_COUNTS if name in counts}
@@ -255,7 +274,7 @@ def step_metrics(totals: StepTotals, seconds: float) -> dict:
         metrics[name] = int(counts[name])
     return metrics
 
-# %% ../../nbs/08_train/04_step.ipynb #343faecb
+# %% ../../nbs/08_train/04_step.ipynb #ceed3bba
 def check_signal(totals: StepTotals, teacher: Side) -> None:
     """Raise where a step cannot be trained on.
 
@@ -271,17 +290,24 @@ def check_signal(totals: StepTotals, teacher: Side) -> None:
         raise RuntimeError(f"no student token of this step has a signal ({reasons}). See xtokd doctor "
                            "for this pair, and look at what the student generates")
 
-def add_costs(costs: Costs, totals: StepTotals, student_parameters: int, teacher_parameters: int,
-              seconds: float) -> None:
-    "Add tokens, estimated FLOPs and seconds of a step to the costs of the run."
-    counts = totals.counts
+def add_costs(costs: Costs, totals: StepTotals, models: ModelSet, seconds: float,
+              prices: dict | None = None) -> None:
+    """Add tokens, estimated FLOPs and seconds of a step to the costs of the run.
+
+    `prices` are the `TokenPrice` of served teachers by name, as `teacher_prices` returns them."""
+    counts, student_parameters = totals.counts, models.student.params
     by_student = int(counts["generated_by_student"])
     by_teacher = int(counts["generated_by_teacher"])
     costs.add(student_tokens_written=by_student, teacher_tokens_written=by_teacher,
               teacher_tokens_scored=int(counts["teacher_tokens_scored"]), seconds=seconds)
     costs.forward(student_parameters, int(counts["read_by_student"]) + by_student)
-    costs.forward(teacher_parameters, int(counts["read_by_teacher"]) + by_teacher)
-    costs.forward(teacher_parameters, int(counts["teacher_tokens_fed"]))
+    for name, teacher in models.teachers().items():
+        own = totals.teachers[name].counts if totals.teachers else counts
+        read, written = int(own["read_by_teacher"]), int(own["generated_by_teacher"])
+        scored = int(own["teacher_tokens_fed"])     # prompts too
+        costs.forward(teacher.params, read + written)
+        costs.forward(teacher.params, scored)
+        if name in (prices or {}): costs.add(teacher_price=prices[name].of(read + scored, written))
     costs.train(student_parameters, int(counts["student_tokens_fed"]))
 
 def sample_record(sample: Sample, output: Output, pair: Pair) -> dict:
