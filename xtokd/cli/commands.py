@@ -217,6 +217,9 @@ def _run_serve(args) -> int:
         use = "a student learns from it with"
         command = f"xtokd distill --teacher {server.url} --teacher-tokenizer {args.model} --objective sampled"
     print(f"{args.model} at {server.url}; {use}\n  {command}", flush=True)
+    if server.is_open:
+        print("without a key everyone who reaches this machine can use the model: set "
+              "XTOKD_SERVE_KEY", file=sys.stderr)
     with server.socket: server.serve_forever()
     return 0
 
