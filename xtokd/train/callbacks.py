@@ -158,7 +158,7 @@ def scalars(record: dict, under: str) -> dict:
             found[f"{under}/{name}"] = value
     return found
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #433f9b5d
+# %% ../../nbs/08_train/08_callbacks.ipynb #55234677
 class Tracker(Callback):
     "Passes the numbers of a run to tensorboard or wandb."
 
@@ -173,10 +173,11 @@ class Tracker(Callback):
         accelerator.log_with = filter_trackers([self.name], str(folder))
         undone = record["step"] + 1 if record["event"] == "resume" else None
         options = {"tensorboard": {"purge_step": undone},
-                   "wandb": {"name": folder.name, "dir": str(folder)}}
+                   "wandb": {"name": os.environ.get("WANDB_NAME", folder.name), "dir": str(folder)}}
         def plain(value): return value if isinstance(value, (int, float, str)) else json.dumps(value)
         settings = {name: plain(value) for name, value in record["config"].items()}
-        project = "tensorboard" if self.name == "tensorboard" else "xtokd"
+        wandb_project = os.environ.get("WANDB_PROJECT", "xtokd")
+        project = "tensorboard" if self.name == "tensorboard" else wandb_project
         accelerator.init_trackers(project, config=settings, init_kwargs=options)
 
     on_resume = on_start
@@ -200,10 +201,13 @@ def run_callbacks(config: DistillConfig, callbacks: list | tuple, is_main: bool)
     if config.progress and is_main: callbacks.append(ProgressBar())
     return callbacks
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #358bc660
+# %% ../../nbs/08_train/08_callbacks.ipynb #8edb7f84
 @contextmanager
 def interruptible(control: Control) -> Iterator[None]:
-    "While the block runs in the main thread, the first SIGINT or SIGTERM stops the loop after its step."
+    """While the block runs in the main thread, signals stop the loop after its step, or ask it to save.
+
+    SIGINT, SIGTERM and SIGHUP stop it, the second one at once; SIGUSR1 saves. A SIGHUP that is ignored
+    (`nohup`) stays so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -211,7 +215,14 @@ def interruptible(control: Control) -> Iterator[None]:
         if control.stopping.is_set(): raise KeyboardInterrupt
         print("\nending this step and saving; once more to stop at once", file=sys.stderr)
         control.stop()
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    def save(number, frame):
+        print("\na checkpoint is saved after this step", file=sys.stderr)
+        control.saving.set()
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hasattr(signal, "SIGUSR1"): handlers[signal.SIGUSR1] = save      # Windows has neither
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handlers[signal.SIGHUP] = stop
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try: yield
     finally:
         for number, handler in before.items(): signal.signal(number, handler)
