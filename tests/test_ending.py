@@ -12,7 +12,7 @@ from xtokd.train.runlog import Run
 CHILD = Path(__file__).parent / "ending_child.py"
 
 
-def two(how, out, wait_for, limit=150):
+def two(how, out, wait_for, limit=400):
     "Start both processes; exit codes and words of those in `wait_for`. The others are killed."
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     both = [subprocess.Popen([sys.executable, str(CHILD), how, str(out)], env=ENV | meet | {"RANK": str(r), "LOCAL_RANK": str(r)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in (0, 1)]

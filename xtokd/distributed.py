@@ -297,7 +297,7 @@ def sharded_sides(fsdp: str, accelerator: Accelerator) -> tuple[str, ...]:
                          "give fsdp='no'")
     return {"no": (), "both": ("student", "teacher")}.get(fsdp, (fsdp,))
 
-# %% ../nbs/13_support/03_distributed.ipynb #9cd366ac
+# %% ../nbs/13_support/03_distributed.ipynb #89080cd3
 _ERROR_KEY = "xtokd/error"      # in the store of the process group: the first error of a process
 
 
@@ -327,7 +327,8 @@ def end_together(accelerator: Accelerator,
         return
     store, ended = dist.distributed_c10d._get_default_store(), threading.Event()
     rank = accelerator.process_index
-    watch = threading.Thread(target=_watch_for_errors, args=(store.clone(), ended, rank, seconds),
+    own_connection = store.clone() if hasattr(store, "clone") else store
+    watch = threading.Thread(target=_watch_for_errors, args=(own_connection, ended, rank, seconds),
                              daemon=True)
     watch.start()
     try: yield

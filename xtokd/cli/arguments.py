@@ -16,7 +16,7 @@ from typing import Iterable
 
 from ..errors import unknown_name
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #77d1281b
+# %% ../../nbs/12_cli/02_arguments.ipynb #ac55a5d2
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -66,7 +66,7 @@ run folder, and a run that was stopped or killed continues with --resume.
   xtokd distill --objective strict --objective-arg top_k=16 --seed 1 --output-dir runs/strict-1
   xtokd distill --student gemma --teacher smollm2 --prompts prompts.jsonl --max-steps 3
   xtokd distill --objective compass --aux weak=org/small-teacher
-  xtokd distill --config run.toml
+  xtokd distill --config run.yaml
   xtokd distill --resume runs/strict-1
 
 Prompts: JSON lines with "prompt" or "messages", a text file with one prompt a line, or a
@@ -97,7 +97,7 @@ stored in the user's cache as transformers folders.
   xtokd models get smollm2 gemma
   xtokd models convert model.gguf my-model    a GGUF file (Llama, Qwen2, Gemma 3) as a folder""")
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #004ebe64
+# %% ../../nbs/12_cli/02_arguments.ipynb #b53e8011
 _OLD_FLAGS = {   # flag of version 0.1: how it is written now
     "--knob": "--objective-arg NAME=VALUE",
     "--weak": "--aux weak=MODEL",
@@ -111,15 +111,52 @@ _OLD_KEYS = {    # key in a configuration file of version 0.1: how it is written
              "heldout": "eval_prompts"}
 
 
+_ELSEWHERE = {   # flags of trl and transformers without a setting of the same meaning: what to do here
+    **dict.fromkeys(("model", "model_name_or_path", "student_model"), "it is called --student here"),
+    **dict.fromkeys(("teacher_model", "teacher_model_name_or_path"), "it is called --teacher here"),
+    **dict.fromkeys(("teacher_model_server_url", "teacher_server_url"),
+                    "a served teacher is --teacher http://HOST:PORT/v1 --teacher-tokenizer NAME"),
+    **dict.fromkeys(("dataset", "dataset_name", "train_file"), "it is called --prompts here"),
+    **dict.fromkeys(("dataset_config", "dataset_train_split"),
+                    "both are part of the name: --prompts ORG/NAME/CONFIG:SPLIT"),
+    "dataset_test_split": "it is part of the name: --eval-prompts ORG/NAME/CONFIG:SPLIT",
+    "dataset_text_field": "it is called --prompt-column here",
+    **dict.fromkeys(("beta", "loss_type"), "the loss is --objective NAME --objective-arg beta=VALUE; "
+                                           "xtokd methods lists them"),
+    "resume_from_checkpoint": "it is called --resume RUN here",
+    "use_peft": "give --lora-r 16",
+    "load_in_4bit": "give --teacher-quantization 4",
+    "load_in_8bit": "give --teacher-quantization 8",
+    **dict.fromkeys(("dtype", "torch_dtype"), "see --student-dtype and --mixed-precision"),
+    "warmup_ratio": "give the number of steps, --warmup-steps",
+    "run_name": "a run is called like its folder, --output-dir",
+    "evaluation_strategy": "give the number of steps, --eval-steps",
+    "disable_tqdm": "it is called --no-progress here",
+    "optimizer": "it is called --optim here",
+    **dict.fromkeys(("use_vllm", "vllm_server_base_url"), "give --generation-url http://HOST:PORT/v1"),
+    **dict.fromkeys(("logging_steps", "logging_strategy", "logging_first_step"),
+                    "every step is logged, in run.jsonl"),
+    "log_completions": "texts are logged, see --eval-log-samples",
+    "overwrite_output_dir": "a run is never written over: give another --output-dir, or --resume",
+    "do_train": "xtokd distill trains; leave it out",
+    "do_eval": "see --eval-steps and --eval-size",
+    "deepspeed": "DeepSpeed is not driven: shard the models with --fsdp both",
+    "dataloader_num_workers": "prompts are rendered once, before the first step; leave it out",
+    "remove_unused_columns": "columns without use are left alone; leave it out"}
+
+
 def unknown_flag(flag: str, flags: Iterable[str]) -> str:
     """One sentence on what to write instead of `flag`, which is not among `flags` (all of them
     begin with --)."""
     from xtokd.train.config import OTHER_NAMES
-    flags = list(flags)
+    flags, name = list(flags), flag.removeprefix("--").replace("-", "_")
+    dashed = "--" + name.replace("_", "-")
+    if dashed in flags: return f"no flag {flag}: did you mean {dashed}?"
+    if "--output-dir" in flags and name in _ELSEWHERE: return f"no flag {flag}: {_ELSEWHERE[name]}"
     new = _OLD_FLAGS.get(flag)
     if new and new.split()[0] in flags: return f"no flag {flag}: it is called {new} here"
 
-    setting, note = OTHER_NAMES.get(flag.removeprefix("--").replace("-", "_"), ("", ""))
+    setting, note = OTHER_NAMES.get(name, ("", ""))
     new = "--" + setting.replace("_", "-")
     if setting and new in flags:
         return f"no flag {flag}: it is called {new} here" + (f" ({note})" if note else "")
@@ -136,7 +173,8 @@ def refuse_unknown_settings(settings: dict, allowed: Iterable[str], where: str) 
     for key in settings:
         if key in allowed: continue
         new = _OLD_KEYS.get(key)
-        advice = f"it is called {new!r} here" if new else unknown_name(key, allowed, OTHER_NAMES)
+        if new: advice = f"it is called {new!r} here"
+        else: advice = _ELSEWHERE.get(key) or unknown_name(key, allowed, OTHER_NAMES)
         raise ValueError(f"{where}: no setting {key!r}: {advice}")
     return settings
 

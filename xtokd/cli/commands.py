@@ -200,16 +200,15 @@ def _run_compare(args) -> int:
         print(f"these runs are of different protocols: {found}", file=sys.stderr)
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #8def26f6
+# %% ../../nbs/12_cli/04_commands.ipynb #3d9d5a58
 def _run_serve(args) -> int:
     "Serve log-probs of a model until interrupted."
     from xtokd.models.loading import load_model, load_tokenizer
-    from xtokd.serving.server import Server
+    from xtokd.serving.server import OPEN_SERVER, Server
     role = "student" if args.accept_weights else "teacher"
     model, tokenizer = load_model(args.model, role), load_tokenizer(args.model, role)
     server = Server(model, tokenizer, args.model, args.host, args.port,
-                    key=os.environ.get("XTOKD_SERVE_KEY"),
-                    accept_weights=args.accept_weights)
+                    key=os.environ.get("XTOKD_SERVE_KEY"), accept_weights=args.accept_weights)
     if args.accept_weights:
         use = "it generates for a student that is trained with"
         command = f"xtokd distill --student {args.model} --generation-url {server.url}"
@@ -217,9 +216,7 @@ def _run_serve(args) -> int:
         use = "a student learns from it with"
         command = f"xtokd distill --teacher {server.url} --teacher-tokenizer {args.model} --objective sampled"
     print(f"{args.model} at {server.url}; {use}\n  {command}", flush=True)
-    if server.is_open:
-        print("without a key everyone who reaches this machine can use the model: set "
-              "XTOKD_SERVE_KEY", file=sys.stderr)
+    if server.is_open: print(OPEN_SERVER, file=sys.stderr)
     with server.socket: server.serve_forever()
     return 0
 

@@ -312,7 +312,7 @@ def sparkline(values: list | np.ndarray, width: int = 60) -> str:
     heights = (values / 2 - low) / (high - low or 1) * 7.99
     return "".join("▁▂▃▄▅▆▇█"[int(h)] if np.isfinite(h) else "·" for h in heights)
 
-# %% ../../nbs/08_train/07_runlog.ipynb #bc0dc055
+# %% ../../nbs/08_train/07_runlog.ipynb #54d040f4
 class Control:
     "Stop, save and pause flags between a training thread and the `Run` that steers it."
 
