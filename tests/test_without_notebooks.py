@@ -12,6 +12,9 @@ import json
 from pathlib import Path
 from xtokd import *
 from xtokd import DistillConfig, Distiller, Pair, Run
+try: from xtokd import Bench
+except ImportError as e: assert "pip install jupyterlab ipywidgets anywidget plotly" in str(e), e
+else: raise AssertionError("a widget without its package")
 from xtokd.cli.commands import main
 from xtokd.serving.server import Server
 from xtokd.viz.alignment_svg import alignment_svg
