@@ -1,11 +1,12 @@
 "An error in one of several processes ends the others; accelerate that starts one process for two says so. Two gloo processes without a launcher, because a launcher would end them itself."
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, time, warnings
 from pathlib import Path
 
 import pytest
 
 from faults import fault
 from test_processes import ENV, ROOT, launch, port
+from xtokd.distributed import make_accelerator
 from xtokd.train.checkpoint import checkpoints
 from xtokd.train.runlog import Run
 
@@ -55,6 +56,17 @@ def test_a_killed_process_ends_the_other(tmp_path):
     assert [code for code, _, _ in said.values()] == [0, 0] and [s["step"] for s in Run(tmp_path / "a").steps] == [1, 2, 3, 4] and checkpoints(tmp_path / "a/checkpoints")
 
 
+@pytest.mark.parametrize("variables, warns", [({}, False), ({"MASTER_ADDR": "127.0.0.1"}, False), ({"ACCELERATE_USE_CPU": "True"}, False), ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, True), ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "1"}, False)], ids=str)
+def test_one_process_of_several_is_told_by_what_accelerate_sets(monkeypatch, variables, warns):
+    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR", "WORLD_SIZE"): monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items(): monkeypatch.setenv(name, value)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        make_accelerator()
+    assert any("trains in one process" in str(w.message) for w in told) == warns
+
+
+@pytest.mark.slow
 def test_accelerate_on_a_cpu_says_that_one_process_trains(tmp_path):
     "accelerate 1.15 starts one, whatever is asked for; torchrun, which the notebook names, is tested in test_processes.py."
     words = ("accelerate.commands.launch", "--cpu", "--num_processes", 2, "-m", "xtokd.cli", "distill", "--max-steps", 1, "--batch-size", 2, "--max-new-tokens", 4, "--eval-size", 0, "--no-progress", "--output-dir", tmp_path / "a")

@@ -9,6 +9,8 @@ SCRIPT = f"""
 import sys
 for name in {BLOCKED!r}: sys.modules[name] = None
 import json
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from xtokd import *
 from xtokd import DistillConfig, Distiller, Pair, Run
@@ -19,9 +21,12 @@ from xtokd.cli.commands import main
 from xtokd.serving.server import Server
 from xtokd.viz.alignment_svg import alignment_svg
 small = ["--max-steps", "1", "--batch-size", "2", "--max-new-tokens", "4", "--eval-size", "2", "--save-steps", "0"]
-codes = {{"distill": main(["distill", *small, "--output-dir", "a"]), "resume": main(["distill", "--resume", "a", "--max-steps", "2"]), "doctor": main(["doctor", "--html", "doctor.html"]),
+codes = {{"distill": main(["distill", *small, "--output-dir", "a"]), "resume": main(["distill", "--resume", "a", "--max-steps", "2"]), "doctor": main(["doctor"]),
          "align": main(["align", "Certainly: 894772.", "--svg", "a.svg"]), "compare": main(["compare", "a"]), "generate": main(["generate", "a", "What is 1 + 1?", "--max-new-tokens", "4"]), "methods": main(["methods"])}}
 run = Distiller("tiny", "tiny", "tiny", "strict", DistillConfig(max_steps=1, batch_size=2, max_new_tokens=4, eval_size=0, output_dir="b")).fit()
+for words in (["doctor", "--html", "doctor.html"], ["align", "abc", "--html", "a.html"]):
+    with redirect_stderr(StringIO()) as told: assert main(words) == 1
+    assert "pip install jupyterlab ipywidgets anywidget plotly" in told.getvalue(), told.getvalue()
 assert run.finished and "<svg" in alignment_svg(Pair("tiny").align("seventy-two"))
 Path("codes.json").write_text(json.dumps(codes))
 assert not [name for name in {BLOCKED!r} if sys.modules.get(name)]

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['pair_names', 'load_pair', 'diagnose', 'tokenizer_of', 'require_fit_pair', 'make_distiller', 'make_parser', 'main']
 
-# %% ../../nbs/12_cli/04_commands.ipynb #d2fc194c
+# %% ../../nbs/12_cli/04_commands.ipynb #e34b21ef
 import argparse, json, os, shlex, sys
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 from .arguments import (
-    HELP, RUN_DEFAULTS, CommandParser, add_config_flags, read_settings, read_text)
+    HELP, RUN_DEFAULTS, CommandParser, add_config_flags, error_text, read_settings, read_text)
 from .explore import add_explore_flags, explore_pair
 from xtokd.cli.tables import (
     before_after, print_methods, print_models, print_objectives, print_rates, print_runs,
@@ -409,17 +409,9 @@ def make_parser(with_config: bool = False) -> CommandParser:
     _add_training_command(commands, with_config)
     return p
 
-# %% ../../nbs/12_cli/04_commands.ipynb #bd0f3964
+# %% ../../nbs/12_cli/04_commands.ipynb #9175e9fc
 _EXPECTED_ERRORS = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError)
 
-
-def _error_text(e: Exception) -> str:
-    "An error in one paragraph; a list of errors keeps its lines."
-    from xtokd.data.prompts import ErrorList
-    if isinstance(e, ErrorList): return str(e)
-    if isinstance(e, OSError) and e.strerror:
-        return f"{e.strerror}: {e.filename}" if e.filename else e.strerror
-    return " ".join(str(e).split()) or type(e).__name__
 
 
 def _prepare_environment() -> None:
@@ -449,7 +441,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except _EXPECTED_ERRORS as e:
         if args.debug: raise
-        print(f"xtokd {args.command}: {_error_text(e)}", file=sys.stderr)
+        print(f"xtokd {args.command}: {error_text(e)}", file=sys.stderr)
         return 1
 
 # %% ../../nbs/12_cli/04_commands.ipynb #ba35cab3
