@@ -39,15 +39,15 @@ def test_alarms_on_runs_that_collapse():
 
 # ---- each sign --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("sign, good, bad", [
-    ("numbers", (4., 3.6), (4., 3.2)), ("repetition", (.1, .25), (.1, .35)), ("stop", (1., .85), (1., .75)),
+    ("numbers", (4., 3.6), (4., 3.2)), ("repetition", (.1, .25), (.1, .35)), ("distinct", (.6, .45), (.6, .3)), ("stop", (1., .85), (1., .75)),
     ("entropy", (1., .06), (1., .04)), ("entropy", (1., 2.8), (1., 3.2)), ("length", (20, 9), (20, 7)), ("signal", (.9, .5), (.9, .4)), ("loss", (1., 2.8), (1., 3.2))])
 def test_each_sign_has_its_bound(sign, good, bad):
-    column = dict(numbers="number_length", repetition="repetition", stop="stop_share", entropy="entropy", length="response_tokens", signal="coverage", loss="loss")[sign]
+    column = dict(distinct="distinct_2", numbers="number_length", repetition="repetition", stop="stop_share", entropy="entropy", length="response_tokens", signal="coverage", loss="loss")[sign]
     assert names(steps(**{column: good})) == set() and names(steps(**{column: bad})) == {sign}
     assert all(":" in str(x) and x.first != x.last for x in find_warnings(steps(**{column: bad})))
 
 
-@given(st.lists(st.floats(0, 2), min_size=20, max_size=60), st.sampled_from(["number_length", "stop_share", "response_tokens", "repetition", "entropy", "coverage", "loss"]))
+@given(st.lists(st.floats(0, 2), min_size=20, max_size=60), st.sampled_from(["number_length", "stop_share", "response_tokens", "repetition", "distinct_2", "entropy", "coverage", "loss"]))
 @settings(max_examples=100, deadline=None)
 def test_a_run_that_stays_as_it_began_has_no_sign(values, column):
     half = values[:len(values) // 2] or [1.]
@@ -74,7 +74,28 @@ def test_text_stats():
     assert number_digits("") is None and number_digits("", "12") == 0 and number_digits("1 then 234") == 3 and number_digits("no", "no") is None
     assert text_stats(text_sums([], [], [])) == {} and text_stats(text_sums(["a"], [[1]], [None])) == {}
     found = text_stats(text_sums(["9632", "x 12"], [[1] * 8, [1, 2, 3, 4, 5]], ["9632", 12]))
-    assert found == {"number_length": 3., "repetition": 4 / 7}
+    assert found == {"number_length": 3., "repetition": 4 / 7, "distinct_2": 5 / 11}
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=9), max_size=6))
+def test_distinct_2_is_over_all_responses_of_a_step(ids):
+    "Naive: look at every pair of neighbours, and whether an earlier one is the same. The same response twice halves it."
+    pairs, new = [], 0
+    for one in ids:
+        for i in range(len(one) - 1):
+            if (one[i], one[i + 1]) not in pairs: new += 1
+            pairs.append((one[i], one[i + 1]))
+    found = text_stats(text_sums([""] * len(ids), ids, [None] * len(ids))).get("distinct_2")
+    assert found == (new / len(pairs) if pairs else None)
+    twice = text_stats(text_sums([""] * 2 * len(ids), ids + ids, [None] * 2 * len(ids))).get("distinct_2")
+    assert not pairs or twice == found / 2
+
+
+def test_responses_that_become_alike_are_a_sign():
+    "Each response for itself is as before: nothing repeats inside, and they end."
+    told = find_warnings(steps(distinct_2=(.6, .2), repetition=0., stop_share=1.))
+    assert [w.name for w in told] == ["distinct"] and "20% of the pairs" in str(told[0]) and "60% at the start" in str(told[0])
+    assert not names(steps(distinct_2=(.6, .4)))
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
@@ -101,7 +122,7 @@ def test_a_run_warns_once_and_a_resumed_one_not_again(tmp_path):
     again.objective.calls = 24
     assert len([w for w in again.fit(resume=True).warnings if w.get("sign") == "signal"]) == 1
     record = Run(tmp_path / "a").steps[0]
-    assert {"number_length", "repetition"} <= set(record) and record["text_source"] == "student"
+    assert {"number_length", "repetition", "distinct_2"} <= set(record) and 0 < record["distinct_2"] <= 1 and record["text_source"] == "student"
 
 
 def test_it_can_be_turned_off(tmp_path):

@@ -93,3 +93,31 @@ def test_two_trackers_get_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "require_package", lambda *a: None)
     run = distiller(tmp_path, report_to="wandb,trackio", max_steps=1).fit()
     for found in seen.values(): assert found[1]["train/loss"] == run.steps[0]["loss"] and found["config"]["max_steps"] == 1 and found["ended"]
+
+
+class FakeWandb:
+    "The part of wandb that accelerate uses; keeps what it is asked."
+    class Settings:
+        def __init__(self, **kw): pass
+    def __init__(self): self.asked, self.config, self.logged = [], self, []
+    def init(self, **kw): self.asked.append(kw); return self
+    def update(self, *a, **kw): pass
+    def log(self, *a, **kw): self.logged.append(a)
+    def finish(self): pass
+
+
+@pytest.mark.parametrize("variables, project, name", [({}, "xtokd", "run-7"), ({"WANDB_PROJECT": "mine", "WANDB_NAME": "first", "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "a,b"}, "mine", "first")])
+def test_wandb_is_named_by_its_variables(tmp_path, monkeypatch, variables, project, name):
+    "Group and tags are not given, because wandb would then not look into its variables."
+    import sys
+    from accelerate import tracking
+    for variable in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_TAGS"): monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items(): monkeypatch.setenv(variable, value)
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(tracking, "is_wandb_available", lambda: True)
+    monkeypatch.setattr("xtokd.train.callbacks.require_package", lambda *a: None)
+    monkeypatch.setattr("xtokd.train.callbacks.filter_trackers", lambda names, folder: names)
+    distiller(tmp_path / "run-7", report_to="wandb", max_steps=1).fit()
+    [asked] = wandb.asked
+    assert (asked["project"], asked["name"]) == (project, name) and not {"group", "tags"} & set(asked)

@@ -6,10 +6,11 @@ __version__ = "0.2.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/13_support/05_init.ipynb #d3f91337
+# %% ../nbs/13_support/05_init.ipynb #9ee55a60
 from importlib import import_module
+from importlib.util import find_spec
 
-# %% ../nbs/13_support/05_init.ipynb #d6601bd8
+# %% ../nbs/13_support/05_init.ipynb #86726b08
 _MODULES = {
     "vocab.bytevocab": ("ByteVocab", "UnsupportedTokenizer"),
     "alignment.alignment": ("Alignment", "BatchAlignment"),
@@ -31,16 +32,22 @@ _MODULES = {
     "viz.live.race": ("Race",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = sorted(_MODULE_OF)
+_WIDGETS = ("Bench", "Race")     # `from xtokd import *` leaves them out where there are no widgets
+__all__ = sorted(_MODULE_OF.keys() - ({*_WIDGETS} if find_spec("anywidget") is None else {}))
 
-# %% ../nbs/13_support/05_init.ipynb #5fe31f33
+# %% ../nbs/13_support/05_init.ipynb #b12cf212
 def __getattr__(name: str):
     """The public object `name`, imported from its module on first use; AttributeError for other
     names."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'xtokd' has no attribute {name!r}; it offers "
                              f"{', '.join(__all__)}")
-    value = globals()[name] = getattr(import_module(f"xtokd.{_MODULE_OF[name]}"), name)
+    try: module = import_module(f"xtokd.{_MODULE_OF[name]}")
+    except ModuleNotFoundError as e:
+        if name not in _WIDGETS: raise
+        raise ImportError(f"{name} is a widget, which needs the package {e.name}: pip install "
+                          "jupyterlab ipywidgets anywidget plotly") from e
+    value = globals()[name] = getattr(module, name)
     return value
 
 

@@ -7,15 +7,18 @@ __all__ = ['buckets', 'all_reduce_', 'is_dtensor', 'reduce_gradients', 'clip_gra
            'local_parameter_count', 'require_sharded', 'shard_model', 'pad_micro_batches', 'nested_tensors',
            'capture_outputs', 'backward', 'unsharded', 'reshard', 'full_state_dict', 'full_weights', 'shard_tensor',
            'load_full_weights', 'shard_optimizer_state', 'unwrapped_class', 'end_gloo', 'make_accelerator', 'broadcast',
-           'sharded_sides']
+           'sharded_sides', 'end_together']
 
-# %% ../nbs/13_support/03_distributed.ipynb #15e16498
+# %% ../nbs/13_support/03_distributed.ipynb #b4773b52
 import atexit
 import os
+import sys
+import threading
 import time
+import warnings
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Iterable
+from typing import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -227,7 +230,7 @@ def unwrapped_class(model: torch.nn.Module) -> type:
     "The class of a model before it was sharded."
     return next(c for c in type(model).__mro__ if not hasattr(c, "unshard"))
 
-# %% ../nbs/13_support/03_distributed.ipynb #8c52630a
+# %% ../nbs/13_support/03_distributed.ipynb #3e80d622
 def end_gloo() -> None:
     """End the process group of gloo, and wait until its threads hold no tensors.
 
@@ -237,6 +240,19 @@ def end_gloo() -> None:
     dist.destroy_process_group()
     # a group that a device mesh still holds is not ended: its threads need Python's lock once more
     time.sleep(.2)
+
+
+_ONE_PROCESS = ("this run trains in one process: accelerate launch --cpu starts a single one, whatever "
+                "--num_processes says. Several on a CPU: torchrun --standalone --nproc_per_node 2 -m "
+                "xtokd.cli distill ...")
+
+
+def _accelerate_started_one_of_several() -> bool:
+    """Was this process started by accelerate for several on a CPU, and is it the only one?
+
+    accelerate sets the address of a main process for several, and leaves out WORLD_SIZE."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
 
 
 def make_accelerator() -> Accelerator:
@@ -256,11 +272,12 @@ def make_accelerator() -> Accelerator:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))])
     if accelerator.num_processes == world_size:
         if world_size > 1: atexit.register(end_gloo)
+        elif _accelerate_started_one_of_several(): warnings.warn(_ONE_PROCESS)
         return accelerator
     raise RuntimeError(f"{world_size} processes were launched, but accelerate sees "
                        f"{accelerator.num_processes}: they would all "
-                       "train by themselves. Launch them with accelerate launch or torchrun, "
-                       "with --cpu where there is no GPU")
+                       "train by themselves. Launch them with torchrun --standalone "
+                       "--nproc_per_node N -m xtokd.cli distill ...")
 
 
 def broadcast(x: object):
@@ -279,3 +296,47 @@ def sharded_sides(fsdp: str, accelerator: Accelerator) -> tuple[str, ...]:
                          "(accelerate launch --num_processes 2 -m xtokd.cli distill ...), or "
                          "give fsdp='no'")
     return {"no": (), "both": ("student", "teacher")}.get(fsdp, (fsdp,))
+
+# %% ../nbs/13_support/03_distributed.ipynb #89080cd3
+_ERROR_KEY = "xtokd/error"      # in the store of the process group: the first error of a process
+
+
+def _watch_for_errors(store, ended: threading.Event, rank: int, seconds: float) -> None:
+    "End this process `seconds` after another one has failed, unless `ended` is set before."
+    while not ended.wait(1.):
+        try:
+            if not store.check([_ERROR_KEY]): continue
+            words = store.get(_ERROR_KEY).decode()
+        except Exception as error:      # its process is gone; the classes differ between backends
+            words = f"the store of the process group is gone ({type(error).__name__})"
+        if ended.wait(seconds): return
+        print(f"process {rank} ends, because another process of the run has failed: {words}",
+              file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+@contextmanager
+def end_together(accelerator: Accelerator,
+                 seconds: float = 20.       # after which a process is ended that still waits
+                 ) -> Iterator[None]:
+    """Context of work that all processes do together: an error in one of them ends all.
+
+    Where another process failed first, RuntimeError with its error. One process: nothing happens."""
+    if accelerator.num_processes == 1:
+        yield
+        return
+    store, ended = dist.distributed_c10d._get_default_store(), threading.Event()
+    rank = accelerator.process_index
+    own_connection = store.clone() if hasattr(store, "clone") else store
+    watch = threading.Thread(target=_watch_for_errors, args=(own_connection, ended, rank, seconds),
+                             daemon=True)
+    watch.start()
+    try: yield
+    except BaseException as error:
+        words = own = f"process {rank}: {type(error).__name__}: {error}"
+        try: words = store.compare_set(_ERROR_KEY, "", own).decode()   # what the first one wrote
+        except Exception: pass          # the store went with its process
+        end_gloo()
+        if words == own: raise
+        raise RuntimeError(f"another process of the run has failed; {words}") from error
+    finally: ended.set()

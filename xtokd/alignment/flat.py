@@ -105,16 +105,17 @@ def build_pool(pieces: Sequence[bytes]) -> BytePool:
     raw = np.frombuffer(b"".join(pieces), np.uint8)
     return BytePool(pieces, lengths, lengths.cumsum() - lengths, raw)
 
-# %% ../../nbs/03_alignment/02_flat.ipynb #a72beecb
-_POOLS: OrderedDict[int, BytePool] = OrderedDict()
+# %% ../../nbs/03_alignment/02_flat.ipynb #34387237
+_POOLS: OrderedDict[int, BytePool] = OrderedDict()   # those used last, by id of their bytes
+_MAX_POOLS = 32
 
 def pool_of(vocab: VocabLike) -> BytePool:
-    "The pool of a vocabulary, kept for the last eight."
+    "The pool of a vocabulary; those of the `_MAX_POOLS` vocabularies used last are kept."
     key = id(vocab.bytes)
-    if key not in _POOLS:
-        _POOLS[key] = build_pool(vocab.bytes)
-        if len(_POOLS) > 8: _POOLS.popitem(last=False)
-    return _POOLS[key]
+    pool = _POOLS.pop(key, None) or build_pool(vocab.bytes)
+    _POOLS[key] = pool
+    while len(_POOLS) > _MAX_POOLS: _POOLS.popitem(last=False)
+    return pool
 
 # %% ../../nbs/03_alignment/02_flat.ipynb #eab79310
 def gather_bytes(pool: BytePool,

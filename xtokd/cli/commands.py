@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['make_distiller', 'distiller_of', 'make_parser', 'main']
 
-# %% ../../nbs/12_cli/04_commands.ipynb #6f91578f
+# %% ../../nbs/12_cli/04_commands.ipynb #969f69b8
 import argparse, json, os, shlex, sys
 from dataclasses import fields
 from pathlib import Path
 
-from .arguments import (
-    HELP, RUN_DEFAULTS, CommandParser, add_config_flags, add_teacher_flags, read_settings, read_text)
+from xtokd.cli.arguments import (
+    HELP, RUN_DEFAULTS, CommandParser, add_config_flags, add_teacher_flags, error_text, read_settings,
+    read_text)
 from .explore import add_explore_flags, explore_pair
 from .pairs import (
     diagnose, load_pair, pair_names, require_fit_pair, silence_transformers, tokenizer_of)
@@ -158,16 +159,15 @@ def _run_compare(args) -> int:
         print(f"these runs are of different protocols: {found}", file=sys.stderr)
     return 0
 
-# %% ../../nbs/12_cli/04_commands.ipynb #8def26f6
+# %% ../../nbs/12_cli/04_commands.ipynb #3d9d5a58
 def _run_serve(args) -> int:
     "Serve log-probs of a model until interrupted."
     from xtokd.models.loading import load_model, load_tokenizer
-    from xtokd.serving.server import Server
+    from xtokd.serving.server import OPEN_SERVER, Server
     role = "student" if args.accept_weights else "teacher"
     model, tokenizer = load_model(args.model, role), load_tokenizer(args.model, role)
     server = Server(model, tokenizer, args.model, args.host, args.port,
-                    key=os.environ.get("XTOKD_SERVE_KEY"),
-                    accept_weights=args.accept_weights)
+                    key=os.environ.get("XTOKD_SERVE_KEY"), accept_weights=args.accept_weights)
     if args.accept_weights:
         use = "it generates for a student that is trained with"
         command = f"xtokd distill --student {args.model} --generation-url {server.url}"
@@ -175,6 +175,7 @@ def _run_serve(args) -> int:
         use = "a student learns from it with"
         command = f"xtokd distill --teacher {server.url} --teacher-tokenizer {args.model} --objective sampled"
     print(f"{args.model} at {server.url}; {use}\n  {command}", flush=True)
+    if server.is_open: print(OPEN_SERVER, file=sys.stderr)
     with server.socket: server.serve_forever()
     return 0
 
@@ -370,17 +371,9 @@ def make_parser(with_config: bool = False) -> CommandParser:
     _add_training_command(commands, with_config)
     return p
 
-# %% ../../nbs/12_cli/04_commands.ipynb #77749af6
+# %% ../../nbs/12_cli/04_commands.ipynb #332556c6
 _EXPECTED_ERRORS = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError)
 
-
-def _error_text(e: Exception) -> str:
-    "An error in one paragraph; a list of errors keeps its lines."
-    from xtokd.data.prompts import ErrorList
-    if isinstance(e, ErrorList): return str(e)
-    if isinstance(e, OSError) and e.strerror:
-        return f"{e.strerror}: {e.filename}" if e.filename else e.strerror
-    return " ".join(str(e).split()) or type(e).__name__
 
 
 def _prepare_environment() -> None:
@@ -411,7 +404,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except _EXPECTED_ERRORS as e:
         if args.debug: raise
-        print(f"xtokd {args.command}: {_error_text(e)}", file=sys.stderr)
+        print(f"xtokd {args.command}: {error_text(e)}", file=sys.stderr)
         return 1
 
 # %% ../../nbs/12_cli/04_commands.ipynb #ba35cab3

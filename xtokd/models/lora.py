@@ -93,7 +93,7 @@ def load_adapter(folder: str | Path, model: torch.nn.Module):
                          f"{sorted(set(stored) ^ set(own))[0]})")
     for name, p in own.items(): p.data.copy_(stored[name])
 
-# %% ../../nbs/06_models/03_lora.ipynb #e8efdb6c
+# %% ../../nbs/06_models/03_lora.ipynb #0bdb577f
 def prepare_student(model: torch.nn.Module,
                     config: Any):   # DistillConfig
     "Prepare a student for training as the settings say: adapter, gradient checkpointing."
@@ -103,5 +103,11 @@ def prepare_student(model: torch.nn.Module,
         raise ValueError(f"the student is an adapter of rank {adapter.r} on "
                          f"{adapter.base_model_name_or_path}: give lora={adapter.r} to go on "
                          "training it")
-    if config.gradient_checkpointing: model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.gradient_checkpointing: _recompute_activations(model)
     return model
+
+def _recompute_activations(model):
+    "Turn gradient checkpointing on, by the name that this version of transformers has for it."
+    enable = getattr(model, "activation_checkpointing_enable", None)     # newer versions
+    enable = enable or model.gradient_checkpointing_enable               # deprecated, gone in 6
+    enable({"use_reentrant": False})

@@ -166,7 +166,7 @@ def scalars(record: dict, under: str) -> dict:
             found[f"{under}/{name}"] = value
     return found
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #9e444e42
+# %% ../../nbs/08_train/08_callbacks.ipynb #1be52e6a
 class Tracker(Callback):
     "Passes the numbers of a run to trackers, through accelerate."
 
@@ -181,13 +181,13 @@ class Tracker(Callback):
         accelerator.project_configuration.logging_dir = str(folder)
         undone = record["step"] + 1 if record["event"] == "resume" else None
         options = {"tensorboard": {"purge_step": undone},
-                   "wandb": {"name": folder.name, "dir": str(folder)}}
+                   "wandb": {"name": os.environ.get("WANDB_NAME", folder.name), "dir": str(folder)}}
         def plain(value): return value if isinstance(value, (int, float, str)) else json.dumps(value)
         settings = {name: plain(value) for name, value in record["config"].items()}
-        trackers = []
+        wandb_project, trackers = os.environ.get("WANDB_PROJECT", "xtokd"), []
         for tracker in filter_trackers(list(self.names), str(folder)):
             accelerator.log_with, accelerator.trackers = [tracker], []
-            project = "tensorboard" if str(tracker) == "tensorboard" else "xtokd"
+            project = "tensorboard" if str(tracker) == "tensorboard" else wandb_project
             accelerator.init_trackers(project, config=settings, init_kwargs=options)
             trackers += accelerator.trackers
         accelerator.trackers = trackers
@@ -213,10 +213,13 @@ def run_callbacks(config: DistillConfig, callbacks: list | tuple, is_main: bool)
     if config.progress and is_main: callbacks.append(ProgressBar())
     return callbacks
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #358bc660
+# %% ../../nbs/08_train/08_callbacks.ipynb #8edb7f84
 @contextmanager
 def interruptible(control: Control) -> Iterator[None]:
-    "While the block runs in the main thread, the first SIGINT or SIGTERM stops the loop after its step."
+    """While the block runs in the main thread, signals stop the loop after its step, or ask it to save.
+
+    SIGINT, SIGTERM and SIGHUP stop it, the second one at once; SIGUSR1 saves. A SIGHUP that is ignored
+    (`nohup`) stays so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -224,7 +227,14 @@ def interruptible(control: Control) -> Iterator[None]:
         if control.stopping.is_set(): raise KeyboardInterrupt
         print("\nending this step and saving; once more to stop at once", file=sys.stderr)
         control.stop()
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    def save(number, frame):
+        print("\na checkpoint is saved after this step", file=sys.stderr)
+        control.saving.set()
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hasattr(signal, "SIGUSR1"): handlers[signal.SIGUSR1] = save      # Windows has neither
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        handlers[signal.SIGHUP] = stop
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try: yield
     finally:
         for number, handler in before.items(): signal.signal(number, handler)

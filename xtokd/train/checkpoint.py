@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['sync', 'restore_name', 'recover', 'atomic_folder', 'no_progress_bars', 'save_student', 'rng_state', 'set_rng_state',
            'save_checkpoint', 'checkpoints', 'plain_numbers', 'read_state', 'damage', 'check_compatible',
-           'load_checkpoint', 'Checkpoints']
+           'load_checkpoint', 'Checkpoints', 'save_after_error']
 
-# %% ../../nbs/08_train/06_checkpoint.ipynb #1a36760f
-import json, os, random, shutil
+# %% ../../nbs/08_train/06_checkpoint.ipynb #51b82e62
+import json, os, random, shutil, sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +255,25 @@ class Checkpoints:
                 save_student(work, student.model, student.tokenizer, weights)
         self.accelerator.wait_for_everyone()
         return path
+
+# %% ../../nbs/08_train/06_checkpoint.ipynb #546e4944
+def save_after_error(distiller: "Distiller", error: BaseException) -> Path | None:
+    """Save the last whole step of a run that an error ends; its path, or None if nothing is to save.
+
+    Nothing is saved where that step is on disk already, was cut off inside its update, where
+    weights may not be finite, and in a run of several processes, of which one has failed."""
+    d, state = distiller, distiller.state
+    latest = d.checkpoints.latest()
+    is_saved = state.step == 0 or latest is not None and latest.name == f"step-{state.step:06d}"
+    broken = not state.whole or isinstance(error, FloatingPointError)
+    if is_saved or broken or d.accelerator.num_processes > 1: return None
+    if state.rng: set_rng_state(state.rng)
+    try: d.save()
+    except BaseException as again:   # the first error is the one to report
+        message = f"step {state.step} could not be saved: {type(again).__name__}: {again}"
+        with suppress(OSError): d.log.emit("warn", state.step, message=message)
+        return None
+    path = d.checkpoints.latest()
+    print(f"an error ends the run after step {state.step}, which is saved in {path}",
+          file=sys.stderr)
+    return path

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['configured_optimizer', 'TrainState', 'StepWriter', 'is_due', 'TrainingLoop', 'run_folder', 'named_check',
-           'check_function', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
+           'check_function', 'open_run', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #88c5f407
+# %% ../../nbs/08_train/11_distiller.ipynb #dd991099
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,14 +22,14 @@ from ..data.prompts import builtin_check
 from ..data.segments import given_plugins, plugin_functions
 from ..serving.served_costs import teacher_prices
 from xtokd.distributed import (
-    broadcast, make_accelerator, clip_gradient, shard_optimizer_state, reduce_gradients, unsharded,
-    reshard, full_state_dict, sharded_sides,
+    broadcast, end_together, make_accelerator, clip_gradient, shard_optimizer_state,
+    reduce_gradients, unsharded, reshard, full_state_dict, sharded_sides,
 )
 from ..errors import step_part
 from ..objectives.base import Objective
 from ..serving.client import probe_logps
 from .callbacks import RunReporter, describe_run, interruptible, run_callbacks
-from .checkpoint import Checkpoints, rng_state, set_rng_state
+from .checkpoint import Checkpoints, rng_state, save_after_error
 from .config import (
     DistillConfig, changed_arguments, changed_settings, check_text_source, choose_text_source,
     combine_seeds, draw_good_samples, learning_rate_factor, prompt_indices)
@@ -162,7 +162,7 @@ class StepWriter:
             gap = d.student.engine.logp_gap(own_logp)
         return broadcast(gap)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #816bf5b4
+# %% ../../nbs/08_train/11_distiller.ipynb #391960c7
 def is_due(step: int, every: int) -> bool:
     "Is it time at this step? Never where `every` is 0."
     return bool(every) and step % every == 0
@@ -223,8 +223,13 @@ class TrainingLoop:
                    peak_memory_gib=peak_memory(d.device), costs=state.costs)
 
     def stop_requested(self) -> bool:
-        "Was a stop asked for, in any process? Waits while the run is paused."
-        return any(gather_object([self.distiller.control.wait_if_paused()]))
+        """Was a stop asked for, in any process? Waits while the run is paused.
+
+        Saves where a checkpoint was asked for, in any process."""
+        d, control = self.distiller, self.distiller.control
+        asked = gather_object([(control.wait_if_paused(), control.take_save_request())])
+        if d.state.step and any(save for _, save in asked): d.save()
+        return any(stop for stop, _ in asked)
 
 # %% ../../nbs/08_train/11_distiller.ipynb #c4f30557
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
@@ -288,7 +293,7 @@ def _opening_messages(distiller: "Distiller", before: dict, now: dict) -> list[s
             messages.append(f"{what}: {fix}")
     return list(dict.fromkeys(messages))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #18d5aff6
+# %% ../../nbs/08_train/11_distiller.ipynb #14de8747
 def _arguments_of_run(folder: str | Path, changes: dict) -> dict:
     """Arguments of the Distiller that a log describes, with `changes` in their place.
 
@@ -306,35 +311,16 @@ def _arguments_of_run(folder: str | Path, changes: dict) -> dict:
                          f"cannot give back: pass {lost[0]}=... too")
     return arguments
 
-def save_after_error(distiller: "Distiller", error: BaseException) -> Path | None:
-    """Save the last whole step of a run that an error ends; the path, or None where nothing is to save.
-
-    Nothing is saved where that step is on disk already, was cut off inside its update, where weights
-    may not be finite, and in a run of several processes, which do not end together."""
-    d, state = distiller, distiller.state
-    latest = d.checkpoints.latest()
-    is_saved = state.step == 0 or latest is not None and latest.name == f"step-{state.step:06d}"
-    broken = not state.whole or isinstance(error, FloatingPointError)
-    if is_saved or broken or d.accelerator.num_processes > 1: return None
-    if state.rng: set_rng_state(state.rng)
-    try: d.save()
-    except BaseException as again:   # the first error is the one to report
-        message = f"step {state.step} could not be saved: {type(again).__name__}: {again}"
-        with suppress(OSError): d.log.emit("warn", state.step, message=message)
-        return None
-    path = d.checkpoints.latest()
-    print(f"an error ends the run after step {state.step}, which is saved in {path}", file=sys.stderr)
-    return path
-
 def run_to_end(distiller: "Distiller") -> None:
     """The loop, then the last checkpoint and the student's folder.
 
     An error is logged after the last whole step was saved, and raised again by `run.wait()`."""
     d, control, state = distiller, distiller.control, distiller.state
     try:
-        reason = TrainingLoop(d).run()
-        d.save()
-        student = d.checkpoints.save_student()
+        with end_together(d.accelerator):
+            reason = TrainingLoop(d).run()
+            d.save()
+            student = d.checkpoints.save_student()
         d.log.hub.push(student, state.step, at_the_end=True)
         d.log.emit("end", state.step, reason=reason, costs=state.costs,
                    peak_memory_gib=peak_memory(d.device), student=str(student))
@@ -354,7 +340,7 @@ def run_to_end(distiller: "Distiller") -> None:
         except OSError as error: control.error = control.error or error   # a full disk
         control.done.set()
 
-# %% ../../nbs/08_train/11_distiller.ipynb #574a8565
+# %% ../../nbs/08_train/11_distiller.ipynb #5f2d6f43
 class Distiller:
     "Distils a teacher into a student with another tokenizer; see `fit`."
 
@@ -419,7 +405,8 @@ class Distiller:
 
         block=False trains in a thread: `run.stop()`, `run.pause()`, `run.wait()` steer it."""
         self.control = Control()
-        try: open_run(self, resume)
+        try:
+            with end_together(self.accelerator): open_run(self, resume)
         except BaseException:
             self.log.close()
             raise

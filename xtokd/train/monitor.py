@@ -30,23 +30,26 @@ def number_digits(text: str, answer: object = None) -> int | None:
     if numbers: return len(numbers[-1])
     return 0 if any(character.isdigit() for character in str(answer)) else None
 
-# %% ../../nbs/08_train/09_monitor.ipynb #6b271a49
+# %% ../../nbs/08_train/09_monitor.ipynb #081b5261
 def text_sums(texts: list[str],        # the responses as text
               ids: list[list[int]],    # the same as token ids
               answers: list) -> dict:  # right answers, or None
     "Sums over responses that `text_stats` divides."
+    pairs = [pair for one in ids for pair in zip(one, one[1:])]
     digits = [number_digits(text, answer) for text, answer in zip(texts, answers)]
     digits = [count for count in digits if count is not None]
     repeated, grams = np.sum([count_repeated(one) for one in ids], axis=0) if len(ids) else (0, 0)
     return {"numbers": len(digits), "digits": sum(digits),
-            "grams": int(grams), "grams_again": int(repeated)}
+            "grams": int(grams), "grams_again": int(repeated),
+            "pairs": len(pairs), "pairs_distinct": len(set(pairs))}
 
 def text_stats(sums: dict) -> dict:
-    "`number_length` and `repetition`, each where there was something to measure."
-    parts = {"number_length": ("digits", "numbers"), "repetition": ("grams_again", "grams")}
+    "`number_length`, `repetition` and `distinct_2`, each where there was something to measure."
+    parts = {"number_length": ("digits", "numbers"), "repetition": ("grams_again", "grams"),
+             "distinct_2": ("pairs_distinct", "pairs")}
     return {name: sums[a] / sums[b] for name, (a, b) in parts.items() if sums.get(b)}
 
-# %% ../../nbs/08_train/09_monitor.ipynb #0979680f
+# %% ../../nbs/08_train/09_monitor.ipynb #b64f96ae
 @dataclass(frozen=True)
 class Limits:
     "The limits of every warning; a fraction or a multiple is of the run's own start."
@@ -60,6 +63,7 @@ class Limits:
     entropy_down: float = .05       # the student's entropy fell to this fraction
     entropy_up: float = 3.          # ... or grew to this multiple
     repetition: float = .2          # so many more 4-grams repeat (a difference of fractions)
+    distinct: float = .6            # the share of different pairs of tokens fell to this fraction
     coverage: float = .5            # the fraction of tokens with a signal fell to this fraction
     coverage_floor: float = .1      # ... or below this value
     loss_up: float = 3.             # the loss grew to this multiple
@@ -100,7 +104,7 @@ def window_means(steps: list[dict], name: str, limits: Limits = Limits()) -> Win
     variance = sum(part.var(ddof=1) / len(part) for part in (first, last) if len(part) > 1)
     return WindowMeans(float(first.mean()), float(last.mean()), float(np.sqrt(variance)))
 
-# %% ../../nbs/08_train/09_monitor.ipynb #89c7aebe
+# %% ../../nbs/08_train/09_monitor.ipynb #c28fbc2f
 def _writing_warnings(steps, max_new_tokens, limits) -> Iterator[TrainingWarning]:
     "Warnings about the text that the student generates."
     length = window_means(steps, "response_tokens", limits)
@@ -137,6 +141,13 @@ def _writing_warnings(steps, max_new_tokens, limits) -> Iterator[TrainingWarning
             f"{repetition.last:.0%} of the 4-grams of a response stood in it before, "
             f"{repetition.first:.0%} at the start",
             "the text repeats itself; lower learning_rate, or go back to an earlier checkpoint")
+    distinct = window_means(steps, "distinct_2", limits)
+    if distinct.last <= limits.distinct * distinct.first and distinct.is_sure(limits):
+        yield TrainingWarning(
+            "distinct", distinct.first, distinct.last,
+            f"{distinct.last:.0%} of the pairs of tokens in a step's responses are different, "
+            f"{distinct.first:.0%} at the start",
+            "the responses become alike; lower learning_rate, or take a forward divergence")
 
 # %% ../../nbs/08_train/09_monitor.ipynb #086abf05
 def _learning_warnings(steps, limits) -> Iterator[TrainingWarning]:

@@ -314,12 +314,12 @@ def sparkline(values: list | np.ndarray, width: int = 60) -> str:
     heights = (values / 2 - low) / (high - low or 1) * 7.99
     return "".join("▁▂▃▄▅▆▇█"[int(h)] if np.isfinite(h) else "·" for h in heights)
 
-# %% ../../nbs/08_train/07_runlog.ipynb #05bd1fa1
+# %% ../../nbs/08_train/07_runlog.ipynb #54d040f4
 class Control:
-    "Stop and pause flags between a training thread and the `Run` that steers it."
+    "Stop, save and pause flags between a training thread and the `Run` that steers it."
 
     def __init__(self):
-        self.stopping, self.running, self.done = (threading.Event() for _ in range(3))
+        self.stopping, self.saving, self.running, self.done = (threading.Event() for _ in range(4))
         self.thread, self.error = None, None
         self.running.set()
 
@@ -327,6 +327,12 @@ class Control:
         "Ask for a stop; ends a pause too."
         self.stopping.set()
         self.running.set()
+
+    def take_save_request(self) -> bool:
+        "Was a checkpoint asked for since the last call?"
+        was_asked = self.saving.is_set()
+        self.saving.clear()
+        return was_asked
 
     def wait_if_paused(self) -> bool:
         "Wait while paused; True when the loop is to stop."

@@ -54,9 +54,9 @@ def canonical_index(vocab: ByteVocab, ids: np.ndarray,
     index_of.update((strings[k], k) for k in kept.tolist())
     return index_of, is_canonical
 
-# %% ../../nbs/01_vocab/04_overlap.ipynb #c28e2815
-_CACHE = OrderedDict()      # the overlaps made last, by the fingerprints of both sides
-_MAX_CACHED = 16
+# %% ../../nbs/01_vocab/04_overlap.ipynb #4c08d791
+_CACHE = OrderedDict()      # the overlaps used last, by the fingerprints of both sides
+_MAX_CACHED = 32
 
 
 def _same_vocab(a, b):
@@ -86,10 +86,10 @@ class VocabOverlap:
     def of(cls, student: ByteVocab, teacher: ByteVocab) -> "VocabOverlap":
         "Return the overlap of two vocabularies, from memory if it is there."
         key = tuple((vocab.fingerprint, tuple(vocab.stop_ids)) for vocab in (student, teacher))
-        if key not in _CACHE:
-            _CACHE[key] = cls._compute(student, teacher)
-            if len(_CACHE) > _MAX_CACHED: _CACHE.popitem(last=False)
-        return _CACHE[key]
+        overlap = _CACHE.pop(key, None) or cls._compute(student, teacher)
+        _CACHE[key] = overlap
+        while len(_CACHE) > _MAX_CACHED: _CACHE.popitem(last=False)
+        return overlap
 
     @classmethod
     def _compute(cls, student, teacher):
