@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..models.forward import response_logits
+from ..models.generation_settings import responses_per_step, rollout_number
 from ..models.side import ServedModel, Side
 from ..train.config import DistillConfig
 from ..train.distiller import Distiller
@@ -309,7 +310,8 @@ def recommend_for(distiller: Distiller, rule: Rule = Rule()) -> tuple[Forecast, 
     measures = replace(measures, coverage=told.coverage["coverage"])
     if measures.student is not None:
         ratio = told.tokens["teacher a step"] / max(told.tokens["student a step"], 1)
-        texts, prompts = config.max_steps * config.batch_size, len(distiller.items)
+        texts = rollout_number(config, config.max_steps) * responses_per_step(config)
+        prompts = len(distiller.items)
         costs = way_costs(measures.student, measures.teacher, texts, prompts, ratio)
         measures = replace(measures, costs=costs)
     return told, recommend(measures, rule)

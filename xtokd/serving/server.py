@@ -94,7 +94,8 @@ def completions(server: "Server", body: dict) -> dict:
         entries = None if k is None else prompt_logprobs(server.model, vocab, ids, k)
         response = []
         if not only_scores:
-            options = dict(temperature=body.get("temperature", 1.), seed=body.get("seed"))
+            options = dict(temperature=body.get("temperature", 1.), seed=body.get("seed"),
+                           top_p=body.get("top_p", 1.), top_k=max(body.get("top_k", 0), 0))
             response = generate_responses(server.model, vocab, [ids], new, **options)[0]
         stopped = bool(response) and response[-1] in vocab.end_ids
         choices.append({

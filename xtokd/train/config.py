@@ -22,6 +22,7 @@ from ..data.prompt_additions import read_addition
 from ..data.prompts import refuse_lone_surrogates
 from ..data.stored_texts import learns_from
 from ..errors import strict_names, unknown_name
+from ..models.generation_settings import GenerationSettings, check_generation, check_text_use
 from ..models.optimizer import (
     OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule)
 
@@ -69,6 +70,8 @@ OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and wha
     "fp16": ("mixed_precision", 'float16 is not offered; its values are "auto", "no" and "bf16"'),
     "max_seq_length": ("max_length", ""),
     "wandb_project": ("report_to", ""),
+    "dtype": ("student_dtype", "the teacher's is teacher_dtype"),
+    "torch_dtype": ("student_dtype", "the teacher's is teacher_dtype"),
 }
 
 
@@ -78,6 +81,8 @@ class ModelSettings:
     "How student and teacher are held in memory, and what of the student is trained."
     gradient_checkpointing: bool = False # recompute activations: less memory, a third more time
     student_dtype: str = "float32" # of the student's weights; "bfloat16" needs lora_r
+    teacher_dtype: str | None = None # of its weights; None: float32 on a CPU, bfloat16 on a GPU
+    attn_implementation: str | None = None # of both models: "sdpa", "eager", ...
     lora_r: int | None = None     # train a LoRA adapter of this rank, not all weights (needs peft)
     lora_alpha: float | None = None # scale of the adapter times its rank; None: twice the rank
     teacher_quantization: int | None = None # load the teacher in 8 or 4 bits (needs bitsandbytes)
@@ -89,10 +94,10 @@ class ModelSettings:
 # %% ../../nbs/08_train/01_config.ipynb #fa861c46
 @strict_names(OTHER_NAMES)
 @dataclass
-class DistillConfig(ModelSettings):
+class DistillConfig(GenerationSettings, ModelSettings):
     "Settings of a run. Raises TypeError for an unknown name and ValueError for a bad value."
     max_steps: int = 200          # optimizer steps
-    batch_size: int = 32          # prompts a step, over all processes
+    batch_size: int = 32          # prompts a step, over all processes; see num_generations
     micro_batch_size: int = 8     # samples in one pass; changes memory, not the result
     learning_rate: float = 1e-4
     objective_learning_rate: float | None = None # of the objective; None: learning_rate
@@ -167,6 +172,7 @@ _CHOICES = dict(
     granularity=("byte", "char"),
     report_to=("tensorboard", "wandb"),
     student_dtype=("float32", "bfloat16"),
+    teacher_dtype=("float32", "bfloat16", "float16"),
     teacher_quantization=(4, 8),
     fsdp=("auto", "no", "student", "teacher", "both"),
 )
@@ -229,6 +235,7 @@ def check_config(config: DistillConfig) -> None:
         if value is None and "None" in str(f.type): continue
         problem = _value_problem(f.name, value, str(f.type))
         if problem: raise ValueError(f"{f.name} is {value!r}: {problem}")
+    check_generation(config)
     if config.student_dtype == "bfloat16" and not config.lora_r:
         raise ValueError("student_dtype is 'bfloat16' without lora_r: small updates of whole "
                          "weights are lost in it. Give lora_r=16, or leave student_dtype at "
@@ -357,6 +364,7 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
     fraction, source = text_source_settings(config, getattr(objective, "text_source", "student"))
     if config.store_text or config.min_score is not None or source == "frozen_student":
         _check_stored_text(objective, config, fraction, source)
+    check_text_use(config, objective, text_sources_of(config, objective))
     allowed = getattr(objective, "text_sources", ("student", source))
     if fraction < 1 and not learns_from(source, allowed):
         raise ValueError(f"objective {objective.name!r} makes no sense on text of the {source}: "
@@ -379,7 +387,8 @@ _OLD_DEFAULTS = {"on_policy_fraction": 1.0, "off_policy_source": "teacher"}
 
 def changed_settings(before: dict, config: DistillConfig) -> list[str]:
     "Settings in the first event of a log that differ from `config` and change the result, as text."
-    free = FREE_SETTINGS | ({"max_steps"} if config.lr_scheduler_type == "constant" else set())
+    by_steps = config.lr_scheduler_type != "constant" or config.max_new_tokens_start is not None
+    free = FREE_SETTINGS | (set() if by_steps else {"max_steps"})
     then, now = before.get("config", {}), asdict(config)
     # logs of 0.1 name these two where nobody had set them
     unset = [k for k, v in _OLD_DEFAULTS.items() if now[k] is None and then.get(k) == v]
@@ -431,7 +440,8 @@ def changed_arguments(before: dict, now: dict) -> list[str]:
 
 # %% ../../nbs/08_train/01_config.ipynb #e6386712
 _TEXT_SETTINGS = ("max_new_tokens", "max_length", "min_score", "num_candidates", "seed",
-                  "chat_template_kwargs", "teacher_system", "teacher_prefix")
+                  "chat_template_kwargs", "teacher_system", "teacher_prefix", "top_p",
+                  "top_k")
 
 def text_key(item: dict, text_source: str, writer: str,   # the name of the model
              config: DistillConfig) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from ..distributed import reduce_gradients
+from ..models.generation_settings import rollout_length
 from ..models.side import Side, check_fit
 from ..models.start_weights import StartWeights
 from ..objectives.base import require_full_rows
@@ -57,7 +58,8 @@ def fitting_rows(dataset: object, sides: dict[str, Side], config: DistillConfig)
 def text_settings_of_distiller(config: DistillConfig) -> list[str]:
     "The settings of the text that only xtokd's own Distiller can follow, as far as they are used."
     used = {"store_text": config.store_text, "min_score": config.min_score is not None,
-            "off_policy_source": config.off_policy_source == "frozen_student"}
+            "off_policy_source": config.off_policy_source == "frozen_student",
+            "num_iterations": config.num_iterations > 1}
     return [name for name, is_used in used.items() if is_used]
 
 class DistillingLogs:
@@ -190,6 +192,8 @@ class Distilling(DistillingLogs):
         step = self.state.global_step + 1
         self.text_source = choose_text_source(self.distill, step, self.objective.text_source)
         self.began = time.perf_counter()
+        length = rollout_length(self.distill, step, self.state.max_steps)
+        self.generator.limit_student(length)
         seed = combine_seeds(self.distill.seed, step, self.accelerator.process_index)
         with self.compute_loss_context_manager():
             samples = self.generator.samples(items, self.text_source, seed) if items else []

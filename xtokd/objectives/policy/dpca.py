@@ -53,7 +53,7 @@ class DPCA(Objective):
     divergence_label = "policy gradient of the reverse KL"
     loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
-    text_sources = ("student",)
+    text_sources, uses_ratio = ("student",), True
     known_exceptions = {
         "I3": "zero where `behaviour_logp` is the student's own of now (or not given): "
               "the advantage is that of the time of writing"}

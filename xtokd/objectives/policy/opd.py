@@ -50,7 +50,7 @@ class OPD(Objective):
     divergence_label = "policy gradient of the reverse KL"
     loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
-    text_sources = ("student",)
+    text_sources, uses_ratio = ("student",), True
     known_exceptions = {
         "I3": "zero where `behaviour_logp` is the student's own of now (or not given): "
               "the advantage is that of the time of writing"}
@@ -122,7 +122,7 @@ class MiniLLM(Objective):
     divergence_label = "policy gradient of the reverse KL, rkl"
     loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
-    text_sources = ("student",)
+    text_sources, uses_ratio = ("student",), True
     presets = _MINILLM_PRESETS
 
     def __init__(self, gamma: float = 0., normalise: bool | str = True, own_step: bool = True,

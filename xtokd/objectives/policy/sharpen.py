@@ -51,7 +51,7 @@ class Sharpen(Objective):
     loss_unit, loss_can_be_negative = "token", False
     loss_sign_reason = "minus the fixed advantage, which is below 0; with one above 0 it is negative"
     requires = frozenset({"student_logits"})
-    text_sources = ("student",)
+    text_sources, takes_used_text = ("student",), False
     rows_choose_pairs = True
     known_exceptions = {"I6": "which tokens of an answer are its least likely depends on all of them"}
     presets = _SHARPEN_PRESETS
