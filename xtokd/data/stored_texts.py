@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TAKEN_FOR', 'learns_from', 'StoredText', 'StoredTexts', 'Rollout', 'unpacked_rollout']
 
-# %% ../../nbs/02_data/10_stored_texts.ipynb #9f475181
+# %% ../../nbs/02_data/10_stored_texts.ipynb #3e098b06
 import json, os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -86,7 +86,7 @@ class StoredTexts:
             file.flush()
             os.fsync(file.fileno())
 
-# %% ../../nbs/02_data/10_stored_texts.ipynb #f8e0adf0
+# %% ../../nbs/02_data/10_stored_texts.ipynb #ed1ffb03
 def _plain(value: object) -> object:
     "Arrays as lists; all else as it is."
     return value.tolist() if hasattr(value, "tolist") else value

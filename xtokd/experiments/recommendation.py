@@ -6,7 +6,7 @@
 __all__ = ['STUDY_PAGE', 'SideMeasures', 'own_entropy', 'measure_side', 'Way', 'WayCost', 'way_costs', 'difference', 'Rule',
            'PairMeasures', 'Recommendation', 'recommend', 'measure_pair', 'recommend_for']
 
-# %% ../../nbs/11_experiments/11_recommendation.ipynb #18223045
+# %% ../../nbs/11_experiments/11_recommendation.ipynb #8d7a888d
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -290,7 +290,7 @@ def _way_to_learn(m: PairMeasures, rule: Rule) -> tuple[Way, list[str]]:
         "reverse KL takes up what it is sure of (objective cover, divergence=rkl)",
         "text filtered by the check was as good where it could be had"]
 
-# %% ../../nbs/11_experiments/11_recommendation.ipynb #714cdb07
+# %% ../../nbs/11_experiments/11_recommendation.ipynb #bca9b64f
 def measure_pair(distiller: Distiller, k: int | None = None) -> PairMeasures:
     """Measure both sides of a Distiller on its evaluation prompts, k texts a prompt (None: the
     setting `eval_num_generations`, and 4 at least). Coverage and costs are left open."""

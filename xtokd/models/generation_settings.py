@@ -6,12 +6,12 @@
 __all__ = ['GenerationSettings', 'check_generation', 'check_text_use', 'rollout_number', 'responses_per_step', 'is_truncated',
            'rollout_length', 'step_details']
 
-# %% ../../nbs/06_models/11_generation_settings.ipynb #f0da91dd
+# %% ../../nbs/06_models/11_generation_settings.ipynb #f5105e88
 import math
 from dataclasses import dataclass
 from typing import Any
 
-# %% ../../nbs/06_models/11_generation_settings.ipynb #ee085e02
+# %% ../../nbs/06_models/11_generation_settings.ipynb #dea590d5
 @dataclass(kw_only=True)
 class GenerationSettings:
     "How the text of a run is generated, and how often it is used."
@@ -22,7 +22,7 @@ class GenerationSettings:
     max_new_tokens_start: int | None = None # of the student in step 1; None: max_new_tokens
     max_new_tokens_ramp: float = 0.5 # share of the steps until max_new_tokens is reached
 
-# %% ../../nbs/06_models/11_generation_settings.ipynb #a1527424
+# %% ../../nbs/06_models/11_generation_settings.ipynb #eec244eb
 def check_generation(settings: Any) -> None:
     "Raise ValueError for a value that cannot be, with the setting, its value and what it may be."
     _check_number(settings, "top_p", "above 0 and at most 1 (1 keeps every token)",
@@ -47,7 +47,7 @@ def _check_number(settings, name, allowed, is_good):
     if not is_number or not math.isfinite(value) or not is_good(value):
         raise ValueError(f"{name} is {value!r}: it must be {allowed}")
 
-# %% ../../nbs/06_models/11_generation_settings.ipynb #aeb0a41e
+# %% ../../nbs/06_models/11_generation_settings.ipynb #43b69993
 def check_text_use(settings: Any, objective: object, sources: list[str]) -> None:
     "Raise ValueError where an objective or the text of a run has no use for the settings."
     if settings.num_generations > 1: _check_several(settings, objective, sources)
@@ -79,7 +79,7 @@ def _check_several(settings, objective, sources):
                          "prompt would be the same. Raise its temperature, or leave "
                          "num_generations at 1")
 
-# %% ../../nbs/06_models/11_generation_settings.ipynb #ca135965
+# %% ../../nbs/06_models/11_generation_settings.ipynb #339a561e
 def rollout_number(settings: Any, step: int) -> int:
     "The number 1, 2, ... of the text that step 1, 2, ... trains on."
     return (step - 1) // settings.num_iterations + 1

@@ -175,7 +175,7 @@ def load_teacher(
                        config.teacher_device_map, config.teacher_offload_dir)
     return model, load_tokenizer(teacher, "teacher")
 
-# %% ../../nbs/06_models/01_loading.ipynb #bccfac26
+# %% ../../nbs/06_models/01_loading.ipynb #35081c1b
 def chosen_dtype(name: str | None,      # such as "bfloat16"; None: by the device
                  teacher: Any,          # a name or folder; others only where no dtype is named
                  device: "torch.device") -> "torch.dtype":

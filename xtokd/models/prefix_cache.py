@@ -96,7 +96,7 @@ def shared_prefix_length(model: torch.nn.Module,
 def _checkpoints_gradients(model) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
-# %% ../../nbs/06_models/07_prefix_cache.ipynb #22a5283b
+# %% ../../nbs/06_models/07_prefix_cache.ipynb #d37532a0
 def repeats_pay(model: torch.nn.Module,
                 prompts: list[list[int]],   # B lists of ids
                 longest: int                # longest sequence, response included

@@ -6,7 +6,7 @@
 __all__ = ['truncate_at_stop', 'banned_ids', 'sampling_config', 'generation_mode', 'generate_responses', 'sampled_logp',
            'end_at_text']
 
-# %% ../../nbs/06_models/05_sampling.ipynb #2e851a53
+# %% ../../nbs/06_models/05_sampling.ipynb #2ae94dad
 from contextlib import contextmanager, nullcontext
 from typing import Any, ContextManager, Iterable, Iterator
 
@@ -36,7 +36,7 @@ def banned_ids(model: torch.nn.Module, vocab: ByteVocab) -> list[int]:
     banned[list(vocab.stop_ids)] = False
     return np.flatnonzero(banned[:width]).tolist() + list(range(len(vocab), width))
 
-# %% ../../nbs/06_models/05_sampling.ipynb #d004b2cc
+# %% ../../nbs/06_models/05_sampling.ipynb #cb6b1072
 def sampling_config(vocab: ByteVocab,
                     max_new_tokens: int,
                     temperature: float = 1.0,      # 0: greedy
@@ -78,7 +78,7 @@ def _seeded(seed: int | None, device: torch.device) -> ContextManager:
     "`_forked_rng`, or nothing without a seed."
     return nullcontext() if seed is None else _forked_rng(seed, device)
 
-# %% ../../nbs/06_models/05_sampling.ipynb #426870b3
+# %% ../../nbs/06_models/05_sampling.ipynb #91bd67b6
 @torch.no_grad()
 def _inputs(model, prompts: list[list[int]], config: GenerationConfig) -> dict[str, Any]:
     "Arguments of `generate`: ids [B, L], mask, and the KV cache of what is read once if that pays."
@@ -137,7 +137,7 @@ def generate_responses(
             for i, ids in zip(part, new_ids): responses[i] = truncate_at_stop(ids, stops)
     return responses
 
-# %% ../../nbs/06_models/05_sampling.ipynb #078ce0b5
+# %% ../../nbs/06_models/05_sampling.ipynb #eb28abe4
 @torch.no_grad()
 def sampled_logp(rows: FullRows,             # n rows, with the ids that were sampled
                  temperature: float = 1.0,   # of generation, above 0

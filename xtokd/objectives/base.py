@@ -227,7 +227,7 @@ def require_full_rows(objective: object,    # an `Objective`, or any callable th
                      "only sampled and top-k log-probs. Load the teacher in this process, or "
                      "choose one of xtokd.objectives.names_without_full_rows().")
 
-# %% ../../nbs/05_objectives/01_base.ipynb #6ac89a38
+# %% ../../nbs/05_objectives/01_base.ipynb #bbdbf45c
 @dataclass(frozen=True)
 class Preset:
     "A published setting of an objective."

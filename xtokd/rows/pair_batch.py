@@ -99,7 +99,7 @@ def _row_width(tensors, vocab, head):
     if head is not None: return min(len(head.weight), len(vocab))
     return min([x.shape[1] for x in tensors] + [len(vocab)])
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #c505025c
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #5e198bba
 @dataclass(repr=False)
 class PairBatch:
     """Student responses, the same bytes in teacher tokens, their alignment, and both models' rows.

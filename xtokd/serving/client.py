@@ -147,7 +147,7 @@ def _check_tokenizer(api: CompletionsAPI, vocab: ByteVocab):
                               f"Cure: name the tokenizer of the served model ({api.model}), "
                               "--teacher-tokenizer on the command line")
 
-# %% ../../nbs/07_serving/02_client.ipynb #0afcd81d
+# %% ../../nbs/07_serving/02_client.ipynb #8705c888
 class RemoteTeacher(ServedModel):
     "A served model as a teacher: `RemoteTeacher(url, tokenizer)`, or `url#TOKENIZER` as a name."
     not_finite_hint = ("look at the engine that serves it: prefix caching and speculative decoding "

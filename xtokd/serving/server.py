@@ -50,7 +50,7 @@ def prompt_logprobs(model, vocab: ByteVocab, ids: list[int], k: int) -> list[dic
     columns = top.indices.tolist(), top.values.tolist(), rows.ids.tolist(), rows.token_logp().tolist()
     return [None] + [position_logprobs(*row, vocab) for row in zip(*columns)]
 
-# %% ../../nbs/07_serving/03_server.ipynb #ade23ef7
+# %% ../../nbs/07_serving/03_server.ipynb #40e78571
 def _parse_prompts(prompt: Any, vocab: ByteVocab, rows: int) -> list[list[int]]:
     "Lists of ids below `rows` from ids, lists of them, a text, or texts (without BOS); else BadRequest."
     refuse_lone_surrogates(prompt, "prompt")

@@ -9,7 +9,7 @@ __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'ModelSettings', 'DistillConfig', 'pa
            'writer_temperature', 'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest',
            'changed_arguments', 'text_key']
 
-# %% ../../nbs/08_train/01_config.ipynb #ce81046e
+# %% ../../nbs/08_train/01_config.ipynb #d3762c9a
 import hashlib, json, math, re, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -26,7 +26,7 @@ from ..models.generation_settings import GenerationSettings, check_generation, c
 from ..models.optimizer import (
     OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule)
 
-# %% ../../nbs/08_train/01_config.ipynb #066d23e5
+# %% ../../nbs/08_train/01_config.ipynb #1986151e
 OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and what to know about it
     "steps": ("max_steps", ""),
     "micro_batch": ("micro_batch_size", ""),
@@ -75,7 +75,7 @@ OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and wha
 }
 
 
-# %% ../../nbs/08_train/01_config.ipynb #d16ff729
+# %% ../../nbs/08_train/01_config.ipynb #5426154a
 @dataclass(kw_only=True)
 class ModelSettings:
     "How student and teacher are held in memory, and what of the student is trained."
@@ -91,7 +91,7 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #fa861c46
+# %% ../../nbs/08_train/01_config.ipynb #00b10732
 @strict_names(OTHER_NAMES)
 @dataclass
 class DistillConfig(GenerationSettings, ModelSettings):
@@ -152,7 +152,7 @@ class DistillConfig(GenerationSettings, ModelSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #8565b97d
+# %% ../../nbs/08_train/01_config.ipynb #ebff6663
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     max_prefix_tokens=1, max_continuation_tokens=1, teacher_temperature=0, min_score=0,
@@ -212,7 +212,7 @@ def parse_temperatures(value: str | float | list | tuple | None) -> list[float] 
     raise ValueError(f"eval_temperatures is {value!r}: it is a list of finite numbers above 0, such "
                      'as [0.6, 1.2] or "0.6,1.2"; greedy text (0) and temperature 1 are always there')
 
-# %% ../../nbs/08_train/01_config.ipynb #2af6cbbd
+# %% ../../nbs/08_train/01_config.ipynb #ef2f854f
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".csv", ".yaml", ".yml", ".pt",
                   ".bin", ".safetensors", ".gguf", ".gz", ".zip", ".tar"}
 
@@ -307,7 +307,7 @@ def draw_good_samples(write: Callable,         # (indices, *seeds) -> samples, k
                              "written with xtokd generate")
     return samples, place
 
-# %% ../../nbs/08_train/01_config.ipynb #cae60dc5
+# %% ../../nbs/08_train/01_config.ipynb #7575c31a
 def text_source_settings(config: DistillConfig, default: str = "student") -> tuple[float, str]:
     """The fraction of steps on text of the student, and the source of the others, for an objective
     whose own source is `default`."""
@@ -375,7 +375,7 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 0 (it is {fraction}). It learns from text of "
                          f"{' or '.join(allowed)}; choose one as off_policy_source")
 
-# %% ../../nbs/08_train/01_config.ipynb #7ae31d0b
+# %% ../../nbs/08_train/01_config.ipynb #45301c2c
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map",
@@ -438,7 +438,7 @@ def changed_arguments(before: dict, now: dict) -> list[str]:
         changed.append(f"{name} {old!r} -> {new!r}" if old != new else f"{name} {old!r} with other content")
     return changed
 
-# %% ../../nbs/08_train/01_config.ipynb #e6386712
+# %% ../../nbs/08_train/01_config.ipynb #b5ce58fd
 _TEXT_SETTINGS = ("max_new_tokens", "max_length", "min_score", "num_candidates", "seed",
                   "chat_template_kwargs", "teacher_system", "teacher_prefix", "top_p",
                   "top_k")

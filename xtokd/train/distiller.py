@@ -6,7 +6,7 @@
 __all__ = ['configured_optimizer', 'TrainState', 'sample_source', 'StepWriter', 'is_due', 'TrainingLoop', 'run_folder',
            'named_check', 'check_function', 'open_run', 'save_after_error', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #ead31a87
+# %% ../../nbs/08_train/11_distiller.ipynb #4b728203
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,7 +50,7 @@ from .step import (
     DistillStep, add_costs, check_signal, generation_counts, make_objective,
     mixed_precision_context, sample_record, step_metrics)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #cc61725a
+# %% ../../nbs/08_train/11_distiller.ipynb #cd6abd6f
 def configured_optimizer(groups: list[dict], config: DistillConfig,
                          device: torch.device) -> torch.optim.Optimizer:
     "Return the optimizer that the settings name; AdamW without fusion where a device has none."
@@ -117,7 +117,7 @@ class TrainState:
         drawn_plainly = self.step * self.config.batch_size
         self.prompts_drawn = state.get("prompts_drawn", drawn_plainly)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #d7f6250d
+# %% ../../nbs/08_train/11_distiller.ipynb #4be50a20
 def sample_source(models: ModelSet, objective: Objective | Callable, config: DistillConfig,
                   plugins: dict, check: Callable | None) -> SampleSource:
     "What makes the samples of a run; `check` scores texts where a filter asks for it."
@@ -186,7 +186,7 @@ class StepWriter:
             gap = d.student.engine.logp_gap(own_logp)
         return broadcast(gap)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #56d5657b
+# %% ../../nbs/08_train/11_distiller.ipynb #95d8ed42
 def is_due(step: int, every: int) -> bool:
     "Is it time at this step? Never where `every` is 0."
     return bool(every) and step % every == 0
@@ -250,7 +250,7 @@ class TrainingLoop:
         "Was a stop asked for, in any process? Waits while the run is paused."
         return any(gather_object([self.distiller.control.wait_if_paused()]))
 
-# %% ../../nbs/08_train/11_distiller.ipynb #8dd41baf
+# %% ../../nbs/08_train/11_distiller.ipynb #694fadf1
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -7,7 +7,7 @@ __all__ = ['GIB', 'LARGE_UNKNOWN', 'ActivationMeter', 'DryRunResult', 'token_len
            'planned_length', 'teacher_row_width', 'planned_memory', 'device_memory', 'planned_seconds',
            'length_problems', 'find_problems', 'Forecast', 'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #282f6fb0
+# %% ../../nbs/08_train/12_dry_run.ipynb #f39823b8
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -50,7 +50,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #627cd96c
+# %% ../../nbs/08_train/12_dry_run.ipynb #b5609918
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -122,7 +122,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
         at_limit=sum(cut) / len(samples),
         peak_gib=peak_memory(d.device))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #c9e3478b
+# %% ../../nbs/08_train/12_dry_run.ipynb #c36ebc6c
 GIB = 2 ** 30
 
 def weight_bytes(parameters: Iterator | list) -> int:
@@ -187,7 +187,7 @@ def device_memory(device: torch.device) -> float | None:
     try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (AttributeError, ValueError, OSError): return None
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #e8f6f06a
+# %% ../../nbs/08_train/12_dry_run.ipynb #ca6dea30
 def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     "Least and most seconds of a step and of the whole run, evaluations included."
     config = distiller.config
@@ -267,7 +267,7 @@ def find_problems(distiller: Distiller, result: DryRunResult, memory: dict,
                f"lower micro_batch_size (it is {config.micro_batch_size}), max_new_tokens (it is "
                f"{config.max_new_tokens}) or batch_size, or take a teacher in fewer bits")
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #24927a88
+# %% ../../nbs/08_train/12_dry_run.ipynb #317b9392
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take."

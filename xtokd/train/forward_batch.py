@@ -8,7 +8,7 @@ __all__ = ['LARGE_LOGITS', 'ModelSet', 'served_options', 'side_as_configured', '
            'teacher_rows', 'top_k_needed', 'teacher_top_rows', 'auxiliary_logp', 'hidden_states', 'TeacherSide',
            'build_batch']
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #129d62a8
+# %% ../../nbs/08_train/03_forward_batch.ipynb #b96aca66
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ from .config import DistillConfig
 from .samples import Sample
 from ..vocab.bytevocab import ByteVocab
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #e458d638
+# %% ../../nbs/08_train/03_forward_batch.ipynb #7476f3f7
 @dataclass
 class ModelSet:
     "The models of a run: student, teacher, and the auxiliary models of some objectives."
@@ -275,7 +275,7 @@ def _extras(samples, models, objective, config, student_ids, teacher_ids, text_s
         extra["preferences"] = [1 - 2 * (i % 2) for i in range(len(samples))]
     return extra
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #9984406e
+# %% ../../nbs/08_train/03_forward_batch.ipynb #5ed21117
 def _note_writer(batch, samples, student, objective, config, text_source):
     """Log-probs of the student that wrote: its own, and those of what it sampled from.
 

@@ -6,7 +6,7 @@
 __all__ = ['collate_prompts', 'fitting_rows', 'text_settings_of_distiller', 'DistillingLogs', 'configured_models', 'Distilling',
            'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #01a9d6c3
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #172f97a7
 import time, warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +54,7 @@ def fitting_rows(dataset: object, sides: dict[str, Side], config: DistillConfig)
     rows = [i for i, item in enumerate(items) if id(item) in kept_ids]
     return dataset.select(rows) if hasattr(dataset, "select") else [dataset[i] for i in rows]
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #1987ed1a
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #6f3118ee
 def text_settings_of_distiller(config: DistillConfig) -> list[str]:
     "The settings of the text that only xtokd's own Distiller can follow, as far as they are used."
     used = {"store_text": config.store_text, "min_score": config.min_score is not None,
@@ -139,7 +139,7 @@ def configured_models(student: torch.nn.Module, vocab: ByteVocab, teacher: objec
     sides["teacher"].model.eval().requires_grad_(False)
     return ModelSet(*(side_as_configured(side, role, config) for role, side in sides.items()))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #29916700
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #b0f2029b
 class Distilling(DistillingLogs):
     """Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`.
 

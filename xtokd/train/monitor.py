@@ -139,7 +139,7 @@ def _writing_warnings(steps, max_new_tokens, limits) -> Iterator[TrainingWarning
             f"{repetition.first:.0%} at the start",
             "the text repeats itself; lower learning_rate, or go back to an earlier checkpoint")
 
-# %% ../../nbs/08_train/09_monitor.ipynb #086abf05
+# %% ../../nbs/08_train/09_monitor.ipynb #f6686e42
 def _loss_not_finite(steps, limits) -> Iterator[TrainingWarning]:
     "The warning about a loss that is no number."
     losses = [to_float(step["loss"]) for step in steps[-limits.window:] if "loss" in step]
@@ -194,7 +194,7 @@ def _accuracy_warnings(evals) -> Iterator[TrainingWarning]:
             "the student unlearns the task; lower learning_rate, or take another objective (xtokd "
             "methods)")
 
-# %% ../../nbs/08_train/09_monitor.ipynb #2536770c
+# %% ../../nbs/08_train/09_monitor.ipynb #874731fd
 def is_on_policy(step: dict) -> bool:
     "Did the student generate the text of this step?"
     return step.get("text_source", "student") == "student"

@@ -31,7 +31,7 @@ from .config import (
     DistillConfig, combine_seeds, text_key, text_source_settings, writer_temperature)
 from ..vocab.bytevocab import ByteVocab, response_text
 
-# %% ../../nbs/08_train/02_samples.ipynb #a54961f3
+# %% ../../nbs/08_train/02_samples.ipynb #41dc7694
 @dataclass
 class Sample:
     "One prompt and one response, in the ids of both sides."
@@ -73,7 +73,7 @@ def require_references(items: list[dict], keys: tuple[str, ...]) -> None:
     if len(lacking) == 1: raise ValueError(f"{lacking[0]}: add it to the prompts{instead}")
     raise error_list(lacking, what)
 
-# %% ../../nbs/08_train/02_samples.ipynb #53398362
+# %% ../../nbs/08_train/02_samples.ipynb #e9bb5dc9
 def generate_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                      text_source: str = "student", seed: int | None = None) -> list[Sample]:
     """Sample one response to each prompt from the source: "student", "teacher", "reference" or
@@ -156,7 +156,7 @@ def _closed(vocab, text, prompt):
     ids = encode_response(vocab, text, open_region(vocab, prompt))
     return ids + ([] if end is None else [end])
 
-# %% ../../nbs/08_train/02_samples.ipynb #76bc7a41
+# %% ../../nbs/08_train/02_samples.ipynb #3a95aa76
 WRITING_COUNTS = ("generated_by_student", "generated_by_teacher",
                   "read_by_student", "read_by_teacher")
 TEXT_COUNTS = ("texts_written", "texts_kept", "texts_read_again", "prompts_left_out")
@@ -180,7 +180,7 @@ def writing_counts(sample: Sample, text_source: str) -> dict:
         counts[f"read_by_{side}"] = len(sample.prompt_ids(side)) if wrote else 0
     return counts
 
-# %% ../../nbs/08_train/02_samples.ipynb #36f124ca
+# %% ../../nbs/08_train/02_samples.ipynb #722cf306
 def continued_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                       seed: int | None = None) -> list[Sample]:
     """Samples whose response the student begins and the teacher continues, `prefix` tokens of the
@@ -302,7 +302,7 @@ def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab
             sample.window_found = window.found
     return samples
 
-# %% ../../nbs/08_train/02_samples.ipynb #830e080a
+# %% ../../nbs/08_train/02_samples.ipynb #5b001dc0
 class CandidateWriter:
     """Writes texts, as samples: one a prompt, or with `min_score` up to `num_candidates`, until one is
     good enough."""
@@ -419,7 +419,7 @@ class TextSource:
         set_responses(there, responses, self.student, self.teacher, role)
         return self._count_kept([*there, *[None] * (len(items) - len(there))])
 
-# %% ../../nbs/08_train/02_samples.ipynb #166c5f26
+# %% ../../nbs/08_train/02_samples.ipynb #feb2fa24
 class SampleSource:
     "Samples for one step: generation, stored and filtered text, preference pairs, windows."
 

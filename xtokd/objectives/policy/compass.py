@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['span_means', 'Compass']
 
-# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #8ece27b0
+# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #b8dd6a9d
 import torch
 
 from ..base import Objective, Output, Preset
@@ -21,7 +21,7 @@ def span_means(batch: PairBatch, values: torch.Tensor, side: str = "student") ->
     chunk, k = al.student_chunk if side == "student" else al.teacher_chunk, len(al.chunks)
     return chunk_sum(values, chunk, k) / chunk_sum(torch.ones_like(values), chunk, k).clamp_min(1)
 
-# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #cd8f6c5f
+# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #12b432d0
 class Compass(Objective):
     """Teacher minus a weak model of its family, less alpha times the movement from the start (arXiv
     2609.10154); loss unit: token."""

@@ -79,7 +79,7 @@ def chunk_sizes(batch: PairBatch, student_chunk: np.ndarray | None = None) -> np
     sizes = np.append(np.maximum(c[:, 1] - c[:, 0], c[:, 3] - c[:, 2]), 0)
     return sizes[np.where(chunk < len(c), chunk, -1)]
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #7a1e43ff
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #7a2c0420
 def behaviour_logps(batch: PairBatch, logp: torch.Tensor, stop: str = "class") -> torch.Tensor:
     """Log-probs [n] at the time of writing, without gradient; those of now, `logp` [n], where the
     batch has none. `stop` is that of the `ChunkLogps` which `logp` comes from.
@@ -94,7 +94,7 @@ def behaviour_logps(batch: PairBatch, logp: torch.Tensor, stop: str = "class") -
     if stop == "id" or len(batch.pair.student.stop_ids) < 2: return batch.behaviour_logp
     with torch.no_grad(): return batch.behaviour_logp + logp - batch.student.token_logp()
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #689fa1a4
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #e48c1490
 def on_policy_loss(logp: torch.Tensor, behaviour: torch.Tensor,
                    advantage: torch.Tensor) -> torch.Tensor:
     """Loss [n] whose gradient is minus the advantage times the gradient of the log-prob; the ratio
@@ -154,7 +154,7 @@ def policy_output(batch: PairBatch,
              "non_finite": float((~finite).sum()), **stats}
     return make_output(batch, value, weight, signal=clamped, reason=reason, **stats)
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #d1703b7e
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #ebecc304
 class Sampled(Objective):
     "Log-ratios of chunks of the sampled text as advantages; loss unit: token with a signal."
     summary = "log-ratio of sampled chunks as a policy gradient"

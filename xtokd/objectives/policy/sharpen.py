@@ -33,7 +33,7 @@ def least_likely(logp: torch.Tensor,     # [n] log-probs of the sampled tokens
     chosen = torch.arange(len(logp), device=logp.device) - first < count
     return torch.zeros_like(chosen).index_copy(0, order, chosen)
 
-# %% ../../../nbs/05_objectives/2_policy/06_sharpen.ipynb #4e52682a
+# %% ../../../nbs/05_objectives/2_policy/06_sharpen.ipynb #a22af8f7
 _ENTROPY = ("its main form ranks the chosen tokens by entropy, with advantages from -.5 to -1; "
             "a fixed -.5 is one of its ablations",)
 _PACKED = ("the share is taken of the batch of a process there, here of each answer",)
