@@ -51,7 +51,7 @@ def server():
 BAD = [dict(prompt=2.5), dict(prompt=[1.5]), dict(prompt=[True]), dict(prompt=[-1]), dict(prompt=[10 ** 9]), dict(prompt={}), dict(prompt=3), dict(prompt=None), dict(prompt=[]), dict(prompt=[[]]), dict(prompt=""), dict(prompt="\ud800"),
        dict(prompt=[["a"]]), dict(max_tokens="5"), dict(max_tokens=float("nan")), dict(max_tokens=-1), dict(max_tokens=2.5), dict(max_tokens=10 ** 30), dict(max_tokens=[]), dict(temperature="hot"), dict(temperature=1e-320), dict(temperature=-1),
        dict(temperature=float("inf")), dict(temperature={}), dict(prompt_logprobs="5"), dict(prompt_logprobs=2.5), dict(prompt_logprobs=True), dict(prompt_logprobs=-1), dict(prompt_logprobs=10 ** 6), dict(echo="yes"), dict(echo=True, logprobs="5"),
-       dict(seed="x"), dict(seed=2 ** 70), dict(n=2), dict(n="x"), dict(stop="."), dict(stop=[1]), dict(top_p=.5), dict(top_k=3), dict(stream=True), dict(stop_token_ids="x"), dict(stop_token_ids=[5]), dict(max_tokens=0), dict(max_tokens=5000)]
+       dict(seed="x"), dict(seed=2 ** 70), dict(n=2), dict(n="x"), dict(stop="."), dict(stop=[1]), dict(top_p=1.5), dict(top_p=0), dict(top_k=-3), dict(stream=True), dict(stop_token_ids="x"), dict(stop_token_ids=[5]), dict(max_tokens=0), dict(max_tokens=5000)]
 
 
 @pytest.mark.parametrize("fields", BAD, ids=lambda x: json.dumps(x)[:40])

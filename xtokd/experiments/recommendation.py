@@ -6,7 +6,7 @@
 __all__ = ['STUDY_PAGE', 'SideMeasures', 'own_entropy', 'measure_side', 'Way', 'WayCost', 'way_costs', 'difference', 'Rule',
            'PairMeasures', 'Recommendation', 'recommend', 'measure_pair', 'recommend_for']
 
-# %% ../../nbs/11_experiments/11_recommendation.ipynb #18223045
+# %% ../../nbs/11_experiments/11_recommendation.ipynb #8d7a888d
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..models.forward import response_logits
+from ..models.generation_settings import responses_per_step, rollout_number
 from ..models.side import ServedModel, Side
 from ..train.config import DistillConfig
 from ..train.distiller import Distiller
@@ -289,7 +290,7 @@ def _way_to_learn(m: PairMeasures, rule: Rule) -> tuple[Way, list[str]]:
         "reverse KL takes up what it is sure of (objective cover, divergence=rkl)",
         "text filtered by the check was as good where it could be had"]
 
-# %% ../../nbs/11_experiments/11_recommendation.ipynb #06b9b49e
+# %% ../../nbs/11_experiments/11_recommendation.ipynb #9d88b214
 def measure_pair(distiller: Distiller, k: int | None = None) -> PairMeasures:
     """Measure both sides of a Distiller on its evaluation prompts, k texts a prompt (None: the
     setting `eval_num_generations`, and 4 at least). Coverage and costs are left open."""
@@ -312,7 +313,8 @@ def recommend_for(distiller: Distiller, rule: Rule = Rule()) -> tuple[Forecast, 
     measures = replace(measures, coverage=told.coverage["coverage"])
     if measures.student is not None:
         ratio = told.tokens["teacher a step"] / max(told.tokens["student a step"], 1)
-        texts, prompts = config.max_steps * config.batch_size, len(distiller.items)
+        texts = rollout_number(config, config.max_steps) * responses_per_step(config)
+        prompts = len(distiller.items)
         costs = way_costs(measures.student, measures.teacher, texts, prompts, ratio)
         measures = replace(measures, costs=costs)
     return told, recommend(measures, rule)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['remote_code', 'load_tokenizer', 'load_model', 'require_package', 'placement', 'quantization_config', 'is_placed',
-           'to_device', 'device_of', 'reset_peak_memory', 'peak_memory', 'load_teacher', 'head_width', 'embedding_rows',
-           'hidden_size', 'context_length', 'text_config', 'accepts', 'min_set']
+           'to_device', 'device_of', 'reset_peak_memory', 'peak_memory', 'load_teacher', 'chosen_dtype',
+           'set_attention', 'head_width', 'embedding_rows', 'hidden_size', 'context_length', 'text_config', 'accepts',
+           'min_set']
 
 # %% ../../nbs/06_models/01_loading.ipynb #6ec15429
 import inspect, json, logging, re, sys
@@ -173,6 +174,37 @@ def load_teacher(
     model = load_model(teacher, "teacher", dtype, device, config.teacher_quantization,
                        config.teacher_device_map, config.teacher_offload_dir)
     return model, load_tokenizer(teacher, "teacher")
+
+# %% ../../nbs/06_models/01_loading.ipynb #35081c1b
+def chosen_dtype(name: str | None,      # such as "bfloat16"; None: by the device
+                 teacher: Any,          # a name or folder; others only where no dtype is named
+                 device: "torch.device") -> "torch.dtype":
+    """The dtype in which a teacher's weights are loaded.
+
+    ValueError where one is named for a teacher that is not loaded here: in memory, or served."""
+    import torch
+    if name is None: return torch.float32 if device.type == "cpu" else torch.bfloat16
+    is_served = str(teacher).startswith(("http://", "https://"))
+    if isinstance(teacher, (str, Path)) and not is_served: return getattr(torch, name)
+    raise ValueError(f"teacher_dtype is {name!r}, and this teacher is in memory or served: it has a "
+                     "dtype. Give its name or folder, or leave teacher_dtype out")
+
+
+def set_attention(model: Any, name: str | None) -> None:
+    """Make a model compute its attention as transformers calls `name`; None leaves it as it is.
+
+    ValueError where the model or this machine cannot do that."""
+    if name is None or not hasattr(model, "parameters") or not list(model.parameters()): return
+    try:
+        model.set_attn_implementation(name)
+        found = text_config(model)._attn_implementation
+    except (AttributeError, ImportError, ValueError) as e:
+        found, cause = None, f": {str(e).strip().splitlines()[0]}"
+    else: cause = f", which goes on with {found!r}"
+    if found != name:
+        raise ValueError(f"attn_implementation is {name!r}, and {type(model).__name__} cannot do "
+                         f"that here{cause}. Choose \"sdpa\" or \"eager\", install the package that "
+                         "it needs, or leave it out")
 
 # %% ../../nbs/06_models/01_loading.ipynb #b3a1c51b
 def head_width(model: "torch.nn.Module") -> int:

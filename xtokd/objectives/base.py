@@ -227,7 +227,7 @@ def require_full_rows(objective: object,    # an `Objective`, or any callable th
                      "only sampled and top-k log-probs. Load the teacher in this process, or "
                      "choose one of xtokd.objectives.names_without_full_rows().")
 
-# %% ../../nbs/05_objectives/01_base.ipynb #6ac89a38
+# %% ../../nbs/05_objectives/01_base.ipynb #bbdbf45c
 @dataclass(frozen=True)
 class Preset:
     "A published setting of an objective."
@@ -258,6 +258,8 @@ class Objective:
     # what its defaults read of teacher rows: a key of `TEACHER_ACCESS`
     teacher_access: str = "full"
     teacher_top_k: int = 0               # how many ids it reads, where the access is "top_k"
+    uses_ratio: bool = False     # is its loss weighted by a ratio of the student to the writer?
+    takes_used_text: bool = True         # may it be trained on a text again (`num_iterations`)?
     presets: dict = {}           # {name: Preset}: published settings
     known_exceptions: dict = {}  # invariants of tests/test_methods.py that cannot hold: {name: why}
     name: str = "objective"

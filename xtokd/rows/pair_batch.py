@@ -99,7 +99,7 @@ def _row_width(tensors, vocab, head):
     if head is not None: return min(len(head.weight), len(vocab))
     return min([x.shape[1] for x in tensors] + [len(vocab)])
 
-# %% ../../nbs/04_rows/05_pair_batch.ipynb #c505025c
+# %% ../../nbs/04_rows/05_pair_batch.ipynb #5e198bba
 @dataclass(repr=False)
 class PairBatch:
     """Student responses, the same bytes in teacher tokens, their alignment, and both models' rows.
@@ -115,6 +115,7 @@ class PairBatch:
     text_source: str | None = None  # "student", "teacher", ... : who generated the text
     behaviour_logp: torch.Tensor | None = None  # float32[n]: the student when the text was sampled
     generation_logp: torch.Tensor | None = None  # float32[n]: of what it sampled from; None: behaviour_logp
+    text_uses: int = 0  # updates that were made on this text before (`num_iterations`)
     reference_logp: torch.Tensor | None = None  # float32[n]: the student before training
     weak_logp: torch.Tensor | None = None  # float32[m]: a weak model with the teacher's tokenizer
     plus_logp: torch.Tensor | None = None  # float32[m]: a teacher tuned on preferences
@@ -154,9 +155,8 @@ class PairBatch:
 
         `student` is [n_i, D] or [n_i, Vs], `teacher` is [m_i, D] or [m_i, Vt]. A teacher with
         fewer rows than ids saw only the beginning of a text: its ids are cut to its rows.
-        `window` and the `*_logp` fields are lists over samples, one value per token;
-        `prefix_tokens` are the student's tokens before a continuation; `fields` are fields of the
-        batch."""
+        `window` and the `*_logp` fields are lists over samples, one value per token; `prefix_tokens`
+        are the student's tokens before a continuation; `fields` are fields of the batch."""
         _check_row_counts(student, student_ids, "student")
         max_width = _row_width(student, pair.student, student_head)
         if teacher is not None:

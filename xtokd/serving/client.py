@@ -147,7 +147,7 @@ def _check_tokenizer(api: CompletionsAPI, vocab: ByteVocab):
                               f"Cure: name the tokenizer of the served model ({api.model}), "
                               "--teacher-tokenizer on the command line")
 
-# %% ../../nbs/07_serving/02_client.ipynb #0afcd81d
+# %% ../../nbs/07_serving/02_client.ipynb #8705c888
 class RemoteTeacher(ServedModel):
     "A served model as a teacher: `RemoteTeacher(url, tokenizer)`, or `url#TOKENIZER` as a name."
     not_finite_hint = ("look at the engine that serves it: prefix caching and speculative decoding "
@@ -220,11 +220,11 @@ class RemoteTeacher(ServedModel):
         return [logp if is_known else None for logp, is_known in zip(sums, known)]
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.,
-                 seed: int | None = None) -> list[list[int]]:
+                 seed: int | None = None, top_p: float = 1., top_k: int = 0) -> list[list[int]]:
         "Responses with their stop ids; `cut_responses`: those that an id that is no token ended."
         # What a request does not say, an engine takes from the model's generation_config.json.
-        options = dict(max_tokens=max_new_tokens, temperature=temperature, top_k=-1, min_p=0.0,
-                       repetition_penalty=1.0, stop_token_ids=list(map(int, self.vocab.end_ids)))
+        options = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "min_p": 0.,
+                   "top_k": top_k or -1, "repetition_penalty": 1., "stop_token_ids": [*self.vocab.end_ids]}
         def response(n, prompt):
             def parse(found): return _generated_ids(found, self.name, self.vocab)
             own_seed = {} if seed is None else {"seed": (seed + n) % (1 << 31)}

@@ -77,7 +77,7 @@ def batches(prompts: Sequence[list[int]],
         batch.append(i)
     if batch: yield batch
 
-# %% ../../nbs/07_serving/03_server.ipynb #a8e92ec9
+# %% ../../nbs/07_serving/03_server.ipynb #9903ee28
 BATCH_LOGITS = 1 << 27      # logits of a batch of prompts: 512 MiB in float32
 
 
@@ -100,7 +100,8 @@ def _compute(server, request: CompletionRequest) -> list[tuple[list | None, list
             for i, one in zip(part, found): entries[i] = one
     if not request.only_scores:
         responses = generate_responses(model, vocab, prompts, request.max_tokens,
-                                       temperature=request.temperature, seed=request.seed)
+                                       temperature=request.temperature, seed=request.seed,
+                                       top_p=request.top_p, top_k=request.top_k)
     return list(zip(entries, responses))
 
 

@@ -9,7 +9,7 @@ __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'ModelSettings', 'DistillConfig', 'pa
            'writer_temperature', 'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest',
            'changed_arguments', 'text_key']
 
-# %% ../../nbs/08_train/01_config.ipynb #14d60935
+# %% ../../nbs/08_train/01_config.ipynb #192088bf
 import hashlib, json, math, re, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -24,9 +24,10 @@ from ..data.stored_texts import learns_from
 from ..errors import strict_names, unknown_name
 from .sharing.hub_upload import SharingSettings, check_sharing_settings
 from .teachers.routing import TeacherSettings, check_teacher_settings
+from ..models.generation_settings import GenerationSettings, check_generation, check_text_use
 from ..models.optimizer import OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule
 
-# %% ../../nbs/08_train/01_config.ipynb #066d23e5
+# %% ../../nbs/08_train/01_config.ipynb #1986151e
 OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and what to know about it
     "steps": ("max_steps", ""),
     "micro_batch": ("micro_batch_size", ""),
@@ -70,15 +71,19 @@ OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and wha
     "fp16": ("mixed_precision", 'float16 is not offered; its values are "auto", "no" and "bf16"'),
     "max_seq_length": ("max_length", ""),
     "wandb_project": ("report_to", ""),
+    "dtype": ("student_dtype", "the teacher's is teacher_dtype"),
+    "torch_dtype": ("student_dtype", "the teacher's is teacher_dtype"),
 }
 
 
-# %% ../../nbs/08_train/01_config.ipynb #d16ff729
+# %% ../../nbs/08_train/01_config.ipynb #5426154a
 @dataclass(kw_only=True)
 class ModelSettings:
     "How student and teacher are held in memory, and what of the student is trained."
     gradient_checkpointing: bool = False # recompute activations: less memory, a third more time
     student_dtype: str = "float32" # of the student's weights; "bfloat16" needs lora_r
+    teacher_dtype: str | None = None # of its weights; None: float32 on a CPU, bfloat16 on a GPU
+    attn_implementation: str | None = None # of both models: "sdpa", "eager", ...
     lora_r: int | None = None     # train a LoRA adapter of this rank, not all weights (needs peft)
     lora_alpha: float | None = None # scale of the adapter times its rank; None: twice the rank
     teacher_quantization: int | None = None # load the teacher in 8 or 4 bits (needs bitsandbytes)
@@ -87,13 +92,13 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #58267fbb
+# %% ../../nbs/08_train/01_config.ipynb #8f77c3c8
 @strict_names(OTHER_NAMES)
 @dataclass
-class DistillConfig(ModelSettings, TeacherSettings, SharingSettings):
+class DistillConfig(GenerationSettings, ModelSettings, TeacherSettings, SharingSettings):
     "Settings of a run. Raises TypeError for an unknown name and ValueError for a bad value."
     max_steps: int = 200          # optimizer steps
-    batch_size: int = 32          # prompts a step, over all processes
+    batch_size: int = 32          # prompts a step, over all processes; see num_generations
     micro_batch_size: int = 8     # samples in one pass; changes memory, not the result
     learning_rate: float = 1e-4
     objective_learning_rate: float | None = None # of the objective; None: learning_rate
@@ -147,7 +152,7 @@ class DistillConfig(ModelSettings, TeacherSettings, SharingSettings):
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #564180b8
+# %% ../../nbs/08_train/01_config.ipynb #61572e69
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     max_prefix_tokens=1, max_continuation_tokens=1, teacher_temperature=0, min_score=0,
@@ -165,6 +170,7 @@ _CHOICES = dict(
     loss_on=("response", "answer"),
     granularity=("byte", "char"),
     student_dtype=("float32", "bfloat16"),
+    teacher_dtype=("float32", "bfloat16", "float16"),
     teacher_quantization=(4, 8),
     fsdp=("auto", "no", "student", "teacher", "both"),
 )
@@ -204,7 +210,7 @@ def parse_temperatures(value: str | float | list | tuple | None) -> list[float] 
     raise ValueError(f"eval_temperatures is {value!r}: it is a list of finite numbers above 0, such "
                      'as [0.6, 1.2] or "0.6,1.2"; greedy text (0) and temperature 1 are always there')
 
-# %% ../../nbs/08_train/01_config.ipynb #34d5a811
+# %% ../../nbs/08_train/01_config.ipynb #19305cec
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".csv", ".yaml", ".yml", ".pt",
                   ".bin", ".safetensors", ".gguf", ".gz", ".zip", ".tar"}
 
@@ -227,6 +233,7 @@ def check_config(config: DistillConfig) -> None:
         if value is None and "None" in str(f.type): continue
         problem = _value_problem(f.name, value, str(f.type))
         if problem: raise ValueError(f"{f.name} is {value!r}: {problem}")
+    check_generation(config)
     if config.student_dtype == "bfloat16" and not config.lora_r:
         raise ValueError("student_dtype is 'bfloat16' without lora_r: small updates of whole "
                          "weights are lost in it. Give lora_r=16, or leave student_dtype at "
@@ -299,7 +306,7 @@ def draw_good_samples(write: Callable,         # (indices, *seeds) -> samples, k
                              "written with xtokd generate")
     return samples, place
 
-# %% ../../nbs/08_train/01_config.ipynb #cae60dc5
+# %% ../../nbs/08_train/01_config.ipynb #7575c31a
 def text_source_settings(config: DistillConfig, default: str = "student") -> tuple[float, str]:
     """The fraction of steps on text of the student, and the source of the others, for an objective
     whose own source is `default`."""
@@ -356,6 +363,7 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
     fraction, source = text_source_settings(config, getattr(objective, "text_source", "student"))
     if config.store_text or config.min_score is not None or source == "frozen_student":
         _check_stored_text(objective, config, fraction, source)
+    check_text_use(config, objective, text_sources_of(config, objective))
     allowed = getattr(objective, "text_sources", ("student", source))
     if fraction < 1 and not learns_from(source, allowed):
         raise ValueError(f"objective {objective.name!r} makes no sense on text of the {source}: "
@@ -366,7 +374,7 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 0 (it is {fraction}). It learns from text of "
                          f"{' or '.join(allowed)}; choose one as off_policy_source")
 
-# %% ../../nbs/08_train/01_config.ipynb #aa51f8ff
+# %% ../../nbs/08_train/01_config.ipynb #ed5a5985
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map", "eval_steps",
@@ -379,7 +387,8 @@ _OLD_DEFAULTS = {"on_policy_fraction": 1.0, "off_policy_source": "teacher"}
 
 def changed_settings(before: dict, config: DistillConfig) -> list[str]:
     "Settings in the first event of a log that differ from `config` and change the result, as text."
-    free = FREE_SETTINGS | ({"max_steps"} if config.lr_scheduler_type == "constant" else set())
+    by_steps = config.lr_scheduler_type != "constant" or config.max_new_tokens_start is not None
+    free = FREE_SETTINGS | (set() if by_steps else {"max_steps"})
     then, now = before.get("config", {}), asdict(config)
     # logs of 0.1 name these two where nobody had set them
     unset = [k for k, v in _OLD_DEFAULTS.items() if now[k] is None and then.get(k) == v]
@@ -430,9 +439,10 @@ def changed_arguments(before: dict, now: dict) -> list[str]:
         changed.append(f"{name} {old!r} -> {new!r}" if old != new else f"{name} {old!r} with other content")
     return changed
 
-# %% ../../nbs/08_train/01_config.ipynb #e6386712
+# %% ../../nbs/08_train/01_config.ipynb #b5ce58fd
 _TEXT_SETTINGS = ("max_new_tokens", "max_length", "min_score", "num_candidates", "seed",
-                  "chat_template_kwargs", "teacher_system", "teacher_prefix")
+                  "chat_template_kwargs", "teacher_system", "teacher_prefix", "top_p",
+                  "top_k")
 
 def text_key(item: dict, text_source: str, writer: str,   # the name of the model
              config: DistillConfig) -> str:

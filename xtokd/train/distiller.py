@@ -6,7 +6,7 @@
 __all__ = ['configured_optimizer', 'TrainState', 'StepWriter', 'is_due', 'TrainingLoop', 'run_folder', 'named_check',
            'check_function', 'open_run', 'run_to_end', 'Distiller']
 
-# %% ../../nbs/08_train/11_distiller.ipynb #dd991099
+# %% ../../nbs/08_train/11_distiller.ipynb #bf19a2d7
 import math, shlex, sys, threading, time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +20,7 @@ from ..data.chat import chat_template_kwargs, unused_template_kwargs
 from ..data.conversation import compare_conversations
 from ..data.prompts import builtin_check
 from ..data.segments import given_plugins, plugin_functions
+from ..data.stored_texts import Rollout, unpacked_rollout
 from ..serving.served_costs import teacher_prices
 from xtokd.distributed import (
     broadcast, end_together, make_accelerator, clip_gradient, shard_optimizer_state,
@@ -41,13 +42,14 @@ from .teachers.routed_step import (
 from .monitor import CoverageGuard
 from .runlog import (
     Control, Costs, Run, log_file, to_json)
+from ..models.generation_settings import rollout_length, rollout_number, step_details
 from ..models.loading import peak_memory, reset_peak_memory
 from ..models.optimizer import make_optimizer
-from .samples import left_out_text, split_prompts
+from .samples import Sample, left_out_text, split_prompts
 from .step import (
     add_costs, check_signal, make_objective, mixed_precision_context, sample_record, step_metrics)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #cc61725a
+# %% ../../nbs/08_train/11_distiller.ipynb #cd6abd6f
 def configured_optimizer(groups: list[dict], config: DistillConfig,
                          device: torch.device) -> torch.optim.Optimizer:
     "Return the optimizer that the settings name; AdamW without fusion where a device has none."
@@ -64,6 +66,8 @@ class TrainState:
     def __init__(self, student_model: torch.nn.Module, objective: Objective | Callable,
                  config: DistillConfig, device: torch.device):
         self.config, self.step, self.costs = config, 0, Costs()
+        self.rollout: Rollout | None = None  # text that has further updates (`num_iterations`)
+        self.saved_rollouts: list = []  # the same of all processes, as a checkpoint holds it
         self.prompts_drawn = 0          # place in the order of prompts; used with `min_score` only
         self.bad_steps = 0              # steps in a row whose gradient was not finite
         self.whole, self.rng = True, None   # is a step half done? random states where it began
@@ -99,6 +103,7 @@ class TrainState:
                  "scheduler": self.scheduler.state_dict(), "costs": dict(self.costs),
                  "prompts_drawn": self.prompts_drawn}
         if self.objective_parameters: state["objective"] = self.objective.state_dict()
+        if self.rollout: state["rollouts"] = gather_object([self.rollout.packed()])
         return state
 
     def load_state_dict(self, state: dict) -> None:
@@ -107,27 +112,37 @@ class TrainState:
         self.scheduler.load_state_dict(state["scheduler"])
         if self.objective_parameters: self.objective.load_state_dict(state["objective"])
         self.step, self.costs = state["step"], Costs(state["costs"])
+        self.saved_rollouts = state.get("rollouts", [])
         drawn_plainly = self.step * self.config.batch_size
         self.prompts_drawn = state.get("prompts_drawn", drawn_plainly)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #66d02e5d
+# %% ../../nbs/08_train/11_distiller.ipynb #d1d7f3e9
 class StepWriter:
     "The samples of each step: which prompts, who writes, and how far the run has come in the prompts."
 
     def __init__(self, distiller: "Distiller"): self.distiller = distiller
 
-    def write(self, step: int) -> tuple[list, str, dict, int]:
-        """Samples of this process, their source, what the log says of the generation server, and
-        the place in the order of prompts after this step."""
+    def write(self, step: int) -> tuple[Rollout, dict]:
+        "The text of this step, written now or used again, and what the log says of it."
+        config, rollout = self.distiller.config, self.distiller.state.rollout
+        number, extra = rollout_number(config, step), {}
+        if rollout is None or rollout.number != number:
+            rollout, extra = self.write_new(step, number)
+        for sample in rollout.samples: sample.updates = rollout.uses
+        return rollout, extra | step_details(config, step, rollout.uses, config.max_steps)
+
+    def write_new(self, step: int, number: int) -> tuple[Rollout, dict]:
+        "Text number 1, 2, ... of the run, and what the log says of the generation server."
         d, config = self.distiller, self.distiller.config
-        text_source = choose_text_source(config, step, d.objective.text_source)
+        text_source = choose_text_source(config, number, d.objective.text_source)
+        d.generator.limit_student(rollout_length(config, step, config.max_steps))
         writers = d.generator.writers(text_source)
         served = any(side is d.student for side in writers) and d.student.engine
         extra = {"engine_gap": self.sync_generation_server()} if served else {}
         with d.autocast(), unsharded(*(side.model for side in writers)):
             if config.min_score is None:
-                drawn = step * config.batch_size
-                indices = prompt_indices(len(d.items), step, config.batch_size, config.seed)
+                drawn = number * config.batch_size
+                indices = prompt_indices(len(d.items), number, config.batch_size, config.seed)
                 samples = self.samples_of(indices, text_source, step)
             else:
                 def good(indices, *seeds):
@@ -135,13 +150,14 @@ class StepWriter:
                     return found, sum(gather_object([len(found)]))
                 drawn = len(d.items), d.state.prompts_drawn
                 samples, drawn = draw_good_samples(good, *drawn, config, text_source)
-        return samples, text_source, extra, drawn
+        return Rollout(number, samples, text_source, drawn, d.items), extra
 
     def samples_of(self, indices: list[int], text_source: str, step: int, *seeds: int) -> list:
         "This process's samples of the prompts with these indices."
         d, process, texts = self.distiller, self.distiller.accelerator, self.distiller.generator.texts
         items, part = [d.items[i] for i in indices], (process.process_index, process.num_processes)
-        seed = combine_seeds(d.config.seed, step, *seeds, process.process_index)
+        number = rollout_number(d.config, step)
+        seed = combine_seeds(d.config.seed, number, *seeds, process.process_index)
         if texts.is_stored(text_source):
             texts.write_missing(items, text_source, seed, part)
             changes = gather_object([texts.stored.changes()])
@@ -162,7 +178,7 @@ class StepWriter:
             gap = d.student.engine.logp_gap(own_logp)
         return broadcast(gap)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #391960c7
+# %% ../../nbs/08_train/11_distiller.ipynb #900f3b7e
 def is_due(step: int, every: int) -> bool:
     "Is it time at this step? Never where `every` is 0."
     return bool(every) and step % every == 0
@@ -197,7 +213,8 @@ class TrainingLoop:
         "Generate, score, update, log."
         d, state, began = self.distiller, self.distiller.state, time.perf_counter()
         state.rng = rng_state()
-        samples, text_source, extra, prompts_drawn = self.writer.write(step)
+        rollout, extra = self.writer.write(step)
+        samples, text_source = rollout.samples, rollout.text_source
         d.student.model.train()
         state.optimizer.zero_grad()
         totals = d.stepper.forward_backward(samples, text_source)   # sums over micro-batches
@@ -215,7 +232,8 @@ class TrainingLoop:
         state.update(step, grad_norm)
         seconds = time.perf_counter() - began
         add_costs(state.costs, totals, d.models, seconds, d.prices)
-        state.step, state.prompts_drawn = step, prompts_drawn
+        state.step, state.prompts_drawn = step, rollout.place
+        state.rollout = rollout.used(d.config.num_iterations)
         state.rng, state.whole = rng_state(), True
         d.log.emit("step", step, text_source=text_source, loss=totals.loss / totals.num_units,
                    grad_norm=grad_norm, learning_rate=state.learning_rate(),
@@ -231,7 +249,7 @@ class TrainingLoop:
         if d.state.step and any(save for _, save in asked): d.save()
         return any(stop for stop, _ in asked)
 
-# %% ../../nbs/08_train/11_distiller.ipynb #c4f30557
+# %% ../../nbs/08_train/11_distiller.ipynb #c760f8e2
 def run_folder(config: DistillConfig, objective: Objective | Callable) -> Path:
     "The folder of a run: `output_dir`, or runs/OBJECTIVE-TIME, the same in all processes."
     name = f"runs/{getattr(objective, 'name', 'run')}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -265,6 +283,8 @@ def open_run(distiller: "Distiller", resume: bool) -> None:
     torch.manual_seed(d.config.seed)
     damaged = d.checkpoints.set_damaged_aside() if resume else []
     if resume and d.checkpoints.latest(): d.checkpoints.restore(d.checkpoints.latest(), d.state)
+    part = d.accelerator.process_index, d.accelerator.num_processes
+    d.state.rollout = unpacked_rollout(d.state.saved_rollouts, d.items, Sample, part)
     d.generator.texts.stored.open(folder/"texts.jsonl", d.state.step)
     d.accelerator.wait_for_everyone()
     d.log.open()

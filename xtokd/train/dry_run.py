@@ -7,7 +7,7 @@ __all__ = ['GIB', 'LARGE_UNKNOWN', 'ActivationMeter', 'DryRunResult', 'token_len
            'planned_length', 'teacher_row_width', 'planned_memory', 'device_memory', 'planned_seconds',
            'length_problems', 'find_problems', 'served_forecast', 'Forecast', 'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #a823a8e4
+# %% ../../nbs/08_train/12_dry_run.ipynb #103a7d36
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,6 +17,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..distributed import reduce_gradients
+from ..models.generation_settings import responses_per_step
 from ..models.loading import (
     context_length, head_width, min_set, peak_memory, reset_peak_memory)
 from ..models.side import ServedModel
@@ -51,7 +52,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #6c40e3d8
+# %% ../../nbs/08_train/12_dry_run.ipynb #3570cbbc
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -86,7 +87,8 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
     d, config = distiller, distiller.config
     reset_peak_memory(d.device)
     text_source = choose_text_source(config, 1, d.objective.text_source)
-    indices = prompt_indices(len(d.items), 1, min(num_prompts, len(d.items)), config.seed)
+    count = max(1, min(num_prompts // config.num_generations, len(d.items)))
+    indices = prompt_indices(len(d.items), 1, count, config.seed)
     began = time.perf_counter()
     items, seed = [d.items[i] for i in indices], combine_seeds(config.seed, 1, 0)
     with d.autocast(): samples = d.generator.samples(items, text_source, seed)
@@ -131,7 +133,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
         received=received,
         teacher_read=int(totals.counts["teacher_tokens_fed"]))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #b91f1ab2
+# %% ../../nbs/08_train/12_dry_run.ipynb #7343b6fd
 GIB = 2 ** 30
 
 def weight_bytes(parameters: Iterator | list) -> int:
@@ -166,7 +168,8 @@ def planned_memory(distiller: Distiller, result: DryRunResult) -> dict:
     tokens, trained = result.tokens["student"], weight_bytes(d.state.parameters)
     frozen = [d.models.frozen] if d.models.frozen else []
     sides = (*d.models.sides().values(), *d.models.auxiliary.values(), *frozen)
-    at_once = min(config.micro_batch_size, config.batch_size)
+    responses = responses_per_step(config)
+    at_once = min(config.micro_batch_size, responses)
     length = planned_length(result, config, "student")
     scale = length / max(tokens["prompt"] + tokens["response"], 1) * at_once / result.micro_batch
     ratio = max(result.metrics["teacher_tokens_per_student_token"], 1)
@@ -179,7 +182,7 @@ def planned_memory(distiller: Distiller, result: DryRunResult) -> dict:
         "gradients": trained,
         "activations": 1.5 * result.activation_bytes * max(scale, 1),
         "rows": 4 * at_once * row_numbers,
-        "cache of generation": cache_bytes(d.student.model, min(config.batch_size, 64) * length),
+        "cache of generation": cache_bytes(d.student.model, min(responses, 64) * length),
     }
     training = parts["gradients"] + parts["activations"] + parts["rows"]
     held = parts["weights"] + parts["optimizer"] + parts["weights at the start"]
@@ -196,14 +199,14 @@ def device_memory(device: torch.device) -> float | None:
     try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     except (AttributeError, ValueError, OSError): return None
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #e8f6f06a
+# %% ../../nbs/08_train/12_dry_run.ipynb #ca6dea30
 def planned_seconds(distiller: Distiller, result: DryRunResult) -> dict:
     "Least and most seconds of a step and of the whole run, evaluations included."
     config = distiller.config
     generation, training = result.generation_seconds, result.training_seconds
-    more = config.batch_size / result.samples
-    least = generation * min(more, 1) + training * more * .5
-    most = (generation * 1.2 + training * 1.5) * max(more, 1)
+    more, uses = responses_per_step(config) / result.samples, config.num_iterations
+    least = generation * min(more, 1) / uses + training * more * .5
+    most = (generation * 1.2 / uses + training * 1.5) * max(more, 1)
     evaluations = 0
     if distiller.eval_items:
         between = (config.max_steps - 1) // config.eval_steps if config.eval_steps else 0
@@ -297,7 +300,7 @@ def served_forecast(distiller: Distiller, result: DryRunResult) -> dict:
         found["price in all"] = found["price a step"] * config.max_steps
     return found
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #7cc43f2a
+# %% ../../nbs/08_train/12_dry_run.ipynb #aa473080
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take."
@@ -360,7 +363,7 @@ def forecast(distiller: Distiller, num_prompts: int = 10) -> Forecast:
     available = device_memory(distiller.device)
     per_step, in_all = {}, {}
     for role in ("student", "teacher"):
-        tokens = result.tokens[role]["generated"] / result.samples * config.batch_size
+        tokens = result.tokens[role]["generated"] / result.samples * responses_per_step(config)
         per_step[f"{role} a step"], in_all[f"{role} in all"] = tokens, tokens * config.max_steps
     coverage = {
         "coverage": metrics.get("coverage"),

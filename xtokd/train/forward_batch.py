@@ -8,7 +8,7 @@ __all__ = ['LARGE_LOGITS', 'ModelSet', 'served_options', 'side_as_configured', '
            'TeacherForward', 'teacher_rows', 'top_k_needed', 'teacher_top_rows', 'auxiliary_logp', 'hidden_states',
            'TeacherSide', 'build_batch']
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #129d62a8
+# %% ../../nbs/08_train/03_forward_batch.ipynb #b96aca66
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,12 @@ from ..data.chat import kwargs_for, require_system_role, side_with_template_kwar
 from ..data.prompt_additions import PromptAdditions, side_with_prompt_additions
 from ..distributed import is_sharded, shard_model
 from ..errors import step_part
-from ..models.loading import context_length, load_teacher, load_tokenizer, min_set, to_device
+from ..models.loading import (
+    chosen_dtype, context_length, load_teacher, load_tokenizer, min_set, set_attention, to_device)
 from ..models.forward import response_logits, response_states
+from ..models.generation_settings import is_truncated
 from ..models.lora import prepare_student
+from ..models.sampling import banned_ids, sampled_logp
 from ..models.side import (
     AUXILIARY_LOGPS, Side, frozen_copy, load_auxiliary_models, ServedModel)
 from ..objectives.base import Objective
@@ -88,14 +91,15 @@ def side_as_configured(side: Side, role: str, config: DistillConfig) -> Side:
     texts = config.teacher_system or "", config.teacher_prefix or ""
     return side_with_prompt_additions(side, PromptAdditions(*texts))
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #55bca124
+# %% ../../nbs/08_train/03_forward_batch.ipynb #6b70f2b7
 def load_teacher_side(teacher: str | Path | tuple | Side, config: DistillConfig,
                       device: torch.device, sharded_roles: tuple | list = ()) -> Side:
     "Load a teacher as `config` says, frozen, on the device unless it is to be sharded."
-    dtype = None if device.type == "cpu" else torch.bfloat16
-    teacher = load_teacher(teacher, config, device, sharded_roles)
+    dtype = chosen_dtype(config.teacher_dtype, teacher, device)
+    teacher = load_teacher(teacher, config, device, sharded_roles, dtype)
     teacher = open_side(teacher, "teacher", "cpu", dtype, **served_options(config))
     if "teacher" not in sharded_roles: to_device(teacher.model, device)
+    set_attention(teacher.model, config.attn_implementation)
     teacher.model.eval().requires_grad_(False)
     return side_as_configured(teacher, "teacher", config)
 
@@ -110,6 +114,7 @@ def load_models(student: str | Path | tuple | Side,     # name, folder, (model, 
     student = open_side(student, "student", "cpu", dtype)
     teacher = load_teacher_side(teacher, config, device, sharded_roles)
     if "student" not in sharded_roles: to_device(student.model, device)
+    set_attention(student.model, config.attn_implementation)
     prepare_student(student.model, config)
     student = side_as_configured(student, "student", config)
     student.engine = None
@@ -298,13 +303,41 @@ def _extras(samples, models, objective, config, student_ids, teacher_ids, text_s
         extra["preferences"] = [1 - 2 * (i % 2) for i in range(len(samples))]
     return extra
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #9984406e
-def _note_writer(batch, objective, config, text_source):
-    "Log-probs of the student that wrote: at the temperature of the loss, and of generation."
-    with torch.no_grad():
-        if "behaviour_logp" in objective.requires: batch.behaviour_logp = batch.student.token_logp()
-        if text_source != "student" or config.temperature in (0, config.loss_temperature): return
-        batch.generation_logp = batch.student.at_temperature(config.temperature).token_logp()
+# %% ../../nbs/08_train/03_forward_batch.ipynb #5ed21117
+def _note_writer(batch, samples, student, objective, config, text_source):
+    """Log-probs of the student that wrote: its own, and those of what it sampled from.
+
+    Those of now at the first update on a text; they are kept with the samples for later ones."""
+    batch.text_uses = max((sample.updates for sample in samples), default=0)
+    if batch.text_uses: return _take_writer(batch, samples)
+    uses_ratio = getattr(objective, "uses_ratio", True)
+    required = "behaviour_logp" in objective.requires
+    kept, rows = uses_ratio and config.num_iterations > 1, batch.student
+    with torch.no_grad(): own = rows.token_logp() if required or kept else None
+    if required: batch.behaviour_logp = own
+    if text_source == "student" and (uses_ratio or not is_truncated(config)):
+        batch.generation_logp = _generation_logp(rows, student, config)
+    if config.num_iterations == 1: return
+    for name, values in (("behaviour_logp", own), ("generation_logp", batch.generation_logp)):
+        if values is None: continue
+        parts = np.split(values.cpu().numpy(), rows.offsets[1:-1])
+        for sample, part in zip(samples, parts): setattr(sample, name, part)
+
+def _generation_logp(rows, student, config):
+    "Log-probs of what the student sampled from; None where that is its own rows, or greedy."
+    truncated = is_truncated(config)
+    same = config.temperature == config.loss_temperature and not truncated
+    if config.temperature == 0 or same: return None
+    banned = banned_ids(student.model, student.vocab) if truncated else ()
+    return sampled_logp(rows, config.temperature, config.top_p, config.top_k, banned)
+
+def _take_writer(batch, samples):
+    "Give the batch the log-probs that were kept when the text was first trained on."
+    for name in ("behaviour_logp", "generation_logp"):
+        values = [getattr(sample, name) for sample in samples]
+        if any(value is None for value in values): continue
+        flat = np.concatenate([np.asarray(value, np.float32) for value in values])
+        setattr(batch, name, torch.as_tensor(flat, device=batch.student.device))
 
 def build_batch(samples: list[Sample], models: ModelSet, objective: Objective | Callable,
                 config: DistillConfig, text_source: str = "student") -> tuple[PairBatch, dict]:
@@ -332,7 +365,7 @@ def build_batch(samples: list[Sample], models: ModelSet, objective: Objective | 
         models.pair, student_ids, teacher_ids, student_rows, teacher_side.rows, head, teacher_side.head,
         prompts=[s.item for s in samples], temperature=config.loss_temperature,
         teacher_temperature=config.loss_temperature, granularity=config.granularity, **extra)
-    _note_writer(batch, objective, config, text_source)
+    _note_writer(batch, samples, student, objective, config, text_source)
     if teacher_side.top_rows is not None:
         batch.teacher = teacher_side.top_rows.to(batch.student.device)
     both = zip(samples, student_ids)

@@ -6,7 +6,7 @@
 __all__ = ['collate_prompts', 'fitting_rows', 'text_settings_of_distiller', 'DistillingLogs', 'configured_models', 'Distilling',
            'DistillTrainer']
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #01a9d6c3
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #172f97a7
 import time, warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
 from ..distributed import reduce_gradients
+from ..models.generation_settings import rollout_length
 from ..models.side import Side, check_fit
 from ..models.start_weights import StartWeights
 from ..objectives.base import require_full_rows
@@ -53,11 +54,12 @@ def fitting_rows(dataset: object, sides: dict[str, Side], config: DistillConfig)
     rows = [i for i, item in enumerate(items) if id(item) in kept_ids]
     return dataset.select(rows) if hasattr(dataset, "select") else [dataset[i] for i in rows]
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #1987ed1a
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #6f3118ee
 def text_settings_of_distiller(config: DistillConfig) -> list[str]:
     "The settings of the text that only xtokd's own Distiller can follow, as far as they are used."
     used = {"store_text": config.store_text, "min_score": config.min_score is not None,
-            "off_policy_source": config.off_policy_source == "frozen_student"}
+            "off_policy_source": config.off_policy_source == "frozen_student",
+            "num_iterations": config.num_iterations > 1}
     return [name for name, is_used in used.items() if is_used]
 
 class DistillingLogs:
@@ -137,7 +139,7 @@ def configured_models(student: torch.nn.Module, vocab: ByteVocab, teacher: objec
     sides["teacher"].model.eval().requires_grad_(False)
     return ModelSet(*(side_as_configured(side, role, config) for role, side in sides.items()))
 
-# %% ../../nbs/08_train/13_hf_trainer.ipynb #29916700
+# %% ../../nbs/08_train/13_hf_trainer.ipynb #b0f2029b
 class Distilling(DistillingLogs):
     """Put before a transformers or trl trainer: `class Mine(Distilling, Trainer)`.
 
@@ -190,6 +192,8 @@ class Distilling(DistillingLogs):
         step = self.state.global_step + 1
         self.text_source = choose_text_source(self.distill, step, self.objective.text_source)
         self.began = time.perf_counter()
+        length = rollout_length(self.distill, step, self.state.max_steps)
+        self.generator.limit_student(length)
         seed = combine_seeds(self.distill.seed, step, self.accelerator.process_index)
         with self.compute_loss_context_manager():
             samples = self.generator.samples(items, self.text_source, seed) if items else []

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['count_repeated', 'number_digits', 'text_sums', 'text_stats', 'Limits', 'TrainingWarning', 'WindowMeans',
-           'window_means', 'is_on_policy', 'find_warnings', 'first_warnings', 'CollapseMonitor', 'CoverageGuard']
+           'window_means', 'is_on_policy', 'is_shortened', 'find_warnings', 'first_warnings', 'CollapseMonitor',
+           'CoverageGuard']
 
 # %% ../../nbs/08_train/09_monitor.ipynb #eb350836
 import math, re
@@ -149,7 +150,14 @@ def _writing_warnings(steps, max_new_tokens, limits) -> Iterator[TrainingWarning
             f"{distinct.first:.0%} at the start",
             "the responses become alike; lower learning_rate, or take a forward divergence")
 
-# %% ../../nbs/08_train/09_monitor.ipynb #086abf05
+# %% ../../nbs/08_train/09_monitor.ipynb #f6686e42
+def _loss_not_finite(steps, limits) -> Iterator[TrainingWarning]:
+    "The warning about a loss that is no number."
+    losses = [to_float(step["loss"]) for step in steps[-limits.window:] if "loss" in step]
+    if not np.isfinite(losses).all():
+        yield TrainingWarning("loss", math.nan, math.nan, "the loss is not finite",
+                              "lower learning_rate, or use mixed_precision='no'")
+
 def _learning_warnings(steps, limits) -> Iterator[TrainingWarning]:
     "Warnings about the student's rows, the coverage and the loss."
     entropy = window_means(steps, "entropy", limits)
@@ -172,10 +180,6 @@ def _learning_warnings(steps, limits) -> Iterator[TrainingWarning]:
             f"{coverage.last:.0%} of the student's tokens have a signal, at first "
             f"{coverage.first:.0%}",
             "look at what it generates, and at xtokd doctor for the pair")
-    losses = [to_float(step["loss"]) for step in steps[-limits.window:] if "loss" in step]
-    if not np.isfinite(losses).all():
-        yield TrainingWarning("loss", math.nan, math.nan, "the loss is not finite",
-                              "lower learning_rate, or use mixed_precision='no'")
     loss = window_means(steps, "loss", limits)
     grew = loss.last > loss.first > 0 and abs(loss.last) >= limits.loss_up * abs(loss.first)
     if grew and loss.is_sure(limits):
@@ -201,18 +205,23 @@ def _accuracy_warnings(evals) -> Iterator[TrainingWarning]:
             "the student unlearns the task; lower learning_rate, or take another objective (xtokd "
             "methods)")
 
-# %% ../../nbs/08_train/09_monitor.ipynb #2536770c
+# %% ../../nbs/08_train/09_monitor.ipynb #874731fd
 def is_on_policy(step: dict) -> bool:
     "Did the student generate the text of this step?"
     return step.get("text_source", "student") == "student"
+
+def is_shortened(step: dict, max_new_tokens: float) -> bool:
+    "Were the responses of this step held shorter than `max_new_tokens` (`max_new_tokens_start`)?"
+    return to_float(step.get("max_new_tokens", max_new_tokens)) < max_new_tokens
 
 def find_warnings(steps: list[dict], evals: list[dict] | tuple = (), config: dict | None = None,
                   limits: Limits = Limits()) -> list[TrainingWarning]:
     "The warnings that a run gives now, from its step and eval records."
     steps = [step for step in steps if is_on_policy(step)]
     max_new_tokens = to_float((config or {}).get("max_new_tokens"))
-    return [*_writing_warnings(steps, max_new_tokens, limits), *_learning_warnings(steps, limits),
-            *_accuracy_warnings(evals)]
+    full = [step for step in steps if not is_shortened(step, max_new_tokens)]
+    return [*_writing_warnings(full, max_new_tokens, limits), *_learning_warnings(full, limits),
+            *_loss_not_finite(steps, limits), *_accuracy_warnings(evals)]
 
 # %% ../../nbs/08_train/09_monitor.ipynb #304399b7
 def first_warnings(run: RunReader, limits: Limits = Limits()) -> dict[str, int]:

@@ -32,7 +32,7 @@ from .config import (
     DistillConfig, combine_seeds, text_key, text_source_settings, writer_temperature)
 from ..vocab.bytevocab import ByteVocab, response_text
 
-# %% ../../nbs/08_train/02_samples.ipynb #a54961f3
+# %% ../../nbs/08_train/02_samples.ipynb #41dc7694
 @dataclass
 class Sample:
     "One prompt and one response, in the ids of both sides."
@@ -47,6 +47,9 @@ class Sample:
     prefix: int = 0                     # student tokens before a continuation of the teacher
     teacher_prefix: int = 0             # the same in teacher tokens
     rollout: int = 0                    # student tokens from which the prefix was taken
+    updates: int = 0                    # that were made on it before (`num_iterations`)
+    behaviour_logp: np.ndarray | None = None    # [n] of the student that wrote, for later updates
+    generation_logp: np.ndarray | None = None   # [n] of what it sampled from, where that differs
 
     def __len__(self): return len(self.student_prompt_ids) + len(self.student_ids)
 
@@ -71,7 +74,7 @@ def require_references(items: list[dict], keys: tuple[str, ...]) -> None:
     if len(lacking) == 1: raise ValueError(f"{lacking[0]}: add it to the prompts{instead}")
     raise error_list(lacking, what)
 
-# %% ../../nbs/08_train/02_samples.ipynb #53398362
+# %% ../../nbs/08_train/02_samples.ipynb #e9bb5dc9
 def generate_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                      text_source: str = "student", seed: int | None = None) -> list[Sample]:
     """Sample one response to each prompt from the source: "student", "teacher", "reference" or
@@ -126,8 +129,9 @@ def _generate(source, prompts, config, text_source, seed):
             places = [i for i, r in enumerate(room) if r == new_tokens]
             some = [prompts[i] for i in places]
             limits = some, new_tokens, writer_temperature(config, text_source)
-            if server: ids = server.generate(*limits, seed)
-            else: ids = generate_responses(source.model, source.vocab, *limits, seed=seed)
+            options = dict(seed=seed, top_p=config.top_p, top_k=config.top_k)
+            if server: ids = server.generate(*limits, **options)
+            else: ids = generate_responses(source.model, source.vocab, *limits, **options)
             for i, response in zip(places, ids): responses[i] = response
             if server: cut += [places[k] for k in server.cut_responses]
     return responses, cut
@@ -153,7 +157,7 @@ def _closed(vocab, text, prompt):
     ids = encode_response(vocab, text, open_region(vocab, prompt))
     return ids + ([] if end is None else [end])
 
-# %% ../../nbs/08_train/02_samples.ipynb #76bc7a41
+# %% ../../nbs/08_train/02_samples.ipynb #3a95aa76
 WRITING_COUNTS = ("generated_by_student", "generated_by_teacher",
                   "read_by_student", "read_by_teacher")
 TEXT_COUNTS = ("texts_written", "texts_kept", "texts_read_again", "prompts_left_out")
@@ -164,6 +168,7 @@ def _role(text_source):
 
 def writing_counts(sample: Sample, text_source: str) -> dict:
     "What writing a sample's text cost: tokens generated, and prompt tokens read, by each side."
+    if sample.updates: return dict.fromkeys(WRITING_COUNTS, 0)      # counted at the first update
     if text_source == "continuation":
         return {"generated_by_student": sample.rollout,
                 "read_by_student": len(sample.student_prompt_ids),
@@ -176,13 +181,13 @@ def writing_counts(sample: Sample, text_source: str) -> dict:
         counts[f"read_by_{side}"] = len(sample.prompt_ids(side)) if wrote else 0
     return counts
 
-# %% ../../nbs/08_train/02_samples.ipynb #36f124ca
+# %% ../../nbs/08_train/02_samples.ipynb #722cf306
 def continued_samples(items: list[dict], student: Side, teacher: Side, config: DistillConfig,
                       seed: int | None = None) -> list[Sample]:
     """Samples whose response the student begins and the teacher continues, `prefix` tokens of the
     student long before that."""
     longest = min_set(config.max_prefix_tokens, config.max_new_tokens)
-    short = replace(config, max_new_tokens=longest)
+    short = replace(config, max_new_tokens=longest, max_new_tokens_start=None)
     samples = generate_samples(items, student, teacher, short, "student", seed)
     context = min_set(config.max_length, context_length(teacher.model), 1 << 40)
     random = np.random.default_rng(seed)
@@ -202,7 +207,7 @@ def _continue(samples, student, teacher, config, seed):
              for side in ("teacher", "student")]
     limits = [min_set(config.max_continuation_tokens, config.max_new_tokens - s.teacher_prefix)
               for s in samples]
-    longest = replace(config, max_new_tokens=max(limits, default=1))
+    longest = replace(config, max_new_tokens=max(limits, default=1), max_new_tokens_start=None)
     found, cut = _generate(teacher, begun[0], longest, "teacher", seed)
     both = continuation_ids(found, limits, begun, teacher.vocab, student.vocab)
     for sample, written, own in zip(samples, *both):
@@ -298,7 +303,7 @@ def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab
             sample.window_found = window.found
     return samples
 
-# %% ../../nbs/08_train/02_samples.ipynb #830e080a
+# %% ../../nbs/08_train/02_samples.ipynb #5b001dc0
 class CandidateWriter:
     """Writes texts, as samples: one a prompt, or with `min_score` up to `num_candidates`, until one is
     good enough."""
@@ -307,7 +312,7 @@ class CandidateWriter:
                  frozen: Side | None = None,      # the student as it was at the start
                  score: Callable | None = None):  # score(item, text) -> number in 0..1, or None
         self.student, self.teacher, self.config = student, teacher, config
-        self.frozen, self.score = frozen, score
+        self.frozen, self.score, self.max_new_tokens = frozen, score, config.max_new_tokens
         if config.min_score is None or score is not None: return
         raise ValueError(f"min_score is {config.min_score} and there is no check that gives a score: "
                          "pass check=... (--check MODULE:FUNCTION), a function (item, text) -> number "
@@ -317,7 +322,10 @@ class CandidateWriter:
         "A new text for each prompt, whatever its score."
         sides, source = (self.student, self.teacher), text_source
         if text_source == "frozen_student": sides, source = (self.frozen, self.teacher), "student"
-        return generate_samples(items, *sides, self.config, source, seed)
+        config, limit = self.config, self.max_new_tokens
+        if text_source == "student" and limit != config.max_new_tokens:
+            config = replace(config, max_new_tokens=limit, max_new_tokens_start=None)
+        return generate_samples(items, *sides, config, source, seed)
 
     def _is_good(self, sample):
         if self.config.min_score is None: return True
@@ -412,7 +420,7 @@ class TextSource:
         set_responses(there, responses, self.student, self.teacher, role)
         return self._count_kept([*there, *[None] * (len(items) - len(there))])
 
-# %% ../../nbs/08_train/02_samples.ipynb #166c5f26
+# %% ../../nbs/08_train/02_samples.ipynb #feb2fa24
 class SampleSource:
     "Samples for one step: generation, stored and filtered text, preference pairs, windows."
 
@@ -428,17 +436,24 @@ class SampleSource:
         self.texts = TextSource(CandidateWriter(student, teacher, config, frozen, score))
 
     def samples(self, items: list[dict], text_source: str, seed: int | None = None) -> list[Sample]:
-        """One sample for each prompt, or two (chosen, rejected) for an objective on preferences.
+        """`num_generations` samples for each prompt, one after the other; one where a reference is
+        given, two (chosen, rejected) for an objective on preferences.
 
         With `min_score`, prompts without a text that has it are left out, and counted."""
         if self.preferences:
             found = reference_samples(items, self.student, self.teacher, ("chosen", "rejected"))
         else:
-            found = self.texts.samples(items, text_source, seed)
+            number = 1 if text_source == "reference" else self.config.num_generations
+            repeated = [item for item in items for _ in range(number)]
+            found = self.texts.samples(repeated, text_source, seed)
             found = apply_windows(found, self.student.vocab, self.teacher.vocab,
                                   self.supervision_window, self.teacher_context)
         if self.config.loss_on != "answer": return found
         return exclude_thoughts(found, self.student.vocab)
+
+    def limit_student(self, max_new_tokens: int) -> None:
+        "Let the student write at most so many tokens from now on (`rollout_length`)."
+        self.texts.writer.max_new_tokens = max_new_tokens
 
     def take_counts(self) -> dict:
         "Counts of stored and filtered text since the last call, for `generation_counts`."

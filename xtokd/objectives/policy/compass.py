@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['span_means', 'Compass']
 
-# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #8ece27b0
+# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #b8dd6a9d
 import torch
 
 from ..base import Objective, Output, Preset
 from ..chunks import broadcast_to_tokens, chunk_sum
-from .sampled import importance_loss, policy_output
+from .sampled import (
+    behaviour_logps, importance_loss, policy_output)
 from ...rows.pair_batch import PairBatch
 
 # %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #ff098f71
@@ -20,7 +21,7 @@ def span_means(batch: PairBatch, values: torch.Tensor, side: str = "student") ->
     chunk, k = al.student_chunk if side == "student" else al.teacher_chunk, len(al.chunks)
     return chunk_sum(values, chunk, k) / chunk_sum(torch.ones_like(values), chunk, k).clamp_min(1)
 
-# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #cd8f6c5f
+# %% ../../../nbs/05_objectives/2_policy/04_compass.ipynb #12b432d0
 class Compass(Objective):
     """Teacher minus a weak model of its family, less alpha times the movement from the start (arXiv
     2609.10154); loss unit: token."""
@@ -32,7 +33,7 @@ class Compass(Objective):
                         "lead over the weak model is larger than the pull to the start")
     requires = frozenset({"student_logits", "teacher_logits", "weak_logp", "reference_logp"})
     teacher_access = "sampled"
-    text_sources = ("student",)
+    text_sources, uses_ratio = ("student",), True
     known_exceptions = {
         "I1": "differs from the sampled log-ratio by design",
         "I3": "zero where the weak model is the teacher and the start is the student: "
@@ -56,7 +57,7 @@ class Compass(Objective):
         has = torch.as_tensor(batch.alignment.student_chunk >= 0, device=now.device)
         # alpha 0 must not turn an infinite movement into NaN
         advantage = torch.where(has, skill - self.alpha * moved if self.alpha else skill, 0.)
-        behaviour = now if batch.behaviour_logp is None else batch.behaviour_logp
+        behaviour = behaviour_logps(batch, logp, "id")
         stats = {"sign_agreement": self._sign_agreement(batch, teacher, weak, now),
                  "departure": float(torch.where(has, moved, 0.).sum() / has.sum().clamp_min(1))}
         return policy_output(batch, logp, behaviour, advantage, has.float(), clamp=self.clamp,

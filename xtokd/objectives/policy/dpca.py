@@ -44,7 +44,7 @@ def end_chunks(batch: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     chunk[student_end[both]] = len(al.chunks) + np.arange(both.sum())
     return chunk, teacher_end[both]
 
-# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #e5281fb6
+# %% ../../../nbs/05_objectives/2_policy/02_dpca.ipynb #47852f2b
 class DPCA(Objective):
     """Chunk log-ratios shared by the student's surprisal, clipped surrogate (arXiv 2606.09456);
     loss unit: token."""
@@ -53,7 +53,7 @@ class DPCA(Objective):
     divergence_label = "policy gradient of the reverse KL"
     loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
-    text_sources = ("student",)
+    text_sources, uses_ratio = ("student",), True
     known_exceptions = {
         "I3": "zero where `behaviour_logp` is the student's own of now (or not given): "
               "the advantage is that of the time of writing"}

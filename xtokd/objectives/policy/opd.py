@@ -41,7 +41,7 @@ _OPD_PRESETS = {"paper": Preset("Thinking Machines, October 2025; tinker-cookboo
                                 {"stop": "id"},
                                 absent=("the sum over the tokens; here their mean", _ONE_TOKENIZER))}
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #5615f141
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #5b6e40c8
 class OPD(Objective):
     """Log-ratio of each sampled 1-1 token as its advantage (Thinking Machines, 2025); loss unit:
     token."""
@@ -50,7 +50,7 @@ class OPD(Objective):
     divergence_label = "policy gradient of the reverse KL"
     loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
-    text_sources = ("student",)
+    text_sources, uses_ratio = ("student",), True
     known_exceptions = {
         "I3": "zero where `behaviour_logp` is the student's own of now (or not given): "
               "the advantage is that of the time of writing"}
@@ -113,7 +113,7 @@ def whitened(advantage: torch.Tensor,    # [K]
     var, mean = torch.var_mean(advantage[counts])
     return torch.where(counts, (advantage - mean) * torch.rsqrt(var + 1e-8), advantage)
 
-# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #c2d74af3
+# %% ../../../nbs/05_objectives/2_policy/03_opd.ipynb #2f4481f2
 class MiniLLM(Objective):
     """Reverse KL of whole texts by returns of chunk log-ratios, plus the exact reverse KL of each
     row (arXiv 2306.08543); loss unit: token."""
@@ -122,7 +122,7 @@ class MiniLLM(Objective):
     divergence_label = "policy gradient of the reverse KL, rkl"
     loss_unit, loss_can_be_negative, loss_sign_reason = "token", True, Objective.POLICY_SIGN
     teacher_access = "sampled"
-    text_sources = ("student",)
+    text_sources, uses_ratio = ("student",), True
     presets = _MINILLM_PRESETS
 
     def __init__(self, gamma: float = 0., normalise: bool | str = True, own_step: bool = True,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CREDITS', 'check_credit', 'chunk_advantage', 'surrogate_loss', 'spread_advantage', 'chunk_sizes', 'behaviour_logps',
-           'on_policy_loss', 'importance_loss', 'policy_output', 'Sampled']
+           'on_policy_loss', 'importance_loss', 'sampling_logps', 'clip_share', 'policy_output', 'Sampled']
 
 # %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #85c3f939
 from collections.abc import Callable
@@ -79,15 +79,22 @@ def chunk_sizes(batch: PairBatch, student_chunk: np.ndarray | None = None) -> np
     sizes = np.append(np.maximum(c[:, 1] - c[:, 0], c[:, 3] - c[:, 2]), 0)
     return sizes[np.where(chunk < len(c), chunk, -1)]
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #7a1e43ff
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #7a2c0420
 def behaviour_logps(batch: PairBatch, logp: torch.Tensor, stop: str = "class") -> torch.Tensor:
     """Log-probs [n] at the time of writing, without gradient; those of now, `logp` [n], where the
-    batch has none. `stop` is that of the `ChunkLogps` which `logp` comes from."""
+    batch has none. `stop` is that of the `ChunkLogps` which `logp` comes from.
+
+    ValueError where an update was made on the text since, so that now is not the time of writing."""
+    if batch.behaviour_logp is None and batch.text_uses:
+        raise ValueError(
+            f"this batch has no behaviour_logp, and text_uses is {batch.text_uses}: the student has "
+            "moved on since it wrote, so the ratio of a policy gradient needs the log-probs of that "
+            "time. Give PairBatch.from_tensors(..., behaviour_logp=...), one list for each sample")
     if batch.behaviour_logp is None: return logp.detach()
     if stop == "id" or len(batch.pair.student.stop_ids) < 2: return batch.behaviour_logp
     with torch.no_grad(): return batch.behaviour_logp + logp - batch.student.token_logp()
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #689fa1a4
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #e48c1490
 def on_policy_loss(logp: torch.Tensor, behaviour: torch.Tensor,
                    advantage: torch.Tensor) -> torch.Tensor:
     """Loss [n] whose gradient is minus the advantage times the gradient of the log-prob; the ratio
@@ -99,6 +106,26 @@ def importance_loss(logp: torch.Tensor, behaviour: torch.Tensor,
                     advantage: torch.Tensor) -> torch.Tensor:
     "Loss [n]: minus the advantage times the ratio of now to the time of writing, not clipped."
     return -advantage * (logp - behaviour).clamp(-20, 20).exp()
+
+
+def sampling_logps(batch: PairBatch, logp: torch.Tensor, behaviour: torch.Tensor) -> torch.Tensor:
+    """Log-probs [n] of what the text was sampled from, the denominator of ratios: `generation_logp`
+    of the batch (at the temperature of generation, truncated by top_p and top_k), else `behaviour`.
+
+    Where `logp` counts all stop ids as one, the share of the sampled one is that of the rows."""
+    if batch.generation_logp is None: return behaviour
+    if len(batch.pair.student.stop_ids) < 2: return batch.generation_logp
+    with torch.no_grad(): return batch.generation_logp + logp - batch.student.token_logp()
+
+
+def clip_share(loss: Callable, logp: torch.Tensor, writer: torch.Tensor, advantage: torch.Tensor,
+               weight: torch.Tensor) -> float:
+    "Share of the tokens that count and have an advantage whose gradient the loss's clip removes."
+    with torch.enable_grad():
+        leaf = logp.detach().requires_grad_()
+        gradient, = torch.autograd.grad(loss(leaf, writer, advantage).sum(), leaf)
+    counts = (weight > 0) & (advantage != 0)
+    return float((counts & (gradient == 0)).sum() / counts.sum().clamp_min(1))
 
 
 def policy_output(batch: PairBatch,
@@ -115,20 +142,19 @@ def policy_output(batch: PairBatch,
     finite = torch.isfinite(advantage)
     reason = np.where(finite.cpu().numpy(), 0 if reason is None else reason, Reason.NOT_FINITE)
     weight = weight * finite
+    writer = sampling_logps(batch, logp, behaviour)
     # Tokens that do not count may be NaN, and 0 * NaN would be NaN.
-    logp, behaviour, raw = (torch.where(weight > 0, x, 0.) for x in (logp, behaviour, advantage))
+    logp, writer, raw = (torch.where(weight > 0, x, 0.) for x in (logp, writer, advantage))
     clamped = raw if clamp is None else raw.clamp(-clamp, clamp)
-    writer = behaviour
-    if batch.generation_logp is not None:          # ratios are to what the text was sampled from
-        writer = torch.where(weight > 0, batch.generation_logp, 0.)
     value = loss(logp, writer, clamped)
+    if batch.text_uses: stats["clip_share"] = clip_share(loss, logp, writer, clamped, weight)
     if extra_loss is not None: value = value + extra_loss
     stats = {"advantage": float((clamped * weight).sum() / weight.sum().clamp_min(1e-9)),
              "clamped_share": float((raw - clamped).abs().sum() / raw.abs().sum().clamp_min(1e-9)),
              "non_finite": float((~finite).sum()), **stats}
     return make_output(batch, value, weight, signal=clamped, reason=reason, **stats)
 
-# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #d1703b7e
+# %% ../../../nbs/05_objectives/2_policy/01_sampled.ipynb #ebecc304
 class Sampled(Objective):
     "Log-ratios of chunks of the sampled text as advantages; loss unit: token with a signal."
     summary = "log-ratio of sampled chunks as a policy gradient"
@@ -147,6 +173,7 @@ class Sampled(Objective):
         check_credit(credit)
         self.credit, self.clamp, self.surrogate = credit, clamp, surrogate
         self.large_chunk, self.ends = large_chunk, ends
+        self.uses_ratio = self.takes_used_text = surrogate
 
     def signal(self, batch: PairBatch) -> Output:
         logps, chunk = ChunkLogps(batch), batch.alignment.student_chunk

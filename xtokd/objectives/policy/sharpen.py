@@ -33,7 +33,7 @@ def least_likely(logp: torch.Tensor,     # [n] log-probs of the sampled tokens
     chosen = torch.arange(len(logp), device=logp.device) - first < count
     return torch.zeros_like(chosen).index_copy(0, order, chosen)
 
-# %% ../../../nbs/05_objectives/2_policy/06_sharpen.ipynb #4e52682a
+# %% ../../../nbs/05_objectives/2_policy/06_sharpen.ipynb #a22af8f7
 _ENTROPY = ("its main form ranks the chosen tokens by entropy, with advantages from -.5 to -1; "
             "a fixed -.5 is one of its ablations",)
 _PACKED = ("the share is taken of the batch of a process there, here of each answer",)
@@ -51,7 +51,7 @@ class Sharpen(Objective):
     loss_unit, loss_can_be_negative = "token", False
     loss_sign_reason = "minus the fixed advantage, which is below 0; with one above 0 it is negative"
     requires = frozenset({"student_logits"})
-    text_sources = ("student",)
+    text_sources, takes_used_text = ("student",), False
     rows_choose_pairs = True
     known_exceptions = {"I6": "which tokens of an answer are its least likely depends on all of them"}
     presets = _SHARPEN_PRESETS

@@ -185,6 +185,10 @@ class RoutedSource:
             if own: found += self.sources[name].samples(own, text_source, own_seed)
         return found
 
+    def limit_student(self, max_new_tokens: int) -> None:
+        "As in `SampleSource`, for every teacher's prompts."
+        for source in self.sources.values(): source.limit_student(max_new_tokens)
+
     def take_counts(self) -> dict:
         "The sum of what the sources counted since the last call."
         self.counts = {name: source.take_counts() for name, source in self.sources.items()}
