@@ -125,8 +125,10 @@ _OLD_KEYS = {    # key in a configuration file of version 0.1: how it is written
              "heldout": "eval_prompts"}
 
 
-_ELSEWHERE = {   # flags of trl and transformers without a setting of the same meaning: what to do here
-    **dict.fromkeys(("model", "model_name_or_path", "student_model"), "it is called --student here"),
+# flags of trl and transformers without a setting of the same meaning: what to do here
+_ELSEWHERE = {
+    **dict.fromkeys(("model", "model_name_or_path", "student_model"),
+                    "it is called --student here"),
     **dict.fromkeys(("teacher_model", "teacher_model_name_or_path"), "it is called --teacher here"),
     **dict.fromkeys(("teacher_model_server_url", "teacher_server_url"),
                     "a served teacher is --teacher http://HOST:PORT/v1 --teacher-tokenizer NAME"),
@@ -309,7 +311,7 @@ def read_auxiliary(words: list[str], allowed: Iterable[str]) -> dict[str, str]:
 
 
 def read_teachers(words: list[str]) -> dict[str, str]:
-    "Several teachers from `NAME=MODEL` words: `{name: model}`; ValueError for a name that comes twice."
+    "Teachers from `NAME=MODEL` words: `{name: model}`; ValueError for a name that comes twice."
     pairs = [word.partition("=") for word in words]
     if wrong := [word for word, (_, _, model) in zip(words, pairs) if not model]:
         raise ValueError(f"--teachers {wrong[0]!r}: write it as NAME=MODEL, for instance "

@@ -118,7 +118,7 @@ class TrainState:
 
 # %% ../../nbs/08_train/11_distiller.ipynb #d1d7f3e9
 class StepWriter:
-    "The samples of each step: which prompts, who writes, and how far the run has come in the prompts."
+    "The samples of each step: which prompts, who writes, how far the run is in the prompts."
 
     def __init__(self, distiller: "Distiller"): self.distiller = distiller
 
@@ -393,8 +393,7 @@ class Distiller:
                                            config, **plugin_functions(routing))
         check_text_source(self.objective, config)
         self.callbacks = run_callbacks(config, callbacks, is_main)
-        self.models = run_models(self.objective, student, teacher, config, self.device,
-                                 sharded_roles)
+        self.models = run_models(self.objective, student, teacher, config, self.device, sharded_roles)
         self.prices = teacher_prices(config.teacher_price, self.models.teachers())
         found = fit_run_prompts(items, eval_items, self.models, self.objective, config)
         (self.items, self.left_out), (self.eval_items, self.left_out_eval_items) = found

@@ -169,6 +169,8 @@ class RoutedTexts:
         for name, own in split_by_teacher(items, self.sources).items():
             self.sources[name].write_missing(own, text_source, seed, part)
 
+
+# %% ../../../nbs/08_train/2_teachers/02_routed_step.ipynb #bff35125
 class RoutedSource:
     "A SampleSource for each of several teachers; samples come teacher by teacher."
 
