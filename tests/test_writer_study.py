@@ -172,3 +172,10 @@ def test_recorded_runs_follow_the_protocol(name):
             assert len(heldout["correct"]) == design.sizes.heldout
             assert len(heldout["greedy"]) == min(design.sizes.heldout, design.sizes.greedy)
             assert heldout["score"] == pytest.approx(heldout_scores([run]).mean(), abs=1e-5)
+
+
+def test_arms_whose_names_begin_alike_are_kept_apart():
+    for name, design in DESIGNS.items():
+        for arm in ("start", *design.arms): assert {run["arm"] for run in arm_runs(name, arm)} <= {arm}, (name, arm)
+    thresholds = [arm for arm in DESIGNS["habit-1"].arms if arm.startswith("cover-rkl-threshold") and arm_runs("habit-1", arm)]
+    assert len(thresholds) > 1, "without two such arms this test says nothing"

@@ -9,6 +9,7 @@ __all__ = ['UNRELATED_TOKENS', 'SWEEP_SEED', 'RATE_FACTOR', 'RATE_LIMITS', 'answ
 
 # %% ../../nbs/11_experiments/09_writer_study.ipynb #3b561a73
 import argparse
+import re
 import time
 from copy import deepcopy
 
@@ -277,7 +278,8 @@ def run_arm(design_name: str, arm_name: str, seed: int, report=print) -> None:
 # %% ../../nbs/11_experiments/09_writer_study.ipynb #f19f0765
 def arm_runs(design_name: str, arm_name: str) -> list[dict]:
     "The recorded runs of an arm, by seed."
-    files = study_folder(design_name).glob(f"{arm_name}-[0-9]*.json")
+    name = re.compile(rf"{re.escape(arm_name)}-\d+\.json")     # not of `arm_name-0.1`, another arm
+    files = [file for file in study_folder(design_name).glob("*.json") if name.fullmatch(file.name)]
     return sorted((read_json(file, {}) for file in files), key=lambda run: run["seed"])
 
 

@@ -66,7 +66,7 @@ def parse_body(raw: bytes) -> dict:
     if isinstance(body, dict): return body
     raise BadRequest('the body is not a JSON object, such as {"prompt": [1, 2]}')
 
-# %% ../../nbs/07_serving/04_request_fields.ipynb #d8b56c61
+# %% ../../nbs/07_serving/04_request_fields.ipynb #5406dcec
 def read_integer(body: Mapping, name: str, default: int | None, low: int, high: int) -> int | None:
     "The whole number `body[name]`, `default` where it is missing or null; BadRequest for others."
     value = body.get(name)
@@ -145,7 +145,7 @@ def check_token_ids(ids: Any, vocab: ByteVocab, rows: int, name: str) -> list[in
                          f"{vocab.name} that the model knows")
     return ids
 
-# %% ../../nbs/07_serving/04_request_fields.ipynb #13ad26a7
+# %% ../../nbs/07_serving/04_request_fields.ipynb #479eee2b
 # Fields that would change the response: the values that are taken, because they change nothing.
 NOT_OFFERED = {
     "n": (1,), "best_of": (1,), "stream": (False,), "stop": ([], ""), "suffix": ("",),

@@ -77,7 +77,7 @@ def batches(prompts: Sequence[list[int]],
         batch.append(i)
     if batch: yield batch
 
-# %% ../../nbs/07_serving/03_server.ipynb #9903ee28
+# %% ../../nbs/07_serving/03_server.ipynb #4a8cad24
 BATCH_LOGITS = 1 << 27      # logits of a batch of prompts: 512 MiB in float32
 
 

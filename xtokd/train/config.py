@@ -9,7 +9,7 @@ __all__ = ['OTHER_NAMES', 'FREE_SETTINGS', 'ModelSettings', 'DistillConfig', 'pa
            'writer_temperature', 'check_text_source', 'changed_settings', 'versions', 'loggable_arguments', 'digest',
            'changed_arguments', 'text_key']
 
-# %% ../../nbs/08_train/01_config.ipynb #192088bf
+# %% ../../nbs/08_train/01_config.ipynb #3279ecdd
 import hashlib, json, math, re, sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -92,7 +92,7 @@ class ModelSettings:
     teacher_timeout: float = 120.0 # seconds for an answer of a served teacher, or generation_url
     teacher_retries: int = 5      # further tries where one may help; the waits double, up to 60 s
 
-# %% ../../nbs/08_train/01_config.ipynb #8f77c3c8
+# %% ../../nbs/08_train/01_config.ipynb #04cf40d4
 @strict_names(OTHER_NAMES)
 @dataclass
 class DistillConfig(GenerationSettings, ModelSettings, TeacherSettings, SharingSettings):
@@ -152,7 +152,7 @@ class DistillConfig(GenerationSettings, ModelSettings, TeacherSettings, SharingS
 
     def __post_init__(self): check_config(self)
 
-# %% ../../nbs/08_train/01_config.ipynb #61572e69
+# %% ../../nbs/08_train/01_config.ipynb #334aeae7
 _AT_LEAST = dict(
     max_steps=1, batch_size=1, micro_batch_size=1, weight_decay=0, warmup_steps=0, temperature=0,
     max_prefix_tokens=1, max_continuation_tokens=1, teacher_temperature=0, min_score=0,
@@ -210,7 +210,7 @@ def parse_temperatures(value: str | float | list | tuple | None) -> list[float] 
     raise ValueError(f"eval_temperatures is {value!r}: it is a list of finite numbers above 0, such "
                      'as [0.6, 1.2] or "0.6,1.2"; greedy text (0) and temperature 1 are always there')
 
-# %% ../../nbs/08_train/01_config.ipynb #19305cec
+# %% ../../nbs/08_train/01_config.ipynb #125c4b05
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".csv", ".yaml", ".yml", ".pt",
                   ".bin", ".safetensors", ".gguf", ".gz", ".zip", ".tar"}
 
@@ -374,7 +374,7 @@ def check_text_source(objective: object, config: DistillConfig) -> None:
                          f"on_policy_fraction must be 0 (it is {fraction}). It learns from text of "
                          f"{' or '.join(allowed)}; choose one as off_policy_source")
 
-# %% ../../nbs/08_train/01_config.ipynb #ed5a5985
+# %% ../../nbs/08_train/01_config.ipynb #b28446b9
 # settings that may change at a resume without changing what is learned
 FREE_SETTINGS = {
     "output_dir", "micro_batch_size", "gradient_checkpointing", "teacher_device_map", "eval_steps",

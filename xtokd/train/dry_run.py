@@ -7,7 +7,7 @@ __all__ = ['GIB', 'LARGE_UNKNOWN', 'ActivationMeter', 'DryRunResult', 'token_len
            'planned_length', 'teacher_row_width', 'planned_memory', 'device_memory', 'planned_seconds',
            'length_problems', 'find_problems', 'served_forecast', 'Forecast', 'forecast']
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #103a7d36
+# %% ../../nbs/08_train/12_dry_run.ipynb #4bd8acc4
 import os, time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -52,7 +52,7 @@ class ActivationMeter:
         self.hooks.__exit__(*error)
         self.bytes = sum(self.seen.values())
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #3570cbbc
+# %% ../../nbs/08_train/12_dry_run.ipynb #a5579d31
 @dataclass
 class DryRunResult:
     "What some responses and one step showed."
@@ -133,7 +133,7 @@ def dry_run(distiller: Distiller, num_prompts: int = 10) -> DryRunResult:
         received=received,
         teacher_read=int(totals.counts["teacher_tokens_fed"]))
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #7343b6fd
+# %% ../../nbs/08_train/12_dry_run.ipynb #df3001b9
 GIB = 2 ** 30
 
 def weight_bytes(parameters: Iterator | list) -> int:
@@ -300,7 +300,7 @@ def served_forecast(distiller: Distiller, result: DryRunResult) -> dict:
         found["price in all"] = found["price a step"] * config.max_steps
     return found
 
-# %% ../../nbs/08_train/12_dry_run.ipynb #aa473080
+# %% ../../nbs/08_train/12_dry_run.ipynb #546d9f05
 @dataclass(repr=False)
 class Forecast:
     "What a planned run will cover, hold and take."

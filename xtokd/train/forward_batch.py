@@ -91,7 +91,7 @@ def side_as_configured(side: Side, role: str, config: DistillConfig) -> Side:
     texts = config.teacher_system or "", config.teacher_prefix or ""
     return side_with_prompt_additions(side, PromptAdditions(*texts))
 
-# %% ../../nbs/08_train/03_forward_batch.ipynb #6b70f2b7
+# %% ../../nbs/08_train/03_forward_batch.ipynb #c1412244
 def load_teacher_side(teacher: str | Path | tuple | Side, config: DistillConfig,
                       device: torch.device, sharded_roles: tuple | list = ()) -> Side:
     "Load a teacher as `config` says, frozen, on the device unless it is to be sharded."
