@@ -290,7 +290,7 @@ def _way_to_learn(m: PairMeasures, rule: Rule) -> tuple[Way, list[str]]:
         "reverse KL takes up what it is sure of (objective cover, divergence=rkl)",
         "text filtered by the check was as good where it could be had"]
 
-# %% ../../nbs/11_experiments/11_recommendation.ipynb #9d88b214
+# %% ../../nbs/11_experiments/11_recommendation.ipynb #4439f168
 def measure_pair(distiller: Distiller, k: int | None = None) -> PairMeasures:
     """Measure both sides of a Distiller on its evaluation prompts, k texts a prompt (None: the
     setting `eval_num_generations`, and 4 at least). Coverage and costs are left open."""

@@ -150,7 +150,7 @@ def trained_objective(objectives: dict) -> object:
     if not others or not isinstance(first, torch.nn.Module): return first
     return torch.nn.ModuleDict({f"teacher_{name}": one for name, one in objectives.items()})
 
-# %% ../../../nbs/08_train/2_teachers/02_routed_step.ipynb #f632cdbb
+# %% ../../../nbs/08_train/2_teachers/02_routed_step.ipynb #a1b4d828
 class RoutedTexts:
     "Stored texts of several teachers, in one file."
 
@@ -170,7 +170,7 @@ class RoutedTexts:
             self.sources[name].write_missing(own, text_source, seed, part)
 
 
-# %% ../../../nbs/08_train/2_teachers/02_routed_step.ipynb #bff35125
+# %% ../../../nbs/08_train/2_teachers/02_routed_step.ipynb #2699a43a
 class RoutedSource:
     "A SampleSource for each of several teachers; samples come teacher by teacher."
 
