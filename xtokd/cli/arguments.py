@@ -16,7 +16,7 @@ from typing import Iterable
 
 from ..errors import unknown_name
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #07f933a8
+# %% ../../nbs/12_cli/02_arguments.ipynb #4f945f68
 HELP = dict(
     top="""On-policy distillation between language models with different tokenizers.
 
@@ -111,7 +111,7 @@ stored in the user's cache as transformers folders.
   xtokd models get smollm2 gemma
   xtokd models convert model.gguf my-model    a GGUF file (Llama, Qwen2, Gemma 3) as a folder""")
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #b53e8011
+# %% ../../nbs/12_cli/02_arguments.ipynb #33979fbd
 _OLD_FLAGS = {   # flag of version 0.1: how it is written now
     "--knob": "--objective-arg NAME=VALUE",
     "--weak": "--aux weak=MODEL",
@@ -277,7 +277,7 @@ def read_config(path: str) -> dict:
                          f"{type(found).__name__}")
     return found
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #a882bed2
+# %% ../../nbs/12_cli/02_arguments.ipynb #0f10e109
 def _split_pair(word: str, flag: str, example: str) -> tuple[str, str]:
     "Name and value of `NAME=VALUE`."
     name, is_pair, value = word.partition("=")

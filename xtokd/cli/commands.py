@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_distiller', 'distiller_of', 'make_parser', 'main']
 
-# %% ../../nbs/12_cli/04_commands.ipynb #969f69b8
+# %% ../../nbs/12_cli/04_commands.ipynb #ed92d1b3
 import argparse, json, os, shlex, sys
 from dataclasses import fields
 from pathlib import Path
@@ -371,7 +371,7 @@ def make_parser(with_config: bool = False) -> CommandParser:
     _add_training_command(commands, with_config)
     return p
 
-# %% ../../nbs/12_cli/04_commands.ipynb #332556c6
+# %% ../../nbs/12_cli/04_commands.ipynb #7324677e
 _EXPECTED_ERRORS = (OSError, ValueError, RuntimeError, ImportError, ArithmeticError)
 
 
