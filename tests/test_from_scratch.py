@@ -305,7 +305,7 @@ def test_the_first_three_steps_are_those_of_the_distiller(name, options, plain, 
     steps, write = [], StepWriter.write
     def recorded(self, step):
         found = write(self, step)
-        steps.append(found[0])
+        steps.append(found[0].samples)
         return found
     monkeypatch.setattr(StepWriter, "write", recorded)
     config = DistillConfig(max_steps=3, batch_size=4, micro_batch_size=2, learning_rate=1e-3, warmup_steps=0, max_new_tokens=16,

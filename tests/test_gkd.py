@@ -162,7 +162,7 @@ def test_teacher_text_and_windows_are_fine(same):
 def test_a_pair_it_cannot_compare_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
     from xtokd.train.config import DistillConfig
     from xtokd.train.distiller import Distiller
-    import xtokd.train.distiller as module
+    import xtokd.train.teachers.routed_step as module
     monkeypatch.setattr(module, "load_models", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises(ValueError, match="gkd compares rows column by column"):
         Distiller("tiny", "tiny", "tiny", objective="gkd", config=DistillConfig(output_dir=str(tmp_path)))

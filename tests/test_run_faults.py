@@ -69,7 +69,7 @@ def test_a_file_is_no_folder_of_a_run(tmp_path, monkeypatch, capsys, name):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="output_dir is .*a file.*Give"): DistillConfig(output_dir=tmp_path/name)
     def load(*a, **k): raise AssertionError("models were loaded")
-    monkeypatch.setattr("xtokd.train.distiller.load_models", load)
+    monkeypatch.setattr("xtokd.train.teachers.routed_step.load_models", load)
     assert main(["distill", "--max-steps", "1", "--output-dir", str(tmp_path/name)]) == 1
     assert "it is the folder of a run" in capsys.readouterr().err and sorted(tmp_path.rglob("*")) == before
 

@@ -111,7 +111,7 @@ stored in the user's cache as transformers folders.
   xtokd models get smollm2 gemma
   xtokd models convert model.gguf my-model    a GGUF file (Llama, Qwen2, Gemma 3) as a folder""")
 
-# %% ../../nbs/12_cli/02_arguments.ipynb #33979fbd
+# %% ../../nbs/12_cli/02_arguments.ipynb #a05b957a
 _OLD_FLAGS = {   # flag of version 0.1: how it is written now
     "--knob": "--objective-arg NAME=VALUE",
     "--weak": "--aux weak=MODEL",
@@ -143,7 +143,6 @@ _ELSEWHERE = {
     "use_peft": "give --lora-r 16",
     "load_in_4bit": "give --teacher-quantization 4",
     "load_in_8bit": "give --teacher-quantization 8",
-    **dict.fromkeys(("dtype", "torch_dtype"), "see --student-dtype and --mixed-precision"),
     "warmup_ratio": "give the number of steps, --warmup-steps",
     "run_name": "a run is called like its folder, --output-dir",
     "evaluation_strategy": "give the number of steps, --eval-steps",

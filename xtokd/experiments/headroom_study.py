@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'HABIT_SIZES', 'Size', 'Data', 'lesson_data', 'habit_lesson'
            'snapshots', 'snapshots_svg', 'weight_hashes', 'equal_steps', 'train_arm', 'load_sides', 'start_record',
            'experiment', 'train_both_arms', 'no_headroom_message', 'Lesson', 'record']
 
-# %% ../../nbs/11_experiments/02_headroom_study.ipynb #d5fbd02d
+# %% ../../nbs/11_experiments/02_headroom_study.ipynb #b1cb6b42
 import copy, hashlib, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Callable
 import torch
 
 from ..train.config import DistillConfig, versions
-from ..train.runlog import device_name, Run, RunLog, Table, write_compact
+from ..models.loading import device_name
+from ..train.runlog import Run, RunLog, Table, write_compact
 from ..train.distiller import Distiller
 from ..train.step import make_objective
 from ..train.evaluate import evaluate

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['remote_code', 'load_tokenizer', 'load_model', 'require_package', 'placement', 'quantization_config', 'is_placed',
-           'to_device', 'device_of', 'reset_peak_memory', 'peak_memory', 'load_teacher', 'chosen_dtype',
+           'to_device', 'device_of', 'reset_peak_memory', 'peak_memory', 'device_name', 'load_teacher', 'chosen_dtype',
            'set_attention', 'head_width', 'embedding_rows', 'hidden_size', 'context_length', 'text_config', 'accepts',
            'min_set']
 
@@ -134,7 +134,7 @@ def device_of(model: "torch.nn.Module") -> "torch.device":
     held = next((p.device for p in model.parameters() if p.device.type != "meta"), None)
     return held or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../../nbs/06_models/01_loading.ipynb #3f7df435
+# %% ../../nbs/06_models/01_loading.ipynb #b743fe18
 def reset_peak_memory(device: "torch.device") -> None:
     "Begin to count the peak anew, for the run that begins; only Linux can do that for a process."
     import torch
@@ -155,6 +155,14 @@ def peak_memory(device: "torch.device") -> float | None:
     except ImportError: return None
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def device_name(device: "torch.device") -> str:
+    "The name of the GPU, or the number of CPU threads."
+    import torch
+    if device.type == "cuda": return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
 
 # %% ../../nbs/06_models/01_loading.ipynb #7fd5e82e
 def load_teacher(

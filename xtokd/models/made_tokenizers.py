@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['CONTROL_ROLES', 'roles_of', 'control_string', 'byte_tokenizer', 'tokenizer_with_control_tokens']
 
-# %% ../../nbs/06_models/12_made_tokenizers.ipynb #c53439c6
+# %% ../../nbs/06_models/12_made_tokenizers.ipynb #d45f536f
+from copy import deepcopy
+
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -69,11 +71,11 @@ def byte_tokenizer(like: object) -> object:
     tokenizer.decoder = decoders.ByteLevel()
     return _with_roles_of(tokenizer, as_byte_vocab(like))
 
-# %% ../../nbs/06_models/12_made_tokenizers.ipynb #b416f126
+# %% ../../nbs/06_models/12_made_tokenizers.ipynb #34b0d906
 def tokenizer_with_control_tokens(tokenizer: object, like: object) -> object:
     """Return a tokenizer of transformers with the text tokens of `tokenizer` and the control tokens,
     their roles and the chat template of `like`; both are anything that `ByteVocab` takes."""
-    copied = Tokenizer.from_str(as_byte_vocab(tokenizer).tokenizer.to_str())
+    copied = deepcopy(as_byte_vocab(tokenizer).tokenizer)
     copied.no_padding()
     copied.no_truncation()
     return _with_roles_of(copied, as_byte_vocab(like))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'RunReporter', 'describe_run', 'ProgressBar', 'scalars', 'Tracker', 'run_callbacks', 'interruptible']
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #989fe932
+# %% ../../nbs/08_train/08_callbacks.ipynb #f7f100cf
 import json, os, signal, socket, sys, threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +21,11 @@ from ..errors import disk_write
 from ..models.loading import require_package
 from .config import DistillConfig, digest, loggable_arguments, versions
 from .monitor import CollapseMonitor
-from .sharing.hub_upload import HubUpload, tracker_names
-from .runlog import Control, RunLog, device_name, pass_names, truncated_shares
+from .sharing.hub_upload import HubUpload, SharingSettings, tracker_names
+from ..models.loading import device_name
+from .runlog import Control, RunLog, pass_names, truncated_shares
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #e2095c0f
+# %% ../../nbs/08_train/08_callbacks.ipynb #d8eb0c59
 class Callback:
     "Base class of callbacks; override what you need. `record` is the log's record of the event."
     def on_start(self, distiller: "Distiller", record: dict) -> None: pass
@@ -42,7 +43,8 @@ class RunReporter:
         self.distiller, self.output_dir, self.callbacks = distiller, output_dir, callbacks
         self.is_main = is_main      # only the main process of a run writes
         self.file = None            # a RunLog, when it is open
-        self.hub = HubUpload(distiller.config, output_dir, is_main, self.warn)
+        settings = distiller.config if distiller else SharingSettings()
+        self.hub = HubUpload(settings, output_dir, is_main, self.warn)
         self.lock = None            # the open file `run.lock`, while this process trains
 
     def open(self) -> None:
@@ -166,7 +168,7 @@ def scalars(record: dict, under: str) -> dict:
             found[f"{under}/{name}"] = value
     return found
 
-# %% ../../nbs/08_train/08_callbacks.ipynb #1be52e6a
+# %% ../../nbs/08_train/08_callbacks.ipynb #d023e319
 class Tracker(Callback):
     "Passes the numbers of a run to trackers, through accelerate."
 

@@ -27,52 +27,43 @@ from .teachers.routing import TeacherSettings, check_teacher_settings
 from ..models.generation_settings import GenerationSettings, check_generation, check_text_use
 from ..models.optimizer import OPTIMIZERS, PLAIN_SCHEDULES, SCHEDULES, learning_rate_schedule
 
-# %% ../../nbs/08_train/01_config.ipynb #1986151e
+# %% ../../nbs/08_train/01_config.ipynb #ec857b30
 OTHER_NAMES = {   # name in trl, transformers or version 0.1: name here, and what to know about it
     "steps": ("max_steps", ""),
-    "micro_batch": ("micro_batch_size", ""),
+    **dict.fromkeys(("micro_batch", "per_device_eval_batch_size"), ("micro_batch_size", "")),
     "lr": ("learning_rate", ""),
     "objective_lr": ("objective_learning_rate", ""),
     "warmup": ("warmup_steps", ""),
     "schedule": ("lr_scheduler_type", ""),
-    "on_policy": ("on_policy_fraction", ""),
+    **dict.fromkeys(("on_policy", "lmbda"), ("on_policy_fraction", "")),
     "off_policy": ("off_policy_source", ""),
     "template_args": ("chat_template_kwargs", ""),
     "learn_from": ("loss_on", 'its values are "response" and "answer"'),
-    "eval_every": ("eval_steps", ""),
+    **dict.fromkeys(("eval_every", "eval_strategy"), ("eval_steps", "")),
     "eval_prompts": ("eval_size", "how many; the prompts themselves are an argument of Distiller"),
     "eval_before": ("eval_on_start", ""),
     "eval_samples": ("eval_log_samples", ""),
-    "num_generations_eval": ("eval_num_generations", ""),
-    "num_return_sequences": ("eval_num_generations", ""),
-    "repeats": ("eval_num_generations", ""),
-    "save_every": ("save_steps", ""),
+    **dict.fromkeys(("num_generations_eval", "num_return_sequences", "repeats"),
+                    ("eval_num_generations", "")),
+    **dict.fromkeys(("save_every", "save_strategy"), ("save_steps", "")),
     "keep": ("save_total_limit", ""),
     "min_signal": ("min_coverage", ""),
     "health": ("collapse_warnings", ""),
-    "out": ("output_dir", ""),
+    **dict.fromkeys(("out", "logging_dir"), ("output_dir", "")),
     "engine": ("generation_url", ""),
     "rows": ("logits", 'its values are "auto", "keep" and "recompute"'),
     "shard": ("fsdp", ""),
-    "track": ("report_to", ""),
-    "lora": ("lora_r", ""),
-    "teacher_bits": ("teacher_quantization", ""),
+    **dict.fromkeys(("track", "wandb_project"), ("report_to", "")),
+    "lora": ("lora_r", ""), "teacher_bits": ("teacher_quantization", ""),
     "offload_folder": ("teacher_offload_dir", ""),
-    "lmbda": ("on_policy_fraction", ""),
     "max_completion_length": ("max_new_tokens", ""),
     "per_device_train_batch_size": ("batch_size", "prompts a step over all processes"),
-    "per_device_eval_batch_size": ("micro_batch_size", ""),
     "gradient_accumulation_steps": ("micro_batch_size", "batch_size is split into these"),
     "num_train_epochs": ("max_steps", "a run is measured in steps: epochs * prompts / batch_size"),
-    "logging_dir": ("output_dir", ""),
-    "eval_strategy": ("eval_steps", ""),
-    "save_strategy": ("save_steps", ""),
     "bf16": ("mixed_precision", 'its values are "auto", "no" and "bf16"'),
     "fp16": ("mixed_precision", 'float16 is not offered; its values are "auto", "no" and "bf16"'),
     "max_seq_length": ("max_length", ""),
-    "wandb_project": ("report_to", ""),
-    "dtype": ("student_dtype", "the teacher's is teacher_dtype"),
-    "torch_dtype": ("student_dtype", "the teacher's is teacher_dtype"),
+    **dict.fromkeys(("dtype", "torch_dtype"), ("student_dtype", "the teacher's is teacher_dtype")),
 }
 
 
@@ -210,7 +201,7 @@ def parse_temperatures(value: str | float | list | tuple | None) -> list[float] 
     raise ValueError(f"eval_temperatures is {value!r}: it is a list of finite numbers above 0, such "
                      'as [0.6, 1.2] or "0.6,1.2"; greedy text (0) and temperature 1 are always there')
 
-# %% ../../nbs/08_train/01_config.ipynb #125c4b05
+# %% ../../nbs/08_train/01_config.ipynb #d33c0894
 _FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".log", ".txt", ".csv", ".yaml", ".yml", ".pt",
                   ".bin", ".safetensors", ".gguf", ".gz", ".zip", ".tar"}
 
@@ -233,7 +224,6 @@ def check_config(config: DistillConfig) -> None:
         if value is None and "None" in str(f.type): continue
         problem = _value_problem(f.name, value, str(f.type))
         if problem: raise ValueError(f"{f.name} is {value!r}: {problem}")
-    check_generation(config)
     if config.student_dtype == "bfloat16" and not config.lora_r:
         raise ValueError("student_dtype is 'bfloat16' without lora_r: small updates of whole "
                          "weights are lost in it. Give lora_r=16, or leave student_dtype at "
@@ -245,7 +235,7 @@ def check_config(config: DistillConfig) -> None:
     if config.generation_url and config.lora_r:
         raise ValueError("generation_url and lora_r together: a server that generates needs whole "
                          "weights. Leave one of them out")
-    for check in (check_teacher_settings, check_sharing_settings): check(config)
+    for check in (check_generation, check_teacher_settings, check_sharing_settings): check(config)
     config.chat_template_kwargs = parse_template_kwargs(config.chat_template_kwargs)
     config.lr_scheduler_kwargs = parse_scheduler_kwargs(config.lr_scheduler_kwargs)
     if config.lr_scheduler_kwargs or config.lr_scheduler_type not in PLAIN_SCHEDULES:

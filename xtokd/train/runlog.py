@@ -6,7 +6,7 @@
 __all__ = ['EVENTS', 'FIELDS_0_1', 'CONFIG_0_1', 'VALUES_0_1', 'to_json', 'to_line', 'log_file', 'RunLog', 'rounded',
            'write_compact', 'Costs', 'Table', 'config_of_today', 'renamed', 'read_lines', 'effective_events', 'wilson',
            'pass_names', 'interval_of', 'truncated_shares', 'to_float', 'sparkline', 'Control', 'RunReader',
-           'evaluation_columns', 'run_summary', 'Run', 'device_name']
+           'evaluation_columns', 'run_summary', 'Run']
 
 # %% ../../nbs/08_train/07_runlog.ipynb #5577cd41
 import json, math, os, re, sys, threading, time, warnings
@@ -464,10 +464,3 @@ class Run(RunReader):
 
     def __repr__(self): return repr(self._table())
     def _repr_html_(self): return self._table()._repr_html_()
-
-# %% ../../nbs/08_train/07_runlog.ipynb #bdd67874
-def device_name(device: "torch.device") -> str:
-    "The name of the GPU, or the number of CPU threads."
-    import torch
-    if device.type == "cuda": return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"

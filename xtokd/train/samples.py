@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WRITING_COUNTS', 'TEXT_COUNTS', 'Sample', 'needed_texts', 'require_references', 'generate_samples',
            'samples_without_text', 'set_responses', 'reference_samples', 'writing_counts', 'continued_samples',
-           'LeftOut', 'left_out_text', 'prompts_that_fit', 'fitting_prompts', 'split_prompts', 'apply_windows',
-           'CandidateWriter', 'TextSource', 'SampleSource']
+           'LeftOut', 'left_out_text', 'prompts_that_fit', 'fitting_prompts', 'apply_windows', 'CandidateWriter',
+           'TextSource', 'SampleSource']
 
-# %% ../../nbs/08_train/02_samples.ipynb #1dd9aa06
+# %% ../../nbs/08_train/02_samples.ipynb #9a0a999f
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..data.chat import render_prompt
-from ..data.prompts import (
-    builtin_check, error_list, load_prompt_sets, load_prompts, where_of)
+from ..data.prompts import error_list, where_of
 from ..data.response_format import encode_response, open_region, readable_response
 from ..data.segments import exclude_thoughts
 from ..data.stored_texts import StoredText, StoredTexts
@@ -269,21 +268,6 @@ def fitting_prompts(items: list[dict], sides: dict[str, Side],
                          f"({config.max_prompt_length}) or max_length ({config.max_length})")
     require_references(fitting, texts)
     return fitting, left_out
-
-# %% ../../nbs/08_train/02_samples.ipynb #0c42ddc8
-def split_prompts(prompts: object, eval_prompts: object,
-                  config: DistillConfig) -> tuple[list[dict], list[dict]]:
-    """Training prompts and evaluation prompts.
-
-    Each argument is what `load_prompts` takes; eval_prompts may be None, or {name: prompts}."""
-    items = load_prompts(prompts, prompt_column=config.prompt_column)
-    if not config.eval_size: return items, []
-    if eval_prompts is None and builtin_check(prompts):
-        eval_prompts = f"{prompts.partition(':')[0]}:heldout"
-    if eval_prompts is not None:
-        return items, load_prompt_sets(eval_prompts, config.eval_size, config.prompt_column)
-    n = min(config.eval_size, len(items) // 5)
-    return items[:len(items) - n], items[len(items) - n:]
 
 # %% ../../nbs/08_train/02_samples.ipynb #9eb60506
 def apply_windows(samples: list[Sample], student_vocab: ByteVocab, teacher_vocab: ByteVocab,
