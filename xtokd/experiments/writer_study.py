@@ -7,7 +7,7 @@ __all__ = ['UNRELATED_TOKENS', 'SWEEP_SEED', 'RATE_FACTOR', 'RATE_LIMITS', 'answ
            'train_once', 'measure_teacher', 'measure_start', 'best_rate', 'sweep', 'run_arm', 'arm_runs',
            'heldout_scores', 'compare_arms', 'study_table', 'study_command']
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #3b561a73
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #a3a461c9
 import argparse
 import re
 import time
@@ -275,7 +275,7 @@ def run_arm(design_name: str, arm_name: str, seed: int, report=print) -> None:
     report(f"{design_name} {arm_name} {seed}: sampled {heldout['score']:.3f}, "
            f"greedy {np.mean(heldout['greedy']):.3f}")
 
-# %% ../../nbs/11_experiments/09_writer_study.ipynb #f19f0765
+# %% ../../nbs/11_experiments/09_writer_study.ipynb #80575663
 def arm_runs(design_name: str, arm_name: str) -> list[dict]:
     "The recorded runs of an arm, by seed."
     name = re.compile(rf"{re.escape(arm_name)}-\d+\.json")     # not of `arm_name-0.1`, another arm
