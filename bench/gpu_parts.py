@@ -219,7 +219,7 @@ def losses(setting):
     "Losses forward and backward on rows of large vocabularies; trl's beside them where it is installed."
     size, (vocabs, source), speed = setting.size, large_vocabs(setting), copy_speed(setting)
     case = Case(Pair(*vocabs), ("qwen", "gemma"), setting.device, setting.dtype, size.loss_rows)
-    took = times(case, ("gold", "strict", "cover"), size.loss_rows, size.rounds, find_spec("trl") is not None, ("states", "logits"), 1)
+    took = times(case, ("gold", "strict", "cover"), size.loss_rows, size.rounds, size.rounds > 1 and find_spec("trl") is not None, ("states", "logits"), 1)
     theirs = took.pop(("trl", "logits"), None)
     student, teacher = (len(vocab) for vocab in vocabs)
     least = size.loss_rows * (2 * student + teacher) * case.heads[0].weight.element_size()     # read both rows, write the student's gradient

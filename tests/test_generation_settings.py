@@ -274,7 +274,9 @@ def test_the_same_text_and_no_cost_of_writing_twice(tmp_path):
     assert run.steps[0]["loss"] == Run(tmp_path/"plain").steps[0]["loss"]          # the first update is that of a plain run
 
 
-@pytest.mark.parametrize("name, more", [("dpca", {}), ("minillm", {"top_p": .9, "num_generations": 2}), ("strict", {"max_new_tokens_start": 4})])
+@pytest.mark.parametrize("name, more", [
+    ("minillm", {"top_p": .9, "num_generations": 2}), pytest.param("dpca", {}, marks=pytest.mark.slow),
+    pytest.param("strict", {"max_new_tokens_start": 4}, marks=pytest.mark.slow)])
 def test_a_run_that_is_resumed_between_two_updates_is_bit_equal(tmp_path, name, more):
     kw = FOUR | more | {"num_iterations": 3, "max_steps": 5}
     whole = distiller(tmp_path/"whole", name, **kw); whole.fit()
