@@ -116,7 +116,7 @@ class AnswerBox(widgets.VBox):
     def _repr_mimebundle_(self, **kw) -> dict:
         return _with_twin(super()._repr_mimebundle_(**kw), self.verdict or self.puzzle.show())
 
-# %% ../../nbs/00_course/answer_box.ipynb #cea3bc02
+# %% ../../nbs/00_course/answer_box.ipynb #249c6eee
 class LivePicture(widgets.VBox):
     "The picture that a function draws from the values of some controls."
 
@@ -124,7 +124,9 @@ class LivePicture(widgets.VBox):
         self.draw, self.controls = draw, controls
         self.picture = draw(**self.values)
         self.canvas, self.message = widgets.HTML(_svg_block(self.picture)), widgets.HTML()
-        for control in controls.values(): control.observe(self._again, "value")
+        for control in controls.values():
+            control.observe(self._again, "value")
+            control.style.description_width = "initial"      # long names are not cut
         wrap = widgets.Layout(flex_flow="row wrap")
         line = widgets.HBox([*controls.values()], layout=wrap)
         super().__init__([line, self.message, self.canvas])
