@@ -226,7 +226,7 @@ def losses(setting):
     rows = [{"what": "copy", "bytes a second": speed}]
     for (name, kind), seconds in took.items():
         row = {"loss": name, "rows": kind, "tokens": size.loss_rows, "vocabularies": [student, teacher], "tokenizers": source, "seconds": spread(seconds)}
-        if kind == "logits": row["share of the copy's bandwidth"] = least / row["seconds"]["median"] / speed
+        if kind == "logits": row["bandwidth share"] = least / row["seconds"]["median"] / speed
         rows.append(row | ({"trl": spread(theirs), "trl / ours": ratio(theirs, seconds)} if theirs else {}))
     return rows
 

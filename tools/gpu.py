@@ -46,9 +46,7 @@ def prepare(folder):
 
 def run_part(args):
     "One part, in this process; its rows go to the file that --output names."
-    import torch
     from gpu_parts import PARTS, SIZES, Setting, Skipped
-    if args.device == "cpu": torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads()))
     try: found = {"rows": PARTS[args.one](Setting(args.device, SIZES[args.size], args.tokenizers))}
     except Skipped as skipped: found = {"skipped": str(skipped)}
     args.output.write_text(json.dumps(found))
@@ -75,7 +73,7 @@ def summary(name, found):
         if row.get("agrees") is False: lines.append(f"  {row['objective']} {row['rows']} {row['dtype']}: " + row.get("error", f"loss off by {row.get('loss gap', 0):.1e}, gradient by {row.get('gradient gap', 0):.1e}"))
         if "cross-tokenizer share" in row: lines.append(f"  {row['pair']}, {row['objective']}: {row['seconds']['median']:.3f} s a step, {row['cross-tokenizer share']['median']:.0%} of it for two tokenizers")
         if "tokens a second" in row: lines.append(f"  {row['pair']}: writes {row['tokens a second']:,.0f} tokens a second")
-        if "share of the copy's bandwidth" in row: lines.append(f"  {row['loss']}: {row['seconds']['median'] * 1e3:.1f} ms, {row['share of the copy' + chr(39) + 's bandwidth']:.0%} of the bandwidth of a copy")
+        if "bandwidth share" in row: lines.append(f"  {row['loss']}: {row['seconds']['median'] * 1e3:.1f} ms, {row['bandwidth share']:.0%} of the bandwidth of a copy")
     return lines
 
 
